@@ -1,0 +1,59 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make the environment they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo/finetune
+LAUNCH := launch/cpu_zero2.yaml
+
+.PHONY: install demo test test-all lint clean
+
+install: $(VENV)/.installed
+
+# uv installs what constraints.txt pins in seconds, and compiles: imports without bytecode are slow.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "$(PYTHON) is `$(PYTHON) --version`; Python 3.10 to 3.12 is needed: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
+	  --constraint constraints.txt --editable '.[pose,dev]'
+	@touch $@
+
+# Every step keeps what is already done, so after ctrl-C the same command goes on.
+demo: install
+	$(BIN)/signfuse pack synthetic --root data/synthetic --split train \
+	  --out shards/synthetic/train --frame-size 64 --fps 10 --workers 2
+	$(BIN)/signfuse pack synthetic --root data/synthetic --split dev \
+	  --out shards/synthetic/dev --frame-size 64 --fps 10 --workers 2
+	$(BIN)/signfuse pack synthetic --root data/synthetic --split test \
+	  --out shards/synthetic/test --frame-size 64 --fps 10 --workers 2
+	$(BIN)/signfuse verify shards/synthetic/train --workers 2
+	$(BIN)/python -m signfuse_dist.model.tiny_llm --text data/synthetic/synthetic.tsv \
+	  --out shards/synthetic/tiny_llm
+	$(BIN)/signfuse train demo --launch $(LAUNCH)
+	$(BIN)/accelerate launch --config_file $(LAUNCH) -m signfuse_dist.cli evaluate $(RUN) --split test
+	$(BIN)/signfuse report $(RUN) --split test
+	$(BIN)/signfuse translate $(RUN) data/synthetic/clips/test_0000.mp4 \
+	  --joints data/synthetic/joints/test_0000.npz
+	@echo
+	@echo "Look at:"
+	@echo "  $(RUN)/evaluation/test/report.html       scores, curves, samples with skeletons, the gate"
+	@echo "  $(RUN)/evaluation/test/hypotheses.jsonl  every translation beside its reference"
+	@echo "  data/synthetic/clips/                    the drawn signer"
+	@echo "  $(RUN)/config.yaml                       the run, fully resolved"
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-timings
+
+test: lint
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info
