@@ -1,0 +1,156 @@
+"""What a run is: typed sections. Reading them from YAML is ``config_load``'s.
+
+Every number of the paper's Table 1 is a default here and nowhere else; a field without a default
+belongs to a file of ``configs/``. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+STAGES = ("contrastive", "alignment", "finetune")
+StageName = Literal["contrastive", "alignment", "finetune"]
+
+
+def _at_least(minimum: float, default: Any = dataclasses.MISSING) -> Any:
+    return field(default=default, metadata={"min": minimum})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The corpus (``configs/data``). ``fps`` null means the rate of the source videos."""
+
+    corpus: str
+    shards: str
+    train_split: str
+    dev_split: str
+    test_split: str
+    fps: float | None
+    frame_size: int = _at_least(16)
+    max_frames: int = _at_least(1)
+    language: str
+    bleu_tokenizer: Literal["13a", "zh", "char"]
+    metric_preset: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model (``configs/model`` says which LLM; the defaults are the paper's Table 1)."""
+
+    llm: str
+    llm_dtype: Literal["float32", "bfloat16", "float16"]
+    lora_targets: tuple[str, ...]
+    attention: Literal["sdpa"]
+    # ResNet-50, pre-trained on ImageNet: sections 3.2 and 4.1, Table 1.
+    visual_backbone: Literal["resnet10", "resnet18", "resnet50"] = "resnet50"
+    visual_width: int = _at_least(1, 64)
+    visual_norm: Literal["frozen_batch", "group"] = "frozen_batch"
+    visual_weights: str | None = "imagenet"
+    # d = 512 and the temporal convolution of Eq. 3.
+    dim: int = _at_least(1, 512)
+    visual_kernel: int = _at_least(1, 3)
+    visual_stride: int = _at_least(1, 2)
+    # ST-GCN, Table 1: channels after the two input coordinates, kernel 9, stride 2 at layer 3.
+    skeletal_channels: tuple[int, ...] = (64, 128, 256, 512)
+    skeletal_kernel: int = _at_least(1, 9)
+    skeletal_strides: tuple[int, ...] = (1, 1, 2, 1)
+    # Norms of Eq. 3 and of the ST-GCN; `layer` depends on no other clip and no other step.
+    norm: Literal["sync_batch", "layer"] = "sync_batch"
+    # CMFA, Table 1 and Eq. 6-12.
+    fusion_layers: int = _at_least(1, 3)
+    num_heads: int = _at_least(1, 8)
+    ffn_multiplier: int = _at_least(1, 4)
+    # HTA, Table 1 and Eq. 13-17.
+    scale_kernels: tuple[int, ...] = (1, 5, 11)
+    scale_strides: tuple[int, ...] = (1, 2, 4)
+    pooled_length: int = _at_least(1, 64)
+    # SLA and LLM, Table 1, Eq. 18-20 and section 3.6.
+    num_sign_tokens: int = _at_least(1, 32)
+    lora_rank: int = _at_least(1, 16)
+    lora_alpha: int = _at_least(1, 32)
+    prompt: str = "Translate the following sign language video into a spoken language sentence:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Eq. 21-23 and the choices that the paper leaves open."""
+
+    temperature: float = _at_least(1e-6, 0.07)
+    contrastive_weight: float = _at_least(0.0, 0.1)
+    alignment_weight: float = _at_least(0.0, 0.05)
+    contrastive_features: Literal["unimodal", "streams", "attended"] = "unimodal"
+    alignment_pooling: Literal["mean", "resample"] = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One column of Table 2 (``configs/stage``)."""
+
+    name: StageName
+    epochs: int = _at_least(1)
+    learning_rate: float = _at_least(0.0)
+    warmup_epochs: int = _at_least(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a stage is trained; batch 32 is global (Table 2), over all devices."""
+
+    micro_batch_size: int = _at_least(1)
+    precision: Literal["fp32", "bf16"]
+    gradient_clipping: float = _at_least(0.0)
+    global_batch_size: int = _at_least(1, 32)
+    weight_decay: float = _at_least(0.0, 0.01)
+    seed: int = _at_least(0, 0)
+    output: str = "runs"
+    num_workers: int = _at_least(0, 2)
+    log_steps: int = _at_least(1, 10)
+    checkpoint_steps: int = _at_least(1, 200)
+    keep_checkpoints: int = _at_least(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Deterministic decoding: beam search, nothing sampled."""
+
+    batch_size: int = _at_least(1, 8)
+    num_beams: int = _at_least(1, 4)
+    length_penalty: float = 1.0
+    max_new_tokens: int = _at_least(1, 128)
+    num_samples: int = _at_least(0, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One stage of one experiment, complete: what ``config.yaml`` of a run folder holds."""
+
+    name: str
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
+    stage: StageConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig
+
+    @property
+    def folder(self) -> Path:
+        """The run folder of this stage, ``output/experiment/stage``."""
+        return Path(self.train.output) / self.name / self.stage.name
+
+    def shards(self, split: str) -> Path:
+        """The folder of one packed split."""
+        return Path(self.data.shards) / split
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, tuples as lists, as written to ``config.yaml``."""
+        return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
