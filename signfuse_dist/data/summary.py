@@ -1,0 +1,127 @@
+"""What became of a corpus's rows: counted, named, and printed at the end of packing."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from signfuse_dist.data.corpora import Corpus, Rejected
+from signfuse_dist.data.manifest import ShardIndex
+
+_SHOWN = 5  # rows named for each kind; the files name them all
+
+
+class _Timed(Protocol):
+    @property
+    def index(self) -> ShardIndex: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def pose_seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """The end of a packing; ``str()`` of it is what the user is shown."""
+
+    split: str
+    num_rows: int
+    num_packed: int
+    num_frames: int
+    dropped: tuple[Rejected, ...]
+    flagged: Mapping[str, tuple[str, ...]]
+    """Ids of the packed clips that bear each flag."""
+    num_shards: int
+    num_finished: int
+    """Shards that are whole in the folder, of ``num_shards``."""
+    complete: bool
+    """True when the manifest is written; False while shards of other tasks are missing."""
+    new_frames: int = 0
+    """Frames packed by this call; the other shards were there already."""
+    seconds: float = 0.0
+    clip_seconds: float = 0.0
+    """Time spent packing, summed over workers."""
+    pose_seconds: float = 0.0
+    """The part of ``clip_seconds`` spent inside the pose model."""
+
+    @classmethod
+    def of(
+        cls, rows: Corpus, indexes: Sequence[ShardIndex], complete: bool, num_shards: int
+    ) -> PackSummary:
+        """Count what is in ``indexes``, and the rows the table itself was rejected for."""
+        samples = [sample for index in indexes for sample in index.samples]
+        dropped = [*rows.rejected, *(row for index in indexes for row in index.dropped)]
+        flags = sorted({flag for sample in samples for flag in sample.flags})
+        return cls(
+            split=rows.split,
+            num_rows=len(rows.rows) + len(rows.rejected),
+            num_packed=len(samples),
+            num_frames=sum(sample.num_frames for sample in samples),
+            dropped=tuple(sorted(dropped, key=lambda row: row.row)),
+            flagged={f: tuple(s.id for s in samples if f in s.flags) for f in flags},
+            num_shards=num_shards,
+            num_finished=len(indexes),
+            complete=complete,
+        )
+
+    def timed(self, seconds: float, results: Sequence[_Timed]) -> PackSummary:
+        """Add the times of the shards that this call packed."""
+        return replace(
+            self,
+            seconds=seconds,
+            new_frames=sum(s.num_frames for r in results for s in r.index.samples),
+            clip_seconds=sum(result.seconds for result in results),
+            pose_seconds=sum(result.pose_seconds for result in results),
+        )
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Return how often each kind of fault dropped a row."""
+        return Counter(_kind(row) for row in self.dropped)
+
+    def dropped_table(self) -> str:
+        """Return dropped.tsv: line number, id and reason of every row that was not packed."""
+        lines = [f"{row.row}\t{_plain(row.id)}\t{_plain(row.reason)}\n" for row in self.dropped]
+        return "".join(["row\tid\treason\n", *lines])
+
+    def __str__(self) -> str:
+        lines = [self._headline()]
+        for reason, count in sorted(self.reasons.items()):
+            lines.append(f"  dropped, {reason}: {count}")
+            examples = [row for row in self.dropped if _kind(row) == reason][:_SHOWN]
+            lines += [f"    row {r.row} {_plain(r.id)}: {_plain(r.reason)}" for r in examples]
+            lines += [f"    and {count - _SHOWN} more"] if count > _SHOWN else []
+        for flag, ids in self.flagged.items():
+            more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+            lines.append(f"  packed, flagged {flag}: {len(ids)} ({', '.join(ids[:_SHOWN])}{more})")
+        if self.clip_seconds and self.new_frames:
+            rate = self.new_frames / self.clip_seconds
+            line = f"  {self.new_frames} frames in {self.seconds:.1f} s; {rate:.1f} a worker-second"
+            if self.pose_seconds:
+                line += f", {self.pose_seconds / self.clip_seconds:.1%} of it in the pose model"
+            lines.append(line)
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
+        if not self.complete:
+            return (
+                f"{self.split}: {self.num_finished} of {self.num_shards} shards are whole; the "
+                "task that finishes last writes the manifest"
+            )
+        return (
+            f"{self.split}: {self.num_rows} rows = {self.num_packed} packed + "
+            f"{len(self.dropped)} dropped; {self.num_frames} frames in {self.num_shards} shards"
+        )
+
+
+def _kind(row: Rejected) -> str:
+    return row.reason.partition(":")[0]
+
+
+def _plain(text: str) -> str:
+    """Return ``text`` on one line and without characters that steer a terminal."""
+    control = ("Cc", "Cf", "Zl", "Zp")
+    return "".join("\ufffd" if unicodedata.category(c) in control else c for c in text)

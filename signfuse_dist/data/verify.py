@@ -1,0 +1,193 @@
+"""Verifying a packed split: every file, every offset, every JPEG, every joint."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from signfuse_dist.data.manifest import (
+    MANIFEST_NAME,
+    MEMBERS,
+    Manifest,
+    SampleEntry,
+    ShardEntry,
+    ShardError,
+    ShardIndex,
+    index_name,
+    read_index,
+    read_manifest,
+)
+from signfuse_dist.data.pool import Death, Report, WorkerPool
+from signfuse_dist.data.shard import Clip, read_clip, sha256_of
+from signfuse_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: in which file, with which clip (or ""), and what."""
+
+    shard: str
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}{', clip ' + self.key if self.key else ''}: {self.what}"
+
+
+def verify(folder: Path, workers: int = 1) -> list[Fault]:
+    """Return everything that is wrong with a packed split; an empty list means it is whole.
+
+    Shards are checked in ``workers`` processes (0: in this one). Raises :class:`UserError` only
+    when there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of shards")
+    if workers < 0:
+        raise UserError(f"workers {workers}: must be 0 or more")
+    try:
+        manifest = read_manifest(folder)
+    except ShardError as error:
+        return [Fault(MANIFEST_NAME, "", error.what)]
+    faults = [*_check_shards(folder, manifest, workers), *_strays(folder, manifest)]
+    return sorted([*faults, *_repeated_ids(folder, manifest)], key=lambda f: (f.shard, f.key))
+
+
+def _check_shards(folder: Path, manifest: Manifest, workers: int) -> list[Fault]:
+    faults: list[Fault] = []
+    entries = manifest.shards
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines
+    with tqdm(
+        total=manifest.num_samples, unit="clip", desc=folder.name, mininterval=interval
+    ) as bar:
+        pool: WorkerPool[ShardEntry, list[Fault]] = WorkerPool(
+            partial(check_shard, folder=folder, manifest=manifest),
+            min(workers, len(entries)),
+            lambda _, finished: bar.update(finished),
+        )
+        for number, outcome in pool.run(entries):
+            if isinstance(outcome, Death):
+                what = f"the checking process died here ({outcome.how})"
+                faults.append(Fault(entries[number].name, outcome.at, what))
+            else:
+                faults += outcome
+    return faults
+
+
+def check_shard(entry: ShardEntry, report: Report, folder: Path, manifest: Manifest) -> list[Fault]:
+    """Return the faults of one shard: its tar, its index, and each of its clips."""
+    try:
+        index = read_index(folder, entry.name)
+    except ShardError as error:
+        report("", entry.num_samples)
+        return [Fault(error.shard, error.key, error.what)]
+    faults = list(_check_files(folder, entry, index, manifest))
+    for sample in index.samples:
+        report(sample.key, 0)
+        faults += _check_clip(folder, index, sample)
+        report("", 1)
+    return faults
+
+
+def _check_files(
+    folder: Path, entry: ShardEntry, index: ShardIndex, manifest: Manifest
+) -> Iterator[Fault]:
+    if index.entry() != entry:
+        yield Fault(index_name(entry.name), "", "does not agree with the manifest")
+    if index.packing != manifest.packing:
+        differences = "; ".join(manifest.packing.differences(index.packing))
+        yield Fault(index_name(entry.name), "", f"is of another packing ({differences})")
+    try:
+        size = (folder / entry.name).stat().st_size
+        if size != entry.size:
+            yield Fault(entry.name, "", f"torn: {size} of {entry.size} bytes are there")
+        elif sha256_of(folder / entry.name) != entry.sha256:
+            yield Fault(entry.name, "", "its content does not agree with its checksum")
+    except OSError as error:
+        yield Fault(entry.name, "", f"cannot be read ({error.strerror})")
+        return
+    yield from _check_members(folder, entry.name, index)
+
+
+def _check_members(folder: Path, shard: str, index: ShardIndex) -> Iterator[Fault]:
+    """Compare the tar's own table of contents with the index."""
+    found: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(folder / shard, "r:") as tar:
+            for member in tar:
+                found[member.name] = (member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        yield Fault(shard, "", f"torn: the tar cannot be read to its end ({error})")
+    wanted = {
+        f"{sample.key}.{name}": (sample.key, sample.members[name])
+        for sample in index.samples
+        for name in MEMBERS
+    }
+    for name, (key, place) in wanted.items():
+        if found.get(name) != place:
+            yield Fault(shard, key, f"member {name} is not where the index has it")
+    for name in found.keys() - wanted.keys():
+        yield Fault(shard, "", f"member {name!r} is in no index")
+
+
+def _check_clip(folder: Path, index: ShardIndex, sample: SampleEntry) -> list[Fault]:
+    try:
+        clip = read_clip(folder, index.shard, sample.members)
+    except ShardError as error:
+        return [Fault(index.shard, sample.key, error.what)]
+    what = [*_record_faults(clip, sample, index), *_content_faults(clip, index)]
+    return [Fault(index.shard, sample.key, one) for one in what]
+
+
+def _record_faults(clip: Clip, sample: SampleEntry, index: ShardIndex) -> Iterator[str]:
+    packing = index.packing
+    expected = {
+        "id": sample.id,
+        "num_frames": sample.num_frames,
+        "text": sample.text,
+        "signer": sample.signer,
+        "flags": list(sample.flags),
+        "split": packing.split,
+        "joint_layout": packing.joint_layout,
+        "extractor": packing.extractor,
+        "extractor_version": packing.extractor_version,
+    }
+    for name, value in expected.items():
+        if clip.record.get(name) != value:
+            yield f"{name} of the record is {clip.record.get(name)!r}, the index has {value!r}"
+
+
+def _content_faults(clip: Clip, index: ShardIndex) -> Iterator[str]:
+    size = index.packing.settings.frame_size
+    if clip.frames.shape[1] != size:
+        yield f"frames of {clip.frames.shape[1]} pixels, not of {size}"
+    if not np.isfinite(clip.pose).all():
+        yield "joints that are not finite"
+    if clip.pose[~clip.mask].any():
+        yield "joints that are masked but not 0"
+
+
+def _repeated_ids(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+    counts: Counter[str] = Counter()
+    for entry in manifest.shards:
+        try:
+            counts.update(sample.key for sample in read_index(folder, entry.name).samples)
+        except ShardError:
+            continue  # named by the shard's own check
+    for key, count in counts.items():
+        if count > 1:
+            yield Fault(MANIFEST_NAME, key, f"the id is in {count} shards")
+
+
+def _strays(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+    known: Sequence[str] = [entry.name for entry in manifest.shards]
+    for path in folder.glob("*.tar"):
+        if path.name not in known:
+            yield Fault(path.name, "", "a tar that the manifest does not name")
