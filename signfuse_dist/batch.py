@@ -1,0 +1,74 @@
+"""The batch: what the data gives and the model takes, tensors with lengths, masks from lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """Return bool ``[batch, size]``, True where a position is real."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def pooling_weights(lengths: Tensor, size: int, pooled_length: int) -> Tensor:
+    """Return the matrix of adaptive average pooling over real steps only, in float64.
+
+    ``[batch, pooled_length, size]``: row i averages steps floor(i L / P) to ceil((i + 1) L / P),
+    torch's AdaptiveAvgPool1d with L the clip's own length. Clips shorter than P repeat steps.
+    """
+    out = torch.arange(pooled_length, device=lengths.device)[None, :]
+    ends = (out + 1) * lengths[:, None]
+    start = torch.div(out * lengths[:, None], pooled_length, rounding_mode="floor")
+    stop = torch.div(ends + pooled_length - 1, pooled_length, rounding_mode="floor")
+    step = torch.arange(size, device=lengths.device)[None, None, :]
+    inside = (step >= start[:, :, None]) & (step < stop[:, :, None])
+    return inside.double() / (stop - start)[:, :, None]
+
+
+@dataclass(frozen=True)
+class SignBatch:
+    """Clips of different lengths, padded at the end.
+
+    Only real frames are carried (``frames`` is the clips' frames one after the other), so nothing
+    downstream can compute on a padded picture.
+
+    Attributes:
+        ids: the clips' names, ``batch`` of them; "" for a place of weight zero.
+        frames: uint8 ``[sum(frame_lengths), 3, height, width]``.
+        pose: float32 ``[batch, frames, joints, 2]``, x and y in the square frame, 0 where missing.
+        joint_mask: bool ``[batch, frames, joints]``, True = the landmark was found.
+        frame_lengths: int64 ``[batch]``.
+        weight: float32 ``[batch]``: 1, or 0 for a clip that counts in no loss and no statistic.
+        tokens: int64 ``[batch, tokens]``, the target text with its end token, or None without LLM.
+        text_lengths: int64 ``[batch]``, real tokens with the end token, or None without LLM.
+        faults: what was wrong with the clips that could not be read and got weight 0.
+    """
+
+    ids: tuple[str, ...]
+    frames: Tensor
+    pose: Tensor
+    joint_mask: Tensor
+    frame_lengths: Tensor
+    weight: Tensor
+    tokens: Tensor | None = None
+    text_lengths: Tensor | None = None
+    faults: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> SignBatch:
+        """Copy to ``device`` without waiting (the loader pins the memory)."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> SignBatch:
+        """Return the batch in page-locked memory; torch's loader calls this."""
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> SignBatch:
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changed)

@@ -1,0 +1,99 @@
+"""The losses of Eq. 21-22 as pure functions; each returns one value a clip.
+
+The engine sums them over clips, processes and accumulation and divides by the global count once,
+so no process's mean ever enters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from signfuse_dist.batch import pooling_weights
+
+
+def contrastive(
+    visual_summary: Tensor, skeletal_summary: Tensor, weight: Tensor, temperature: float
+) -> Tensor:
+    """Return each clip's term of InfoNCE, Eq. 21: ``[batch]``; its mean over B is the loss.
+
+    The pairs of all processes are each other's negatives: rows of this process against columns of
+    all, with a gradient through the gathering. Similarities and log-sum-exp are in float32.
+
+    Args:
+        visual_summary: f_v, ``[batch, dim]``, the same batch size on every process.
+        skeletal_summary: f_s, ``[batch, dim]``.
+        weight: ``[batch]``; a clip of weight 0 is neither a row nor a negative.
+        temperature: tau.
+    """
+    dtype = torch.promote_types(visual_summary.dtype, torch.float32)
+    visual = F.normalize(visual_summary.to(dtype), dim=-1)
+    skeletal = F.normalize(skeletal_summary.to(dtype), dim=-1)
+    columns = gather_rows(weight) > 0
+    own = torch.arange(len(visual), device=visual.device) + len(visual) * _rank()
+    terms = torch.zeros_like(visual[:, 0])
+    for rows, others in ((visual, skeletal), (skeletal, visual)):
+        similarity = rows @ gather_rows(others).T / temperature
+        # A clip of weight 0 keeps its own column: its row is not used, but must stay finite.
+        allowed = columns[None, :].repeat(len(rows), 1)
+        allowed[torch.arange(len(rows)), own] = True
+        terms = terms + F.cross_entropy(
+            similarity.masked_fill(~allowed, float("-inf")), own, reduction="none"
+        )
+    return terms / 2 * weight
+
+
+def distance(
+    sign_embeddings: Tensor, text_embeddings: Tensor, text_lengths: Tensor, pooling: str
+) -> Tensor:
+    """Return the squared distance of Eq. 22 for each clip: ``[batch]``.
+
+    Paper: ||E_sign - sg(E_text)||^2 of tensors of different lengths. Here, `mean`: both averaged
+    over their real tokens, squared L2 over d_LLM; `resample`: the text averaged into N_s slots,
+    squared L2 a slot, averaged over slots. Because: the lengths N_s and N do not agree.
+
+    Args:
+        sign_embeddings: ``[batch, sign_tokens, llm_dim]``.
+        text_embeddings: ``[batch, tokens, llm_dim]``; no gradient flows into them.
+        text_lengths: ``[batch]``, at least 1.
+        pooling: `mean` or `resample`.
+    """
+    sign = sign_embeddings.float() if sign_embeddings.dtype != torch.float64 else sign_embeddings
+    text = text_embeddings.detach().to(sign.dtype)
+    slots = sign.shape[1] if pooling == "resample" else 1
+    pooled = pooling_weights(text_lengths, text.shape[1], slots).to(sign.dtype) @ text
+    if pooling == "mean":
+        sign = sign.mean(dim=1, keepdim=True)
+    return (sign - pooled).square().sum(dim=-1).mean(dim=-1)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Return the rows of all processes in rank order; the gradient reaches every process."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    gathered: Tensor = _GatherRows.apply(x)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose gradient is the sum over processes of what each made of these rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gathered = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, x.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -1,0 +1,102 @@
+"""Cross-Modal Fusion Attention, Eq. 6-12: bidirectional cross-attention with a gate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from signfuse_dist.model.attention import attend
+
+
+class CrossAttention(nn.Module):
+    """One direction of Eq. 6-9, with the output projection of multi-head attention [21].
+
+    Paper: no output projection in Eq. 8-9. Here: one a direction. Because: heads would otherwise
+    never mix, and with it the parameter total of Table 1 is met.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.output = nn.Linear(dim, dim)
+
+    def forward(self, queries_from: Tensor, keys_from: Tensor, key_mask: Tensor) -> Tensor:
+        """``[batch, steps, dim]`` twice to ``[batch, steps, dim]``."""
+        attended = attend(
+            self.query(queries_from),
+            self.key(keys_from),
+            self.value(keys_from),
+            self.num_heads,
+            key_mask,
+        )
+        projected: Tensor = self.output(attended)
+        return projected
+
+
+class FusionLayer(nn.Module):
+    """One CMFA layer, Eq. 6-12.
+
+    Eq. 11 adds the residual outside the layer norm and Eq. 12 is post-norm: both as printed. The
+    queries of one direction and the keys and values of the other come from the same stream; their
+    six projections are those of Eq. 6-7.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.visual_from_skeletal = CrossAttention(dim, num_heads)
+        self.skeletal_from_visual = CrossAttention(dim, num_heads)
+        self.gate = nn.Linear(2 * dim, dim)
+        self.fusion_norm = nn.LayerNorm(dim)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
+        self.ffn_norm = nn.LayerNorm(dim)
+
+    def forward(self, visual: Tensor, skeletal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F'_fused of Eq. 12 and alpha of Eq. 10, both ``[batch, steps, dim]``.
+
+        ``mask`` is bool ``[batch, steps]``, True = real; the result is zero elsewhere.
+        """
+        from_skeletal, from_visual = self.attend_across(visual, skeletal, mask)
+        gate = torch.sigmoid(self.gate(torch.cat((from_skeletal, from_visual), dim=-1)))
+        residual = (visual + skeletal) / 2
+        mixed = gate * from_skeletal + (1 - gate) * from_visual
+        fused = self.fusion_norm(mixed) + residual
+        fused = self.ffn_norm(fused + self.ffn(fused))
+        return fused * mask[:, :, None], gate
+
+    def attend_across(
+        self, visual: Tensor, skeletal: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return O_{v->s} of Eq. 8 and O_{s->v} of Eq. 9, both ``[batch, steps, dim]``."""
+        from_skeletal = self.visual_from_skeletal(visual, skeletal, mask)
+        from_visual = self.skeletal_from_visual(skeletal, visual, mask)
+        return from_skeletal, from_visual
+
+
+class CrossModalFusion(nn.Module):
+    """The CMFA stack. From the second layer on both inputs are the fused features (section 3.4)."""
+
+    def __init__(self, dim: int, num_layers: int, num_heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(FusionLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
+
+    def forward(self, visual: Tensor, skeletal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``fused`` ``[batch, steps, dim]`` and the first layer's gate over time.
+
+        The gate is averaged over the channels, ``[batch, steps]``: 1 = all from the query side of
+        the picture, 0 = all from that of the skeleton. Only in the first layer do its two sides
+        belong to one stream each.
+        """
+        fused, gate = self.layers[0](visual, skeletal, mask)
+        for layer in self.layers[1:]:
+            fused, _ = layer(fused, fused, mask)
+        return fused, gate.mean(dim=-1)
+
+    def attend_across(
+        self, visual: Tensor, skeletal: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the first layer's O_{v->s} and O_{s->v} (Eq. 8-9), ``[batch, steps, dim]``."""
+        first: FusionLayer = self.layers[0]  # type: ignore[assignment]
+        return first.attend_across(visual, skeletal, mask)

@@ -1,0 +1,65 @@
+"""Hierarchical Temporal Aggregation, Eq. 13-17: three time scales, pooled to one length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from signfuse_dist.batch import length_mask, pooling_weights
+from signfuse_dist.model.attention import attend
+
+
+class TimeScale(nn.Module):
+    """One of Eq. 13-15: a depthwise separable convolution of one kernel and stride."""
+
+    def __init__(self, dim: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.depthwise = nn.Conv1d(dim, dim, kernel, stride, padding=kernel // 2, groups=dim)
+        self.pointwise = nn.Conv1d(dim, dim, 1)
+
+    def forward(self, fused: Tensor, step_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """``[batch, steps, dim]``, zero beyond each end, to ceil(steps / stride) and lengths."""
+        x = self.pointwise(self.depthwise(fused.transpose(1, 2))).transpose(1, 2)
+        lengths = torch.div(step_lengths + self.stride - 1, self.stride, rounding_mode="floor")
+        return x, lengths
+
+
+class TemporalAggregation(nn.Module):
+    """Eq. 13-17. Paper: Eq. 16 prints H_seg twice. Here: the third is H_seq. Because: three scales
+    are named and Eq. 15 defines H_seq."""
+
+    def __init__(self, dim: int, kernels: Sequence[int], strides: Sequence[int],
+                 pooled_length: int, num_heads: int) -> None:  # fmt: skip
+        super().__init__()
+        self.pooled_length, self.num_heads = pooled_length, num_heads
+        self.scales = nn.ModuleList(
+            TimeScale(dim, kernel, stride) for kernel, stride in zip(kernels, strides, strict=True)
+        )
+        self.combine = nn.Linear(len(self.scales) * dim, dim)
+        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.output = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, fused: Tensor, step_lengths: Tensor) -> Tensor:
+        """Return ``temporal`` (H_final of Eq. 17), ``[batch, pooled_length, dim]``.
+
+        ``fused`` is ``[batch, steps, dim]``, zero beyond each clip's end.
+        """
+        mask = length_mask(step_lengths, fused.shape[1])
+        combined = self.combine(self.multi_scale(fused * mask[:, :, None], step_lengths))
+        query, key, value = self.query_key_value(combined).chunk(3, dim=-1)
+        attended = attend(query, key, value, self.num_heads, key_mask=None)
+        temporal: Tensor = self.norm(combined + self.output(attended))
+        return temporal
+
+    def multi_scale(self, fused: Tensor, step_lengths: Tensor) -> Tensor:
+        """Return H_multi of Eq. 16, ``[batch, pooled_length, scales * dim]``."""
+        pooled = []
+        for scale in self.scales:
+            x, lengths = scale(fused, step_lengths)
+            weights = pooling_weights(lengths, x.shape[1], self.pooled_length)
+            pooled.append(weights.to(x.dtype) @ x)
+        return torch.cat(pooled, dim=-1)

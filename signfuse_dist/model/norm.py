@@ -1,0 +1,128 @@
+"""Norms along time that padding and other clips cannot disturb."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class StepNorm(nn.Module):
+    """Layer norm over the channels (and joints) of one step: independent of every other step.
+
+    Input ``[batch, channels, steps, ...]``; the affine parameters are one a channel.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor, counted: Tensor) -> Tensor:
+        """Return ``x`` normalised; ``counted`` is not needed and taken for one signature."""
+        over = (1, *range(3, x.ndim))
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(values, dim=over, correction=0, keepdim=True)
+        scaled = (values - mean) * torch.rsqrt(variance + self.eps)
+        return (scaled * _per_channel(self.weight, x) + _per_channel(self.bias, x)).to(x.dtype)
+
+
+class SyncBatchNorm(nn.Module):
+    """Batch norm whose statistics are those of the real steps of all processes.
+
+    Training statistics are summed over processes with a gradient, so any number of processes
+    gives the same result. torch's own SyncBatchNorm needs a GPU and counts padding.
+    Input ``[batch, channels, steps, ...]``; ``counted`` is bool ``[batch, steps]``.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+        self.eps, self.momentum = eps, momentum
+
+    def forward(self, x: Tensor, counted: Tensor) -> Tensor:
+        """Return ``x`` normalised by the batch (training) or by the running statistics."""
+        mean, variance = self._statistics(x, counted) if self.training else self._running()
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return (x * _per_channel(scale, x) + _per_channel(shift, x)).to(x.dtype)
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        return self.running_mean, self.running_var
+
+    def _statistics(self, x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        keep = counted.view(len(counted), 1, -1, *(1,) * (x.ndim - 3)).to(self.weight.dtype)
+        over = (0, *range(2, x.ndim))
+        values = x.to(self.weight.dtype)
+        places = keep.sum() * (x[0, 0].numel() // x.shape[2])
+        # Two passes: the one-pass formula loses the variance of channels with a large mean.
+        found = sum_over_processes(places)
+        count = found.clamp(min=1)
+        mean = sum_over_processes((values * keep).sum(over)) / count
+        centred = (values - _per_channel(mean, x)) * keep
+        variance = sum_over_processes(centred.square().sum(over)) / count
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            momentum = self.momentum * (found > 0).to(self.running_mean.dtype)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        # The last micro batches of an epoch can hold no real clip: nothing is learned from them,
+        # and a variance of zero would blow them up to infinity through a chain of norms.
+        return (
+            torch.where(found > 0, mean, self.running_mean),
+            torch.where(found > 0, variance, self.running_var),
+        )
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that always uses its stored statistics; weight and bias can train.
+
+    Paper: ResNet-50 with its batch norm, fine-tuned (section 3.7). Here: statistics stay those of
+    ImageNet. Because: batches of video frames are correlated, and frozen statistics make a clip
+    independent of its neighbours and a chunked backward pass exact.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.eval()  # modules start in training mode, and nobody need call train() or eval()
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+        """Stay in evaluation mode whatever ``mode`` says."""
+        return super().train(False)
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Return the sum of ``x`` over all processes, with the gradient of that sum."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    total: Tensor = _AllReduceSum.apply(x)
+    return total
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Every process's loss depends on every process's input, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    return vector.view(1, -1, *(1,) * (x.ndim - 2))
