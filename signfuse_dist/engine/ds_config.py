@@ -1,0 +1,87 @@
+"""The DeepSpeed dictionary: complete before it is handed over, compared with the engine after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from signfuse_dist.config import TrainConfig
+from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.plan import Plan
+
+
+def resolve(template: Path, plan: Plan, train: TrainConfig) -> dict[str, Any]:
+    """Fill a template of ``ds_configs/`` so that nothing is left for anyone else to decide.
+
+    The template owns memory (stage, buckets, offload); batch sizes come from the plan, precision
+    and clipping from the experiment. Raises :class:`UserError` naming every key that is missing,
+    misplaced or still "auto".
+    """
+    try:
+        values = json.loads(template.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UserError(f"DeepSpeed template {template}: {e}") from e
+    errors = [
+        f"{key!r} does not belong there: {reason}"
+        for key, reason in _NOT_IN_TEMPLATE.items()
+        if key in values
+    ]
+    for key in ("gradient_clipping", "torch_autocast", "zero_optimization"):
+        if key not in values:
+            errors.append(f"{key!r} is missing")
+    raise_together(errors, f"DeepSpeed template {template}: cannot be used")
+    values["gradient_clipping"] = train.gradient_clipping
+    values["torch_autocast"]["enabled"] = train.precision == "bf16"
+    values["train_micro_batch_size_per_gpu"] = plan.micro_batch_size
+    values["gradient_accumulation_steps"] = plan.accumulation
+    values["train_batch_size"] = plan.global_batch_size
+    left = _find_auto(values, "")
+    raise_together([f"{key} is still 'auto'" for key in left], f"DeepSpeed template {template}")
+    return dict(values)
+
+
+_NOT_IN_TEMPLATE = {
+    "train_batch_size": "the plan derives it",
+    "train_micro_batch_size_per_gpu": "it is train.micro_batch_size",
+    "gradient_accumulation_steps": "the plan derives it",
+    "optimizer": "it is torch's AdamW, with stage.learning_rate",
+    "scheduler": "the schedule is a function of the step",
+    "bf16": "it casts the trained weights as well; torch_autocast keeps them in fp32",
+    "fp16": "it casts the trained weights as well; torch_autocast keeps them in fp32",
+}
+
+
+def verify_live(engine: Any, resolved: dict[str, Any], world_size: int) -> None:
+    """Ask the running engine what it does; raise RuntimeError where it is not what was asked."""
+    actual = {
+        "train_micro_batch_size_per_gpu": engine.train_micro_batch_size_per_gpu(),
+        "gradient_accumulation_steps": engine.gradient_accumulation_steps(),
+        "train_batch_size": engine.train_batch_size(),
+        "gradient_clipping": engine.gradient_clipping(),
+        "torch_autocast": engine.torch_autocast_enabled(),
+        "zero_stage": engine.zero_optimization_stage(),
+        "world_size": engine.dp_world_size,
+        "bf16": engine.bfloat16_enabled(),
+        "fp16": engine.fp16_enabled(),
+    }
+    expected = {
+        **{key: resolved[key] for key in actual if key in resolved},
+        "torch_autocast": resolved["torch_autocast"]["enabled"],
+        "zero_stage": resolved["zero_optimization"]["stage"],
+        "world_size": world_size,
+        "bf16": False,
+        "fp16": False,
+    }
+    wrong = {k: (expected[k], actual[k]) for k in actual if expected[k] != actual[k]}
+    if wrong:
+        lines = [f"{k}: asked for {e}, running with {a}" for k, (e, a) in wrong.items()]
+        raise RuntimeError("DeepSpeed does not run as configured: " + "; ".join(lines))
+
+
+def _find_auto(value: Any, path: str) -> list[str]:
+    if value == "auto":
+        return [path]
+    if isinstance(value, dict):
+        return [p for key, inner in value.items() for p in _find_auto(inner, f"{path}.{key}")]
+    return []

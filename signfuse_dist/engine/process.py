@@ -1,0 +1,91 @@
+"""Starting the processes: one Accelerator that is what was launched, or an error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# DeepSpeed picks its device when it is imported; without a GPU it must be told.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+)
+
+from signfuse_dist.config import TrainConfig
+from signfuse_dist.engine.ds_config import resolve
+from signfuse_dist.errors import UserError
+from signfuse_dist.plan import Plan
+
+
+def launched_world_size() -> int:
+    """Return the number of processes that the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_template() -> Path | None:
+    """Return the DeepSpeed template that the launch file names, or None for plain DDP."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
+        return None
+    template = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if template == "none":
+        raise UserError("the launch file names no deepspeed_config_file (see launch/)")
+    return Path(template)
+
+
+def start(plan: Plan, train: TrainConfig) -> tuple[Accelerator, dict[str, Any] | None]:
+    """Make the Accelerator; return it with the DeepSpeed dictionary (None for plain DDP).
+
+    Raises RuntimeError when the processes do not see each other: each would train alone, and
+    nothing else would say so.
+    """
+    template = launched_template()
+    resolved = resolve(template, plan, train) if template else None
+    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    if not torch.cuda.is_available():
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    plugin = None
+    if resolved is not None:
+        _skip_shared_memory_op()
+        plugin = DeepSpeedPlugin(hf_ds_config=dict(resolved))
+    accelerator = Accelerator(
+        cpu=resolved is None and not torch.cuda.is_available(),
+        deepspeed_plugin=plugin,
+        gradient_accumulation_steps=plan.accumulation,
+        mixed_precision="bf16" if resolved is None and train.precision == "bf16" else "no",
+        kwargs_handlers=handlers,
+    )
+    _assert_launched(accelerator, resolved is not None)
+    return accelerator, resolved
+
+
+def _assert_launched(accelerator: Accelerator, deepspeed: bool) -> None:
+    world = launched_world_size()
+    seen = dist.get_world_size() if dist.is_initialized() else 1
+    if not accelerator.num_processes == seen == world:
+        raise RuntimeError(
+            f"{world} processes were launched, Accelerate sees {accelerator.num_processes} and "
+            f"torch.distributed {seen}: check the launch file (use_cpu must be false)"
+        )
+    if deepspeed != (accelerator.distributed_type == DistributedType.DEEPSPEED):
+        raise RuntimeError(
+            f"DeepSpeed was {'' if deepspeed else 'not '}asked for, and Accelerate runs "
+            f"{accelerator.distributed_type}"
+        )
+
+
+def _skip_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling an op for CPU inference that training never uses (31 s)."""
+    import deepspeed
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False

@@ -1,0 +1,61 @@
+"""Starting the stages on this machine through `accelerate launch`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from signfuse_dist.config import STAGES
+from signfuse_dist.config_load import load_run
+from signfuse_dist.errors import UserError
+
+
+def train_stages(
+    experiment: str, overrides: Sequence[str], launch: Path | None, num_processes: int | None
+) -> int:
+    """Train the stages in order; return 0, or the status of the first that does not finish.
+
+    With ``stage=NAME`` among the overrides, only that stage.
+    """
+    launch = launch or _default_launch()
+    if not launch.is_file():
+        raise UserError(f"--launch {launch}: no such file (see launch/)")
+    asked = [word.partition("=")[2] for word in overrides if word.startswith("stage=")]
+    others = [word for word in overrides if not word.startswith("stage=")]
+    for stage in asked or STAGES:
+        run = load_run(experiment, stage, others)
+        if (run.folder / "model").is_dir():
+            print(f"{run.folder}: already trained", flush=True)
+            continue
+        words = [experiment, f"stage={stage}", *others]
+        status = _launch(launch, num_processes, words)
+        if status:
+            print(
+                f"stage {stage} did not finish; the same command goes on from its last checkpoint"
+            )
+            return status
+    return 0
+
+
+def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> int:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
+    if num_processes is not None:
+        command += ["--num_processes", str(num_processes)]
+    command += ["-m", "signfuse_dist.train", *words]
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                # ctrl-C reaches the workers as well: they write a checkpoint, then end.
+                print("stopping after this step ...", flush=True)
+
+
+def _default_launch() -> Path:
+    import torch
+
+    name = "node_zero2" if torch.cuda.is_available() else "cpu_zero2"
+    print(f"no --launch given: using launch/{name}.yaml")
+    return Path("launch") / f"{name}.yaml"

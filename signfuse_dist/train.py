@@ -1,0 +1,182 @@
+"""Train one stage: the only place that knows data, model and engine.
+
+    accelerate launch --config_file launch/cpu_zero2.yaml -m signfuse_dist.train \\
+        EXPERIMENT stage=NAME [section.key=value ...]
+
+Stages are `contrastive`, `alignment` and `finetune`, each starting from the one before. The same
+command resumes a stage that was stopped. Exit status: 0 finished, 75 stopped on request and to be
+started again, 2 an error in what was asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import yaml
+
+from signfuse_dist import stages
+from signfuse_dist.config import RunConfig
+from signfuse_dist.config_load import load_resolved, load_run
+from signfuse_dist.data.loader import ClipBatches, Split, batches, open_split
+from signfuse_dist.engine import checkpoint, ds_config, process
+from signfuse_dist.engine.loop import Loop
+from signfuse_dist.engine.optim import make_optimizer
+from signfuse_dist.engine.signals import REQUEUE
+from signfuse_dist.errors import UserError
+from signfuse_dist.files import write_text
+from signfuse_dist.model import saved
+from signfuse_dist.model.llm import TextTokenizer
+from signfuse_dist.model.signfuse import SignFuse, count_parameters
+from signfuse_dist.plan import Plan, make_plan, micro_batches
+
+# What may change between the parts of a run: nothing here touches the numbers of a step.
+_FREE_ON_RESUME = ("num_workers", "log_steps", "checkpoint_steps", "keep_checkpoints", "output")
+_PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train the stage that the command line names; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m signfuse_dist.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", help="a YAML file, or a name in configs/experiment")
+    parser.add_argument("overrides", nargs="*", help="stage=NAME and section.key=value")
+    options = parser.parse_args(arguments)
+    try:
+        return train(load_run(options.experiment, None, options.overrides))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+def train(run: RunConfig) -> int:
+    """Train one stage to its end or to a requested stop; return the exit status."""
+    split = open_split(run.shards(run.data.train_split), run.data)
+    plan = make_plan(len(split.entries), run.stage, run.train, process.launched_world_size())
+    accelerator, resolved = process.start(plan, run.train)
+    say = accelerator.print
+    _open_folder(run, plan, resolved, accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    if (run.folder / "model").is_dir():
+        say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
+        return 0
+    torch.manual_seed(run.train.seed)
+    model, tokenizer = _build(run)
+    _describe(model, run, plan, say)
+    found = checkpoint.latest(run.folder / "checkpoints", say)
+    start_step = 0
+    if found is not None:
+        checkpoint.load_weights(found[0], model)
+        start_step = found[1]
+        say(f"resuming after step {start_step} of {plan.total_steps}")
+    optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    if resolved is not None:
+        ds_config.verify_live(prepared, resolved, plan.world_size)
+    if found is not None:
+        checkpoint.load_optimizer(found[0], accelerator, prepared, optimizer, start_step)
+    loop = Loop(
+        accelerator, prepared, optimizer, stages.StageObjective(run.stage.name, run.loss), plan,
+        run.stage, run.train, run.folder,
+    )  # fmt: skip
+    source = _batches(run, split, plan, tokenizer, accelerator.process_index, start_step)
+    finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
+    if finished and accelerator.is_main_process:
+        saved.save(model, run, run.folder / "model")
+    accelerator.wait_for_everyone()
+    say(f"{run.folder}: " + ("finished" if finished else "stopped; run the same command again"))
+    accelerator.end_training()
+    return 0 if finished else REQUEUE
+
+
+def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
+    """Build the stage's model from the stage before it, or from ImageNet weights."""
+    stage = run.stage.name
+    model, tokenizer = saved.build(run.model, stages.needs_language_model(stage))
+    before = stages.PREVIOUS[stage]
+    if before is None:
+        saved.load_visual_weights(model, run.model)
+    else:
+        folder = run.folder.with_name(before) / "model"
+        if not folder.is_dir():
+            raise UserError(
+                f"stage {stage} starts from stage {before}, and {folder} does not exist: "
+                f"train it first (stage={before})"
+            )
+        # The contrastive stage has no LLM, so no adapter either.
+        saved.load_into(folder, model, may_miss=("adapter.",))
+    stages.prepare(model, stage, run.model)
+    return model, tokenizer
+
+
+def _batches(
+    run: RunConfig, split: Split, plan: Plan, tokenizer: TextTokenizer | None, rank: int,
+    start_step: int,
+) -> Any:  # fmt: skip
+    lengths = split.lengths(run.data.max_frames)
+    places = list(micro_batches(plan, run.train.seed, lengths, rank, start_step))
+    encode = tokenizer.encode if tokenizer else None
+    dataset = ClipBatches(split, places, run.data.max_frames, encode)
+    return batches(dataset, run.train.num_workers, torch.cuda.is_available())
+
+
+def _open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, main: bool) -> None:
+    """Write the run folder's description once; refuse a folder of another configuration."""
+    path = run.folder / "config.yaml"
+    if path.exists():
+        before, now = _fixed(load_resolved(path)), _fixed(run)
+        changed = [k for k in now if now[k] != before.get(k)]
+        if changed:
+            lines = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed]
+            raise UserError(
+                f"{run.folder} holds a run of another configuration ({'; '.join(lines)}): "
+                f"a run folder is never overwritten; give train.output=FOLDER or remove it"
+            )
+    if not main:
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.folder / "plan.json", json.dumps(dataclasses.asdict(plan), indent=1))
+    write_text(run.folder / "ds_config.json", json.dumps(resolved, indent=1))
+    write_text(run.folder / "versions.json", json.dumps(_versions(), indent=1))
+    if not path.exists():
+        write_text(path, yaml.safe_dump(run.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def _fixed(run: RunConfig) -> dict[str, Any]:
+    """Return what must not change between the parts of a run, by section.key."""
+    sections = run.to_dict()
+    name, _ = sections.pop("name"), sections.pop("evaluation")
+    values = {f"{s}.{k}": v for s, section in sections.items() for k, v in section.items()}
+    return {"name": name, **{k: v for k, v in values.items() if k not in _free()}}
+
+
+def _free() -> set[str]:
+    return {f"train.{key}" for key in _FREE_ON_RESUME}
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **versions}
+
+
+def _describe(model: SignFuse, run: RunConfig, plan: Plan, say: Any) -> None:
+    say(f"{run.name}, stage {run.stage.name} -> {run.folder}")
+    say(plan.describe())
+    for name, count in count_parameters(model).items():
+        part = getattr(model, name)
+        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        say(f"  {name:15s} {count:>13,} parameters, {trained:>12,} train")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Stage 2 (alignment):  sbatch slurm/stage2.sh EXPERIMENT [section.key=value ...]
+# Four GPUs as in Table 2; `sbatch --nodes 2 --gpus-per-node 8 ...` asks for others. The same command
+# resumes a stage that was stopped.
+#SBATCH --job-name=signfuse-alignment
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.log
+source slurm/environment.sh
+train_stage alignment "$@"
