@@ -1,0 +1,304 @@
+"""The command `signfuse`. Each subcommand imports what it needs, so `check` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from signfuse_dist.errors import UserError
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; return the exit status: 0, 1 (faults were found), 2 (a user's error)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="signfuse",
+        description="Train and try SignFuse: pack videos, train three stages, evaluate, translate.",
+        epilog="A first run: make demo. Each subcommand has its own --help.",
+    )
+    commands = parser.add_subparsers(title="subcommands", required=True, metavar="COMMAND")
+    for add in (
+        _add_check,
+        _add_pack,
+        _add_verify,
+        _add_train,
+        _add_evaluate,
+        _add_score,
+        _add_report,
+        _add_translate,
+    ):
+        add(commands)
+    return parser
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("experiment", help="a YAML file, or a name in configs/experiment")
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="what differs from the files, such as stage.epochs=3 or model=smollm2_135m",
+    )
+
+
+def _add_check(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "check",
+        help="show the resolved run and its batch plan, without torch",
+        description="Resolve an experiment, report every error together, and print the plan.",
+    )
+    _add_run(command)
+    command.add_argument("--world-size", type=int, required=True, help="number of processes")
+    command.add_argument(
+        "--parameters",
+        action="store_true",
+        help="build the model without memory and count its parameters (this imports torch)",
+    )
+    command.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from signfuse_dist import check
+
+    print(check.describe(options.experiment, options.overrides, options.world_size))
+    if options.parameters:
+        print(check.count(options.experiment, options.overrides))
+    return 0
+
+
+def _add_pack(commands: _Commands) -> None:
+    from signfuse_dist.data.manifest import PackConfig
+
+    default = PackConfig()
+    command = commands.add_parser(
+        "pack",
+        help="pack the videos of a corpus into verified WebDataset shards",
+        description="Decode, resize, extract joints and write shards. Interrupted, run it again: "
+        "finished shards are kept. Rows that cannot be packed are named in dropped.tsv.",
+    )
+    command.add_argument(
+        "corpus",
+        help="`table` (ROOT is a TSV, see shards/table.md) or "
+        "`synthetic` (ROOT is a folder, drawn when empty)",
+    )
+    command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
+    command.add_argument("--split", required=True, help="which rows: train, dev or test")
+    command.add_argument("--out", type=Path, required=True, help="the split's own folder")
+    command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    command.add_argument(
+        "--fps",
+        type=float,
+        default=default.fps,
+        help="stored frames a second (default: each video's own rate)",
+    )
+    command.add_argument(
+        "--frame-size",
+        type=int,
+        default=default.frame_size,
+        help="side of the stored square in pixels (default: %(default)s)",
+    )
+    command.add_argument(
+        "--jpeg-quality", type=int, default=default.jpeg_quality, help="default: %(default)s"
+    )
+    command.add_argument(
+        "--clips-per-shard", type=int, default=default.clips_per_shard, help="default: %(default)s"
+    )
+    command.add_argument(
+        "--pose-model",
+        type=Path,
+        help="a holistic_landmarker.task, where mediapipe is 1.0 or newer",
+    )
+    command.set_defaults(run=_pack)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.manifest import PackConfig
+    from signfuse_dist.data.pack import pack
+    from signfuse_dist.data.pose import choose_extractor
+
+    config = PackConfig(
+        frame_size=options.frame_size,
+        fps=options.fps,
+        jpeg_quality=options.jpeg_quality,
+        clips_per_shard=options.clips_per_shard,
+    )
+    extractor = choose_extractor(options.pose_model) if options.pose_model else None
+    summary = pack(
+        options.corpus,
+        options.root,
+        options.split,
+        options.out,
+        config,
+        options.workers,
+        extractor=extractor,
+    )
+    print(summary)
+    return 0
+
+
+def _add_verify(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "verify",
+        help="check packed shards and name every fault",
+        description="Check checksums, indexes, JPEGs, lengths and joints of a packed split.",
+    )
+    command.add_argument("folder", type=Path, help="a split's folder (with manifest.json)")
+    command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    command.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.verify import verify
+
+    faults = verify(options.folder, options.workers)
+    for fault in faults:
+        print(fault)
+    print(f"{options.folder}: {len(faults)} faults" if faults else f"{options.folder}: whole")
+    return 1 if faults else 0
+
+
+def _add_train(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train the stages in order, on this machine",
+        description="Run `accelerate launch -m signfuse_dist.train` for each stage in order. "
+        "Finished stages are skipped and a stopped one goes on where it was. For one stage, "
+        "another launcher or a cluster, see the README and slurm/.",
+    )
+    _add_run(command)
+    command.add_argument(
+        "--launch",
+        type=Path,
+        help="a file of launch/ (default: node_zero2.yaml with a GPU, cpu_zero2.yaml without)",
+    )
+    command.add_argument("--num-processes", type=int, help="instead of the launch file's")
+    command.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from signfuse_dist.launching import train_stages
+
+    return train_stages(
+        options.experiment, options.overrides, options.launch, options.num_processes
+    )
+
+
+def _add_evaluate(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="translate a split with a trained stage and score it",
+        description="Decode deterministically and write hypotheses.jsonl and scores.json into "
+        "RUN/evaluation/SPLIT. Under `accelerate launch -m signfuse_dist.cli evaluate ...` the "
+        "work is shared by all processes; the result is the same.",
+    )
+    command.add_argument("run_folder", type=Path, metavar="RUN", help="runs/EXPERIMENT/STAGE")
+    command.add_argument("--split", required=True, help="the packed split's name, such as test")
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from signfuse_dist.evaluation.decode import evaluate
+
+    evaluate(options.run_folder, options.split)
+    return 0
+
+
+def _add_score(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "score",
+        help="score anybody's translations",
+        description="Score hypotheses against references; every figure carries its signature.",
+    )
+    command.add_argument(
+        "--hypotheses",
+        type=Path,
+        required=True,
+        help="JSON lines, TSV with a header, or one sentence a line",
+    )
+    command.add_argument(
+        "--references",
+        type=Path,
+        help="the same; not needed when the hypotheses file holds references",
+    )
+    command.add_argument(
+        "--preset",
+        required=True,
+        help="sacrebleu, neccam, twostream, unisign or char (see docs/evaluation.md)",
+    )
+    command.set_defaults(run=_score)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from signfuse_dist.evaluation.metrics import format_scores, score_files
+
+    print(format_scores(score_files(options.hypotheses, options.references, options.preset)))
+    return 0
+
+
+def _add_report(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "report",
+        help="write the report of an evaluated run",
+        description="Write report.md and a self-contained report.html beside the scores.",
+    )
+    command.add_argument("run_folder", type=Path, metavar="RUN", help="runs/EXPERIMENT/STAGE")
+    command.add_argument("--split", required=True, help="an evaluated split, such as test")
+    command.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from signfuse_dist.evaluation.report import write_report
+
+    print(write_report(options.run_folder, options.split))
+    return 0
+
+
+def _add_translate(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "translate",
+        help="translate new clips",
+        description="Print one JSON line a video: its path and the translation.",
+    )
+    command.add_argument("run_folder", type=Path, metavar="RUN", help="runs/EXPERIMENT/STAGE")
+    command.add_argument(
+        "videos", type=Path, nargs="+", metavar="VIDEO", help="a video file or a folder of frames"
+    )
+    command.add_argument(
+        "--joints",
+        type=Path,
+        nargs="+",
+        help="an .npz of joints for each video, in place of MediaPipe",
+    )
+    command.add_argument(
+        "--pose-model",
+        type=Path,
+        help="a holistic_landmarker.task, where mediapipe is 1.0 or newer",
+    )
+    command.set_defaults(run=_translate)
+
+
+def _translate(options: argparse.Namespace) -> int:
+    from signfuse_dist.evaluation.translate import translate_videos
+
+    return translate_videos(options.run_folder, options.videos, options.joints, options.pose_model)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Decoding: deterministic, shared by all processes, gathered by id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from signfuse_dist.batch import SignBatch
+from signfuse_dist.config import RunConfig
+from signfuse_dist.config_load import load_resolved
+from signfuse_dist.data.loader import ClipBatches, Split, batches, open_split
+from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.evaluation.control import score_control
+from signfuse_dist.evaluation.files import write_gates, write_hypotheses
+from signfuse_dist.evaluation.metrics import format_scores, score
+from signfuse_dist.evaluation.presets import find_preset
+from signfuse_dist.evaluation.results import write_scores
+from signfuse_dist.model import saved
+from signfuse_dist.model.llm import TextTokenizer
+from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.stages import TRAINABLE, needs_language_model
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One clip's translation and its gate over time, float32 ``[steps]``."""
+
+    id: str
+    text: str
+    gate: NDArray[np.float32]
+
+
+class Translator:
+    """A trained stage, ready to translate batches."""
+
+    def __init__(self, run: RunConfig, model: SignFuse, tokenizer: TextTokenizer) -> None:
+        self.run, self.model, self.tokenizer = run, model.eval(), tokenizer
+        self.device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def translate(self, batch: SignBatch) -> list[Translation]:
+        """Translate the clips of a batch; nothing is sampled."""
+        assert self.model.language_model is not None
+        batch = batch.to(self.device)
+        bf16 = self.run.train.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            streams = self.model.encode(batch)
+            sign_embeddings, gate = self.model.translate(streams)
+            rows = self.model.language_model.generate(
+                sign_embeddings, self.run.evaluation, self.tokenizer.end
+            )
+        lengths = streams.step_lengths.tolist()
+        gates = gate.float().cpu().numpy()
+        return [
+            Translation(name, self.tokenizer.decode(tokens), gates[i, : lengths[i]])
+            for i, (name, tokens) in enumerate(zip(batch.ids, rows, strict=True))
+        ]
+
+
+def load_translator(run_folder: Path, device: torch.device) -> Translator:
+    """Load ``RUN/model``; raise UserError when it is missing, damaged or of the first stage."""
+    if not (run_folder / "model").is_dir():
+        raise UserError(
+            f"{run_folder} holds no trained model: give runs/EXPERIMENT/STAGE of a finished stage"
+        )
+    run = load_resolved(run_folder / "config.yaml")
+    if not needs_language_model(run.stage.name):
+        raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
+    model, tokenizer = saved.build(run.model, language=True)
+    assert model.language_model is not None
+    assert tokenizer is not None
+    if "lora" in TRAINABLE[run.stage.name]:
+        model.language_model.add_lora(run.model)
+    saved.load_into(run_folder / "model", model)
+    return Translator(run, model.to(device), tokenizer)
+
+
+def evaluate(run_folder: Path, split_name: str) -> Path:
+    """Translate and score one split; write ``RUN/evaluation/SPLIT`` and return that folder.
+
+    Batches are formed from all clips, longest first, before they are shared out, so the result
+    does not depend on the number of processes. Raises UserError naming clips that cannot be read:
+    a score over fewer clips than the split has would not be that split's score.
+    """
+    rank, world, device = _processes()
+    translator = load_translator(run_folder, device)
+    run = translator.run
+    split = open_split(run.shards(split_name), run.data)
+    found = {}
+    for part in _gathered(_own_translations(translator, split, rank, world), world):
+        found.update({translation.id: translation for translation in part})
+    folder = run_folder / "evaluation" / split_name
+    if rank == 0:
+        _write(folder, run, split, found)
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+    return folder
+
+
+def _own_translations(
+    translator: Translator, split: Split, rank: int, world: int
+) -> list[Translation]:
+    data, size = translator.run.data, translator.run.evaluation.batch_size
+    lengths = np.array(split.lengths(data.max_frames))
+    order = np.argsort(-lengths, kind="stable").tolist()
+    places = [order[i : i + size] for i in range(0, len(order), size)][rank::world]
+    dataset = ClipBatches(split, places, data.max_frames, encode=None)
+    workers = translator.run.train.num_workers
+    done: list[Translation] = []
+    faults: list[str] = []
+    with tqdm(total=sum(map(len, places)), unit="clip", desc="translating",
+              disable=rank > 0) as bar:  # fmt: skip
+        for batch in batches(dataset, workers, translator.device.type == "cuda"):
+            faults += batch.faults
+            done += translator.translate(batch)
+            bar.update(len(batch.ids))
+    raise_together(faults, f"{split.folder}: clips cannot be read")
+    return done
+
+
+def _write(folder: Path, run: RunConfig, split: Split, found: dict[str, Translation]) -> None:
+    references = {entry.id: entry.text for entry in split.entries}
+    if found.keys() != references.keys():
+        odd = sorted(found.keys() ^ references.keys())
+        raise RuntimeError(f"{len(odd)} clips have no translation or no reference: {odd[:10]}")
+    hypotheses = {name: translation.text for name, translation in found.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_hypotheses(folder / "hypotheses.jsonl", hypotheses, references)
+    write_gates(folder / "gates.npz", {name: t.gate for name, t in found.items()})
+    preset = find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
+    language = run.data.language
+    scores = score(hypotheses, references, preset, language)
+    control = score_control(hypotheses, references, preset, run.train.seed, language)
+    write_scores(folder / "scores.json", scores, control)
+    print(format_scores(scores))
+    if control is not None:
+        print("\nthe same with the videos shuffled among the sentences:")
+        print(format_scores(control))
+
+
+def _processes() -> tuple[int, int, torch.device]:
+    """Join the launched processes; translations travel between hosts, so gloo on GPUs as well."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    if world > 1:
+        dist.init_process_group("gloo")
+    if not torch.cuda.is_available():
+        return rank, world, torch.device("cpu")
+    return rank, world, torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _gathered(own: list[Translation], world: int) -> Iterator[Sequence[Translation]]:
+    if world == 1:
+        yield own
+        return
+    parts: list[list[Translation]] = [[] for _ in range(world)]
+    dist.all_gather_object(parts, own)
+    yield from parts

@@ -1,0 +1,97 @@
+"""The one place where a report reads packed data: a split's facts, and key frames of a clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from signfuse_dist.data.draw import contact_sheet
+from signfuse_dist.data.manifest import Manifest, SampleEntry, load_index, load_manifest
+from signfuse_dist.data.shard import Clip, read_clip
+from signfuse_dist.errors import UserError
+
+NUM_KEY_FRAMES = 6
+_COLUMNS = 3
+_QUALITY = 85
+# Smaller frames are enlarged by a whole factor, or the skeleton would cover the signer.
+_READABLE_SIDE = 192  # pixels
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Key frames side by side as one JPEG; ``about`` says which they are."""
+
+    jpeg: bytes
+    about: str
+
+
+class PackedSplit:
+    """A packed split on the disk."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._folder, self._manifest = folder, manifest
+
+    def facts(self) -> dict[str, str]:
+        """Return where the data comes from, in words for people."""
+        manifest, packing = self._manifest, self._manifest.packing
+        settings = packing.settings
+        rate = "that of the videos" if settings.fps is None else f"{settings.fps:g} a second"
+        return {
+            "corpus": packing.corpus,
+            "split": packing.split,
+            "clips packed": f"{manifest.num_samples:,} of {manifest.num_rows:,} rows",
+            "clips dropped": f"{manifest.num_dropped:,} (named in dropped.tsv)",
+            "clips flagged": f"{manifest.num_flagged:,}",
+            "frames": f"{manifest.num_frames:,}",
+            "frame rate": rate,
+            "frame size": f"{settings.frame_size} x {settings.frame_size}",
+            "extractor": f"{packing.extractor} {packing.extractor_version}",
+            "joint layout": packing.joint_layout,
+            "packed by": f"signfuse_dist {manifest.signfuse_version}",
+        }
+
+    def key_frames(self, clip_id: str) -> Sheet:
+        """Return evenly spaced frames of a clip with the skeleton drawn over them.
+
+        Raises :class:`UserError` when the split has no such clip, or its shard is damaged.
+        """
+        if clip_id not in self._places:
+            raise UserError(f"{self._folder} holds no clip of this id")
+        shard, entry = self._places[clip_id]
+        last = entry.num_frames - 1
+        chosen = np.unique(np.linspace(0, last, NUM_KEY_FRAMES).round().astype(int)).tolist()
+        clip = read_clip(self._folder, shard, entry.members, chosen)
+        numbers = ", ".join(str(i + 1) for i in chosen)
+        jpeg = _sheet(clip)
+        return Sheet(jpeg, f"frames {numbers} of {entry.num_frames}")
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[str, SampleEntry]]:
+        """The shard and entry of each clip, from the indexes, read when first asked for."""
+        indexes = [load_index(self._folder, shard) for shard in self._manifest.shards]
+        return {entry.id: (index.shard, entry) for index in indexes for entry in index.samples}
+
+
+def open_packed(folder: Path) -> PackedSplit:
+    """Open a packed split; raise :class:`UserError` when it is not there or not whole."""
+    return PackedSplit(folder, load_manifest(folder))
+
+
+def _sheet(clip: Clip) -> bytes:
+    """Return the frames with their skeletons as one JPEG.
+
+    Joints far outside the frame are drawn at its rim, and those that are not finite are left out:
+    a shard is anybody's file, and the drawing library takes neither.
+    """
+    factor = max(1, _READABLE_SIDE // clip.frames.shape[1])
+    frames = clip.frames.repeat(factor, axis=1).repeat(factor, axis=2)
+    finite = np.isfinite(clip.pose).all(axis=-1)
+    pose = np.clip(np.nan_to_num(clip.pose), -1.0, 2.0)
+    buffer = BytesIO()
+    sheet = contact_sheet(frames, pose, clip.mask & finite, _COLUMNS)
+    sheet.save(buffer, format="JPEG", quality=_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,125 @@
+"""The report's plots as PNG bytes, each for a light and a dark page.
+
+Drawn with matplotlib's object interface: no display, no global state, and the same input gives the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+DPI = 110
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page; ``lines`` stay apart for colour-blind eyes and without colour by dash."""
+
+    background: str
+    ink: str
+    grid: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme("#ffffff", "#1b1b1f", "#c9c9d1", ("#0b5cad", "#b3470b", "#4b7a14", "#8a2a8f"))
+DARK = Theme("#17171b", "#ececf1", "#44444d", ("#7db8f5", "#f2a06b", "#a9d36c", "#dd97e0"))
+_DASHES = ("-", "--", "-.", ":")
+# The names of the losses in the logs, in the order of Eq. 23.
+LOSSES = ("total", "language", "alignment", "contrastive")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def loss_curves(stages: Mapping[str, Rows], theme: Theme) -> bytes:
+    """Draw one panel a stage: each loss that its log holds against the optimizer step."""
+    figure, panels = _panels(stages, theme)
+    for axes, rows in zip(panels, stages.values(), strict=True):
+        for i, name in enumerate(LOSSES):
+            if any(name in row for row in rows):
+                _line(axes, rows, name, theme, i)
+        axes.set_ylabel("loss", color=theme.ink)
+        _legend(axes, theme)
+    return _png(figure)
+
+
+def learning_rates(stages: Mapping[str, Rows], theme: Theme) -> bytes:
+    """Draw one panel a stage: the learning rate against the optimizer step."""
+    figure, panels = _panels(stages, theme)
+    for axes, rows in zip(panels, stages.values(), strict=True):
+        _line(axes, rows, "learning_rate", theme, 0)
+        axes.set_ylabel("learning rate", color=theme.ink)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    return _png(figure)
+
+
+def gate_over_time(gate: NDArray[np.float32], theme: Theme) -> bytes:
+    """Draw the mean gate of Eq. 10, float ``[steps]`` in 0..1, over the steps of a clip."""
+    figure, (axes,) = _panels({"": ()}, theme, height=1.7)
+    axes.axhline(0.5, color=theme.grid, linewidth=1)
+    marker = "o" if len(gate) < 3 else ""
+    axes.plot(np.arange(len(gate)), gate, color=theme.lines[0], linewidth=1.8, marker=marker)
+    axes.set_ylim(0.0, 1.0)
+    axes.set_yticks([0.0, 0.5, 1.0], labels=["0 joints", "0.5", "1 picture"])
+    axes.set_xlabel("step of the encoder", color=theme.ink)
+    return _png(figure)
+
+
+def _panels(
+    titles: Mapping[str, object], theme: Theme, height: float = 2.9
+) -> tuple[Figure, list[Axes]]:
+    count = len(titles)
+    width = 6.4 if count == 1 else 4.2 * count
+    figure = Figure(figsize=(width, height), facecolor=theme.background, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(1, count, i + 1) for i in range(count)]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_facecolor(theme.background)
+        axes.set_title(title, color=theme.ink, fontsize=11, parse_math=False)  # a name, no formula
+        axes.tick_params(colors=theme.ink, labelsize=9)
+        axes.yaxis.offsetText.set_color(theme.ink)
+        axes.grid(True, color=theme.grid, linewidth=0.5)
+        for spine in axes.spines.values():
+            spine.set_color(theme.grid)
+        if title:
+            axes.set_xlabel("optimizer step", color=theme.ink)
+    return figure, panels
+
+
+def _line(axes: Axes, rows: Rows, name: str, theme: Theme, order: int) -> None:
+    """Draw one value of the log; a step whose value is missing or not finite leaves a gap."""
+    steps = [row["step"] for row in rows]
+    values = [_number(row.get(name)) for row in rows]
+    marker = "o" if len(steps) < 3 else ""
+    axes.plot(
+        steps, values, label=name, color=theme.lines[order], linestyle=_DASHES[order],
+        linewidth=1.8, marker=marker, markersize=4,
+    )  # fmt: skip
+
+
+def _number(value: object) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return math.nan
+
+
+def _legend(axes: Axes, theme: Theme) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            facecolor=theme.background, edgecolor=theme.grid, labelcolor=theme.ink, fontsize=9
+        )
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,184 @@
+"""What the report reads of a run folder, and the name of every piece that is not there.
+
+A report is most wanted when something went wrong, so a missing or torn piece never stops it: it is
+noted with its reason, and the rest is read. Only the hypotheses are indispensable.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signfuse_dist.config import STAGES, EvaluationConfig, RunConfig
+from signfuse_dist.config_load import load_resolved
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.files import read_gate, read_pairs
+from signfuse_dist.evaluation.metrics import Scores
+from signfuse_dist.evaluation.results import read_scores
+
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NESTED = 3  # levels of names in versions.json that are joined; deeper ones are shown as JSON
+_T = TypeVar("_T")
+
+
+@dataclass
+class RunFolder:
+    """The pieces of ``runs/<experiment>/<stage>`` for one split, and which are ``missing``.
+
+    ``config`` is None when ``config.yaml`` cannot be read; ``curves`` holds the log of every stage
+    of the experiment that has one, in the order of training.
+    """
+
+    path: Path
+    split: str
+    hypotheses: dict[str, str]
+    references: dict[str, str]
+    missing: list[str] = field(default_factory=list)
+    config: RunConfig | None = None
+    config_text: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    scores: Scores | None = None
+    control: Scores | None = None
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of this split's results, where the report goes."""
+        return self.path / "evaluation" / self.split
+
+    @property
+    def num_details(self) -> int:
+        """How many samples are shown with pictures."""
+        if self.config is None:
+            return int(EvaluationConfig().num_samples)
+        return self.config.evaluation.num_samples
+
+    def note(self, what: str, error: Exception | str) -> None:
+        """Record that a piece is missing, and why."""
+        self.missing.append(f"{what}: {error}")
+
+    def attempt(self, what: str, read: Callable[[], _T], otherwise: _T) -> _T:
+        """Return ``read()``, or note its :class:`UserError` and return ``otherwise``."""
+        try:
+            return read()
+        except UserError as e:
+            self.note(what, e)
+            return otherwise
+
+    def gates(self, ids: list[str]) -> dict[str, NDArray[np.float32]]:
+        """Return the mean gate over time, float32 ``[steps]``, of those ids that have one."""
+        path, found = self.evaluation / "gates.npz", {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name in ids:
+                    try:
+                        found[name] = read_gate(archive, name)
+                    except KeyError:
+                        self.note("gate", f"{path.name} has none for {name!r}")
+                    except UserError as e:
+                        self.note("gate", e)
+        except FileNotFoundError:
+            self.note("gates", f"there is no {path.name} beside the hypotheses")
+        except (OSError, zipfile.BadZipFile) as e:
+            self.note("gates", f"{path.name} cannot be read ({e})")
+        return found
+
+
+def read_run(path: Path, split: str) -> RunFolder:
+    """Read a run folder; raise :class:`UserError` when it, or its hypotheses, cannot be read."""
+    if not _SPLIT.fullmatch(split):
+        raise UserError(f"split {split!r} is not a name (letters, digits, '.', '_', '-')")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder; give the folder of a stage")
+    file = path / "evaluation" / split / "hypotheses.jsonl"
+    if not file.is_file():
+        raise UserError(
+            f"{file}: does not exist; evaluate the run on {split!r} before its report is written"
+        )
+    run = RunFolder(path, split, *read_pairs(file, None))
+    apart = sorted(set(run.hypotheses) ^ set(run.references))
+    if apart or not run.hypotheses:
+        raise UserError(f"{file}: holds no complete pairs")
+    config = path / "config.yaml"
+    run.config = run.attempt("configuration", lambda: load_resolved(config), None)
+    run.config_text = run.attempt("configuration text", lambda: _read_text(config), "")
+    versions = path / "versions.json"
+    run.versions = run.attempt("versions", lambda: _flat(_read_json(versions)), {})
+    none: tuple[Scores | None, Scores | None] = (None, None)
+    run.scores, run.control = run.attempt(
+        "scores", lambda: read_scores(run.evaluation / "scores.json"), none
+    )
+    _read_curves(run)
+    return run
+
+
+def _read_curves(run: RunFolder) -> None:
+    """Read the logs of this stage and of its siblings."""
+    folders = {stage: run.path.parent / stage for stage in STAGES}
+    folders.setdefault(run.path.name, run.path)
+    for stage, folder in folders.items():
+        if not folder.is_dir():
+            run.note("curves", f"the stage {stage!r} has no folder beside this run")
+            continue
+        none: list[dict[str, Any]] = []
+        rows = run.attempt("curves", partial(_read_log, run, folder / "metrics.jsonl"), none)
+        if rows:
+            run.curves[stage] = rows
+
+
+def _read_log(run: RunFolder, path: Path) -> list[dict[str, Any]]:
+    """Return the log's rows by step; after a resume the later row of a step counts."""
+    rows: dict[float, dict[str, Any]] = {}
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        step = row.get("step") if isinstance(row, dict) else None
+        if not isinstance(step, int) or isinstance(step, bool):
+            run.note("curves", f"{path}: line {number} is not a log row, left out")
+            continue
+        rows[step] = dict(row)
+    return [rows[step] for step in sorted(rows)]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 text") from e
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as e:
+        raise e if isinstance(e, UserError) else UserError(f"{path}: not JSON ({e})") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested names joined by a dot, and their values as text."""
+    found: dict[str, str] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, dict) and name.count(".") < _NESTED:
+            found.update(_flat(item, f"{name}."))
+        else:
+            found[name] = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+    return found

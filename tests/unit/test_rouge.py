@@ -1,0 +1,87 @@
+"""ROUGE-L against a naive longest common subsequence, and its value for each beta."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.rouge import f_measure, lcs_length, rouge_l, sentence_rouge_l
+
+WORDS = st.lists(st.sampled_from("abcd"), max_size=9)
+
+
+def naive_lcs(a: list[str], b: list[str]) -> int:
+    """Try every subsequence of a, longest first."""
+
+    def within(candidate: tuple[str, ...]) -> bool:
+        rest = iter(b)
+        return all(token in rest for token in candidate)
+
+    sizes = range(len(a), -1, -1)
+    return next(size for size in sizes if any(within(c) for c in combinations(a, size)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(WORDS, WORDS)
+def test_the_longest_common_subsequence_is_that_of_trying_them_all(a, b):
+    assert lcs_length(a, b) == naive_lcs(a, b) == lcs_length(b, a)
+
+
+def test_sentences_longer_than_a_machine_word_are_counted_exactly():
+    a = [str(i) for i in range(500)]
+    b = [str(i) for i in range(0, 500, 2)] + ["other"] * 300
+    assert lcs_length(a, b) == 250
+
+
+HYPOTHESIS = ["the", "rain", "comes", "from", "west"]
+REFERENCE = ["rain", "from", "the", "north", "west", "today"]
+
+
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [
+        # P = 3/5, R = 3/6: rain from west.
+        (1.0, 2 * 0.6 * 0.5 / 1.1),
+        (1.2, 2.44 * 0.6 * 0.5 / (0.5 + 1.44 * 0.6)),
+        ("p/r", 0.6 * 0.5 * (0.5**2 + 0.6**2) / (0.5**3 + 0.6**3)),
+    ],
+)
+def test_each_beta_gives_its_published_formula(beta, expected):
+    assert sentence_rouge_l(HYPOTHESIS, REFERENCE, beta) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.2, "p/r"])
+@given(st.floats(0.01, 1.0), st.floats(0.01, 1.0))
+def test_the_f_measure_lies_between_precision_and_recall(beta, precision, recall):
+    value = f_measure(precision, recall, beta)
+    assert min(precision, recall) - 1e-9 <= value <= max(precision, recall) + 1e-9
+
+
+def test_a_larger_beta_leans_towards_recall():
+    assert f_measure(0.9, 0.3, 1.2) < f_measure(0.9, 0.3, 1.0)
+    assert f_measure(0.3, 0.9, 1.2) > f_measure(0.3, 0.9, 1.0)
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.2, "p/r"])
+def test_nothing_shared_and_nothing_written_score_zero(beta):
+    assert sentence_rouge_l([], REFERENCE, beta) == 0.0
+    assert sentence_rouge_l(["sun"], REFERENCE, beta) == 0.0
+    assert rouge_l([[], REFERENCE], [REFERENCE, REFERENCE], beta) == pytest.approx(50.0)
+
+
+def test_a_corpus_scores_the_mean_of_its_sentences():
+    one = sentence_rouge_l(HYPOTHESIS, REFERENCE, 1.2)
+    assert rouge_l([HYPOTHESIS, REFERENCE], [REFERENCE, REFERENCE], 1.2) == pytest.approx(
+        100 * (one + 1) / 2
+    )
+
+
+def test_a_beta_that_is_not_positive_is_refused():
+    with pytest.raises(UserError, match="beta -1"):
+        rouge_l([["a"]], [["a"]], -1.0)
+    with pytest.raises(UserError, match="no sentences"):
+        rouge_l([], [], 1.0)
