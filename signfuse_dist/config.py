@@ -29,7 +29,7 @@ class DataConfig:
     train_split: str
     dev_split: str
     test_split: str
-    fps: float | None
+    fps: float | None = _at_least(1e-3)
     frame_size: int = _at_least(16)
     max_frames: int = _at_least(1)
     language: str

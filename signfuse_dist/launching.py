@@ -19,13 +19,16 @@ def train_stages(
 
     With ``stage=NAME`` among the overrides, only that stage.
     """
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num-processes {num_processes}: at least one process is needed")
     launch = launch or _default_launch()
     if not launch.is_file():
         raise UserError(f"--launch {launch}: no such file (see launch/)")
     asked = [word.partition("=")[2] for word in overrides if word.startswith("stage=")]
     others = [word for word in overrides if not word.startswith("stage=")]
-    for stage in asked or STAGES:
-        run = load_run(experiment, stage, others)
+    # All stages are read first: an error in the last must not show after the first has trained.
+    for run in [load_run(experiment, stage, others) for stage in asked or STAGES]:
+        stage = run.stage.name
         if (run.folder / "model").is_dir():
             print(f"{run.folder}: already trained", flush=True)
             continue

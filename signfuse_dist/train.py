@@ -65,7 +65,7 @@ def train(run: RunConfig) -> int:
     plan = make_plan(len(split.entries), run.stage, run.train, process.launched_world_size())
     accelerator, resolved = process.start(plan, run.train)
     say = accelerator.print
-    _open_folder(run, plan, resolved, accelerator.is_main_process)
+    open_folder(run, plan, resolved, accelerator.is_main_process)
     accelerator.wait_for_everyone()
     if (run.folder / "model").is_dir():
         say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
@@ -114,7 +114,8 @@ def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
                 f"train it first (stage={before})"
             )
         # The contrastive stage has no LLM, so no adapter either.
-        saved.load_into(folder, model, may_miss=("adapter.",))
+        may_miss = () if stages.needs_language_model(before) else ("adapter.",)
+        saved.load_into(folder, model, may_miss)
     stages.prepare(model, stage, run.model)
     return model, tokenizer
 
@@ -130,7 +131,7 @@ def _batches(
     return batches(dataset, run.train.num_workers, torch.cuda.is_available())
 
 
-def _open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, main: bool) -> None:
+def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, main: bool) -> None:
     """Write the run folder's description once; refuse a folder of another configuration."""
     path = run.folder / "config.yaml"
     if path.exists():

@@ -12,7 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import DataConfig
-from signfuse_dist.data.manifest import Manifest, SampleEntry, load_index, load_manifest
+from signfuse_dist.data.manifest import (
+    Manifest,
+    SampleEntry,
+    ShardError,
+    load_index,
+    load_manifest,
+)
 from signfuse_dist.data.shard import Clip, read_clip
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.plan import PADDING
@@ -91,10 +97,22 @@ class ClipBatches(Dataset[SignBatch]):
         return collate(clips, self.split.manifest.packing.settings.frame_size, self.encode, faults)
 
     def read(self, place: int) -> Clip:
-        """Read one clip, sampled down to ``max_frames``; raise UserError when damaged."""
-        entry = self.split.entries[place]
+        """Read one clip, sampled down to ``max_frames``; raise ShardError when damaged."""
+        entry, shard = self.split.entries[place], self.split.shards[place]
         frames = sampled_frames(entry.num_frames, self.max_frames)
-        return read_clip(self.split.folder, self.split.shards[place], entry.members, frames)
+        clip = read_clip(self.split.folder, shard, entry.members, frames)
+        _refuse_damage(clip, entry, shard, self.split.manifest.packing.settings.frame_size)
+        return clip
+
+
+def _refuse_damage(clip: Clip, entry: SampleEntry, shard: str, frame_size: int) -> None:
+    """Raise ShardError for damage that reading lets through and that training would not survive."""
+    if any(clip.record.get(key) != getattr(entry, key) for key in ("id", "text", "num_frames")):
+        raise ShardError(shard, entry.key, "the record does not agree with the index")
+    if clip.frames.shape[1] != frame_size:
+        raise ShardError(shard, entry.key, f"frames of {clip.frames.shape[1]}, not {frame_size}")
+    if not np.isfinite(clip.pose).all():
+        raise ShardError(shard, entry.key, "joints that are not finite")
 
 
 def collate(

@@ -164,10 +164,10 @@ class _ClipReader:
     def read(self, frame_indices: Sequence[int] | None) -> Clip:
         record = self._record()
         count = record["num_frames"]
+        offsets = self._array("offsets.npy", np.dtype("<i8"), (count + 1,))
         chosen = np.arange(count) if frame_indices is None else np.asarray(frame_indices, np.int64)
         if not len(chosen) or chosen.min() < 0 or chosen.max() >= count:
             raise ValueError(f"frame indices {chosen.tolist()} of a clip of {count} frames")
-        offsets = self._array("offsets.npy", np.dtype("<i8"), (count + 1,))
         pose = self._array("pose.npy", np.dtype("<f4"), (count, NUM_JOINTS, 2))
         mask = self._array("mask.npy", np.dtype("?"), (count, NUM_JOINTS))
         frames = self._frames(offsets, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ def resolve(template: Path, plan: Plan, train: TrainConfig) -> dict[str, Any]:
         values = json.loads(template.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"DeepSpeed template {template}: {e}") from e
+    if not isinstance(values, dict):
+        raise UserError(f"DeepSpeed template {template}: holds something else than an object")
     errors = [
         f"{key!r} does not belong there: {reason}"
         for key, reason in _NOT_IN_TEMPLATE.items()
         if key in values
     ]
-    for key in ("gradient_clipping", "torch_autocast", "zero_optimization"):
-        if key not in values:
-            errors.append(f"{key!r} is missing")
+    if "gradient_clipping" not in values:
+        errors.append("'gradient_clipping' is missing")
+    for section, key in (("torch_autocast", "enabled"), ("zero_optimization", "stage")):
+        if not isinstance(values.get(section), dict) or key not in values[section]:
+            errors.append(f"{section!r} with {key!r} in it is missing")
     raise_together(errors, f"DeepSpeed template {template}: cannot be used")
     values["gradient_clipping"] = train.gradient_clipping
     values["torch_autocast"]["enabled"] = train.precision == "bf16"
@@ -82,6 +87,8 @@ def verify_live(engine: Any, resolved: dict[str, Any], world_size: int) -> None:
 def _find_auto(value: Any, path: str) -> list[str]:
     if value == "auto":
         return [path]
-    if isinstance(value, dict):
-        return [p for key, inner in value.items() for p in _find_auto(inner, f"{path}.{key}")]
-    return []
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+    dot = "." if path else ""
+    return [p for key, inner in items for p in _find_auto(inner, f"{path}{dot}{key}")]

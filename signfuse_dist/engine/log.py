@@ -61,7 +61,7 @@ def _keep_until(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue  # a line cut short when the process was killed; its steps are run again
     part = path.with_suffix(".part")
     part.write_text("".join(kept), encoding="utf-8")

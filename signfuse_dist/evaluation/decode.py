@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +35,9 @@ class Translation:
     id: str
     text: str
     gate: NDArray[np.float32]
+
+
+Share = tuple[list[Translation], list[str]]  # one process's translations and faults
 
 
 class Translator:
@@ -93,10 +95,15 @@ def evaluate(run_folder: Path, split_name: str) -> Path:
     rank, world, device = _processes()
     translator = load_translator(run_folder, device)
     run = translator.run
+    find_preset(run.data.metric_preset, run.data.bleu_tokenizer)  # before hours of decoding
     split = open_split(run.shards(split_name), run.data)
-    found = {}
-    for part in _gathered(_own_translations(translator, split, rank, world), world):
-        found.update({translation.id: translation for translation in part})
+    found: dict[str, Translation] = {}
+    faults: list[str] = []
+    # Faults travel as well: a process that stopped by itself would leave the others waiting.
+    for translations, named in _gathered(_own_share(translator, split, rank, world), world):
+        found.update({translation.id: translation for translation in translations})
+        faults += named
+    raise_together(faults, f"{split.folder}: clips cannot be read")
     folder = run_folder / "evaluation" / split_name
     if rank == 0:
         _write(folder, run, split, found)
@@ -106,9 +113,7 @@ def evaluate(run_folder: Path, split_name: str) -> Path:
     return folder
 
 
-def _own_translations(
-    translator: Translator, split: Split, rank: int, world: int
-) -> list[Translation]:
+def _own_share(translator: Translator, split: Split, rank: int, world: int) -> Share:
     data, size = translator.run.data, translator.run.evaluation.batch_size
     lengths = np.array(split.lengths(data.max_frames))
     order = np.argsort(-lengths, kind="stable").tolist()
@@ -123,8 +128,7 @@ def _own_translations(
             faults += batch.faults
             done += translator.translate(batch)
             bar.update(len(batch.ids))
-    raise_together(faults, f"{split.folder}: clips cannot be read")
-    return done
+    return done, faults
 
 
 def _write(folder: Path, run: RunConfig, split: Split, found: dict[str, Translation]) -> None:
@@ -158,10 +162,9 @@ def _processes() -> tuple[int, int, torch.device]:
     return rank, world, torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _gathered(own: list[Translation], world: int) -> Iterator[Sequence[Translation]]:
+def _gathered(own: Share, world: int) -> list[Share]:
     if world == 1:
-        yield own
-        return
-    parts: list[list[Translation]] = [[] for _ in range(world)]
+        return [own]
+    parts: list[Share] = [([], [])] * world
     dist.all_gather_object(parts, own)
-    yield from parts
+    return parts

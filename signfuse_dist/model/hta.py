@@ -39,7 +39,8 @@ class TemporalAggregation(nn.Module):
             TimeScale(dim, kernel, stride) for kernel, stride in zip(kernels, strides, strict=True)
         )
         self.combine = nn.Linear(len(self.scales) * dim, dim)
-        self.query_key_value = nn.Linear(dim, 3 * dim)
+        # No bias, as in Eq. 6-7: softmax takes a bias of the keys away.
+        self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.output = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.models import get_model_weights
 
 from signfuse_dist.config import ModelConfig, RunConfig
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import read_state, write_folder
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.weights import load_exactly
 
 _WEIGHTS = "weights.safetensors"
+# What a stage may change of the one before: where the LLM is and how it is adapted and asked.
+_FREE = ("llm", "llm_dtype", "attention", "lora_targets", "lora_rank", "lora_alpha", "prompt",
+         "visual_weights")  # fmt: skip
+_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError,
+               SafetensorError)  # fmt: skip
 
 
 def build(config: ModelConfig, language: bool) -> tuple[SignFuse, TextTokenizer | None]:
@@ -55,8 +65,23 @@ def load_into(folder: Path, model: SignFuse, may_miss: tuple[str, ...] = ()) -> 
     ``may_miss``: components that the folder need not have. Raises UserError when a file is
     damaged or of another configuration.
     """
-    read_state(folder)
+    state = read_state(folder)
+    if _WEIGHTS not in state["files"]:
+        raise UserError(f"{folder}: its state.json lists no {_WEIGHTS}")
+    _refuse_another_model(state, model.built_from, folder)
     load_exactly(load_file(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS, may_miss)
+
+
+def _refuse_another_model(state: dict[str, Any], config: ModelConfig, folder: Path) -> None:
+    """Compare configurations: heads and strides change what weights mean and not their shapes."""
+    saved = state.get("config")
+    saved = saved.get("model") if isinstance(saved, dict) else None
+    if not isinstance(saved, dict):
+        raise UserError(f"{folder}: its state.json holds no configuration of a model")
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    differ = [k for k in now if k not in _FREE and saved.get(k) != now[k]]
+    errors = [f"model.{k} was {saved.get(k)!r}, is {now[k]!r}" for k in differ]
+    raise_together(errors, f"{folder} was trained with another model configuration")
 
 
 def load_visual_weights(model: SignFuse, config: ModelConfig) -> None:
@@ -66,7 +91,15 @@ def load_visual_weights(model: SignFuse, config: ModelConfig) -> None:
         return
     state = _imagenet(config.visual_backbone) if source == "imagenet" else _weights_of(source)
     state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    load_exactly(state, model.visual.backbone.state_dict(), model.visual.backbone, Path(source))
+    backbone = model.visual.backbone
+    load_exactly(
+        _without_counters(state), _without_counters(backbone.state_dict()), backbone, Path(source)
+    )
+
+
+def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop what some files of ImageNet weights have and others have not, and nothing reads."""
+    return {n: tensor for n, tensor in state.items() if not n.endswith(".num_batches_tracked")}
 
 
 def _imagenet(backbone: str) -> dict[str, Tensor]:
@@ -88,7 +121,16 @@ def _weights_of(source: str) -> dict[str, Tensor]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"model.visual_weights={source}: no such file (nor the word imagenet)")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as e:
+        raise UserError(f"model.visual_weights={source}: cannot be read: {_first_line(e)}") from e
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise UserError(f"model.visual_weights={source}: holds no mapping of names to tensors")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

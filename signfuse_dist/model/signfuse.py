@@ -62,6 +62,7 @@ class SignFuse(nn.Module):
         to count parameters.
         """
         super().__init__()
+        self.built_from = config
         make_norm = _step_norm(config)
         self.visual = VisualStream(
             ResNet(config.visual_backbone, config.visual_width, config.visual_norm),

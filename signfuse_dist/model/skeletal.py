@@ -46,8 +46,14 @@ class SpatialTemporalBlock(nn.Module):
         super().__init__()
         self.spatial = SpatialGraphConv(in_channels, out_channels, adjacency)
         self.spatial_norm = make_norm(out_channels)
+        # No bias: the norm takes it away, and Adam would walk it along rounding noise.
         self.temporal = nn.Conv2d(
-            out_channels, out_channels, (kernel, 1), (stride, 1), (kernel // 2, 0)
+            out_channels,
+            out_channels,
+            (kernel, 1),
+            (stride, 1),
+            (kernel // 2, 0),
+            bias=False,
         )
         self.temporal_norm = make_norm(out_channels)
         self.stride = stride

@@ -98,7 +98,10 @@ class VisualStream(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.conv = nn.Conv1d(backbone.output_dim, dim, kernel, stride, padding=kernel // 2)
+        # No bias: the norm takes it away, and Adam would walk it along rounding noise.
+        self.conv = nn.Conv1d(
+            backbone.output_dim, dim, kernel, stride, padding=kernel // 2, bias=False
+        )
         self.norm = norm
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
@@ -115,7 +118,10 @@ class VisualStream(nn.Module):
         Returns:
             ``[batch, steps, dim]``.
         """
-        features = self.backbone((frames.to(self.mean.dtype) / 255 - self.mean) / self.std)
+        # Contiguous: decoded frames arrive with the channels last, and torch 2.15 on CPU corrupts
+        # the heap in the backward pass of a strided 1x1 convolution over 4 such channels.
+        images = frames.contiguous().to(self.mean.dtype)
+        features = self.backbone((images / 255 - self.mean) / self.std)
         mask = length_mask(frame_lengths, int(frame_lengths.max()))
         padded = features.new_zeros(*mask.shape, features.shape[-1])
         padded[mask] = features

@@ -1,0 +1,175 @@
+"""Training as a user starts it: `accelerate launch`, DeepSpeed ZeRO-2, two CPU processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NUM_TRAIN, Project  # tests/integration/conftest.py
+from safetensors.torch import load_file
+from torch import Tensor
+
+from signfuse_dist import stages
+from signfuse_dist.config_load import load_run
+from signfuse_dist.data.loader import ClipBatches, open_split
+from signfuse_dist.engine.optim import make_optimizer, set_learning_rate
+from signfuse_dist.errors import UserError
+from signfuse_dist.files import read_state
+from signfuse_dist.model import saved
+from signfuse_dist.plan import learning_rate, make_plan, micro_batches
+
+STEPS = NUM_TRAIN // 4
+
+
+def weights(output: Path, stage: str) -> dict[str, Tensor]:
+    return load_file(output / "small" / stage / "model" / "weights.safetensors")
+
+
+def log(output: Path, stage: str) -> list[dict[str, float]]:
+    text = (output / "small" / stage / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[n].double() - other[n].double()).abs().max()) for n in one)
+
+
+@pytest.fixture(scope="session")
+def two_processes(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three stages on two processes, undisturbed."""
+    output = tmp_path_factory.mktemp("two")
+    for stage in stages.TRAINABLE:
+        project.train(output, 2, f"stage={stage}")
+    return output
+
+
+def follow(output: Path, source: Path, stage: str) -> None:
+    """Let a stage in ``output`` start from the stage that ``source`` has trained."""
+    before = stages.PREVIOUS[stage]  # type: ignore[index]
+    if before is not None:
+        (output / "small").mkdir()
+        (output / "small" / before).symlink_to(source / "small" / before)
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "alignment", "finetune"])
+def test_one_process_gives_the_losses_and_weights_of_two(
+    project: Project, two_processes: Path, tmp_path: Path, stage: str
+) -> None:
+    follow(tmp_path, two_processes, stage)
+    project.train(tmp_path, 1, f"stage={stage}", "train.micro_batch_size=4")
+    assert furthest(weights(tmp_path, stage), weights(two_processes, stage)) <= 1e-6
+    ours, theirs = log(tmp_path, stage), log(two_processes, stage)
+    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    for one, two in zip(ours, theirs, strict=True):
+        assert one["total"] == pytest.approx(two["total"], abs=1e-6)
+        assert one["gradient_norm"] == pytest.approx(two["gradient_norm"], rel=1e-4)
+
+
+def test_gradient_accumulation_gives_the_weights_of_one_batch(
+    project: Project, two_processes: Path, tmp_path: Path
+) -> None:
+    follow(tmp_path, two_processes, "alignment")
+    project.train(tmp_path, 1, "stage=alignment", "train.micro_batch_size=2")
+    assert furthest(weights(tmp_path, "alignment"), weights(two_processes, "alignment")) <= 1e-6
+
+
+def test_zero2_on_two_processes_is_plain_adamw_on_one(
+    project: Project, two_processes: Path
+) -> None:
+    """The same steps in a bare PyTorch loop, with the clip active, on the last stage."""
+    run = load_run(project.experiment, "finetune", [f"train.output={two_processes}"])
+    torch.manual_seed(run.train.seed)
+    model, tokenizer = saved.build(run.model, language=True)
+    saved.load_into(run.folder.with_name("alignment") / "model", model)
+    stages.prepare(model, "finetune", run.model)
+    stages.set_mode(model, "finetune")
+    assert tokenizer is not None
+    split = open_split(run.shards("train"), run.data)
+    train = run.to_dict()["train"] | {"micro_batch_size": 4}
+    plan = make_plan(NUM_TRAIN, run.stage, type(run.train)(**train), 1)
+    places = list(micro_batches(plan, run.train.seed, split.lengths(64), 0, 0))
+    dataset = ClipBatches(split, places, run.data.max_frames, tokenizer.encode)
+    objective = stages.StageObjective("finetune", run.loss)
+    optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
+    clipped = 0
+    for step in range(STEPS):
+        set_learning_rate(optimizer, learning_rate(step, plan, run.stage.learning_rate))
+        batch = dataset[step]
+        sums, counts = objective(model, batch), objective.counts(batch)
+        optimizer.zero_grad()
+        torch.stack([objective.weights[n] * sums[n] / counts[n] for n in sums]).sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in model.parameters() if p.requires_grad], run.train.gradient_clipping
+        )
+        clipped += int(norm > run.train.gradient_clipping)
+        optimizer.step()
+    assert clipped > 0
+    assert furthest(saved.own_state(model), weights(two_processes, "finetune")) <= 1e-5
+
+
+def test_killed_in_the_middle_a_stage_ends_with_the_weights_of_an_undisturbed_run(
+    project: Project, two_processes: Path, tmp_path: Path
+) -> None:
+    follow(tmp_path, two_processes, "finetune")
+    metrics = tmp_path / "small" / "finetune" / "metrics.jsonl"
+    words = ["stage=finetune"]
+    project.train_until_killed(
+        tmp_path,
+        2,
+        lambda: metrics.exists() and len(metrics.read_bytes().splitlines()) >= 3,
+        *words,
+    )
+    assert not (tmp_path / "small" / "finetune" / "model").exists()
+    printed = project.train(tmp_path, 2, *words)
+    assert "resuming after step 2 of 5" in printed or "resuming after step 4 of 5" in printed
+    assert furthest(weights(tmp_path, "finetune"), weights(two_processes, "finetune")) == 0.0
+    assert [line["step"] for line in log(tmp_path, "finetune")] == list(range(1, STEPS + 1))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    project: Project, two_processes: Path, tmp_path: Path
+) -> None:
+    from signfuse_dist.engine.checkpoint import latest
+    from signfuse_dist.files import write_folder
+
+    for step in (2, 4):
+        write_folder(
+            tmp_path / f"step_{step:08d}",
+            {"weights.safetensors": lambda path: path.write_bytes(b"weights")},
+            {"step": step},
+        )
+    said: list[str] = []
+    assert latest(tmp_path, said.append) == (tmp_path / "step_00000004", 4)
+    (tmp_path / "step_00000004" / "weights.safetensors").write_bytes(b"weightz")
+    assert latest(tmp_path, said.append) == (tmp_path / "step_00000002", 2)
+    assert "step_00000004" in said[0]
+    assert "damaged" in said[0]
+
+
+def test_a_run_folder_describes_the_run_and_is_not_overwritten(
+    project: Project, two_processes: Path
+) -> None:
+    folder = two_processes / "small" / "finetune"
+    resolved = json.loads((folder / "ds_config.json").read_text())
+    assert resolved["train_micro_batch_size_per_gpu"] == 2
+    assert resolved["zero_optimization"]["stage"] == 2
+    assert '"auto"' not in (folder / "ds_config.json").read_text()
+    assert json.loads((folder / "plan.json").read_text())["total_steps"] == STEPS
+    assert json.loads((folder / "versions.json").read_text())["deepspeed"]
+    assert read_state(folder / "model")["stage"] == "finetune"
+    from signfuse_dist.train import open_folder
+
+    other = load_run(
+        project.experiment, "finetune", [f"train.output={two_processes}", "train.seed=1"]
+    )
+    with pytest.raises(UserError, match=r"train\.seed was 0, is 1"):
+        open_folder(other, make_plan(NUM_TRAIN, other.stage, other.train, 2), None, main=True)
+
+
+def test_a_stage_whose_stage_before_is_missing_says_which(project: Project, tmp_path: Path) -> None:
+    printed = project.train(tmp_path, 1, "stage=alignment", "train.micro_batch_size=4", status=1)
+    assert "train it first (stage=contrastive)" in printed
+    assert "Traceback" not in printed.split("ChildFailedError")[0].split("Traceback")[0]

@@ -1,0 +1,163 @@
+"""Small models, language models and batches for the tests; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from signfuse_dist.batch import SignBatch
+from signfuse_dist.config import ModelConfig
+from signfuse_dist.skeleton import NUM_JOINTS
+
+VOCABULARY = 23
+FRAME_SIZE = 32
+PROMPT = "translate the sign"
+WORDS = ("<s>", "</s>", "translate", "the", "sign", "i", "see", "a", "cat", "dog", "and", "<unk>")
+
+
+def small_config(**changes: Any) -> ModelConfig:
+    """Return a model of every part of the paper's, narrow."""
+    values: dict[str, Any] = {
+        "llm": "made-in-the-test",
+        "llm_dtype": "float32",
+        "lora_targets": ("q_proj", "v_proj"),
+        "attention": "sdpa",
+        "visual_backbone": "resnet10",
+        "visual_width": 4,
+        "visual_norm": "group",
+        "visual_weights": None,
+        "norm": "layer",
+        "dim": 16,
+        "skeletal_channels": (4, 6, 8, 16),
+        "fusion_layers": 2,
+        "num_heads": 2,
+        "pooled_length": 7,
+        "num_sign_tokens": 3,
+        "lora_rank": 2,
+        "lora_alpha": 4,
+        **changes,
+    }
+    return ModelConfig(**values)
+
+
+def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Move every parameter and running statistic off its start, so that none is 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.2 * noise.to(parameter.dtype))
+        for name, buffer in module.named_buffers():
+            drawn = torch.rand(buffer.shape, generator=generator, dtype=torch.float64)
+            if name.endswith("running_mean"):
+                buffer.copy_(drawn - 0.5)
+            elif name.endswith("running_var"):
+                buffer.copy_(drawn + 0.5)
+    return module
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip as the tests draw it; ``counted`` False makes its weight zero."""
+
+    name: str
+    frames: Tensor
+    pose: Tensor
+    joint_mask: Tensor
+    tokens: Tensor
+    counted: bool = True
+
+
+def draw_clips(lengths: Sequence[int], seed: int = 0) -> list[Example]:
+    """Draw clips of the given numbers of frames, with joints missing and texts of 1 to 5 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    clips = []
+    for i, length in enumerate(lengths):
+        shape = (length, 3, FRAME_SIZE, FRAME_SIZE)
+        mask = torch.rand(length, NUM_JOINTS, generator=generator) < 0.8
+        pose = torch.rand(length, NUM_JOINTS, 2, generator=generator) * mask[..., None]
+        frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        tokens = torch.randint(2, VOCABULARY, (1 + (2 * i) % 5,), generator=generator)
+        clips.append(Example(f"clip {i}", frames, pose, mask, tokens))
+    return clips
+
+
+def join(clips: Sequence[Example]) -> SignBatch:
+    """Collate clips; what lies beyond a clip's end is rubbish, so that reading it shows."""
+    longest = max(len(clip.pose) for clip in clips)
+    most = max(len(clip.tokens) for clip in clips)
+    pose = torch.full((len(clips), longest, NUM_JOINTS, 2), 7.0)
+    mask = torch.ones(len(clips), longest, NUM_JOINTS, dtype=torch.bool)
+    tokens = torch.full((len(clips), most), VOCABULARY - 1)
+    for i, clip in enumerate(clips):
+        pose[i, : len(clip.pose)], mask[i, : len(clip.pose)] = clip.pose, clip.joint_mask
+        tokens[i, : len(clip.tokens)] = clip.tokens
+    return SignBatch(
+        ids=tuple(clip.name if clip.counted else "" for clip in clips),
+        frames=torch.cat([clip.frames for clip in clips]),
+        pose=pose,
+        joint_mask=mask,
+        frame_lengths=torch.tensor([len(clip.pose) for clip in clips]),
+        weight=torch.tensor([float(clip.counted) for clip in clips]),
+        tokens=tokens,
+        text_lengths=torch.tensor([len(clip.tokens) for clip in clips]),
+    )
+
+
+def tiny_llama(dim: int = 12, seed: int = 0) -> Any:
+    """Return a random Llama of two layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=dim, intermediate_size=2 * dim, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def tiny_gpt2(dim: int = 12, seed: int = 0) -> Any:
+    """Return a random GPT-2 of two layers: unlike Llama's, its arithmetic is float64 throughout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=dim, n_layer=2, n_head=2, n_positions=64,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=0, eos_token_id=1, initializer_range=0.3,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+def tiny_tokenizer() -> Any:
+    """Return a word tokenizer that begins every text with ``<s>``, as LLaMA's does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def small_model(seed: int = 0, **changes: Any) -> Any:
+    """Return a scrambled SignFuse around a tiny Llama, in evaluation mode."""
+    from signfuse_dist.model.llm import LanguageModel
+    from signfuse_dist.model.signfuse import SignFuse
+
+    torch.manual_seed(seed)
+    llm = LanguageModel(tiny_llama(seed=seed), [0, 2, 3, 4])
+    model = SignFuse(small_config(**changes), llm)
+    for name, part in model.named_children():
+        if name != "language_model":
+            scramble(part, seed)
+    return model.eval()

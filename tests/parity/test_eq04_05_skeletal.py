@@ -1,0 +1,165 @@
+"""Eq. 4-5: the ST-GCN against matrix products written out for each frame and partition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from model_factory import draw_clips, join, scramble
+from torch import Tensor, nn
+
+from signfuse_dist.model.norm import StepNorm, SyncBatchNorm
+from signfuse_dist.model.skeletal import SkeletalStream, SpatialGraphConv, SpatialTemporalBlock
+from signfuse_dist.skeleton import NUM_JOINTS, partitioned_adjacency
+
+KERNEL = 9
+
+
+def _printed_adjacency() -> Tensor:
+    """D^-1/2 (A + I) D^-1/2 for each partition, with the matrices as Eq. 4 prints them."""
+    out = []
+    for adjacency in torch.from_numpy(partitioned_adjacency()):
+        connected = adjacency + torch.eye(NUM_JOINTS, dtype=torch.float64)
+        degrees = torch.diag(connected.sum(dim=1) ** -0.5)
+        out.append(degrees @ connected @ degrees)
+    return torch.stack(out)
+
+
+def _make_exact(module: nn.Module) -> nn.Module:
+    """Put the graph in float64: the module holds it as float32 constants."""
+    for part in module.modules():
+        if isinstance(part, SpatialGraphConv):
+            torch.testing.assert_close(
+                part.adjacency.double(), _printed_adjacency(), rtol=1e-6, atol=1e-7
+            )
+            part.adjacency = _printed_adjacency()
+    return module
+
+
+def _spatial(frames: Tensor, conv: SpatialGraphConv) -> Tensor:
+    """The sum of Eq. 4 for one clip, ``[frames, joints, in]`` to ``[frames, joints, out]``."""
+    graph, weights = _printed_adjacency(), conv.weight.weight[:, :, 0, 0]
+    partitions = weights.chunk(3, dim=1)  # W_k transposed, side by side
+    rows = []
+    for frame in frames:
+        rows.append(sum(graph[k] @ frame @ partitions[k].T for k in range(3)))
+    return torch.stack(rows)
+
+
+def _temporal(frames: Tensor, conv: nn.Conv2d, stride: int) -> Tensor:
+    num_frames, rows = len(frames), []
+    for step in range(-(-num_frames // stride)):
+        total: Any = conv.bias
+        for k in range(KERNEL):
+            frame = stride * step + k - KERNEL // 2
+            if 0 <= frame < num_frames:
+                total = total + frames[frame] @ conv.weight[:, :, k, 0].T
+        rows.append(total.expand(NUM_JOINTS, -1))
+    return torch.stack(rows)
+
+
+def _norm(clips: list[Tensor], norm: Any) -> list[Tensor]:
+    every = torch.cat([clip.flatten(0, 1) for clip in clips])
+    out = []
+    for clip in clips:
+        if isinstance(norm, StepNorm):
+            mean = clip.mean((1, 2), keepdim=True)
+            variance = clip.var((1, 2), correction=0, keepdim=True)
+        elif norm.training:
+            mean, variance = every.mean(0), every.var(0, correction=0)
+        else:
+            mean, variance = norm.running_mean, norm.running_var
+        out.append((clip - mean) / (variance + 1e-5) ** 0.5 * norm.weight + norm.bias)
+    return out
+
+
+def _block(clips: list[Tensor], block: Any) -> list[Tensor]:
+    """One ST-GCN layer, ``[frames, joints, in]`` each, all clips for the norms' statistics."""
+    inner = _norm([_spatial(clip, block.spatial) for clip in clips], block.spatial_norm)
+    inner = [_temporal(torch.relu(x), block.temporal, block.stride) for x in inner]
+    out = []
+    for clip, x in zip(clips, _norm(inner, block.temporal_norm), strict=True):
+        skip = clip
+        if isinstance(block.residual, nn.Conv2d):
+            matrix = block.residual.weight[:, :, 0, 0].T
+            skip = torch.stack([f @ matrix + block.residual.bias for f in clip[:: block.stride]])
+        out.append(torch.relu(x + skip))
+    return out
+
+
+def _coordinates(clips: list[Any], norm: Any) -> list[Tensor]:
+    """Joints from -1 to 1 in the square frame, each coordinate normalised; a missing joint is 0."""
+    inputs = [(2 * c.pose.double() - 1) * c.joint_mask[..., None] for c in clips]
+    normalised = _norm([x.reshape(-1, 1, 2 * NUM_JOINTS) for x in inputs], norm)
+    return [
+        x.reshape(-1, NUM_JOINTS, 2) * clip.joint_mask[..., None]
+        for x, clip in zip(normalised, clips, strict=True)
+    ]
+
+
+def test_the_spatial_sum_of_equation_4() -> None:
+    conv = SpatialGraphConv(2, 5, _printed_adjacency()).double()
+    x = torch.randn(3, NUM_JOINTS, 2, dtype=torch.float64, requires_grad=True)
+    found = conv(x.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    expected = _spatial(x, conv)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    probe = torch.randn_like(found)
+    weights = [x, conv.weight.weight]
+    for a, b in zip(
+        torch.autograd.grad((found * probe).sum(), weights),
+        torch.autograd.grad((expected * probe).sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 11])
+def test_a_layer_is_spatial_then_temporal_with_norms_and_a_residual(
+    num_frames: int, stride: int
+) -> None:
+    channels = 3 if stride == 1 else 4
+    block = SpatialTemporalBlock(3, channels, KERNEL, stride, _printed_adjacency(), SyncBatchNorm)
+    scramble(block.double()).eval()
+    x = torch.randn(num_frames, NUM_JOINTS, 3, dtype=torch.float64)
+    found, lengths = block(x.permute(2, 0, 1)[None], torch.tensor([num_frames]), torch.ones(1))
+    (expected,) = _block([x], block)
+    assert lengths.tolist() == [-(-num_frames // stride)]
+    torch.testing.assert_close(found[0].permute(1, 2, 0), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", [SyncBatchNorm, StepNorm])
+def test_equation_5_of_clips_of_odd_lengths(kind: type[Any], training: bool) -> None:
+    stream = SkeletalStream((4, 3, 5, 6), (1, 1, 2, 1), KERNEL, kind).double()
+    scramble(_make_exact(stream)).train(training)
+    clips = draw_clips([7, 1, 3])
+    batch = join(clips)
+    found = stream(batch.pose.double(), batch.joint_mask, batch.frame_lengths, batch.weight)
+    layers = _coordinates(clips, stream.input_norm)
+    for block in stream.blocks:
+        layers = _block(layers, block)
+    expected = [layer.mean(dim=1) for layer in layers]
+    assert found.shape == (3, 4, 6)
+    probes = [torch.randn_like(e) for e in expected]
+    ours, naive = torch.zeros(()).double(), torch.zeros(()).double()
+    for i, (right, probe) in enumerate(zip(expected, probes, strict=True)):
+        real = found[i, : len(right)]
+        torch.testing.assert_close(real, right, rtol=1e-8, atol=1e-8)
+        assert not found[i, len(right) :].any()
+        ours, naive = ours + (real * probe).sum(), naive + (right * probe).sum()
+    weights = list(stream.parameters())
+    for a, b in zip(*(torch.autograd.grad(x, weights) for x in (ours, naive)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+def test_a_missing_joint_does_not_depend_on_what_is_written_there() -> None:
+    stream = scramble(SkeletalStream((4, 6), (2, 1), KERNEL, StepNorm)).eval()
+    batch = join(draw_clips([5]))
+    moved = batch.pose.masked_fill(~batch.joint_mask[..., None], 3.0)
+    found = [
+        stream(pose, batch.joint_mask, batch.frame_lengths, batch.weight)
+        for pose in (batch.pose, moved)
+    ]
+    assert torch.equal(*found)

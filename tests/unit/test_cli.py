@@ -1,0 +1,362 @@
+"""The command `signfuse` as a user meets it: help, errors, statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from little_clips import write_corpus
+
+from signfuse_dist import cli, launching
+from signfuse_dist.cli import main
+from signfuse_dist.data.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    PackConfig,
+    Packing,
+    ShardEntry,
+    manifest_bytes,
+)
+from signfuse_dist.skeleton import JOINT_LAYOUT
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
+COMMANDS = ("check", "pack", "verify", "train", "evaluate", "score", "report", "translate")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    """The word that points at a split of 40 clips, written as far as the plan looks at it."""
+    folder = tmp_path / "shards" / "train"
+    folder.mkdir(parents=True)
+    (folder / "shard-000000.tar").write_bytes(b"x" * 512)
+    packing = Packing(
+        "synthetic", "corpus", "train", JOINT_LAYOUT, "synthetic", "1",
+        PackConfig(frame_size=64, fps=10.0), "0" * 64,
+    )  # fmt: skip
+    shard = ShardEntry("shard-000000.tar", "0" * 64, 512, 40, 400)
+    manifest = Manifest(packing, (shard,), 40, 40, 400, 0, 0, "0")
+    (folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
+    return f"data.shards={tmp_path / 'shards'}"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run a command that a user got wrong; return the one message."""
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def misread(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run a command line that cannot be parsed."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "error: " in error
+    return error
+
+
+def told(text: str, name: str) -> bool:
+    """Whether the line of an argument says more than its name and that of its value."""
+    (line,) = re.findall(rf"^  {re.escape(name)}.*$", text, re.MULTILINE)
+    return re.search(r"\S {2,}\S", line) is not None
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_subcommand_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: signfuse {command}")
+    description = text.partition("\n\n")[2].partition("\n\n")[0]
+    assert len(description.split()) >= 8
+    arguments = re.findall(r"^  (\S+).*((?:\n {10,}.*)*)", text, re.MULTILINE)
+    untold = [name for name, more in arguments if not more and not told(text, name)]
+    assert untold == []
+
+
+def test_the_command_lists_its_subcommands_each_with_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert re.search(rf"^    {command}\s+\w+ \w+", text, re.MULTILINE), command
+
+
+def test_a_command_line_that_makes_no_sense_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "COMMAND" in misread(capsys)
+    assert "invalid choice: 'pakc'" in misread(capsys, "pakc")
+    assert "--world-size" in misread(capsys, "check", DEMO)
+    assert "--wrld" in misread(capsys, "check", DEMO, "--world-size", "2", "--wrld", "3")
+    assert "surplus" in misread(capsys, "verify", "folder", "--workers", "0", "surplus")
+
+
+def checked(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["check", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_overrides_stand_before_and_after_the_options(
+    shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size, seed, four = "train.micro_batch_size=2", "train.seed=7", ("--world-size", "4")
+    told = checked(capsys, DEMO, shards, size, seed, *four)
+    assert "4 processes x 2 clips x 2 accumulated = 16 a step" in told
+    assert "seed: 7" in told
+    assert checked(capsys, DEMO, *four, shards, size, seed) == told
+    assert checked(capsys, DEMO, shards, *four, size, seed) == told
+    assert checked(capsys, *four, DEMO, shards, size, seed) == told
+    assert "seed: 9" in checked(capsys, DEMO, shards, size, seed, *four, "train.seed=9")
+
+
+def test_one_stage_can_be_checked(shards: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = checked(capsys, DEMO, shards, "--world-size", "2", "stage=alignment")
+    assert "stage alignment" in told
+    assert "stage finetune" not in told
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_what_does(
+    shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(capsys, "check", DEMO, shards, "--world-size", "4")
+    assert "train.global_batch_size 16 does not divide by train.micro_batch_size 8 x 4" in error
+    assert "train.micro_batch_size of 1, 2, 4 divides" in error
+    assert error.count("does not divide") == 1, "said once, not once a stage"
+    error = refused(capsys, "check", DEMO, shards, "--world-size", "3")
+    assert "number of processes that divides 16" in error
+
+
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_no_processes_are_too_few(
+    shards: str, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(capsys, "check", DEMO, shards, f"--world-size={size}")
+    assert f"--world-size {size}" in error
+
+
+def test_unknown_keys_are_refused_together_each_with_a_suggestion(
+    shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("train.sed=1", "modle.dim=16", "stage.epochs=0")
+    error = refused(capsys, "check", DEMO, shards, "--world-size", "2", *words)
+    assert "unknown key 'sed'; did you mean 'seed'?" in error
+    assert "no section 'modle'; did you mean 'model'?" in error
+    assert "stage.epochs: 0 is not at least 1" in error
+
+
+@pytest.mark.parametrize("fps", ["0", "-25", "0.0", ".nan"])
+def test_a_frame_rate_that_is_none_is_refused(
+    shards: str, fps: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(capsys, "check", DEMO, shards, f"data.fps={fps}", "--world-size", "2")
+    assert "data.fps: " in error
+
+
+@pytest.mark.parametrize("fps", ["25", "12.5", "null"])
+def test_a_frame_rate_or_that_of_the_videos_is_accepted(
+    shards: str, fps: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "fps: " in checked(capsys, DEMO, shards, f"data.fps={fps}", "--world-size", "2")
+
+
+def test_an_experiment_or_shards_that_are_not_there_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nothing.yaml" in refused(capsys, "check", "nothing.yaml", "--world-size", "2")
+    error = refused(capsys, "check", DEMO, f"data.shards={tmp_path}", "--world-size", "2")
+    assert str(tmp_path / "train" / MANIFEST_NAME) in error
+    assert "signfuse pack" in error
+
+
+def test_check_answers_within_three_seconds_and_without_torch(shards: str) -> None:
+    program = (
+        "import sys; from signfuse_dist.cli import main; status = main(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'accelerate', 'deepspeed'} & set(sys.modules);"
+        "sys.exit(status)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-c", program, "check", DEMO, shards, "--world-size", "2"],
+        cwd=ROOT, check=True, timeout=60, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Time of the processor, so that a busy machine does not count.
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 3
+
+
+def test_a_user_meets_a_message_and_never_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "signfuse_dist.cli", "verify", str(tmp_path / "nowhere")],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'nowhere'}: no such folder of shards\n"
+
+
+def test_ctrl_c_is_answered_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_verify", interrupted)
+    assert main(["verify", "folder"]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.fixture
+def packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A split packed by the command."""
+    table, out = write_corpus(tmp_path / "corpus", 3), tmp_path / "packed"
+    words = ["pack", "table", "--root", str(table), "--split", "train", "--out", str(out)]
+    assert main([*words, "--workers", "0", "--frame-size", "32", "--clips-per-shard", "2"]) == 0
+    assert "train: 3 rows = 3 packed + 0 dropped" in capsys.readouterr().out
+    return out
+
+
+def test_pack_makes_what_verify_finds_whole(
+    packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((packed / MANIFEST_NAME).read_text(encoding="utf-8"))
+    assert manifest["settings"]["frame_size"] == 32
+    assert len(manifest["shards"]) == 2
+    assert main(["verify", str(packed), "--workers", "0"]) == 0
+    assert f"{packed}: whole" in capsys.readouterr().out
+
+
+def test_verify_names_every_fault_and_ends_with_status_1(
+    packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (packed / "shard-000001.index.json").unlink()
+    tar = packed / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    assert main(["verify", str(packed), "--workers", "0"]) == 1
+    out = capsys.readouterr().out
+    assert "shard-000000.tar: torn" in out
+    assert "shard-000001.index.json" in out
+    assert out.splitlines()[-1] == f"{packed}: {len(out.splitlines()) - 1} faults"
+
+
+def test_pack_says_what_is_wrong_with_what_it_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = str(write_corpus(tmp_path / "corpus", 1))
+
+    def told(*words: str, corpus: str = "table", root: str = table) -> str:
+        place = ("--root", root, "--split", "train", "--out", str(tmp_path / "out"))
+        return refused(capsys, "pack", corpus, *place, "--workers", "0", *words)
+
+    assert "jpeg_quality 0" in told("--jpeg-quality", "0")
+    assert "fps -1.0" in told("--fps", "-1")
+    assert "absent.tsv" in told(root=str(tmp_path / "absent.tsv"))
+    assert "tabel" in told(corpus="tabel")
+
+
+def test_score_prints_figures_with_signatures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "the cat sees the dog and the bird\n"
+    (tmp_path / "ours.txt").write_text(text)
+    (tmp_path / "theirs.txt").write_text(text)
+    files = ["--hypotheses", str(tmp_path / "ours.txt"), "--references"]
+    assert main(["score", *files, str(tmp_path / "theirs.txt"), "--preset", "sacrebleu"]) == 0
+    out = capsys.readouterr().out
+    assert "BLEU-4" in out
+    assert "100.0" in out
+    assert "tok:13a" in out
+    (tmp_path / "theirs.txt").write_text(2 * text)
+    words = ("score", *files, str(tmp_path / "theirs.txt"), "--preset")
+    assert "has 1 lines" in refused(capsys, *words, "sacrebleu")
+    assert "did you mean 'sacrebleu'" in refused(capsys, *words, "sacrableu")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What `train` would have started, with the status of each taken from nothing: 0."""
+    found: list[list[str]] = []
+
+    def launch(file: Path, num_processes: int | None, words: Sequence[str]) -> int:
+        found.append([file.name, str(num_processes), *words])
+        return 0
+
+    monkeypatch.setattr(launching, "_launch", launch)
+    return found
+
+
+LAUNCH = ("--launch", str(ROOT / "launch" / "cpu_zero2.yaml"))
+
+
+def test_train_starts_the_stages_in_order_with_the_words_it_was_given(
+    launched: list[list[str]], tmp_path: Path
+) -> None:
+    output = f"train.output={tmp_path}"
+    assert main(["train", DEMO, *LAUNCH, "--num-processes", "2", output, "train.seed=3"]) == 0
+    stages = ("contrastive", "alignment", "finetune")
+    words = [output, "train.seed=3"]
+    assert launched == [["cpu_zero2.yaml", "2", DEMO, f"stage={s}", *words] for s in stages]
+
+
+def test_train_goes_on_after_the_stages_that_are_finished(
+    launched: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "demo" / "contrastive" / "model").mkdir(parents=True)
+    assert main(["train", DEMO, *LAUNCH, f"train.output={tmp_path}"]) == 0
+    assert [words[3] for words in launched] == ["stage=alignment", "stage=finetune"]
+    assert "contrastive: already trained" in capsys.readouterr().out
+
+
+def test_train_stops_at_the_stage_that_does_not_finish(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launching, "_launch", lambda *words: 75)
+    assert main(["train", DEMO, *LAUNCH, f"train.output={tmp_path}"]) == 75
+    assert "stage contrastive did not finish" in capsys.readouterr().out
+
+
+def test_train_finds_an_error_of_the_last_stage_before_the_first_has_begun(
+    launched: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "configs"
+    (folder / "experiment").mkdir(parents=True)
+    for name in ("data", "model", "stage"):
+        (folder / name).symlink_to(ROOT / "configs" / name)
+    text = Path(DEMO).read_text(encoding="utf-8").replace("epochs: 12", "epochs: 0")
+    (folder / "experiment" / "wrong.yaml").write_text(text, encoding="utf-8")
+    error = refused(capsys, "train", str(folder / "experiment" / "wrong.yaml"), *LAUNCH)
+    assert "stage.epochs: 0 is not at least 1" in error
+    assert launched == []
+
+
+def test_train_refuses_a_launch_that_cannot_be(
+    launched: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no such file" in refused(capsys, "train", DEMO, "--launch", "nowhere.yaml")
+    assert "--num-processes 0" in refused(capsys, "train", DEMO, *LAUNCH, "--num-processes", "0")
+    assert launched == []
+
+
+def test_a_run_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "runs")
+    assert run in refused(capsys, "report", run, "--split", "test")
+    assert "holds no trained model" in refused(capsys, "evaluate", run, "--split", "test")
+    assert "holds no trained model" in refused(capsys, "translate", run, "video.mp4")
+    error = refused(capsys, "translate", run, "one.mp4", "two.mp4", "--joints", "one.npz")
+    assert "--joints names 1 files for 2 videos" in error

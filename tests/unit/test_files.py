@@ -1,0 +1,110 @@
+"""Folders and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signfuse_dist.errors import UserError
+from signfuse_dist.files import STATE, checksum, read_state, write_folder, write_text
+
+
+def write(folder: Path, content: bytes = b"content", **state: Any) -> Path:
+    write_folder(folder, {"a.bin": lambda path: path.write_bytes(content)}, {"step": 3, **state})
+    return folder
+
+
+def test_a_folder_holds_its_files_and_a_state_with_their_checksums(tmp_path: Path) -> None:
+    folder = write(tmp_path / "deep" / "folder", note="ein Wort: größer")
+    assert sorted(p.name for p in folder.iterdir()) == ["a.bin", STATE]
+    state = read_state(folder)
+    assert (state["version"], state["step"], state["note"]) == (1, 3, "ein Wort: größer")
+    assert state["files"] == {"a.bin": hashlib.sha256(b"content").hexdigest()}
+    assert [p.name for p in folder.parent.iterdir()] == ["folder"], "nothing is left over"
+
+
+def test_an_earlier_folder_is_replaced_whole(tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder")
+    (folder / "stray").write_text("old")
+    write(folder, b"new", step=4)
+    assert (folder / "a.bin").read_bytes() == b"new"
+    assert not (folder / "stray").exists()
+    assert read_state(folder)["step"] == 4
+
+
+def test_a_writer_that_fails_leaves_the_earlier_folder_as_it_was(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    folder = write(tmp_path / "folder")
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(folder, {"a.bin": fail}, {"step": 9})
+    assert read_state(folder)["step"] == 3
+    write(folder, b"after")  # and what the failed writer left is no obstacle
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_was_being_written_is_not_there(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def look(path: Path) -> None:
+        path.write_bytes(b"")
+        seen.append((tmp_path / "folder").exists())
+
+    write_folder(tmp_path / "folder", {"a.bin": look}, {})
+    assert seen == [False]
+    assert (tmp_path / "folder").exists()
+
+
+def test_a_changed_file_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder")
+    (folder / "a.bin").write_bytes(b"c0ntent")
+    with pytest.raises(UserError, match=r"a\.bin is damaged: its checksum differs"):
+        read_state(folder)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder")
+    (folder / "a.bin").unlink()
+    with pytest.raises(UserError, match=r"a\.bin is missing"):
+        read_state(folder)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", '{"step": 1}', '{"files": 3}',
+                                  '{"files": ["a.bin"]}', '{"files": null}'])  # fmt: skip
+def test_a_state_that_is_missing_or_no_state_is_named(tmp_path: Path, text: str | None) -> None:
+    folder = write(tmp_path / "folder")
+    (folder / STATE).unlink()
+    if text is not None:
+        (folder / STATE).write_text(text)
+    with pytest.raises(UserError, match=r"state\.json cannot be read"):
+        read_state(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", "sub/a.bin"])
+def test_a_state_cannot_name_a_file_of_another_folder(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path / "folder")
+    (tmp_path / "secret").write_bytes(b"content")
+    digest = hashlib.sha256(b"content").hexdigest()
+    (folder / STATE).write_text(json.dumps({"files": {name: digest}}))
+    with pytest.raises(UserError, match="is missing"):
+        read_state(folder)
+
+
+def test_a_text_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_text(path, "one")
+    write_text(path, "zwei: ß\n")
+    assert path.read_text(encoding="utf-8") == "zwei: ß\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_checksum_is_sha256_of_all_of_a_large_file(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4096 * 3 + b"end"  # more than two blocks
+    (tmp_path / "large").write_bytes(content)
+    assert checksum(tmp_path / "large") == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,253 @@
+"""Batches from packed shards: what is in them, and what happens to a clip that is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+
+from signfuse_dist.config import DataConfig
+from signfuse_dist.data.loader import ClipBatches, Split, batches, open_split, sampled_frames
+from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_bytes
+from signfuse_dist.data.shard import EncodedClip, write_shard
+from signfuse_dist.errors import UserError
+from signfuse_dist.plan import PADDING
+from signfuse_dist.skeleton import JOINT_LAYOUT, NUM_JOINTS
+
+SIZE, SHARD = 32, "shard-000000.tar"
+LENGTHS = (4, 1, 6, 3)  # frames of clip 0, 1, ...
+PACKING = Packing(
+    "table", "t.tsv", "train", JOINT_LAYOUT, "synthetic", "1", PackConfig(SIZE, 10.0), "0" * 64
+)
+
+
+def data_config(**changes: Any) -> DataConfig:
+    values = {
+        "corpus": "table", "shards": "shards", "train_split": "train", "dev_split": "dev",
+        "test_split": "test", "fps": 10.0, "frame_size": SIZE, "max_frames": 64,
+        "language": "en", "bleu_tokenizer": "13a", "metric_preset": "sacrebleu", **changes,
+    }  # fmt: skip
+    return DataConfig(**values)
+
+
+def clip(number: int, frames: int) -> EncodedClip:
+    """Every frame, joint and text says which clip it belongs to."""
+    pictures = np.full((frames, SIZE, SIZE, 3), 50 * number, dtype=np.uint8)
+    pictures += 5 * np.arange(frames, dtype=np.uint8)[:, None, None, None]
+    mask = np.ones((frames, NUM_JOINTS), dtype=bool)
+    mask[:, number] = False
+    pose = np.full((frames, NUM_JOINTS, 2), number + 1, dtype=np.float32) * mask[..., None]
+    record = {
+        "id": f"clip {number}", "text": "ab" * (number + 1), "num_frames": frames, "signer": None,
+        "flags": [], "split": "train",
+    }  # fmt: skip
+    return EncodedClip(record, [simplejpeg.encode_jpeg(p, 95) for p in pictures], pose, mask)
+
+
+def write_split(folder: Path, lengths: tuple[int, ...] = LENGTHS) -> Path:
+    folder.mkdir(exist_ok=True)
+    clips = [clip(i, n) for i, n in enumerate(lengths)]
+    index = write_shard(folder / SHARD, clips, PACKING)
+    entry, count = index.entry(), len(lengths)
+    manifest = Manifest(PACKING, (entry,), count, count, entry.num_frames, 0, 0, "0")
+    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+    return folder
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    return open_split(write_split(tmp_path / "train"), data_config())
+
+
+def encode(text: str) -> list[int]:
+    """A token a letter and an end token, 9."""
+    return [*(ord(letter) - ord("a") + 1 for letter in text), 9]
+
+
+def damage(split: Split, place: int, member: str, content: bytes, skip: int = 0) -> None:
+    """Overwrite bytes of one member in the tar; its size stays."""
+    offset, size = split.entries[place].members[member]
+    assert skip + len(content) <= size
+    with (split.folder / split.shards[place]).open("r+b") as file:
+        file.seek(offset + skip)
+        file.write(content)
+
+
+def test_a_batch_carries_the_real_frames_one_after_the_other_and_nothing_else(split: Split) -> None:
+    batch = ClipBatches(split, [[2, 0, 1]], 64, encode)[0]
+    assert batch.ids == ("clip 2", "clip 0", "clip 1")
+    assert batch.frame_lengths.tolist() == [6, 4, 1]
+    assert batch.frames.shape == (11, 3, SIZE, SIZE)
+    assert batch.frames.dtype == torch.uint8
+    levels = batch.frames.float().mean(dim=(1, 2, 3))
+    expected = [100 + 5 * i for i in range(6)] + [5 * i for i in range(4)] + [50]
+    assert levels.tolist() == pytest.approx(expected, abs=2)
+    assert batch.weight.tolist() == [1, 1, 1]
+    assert batch.faults == ()
+
+
+def test_joints_masks_and_tokens_stand_before_the_padding(split: Split) -> None:
+    batch = ClipBatches(split, [[2, 0]], 64, encode)[0]
+    assert batch.pose.shape == (2, 6, NUM_JOINTS, 2)
+    assert batch.pose.dtype == torch.float32
+    assert batch.joint_mask.dtype == torch.bool
+    assert (batch.pose[0, :, 3] == 3).all()
+    assert not batch.joint_mask[0, :, 2].any()
+    assert batch.joint_mask[1, :4].sum() == 4 * (NUM_JOINTS - 1)
+    assert not batch.joint_mask[1, 4:].any()
+    assert not batch.pose[1, 4:].any()
+    assert batch.text_lengths is not None
+    assert batch.tokens is not None
+    assert batch.text_lengths.tolist() == [7, 3]
+    assert batch.tokens.tolist() == [[1, 2, 1, 2, 1, 2, 9], [1, 2, 9, 0, 0, 0, 0]]
+
+
+def test_a_stage_without_an_llm_gets_no_tokens(split: Split) -> None:
+    batch = ClipBatches(split, [[0]], 64, None)[0]
+    assert batch.tokens is None
+    assert batch.text_lengths is None
+
+
+def test_a_padding_place_has_weight_zero_and_keeps_its_place(split: Split) -> None:
+    batch = ClipBatches(split, [[0, PADDING, 3]], 64, encode)[0]
+    assert batch.ids == ("clip 0", "", "clip 3")
+    assert batch.weight.tolist() == [1, 0, 1]
+    assert batch.frame_lengths.tolist() == [4, 1, 3]
+    assert not batch.frames[4].any()
+    assert not batch.joint_mask[1].any()
+    assert batch.text_lengths is not None
+    assert int(batch.text_lengths[1]) >= 1  # a length of zero would make an empty softmax
+    assert batch.faults == ()
+
+
+def test_a_batch_of_padding_alone_can_be_made(split: Split) -> None:
+    batch = ClipBatches(split, [[PADDING, PADDING]], 64, encode)[0]
+    assert batch.weight.tolist() == [0, 0]
+    assert batch.frames.shape == (2, 3, SIZE, SIZE)
+
+
+DAMAGES: dict[str, tuple[str, bytes, int]] = {
+    "a torn JPEG": ("jpegs", bytes(40), 0),
+    "no record": ("json", b"\xff\xfe{", 0),
+    "offsets that go backwards": ("offsets.npy", b"\xff" * 16, 136),
+    "no array": ("pose.npy", b"NOTNUMPY", 0),
+    "a joint at infinity": ("pose.npy", np.array([np.inf], np.float32).tobytes(), 128),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_clip_has_weight_zero_and_a_name_and_costs_no_other(
+    split: Split, name: str
+) -> None:
+    before = ClipBatches(split, [[0, 1, 3]], 64, encode)[0]
+    damage(split, 2, *DAMAGES[name])
+    batch = ClipBatches(split, [[0, 2, 1, 3]], 64, encode)[0]
+    assert batch.weight.tolist() == [1, 0, 1, 1]
+    assert batch.ids == ("clip 0", "", "clip 1", "clip 3")
+    (fault,) = batch.faults
+    assert "clip 2" in fault
+    assert SHARD in fault
+    assert "signfuse verify" in fault
+    kept = torch.cat([batch.frames[:4], batch.frames[5:]])
+    assert torch.equal(kept, before.frames)
+    assert torch.equal(batch.pose[[0, 2, 3]], before.pose)
+
+
+@pytest.mark.parametrize("change", [(b'"clip 2"', b'"clip 7"'), (b"ababab", b"abXbab"),
+                                    (b'frames": 6', b'frames": 3')])  # fmt: skip
+def test_a_record_that_is_not_the_indexed_one_is_a_fault(
+    split: Split, change: tuple[bytes, bytes]
+) -> None:
+    path = split.folder / SHARD
+    content = path.read_bytes()
+    offset, size = split.entries[2].members["json"]
+    record = content[offset : offset + size]
+    assert change[0] in record
+    damage(split, 2, "json", record.replace(*change))
+    batch = ClipBatches(split, [[0, 2]], 64, encode)[0]
+    assert batch.weight.tolist() == [1, 0]
+    assert len(batch.faults) == 1
+
+
+def test_a_torn_tar_is_refused_by_name_when_the_split_is_opened(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "train")
+    content = (folder / SHARD).read_bytes()
+    (folder / SHARD).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=rf"{SHARD}: torn: {len(content) // 2} of {len(content)}"):
+        open_split(folder, data_config())
+
+
+def test_a_tar_that_is_torn_after_it_was_opened_costs_its_clips_only(split: Split) -> None:
+    path, start = split.folder / SHARD, split.entries[2].members["jpegs"][0]
+    path.write_bytes(path.read_bytes()[: start + 10])
+    batch = ClipBatches(split, [[0, 1, 2, 3]], 64, encode)[0]
+    assert batch.weight.tolist() == [1, 1, 0, 0]
+    assert [fault.partition(":")[0] for fault in batch.faults] == ["clip 2", "clip 3"]
+
+
+@pytest.mark.parametrize(("num_frames", "most"), [(5, 5), (5, 8), (1, 1), (100, 7), (8, 7), (9, 1)])
+def test_sampled_frames_are_increasing_spread_and_always_the_same(
+    num_frames: int, most: int
+) -> None:
+    frames = sampled_frames(num_frames, most)
+    assert frames == sampled_frames(num_frames, most)
+    assert len(frames) == min(num_frames, most)
+    assert all(0 <= f < num_frames for f in frames)
+    steps = np.diff(frames)
+    assert (steps > 0).all()
+    assert len(steps) == 0 or steps.max() - steps.min() <= 1
+    if num_frames <= most:
+        assert frames == list(range(num_frames))
+
+
+def test_a_long_clip_is_sampled_frames_and_joints_alike(split: Split) -> None:
+    batch = ClipBatches(split, [[2]], 3, encode)[0]
+    assert batch.frame_lengths.tolist() == [3]
+    assert split.lengths(3) == [3, 1, 3, 3]
+    levels = batch.frames.float().mean(dim=(1, 2, 3))
+    assert levels.tolist() == pytest.approx([105, 115, 125], abs=2)
+    assert batch.pose.shape[1] == 3
+
+
+def test_a_clip_of_one_frame_is_a_batch_of_its_own(split: Split) -> None:
+    batch = ClipBatches(split, [[1]], 64, encode)[0]
+    assert batch.frame_lengths.tolist() == [1]
+    assert batch.frames.shape == (1, 3, SIZE, SIZE)
+    assert batch.weight.tolist() == [1]
+
+
+def test_a_split_packed_otherwise_is_refused_with_both_values(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "train")
+    with pytest.raises(UserError) as refused:
+        open_split(folder, data_config(frame_size=64, fps=25.0))
+    message = str(refused.value)
+    assert f"packed at frame_size {SIZE}, asked 64" in message
+    assert "packed at fps 10.0, asked 25.0" in message
+    assert str(folder) in message
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the split has no clips"):
+        open_split(write_split(tmp_path / "train", ()), data_config())
+
+
+def test_a_folder_that_was_not_packed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished split"):
+        open_split(tmp_path, data_config())
+
+
+def test_two_workers_give_the_batches_of_none(split: Split) -> None:
+    damage(split, 3, "jpegs", bytes(40))
+    dataset = ClipBatches(split, [[0, 1], [2, PADDING], [3, 0]], 4, encode)
+    alone, shared = list(batches(dataset, 0, False)), list(batches(dataset, 2, False))
+    assert len(alone) == len(shared) == 3
+    for one, two in zip(alone, shared, strict=True):
+        assert (one.ids, one.faults) == (two.ids, two.faults)
+        for name, value in vars(one).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, getattr(two, name)), name
+    assert len(shared[2].faults) == 1

@@ -1,0 +1,203 @@
+"""The plan: steps, rates, and which clips each process sees."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from signfuse_dist.config import StageConfig, TrainConfig
+from signfuse_dist.errors import UserError
+from signfuse_dist.plan import (
+    PADDING,
+    Plan,
+    divisors_that_fit,
+    epoch_order,
+    global_batch,
+    learning_rate,
+    make_plan,
+    micro_batches,
+    share_out,
+)
+
+STAGE = StageConfig(name="alignment", epochs=4, learning_rate=1e-3, warmup_epochs=1)
+
+
+def _train(micro: int, size: int = 8) -> TrainConfig:
+    return TrainConfig(
+        micro_batch_size=micro, global_batch_size=size, precision="fp32", gradient_clipping=1.0
+    )
+
+
+def _plan(num_clips: int = 21, micro: int = 2, world: int = 2) -> Plan:
+    return make_plan(num_clips, STAGE, _train(micro), world)
+
+
+def test_counts_follow_from_clips_batch_and_processes() -> None:
+    plan = _plan(num_clips=21, micro=2, world=2)
+    assert plan.accumulation == 2  # 8 = 2 clips x 2 processes x 2
+    assert plan.num_pairs == 4  # InfoNCE does not accumulate
+    assert plan.steps_per_epoch == 3
+    assert plan.total_steps == 12
+    assert plan.warmup_steps == 3
+
+
+def test_exactly_full_batches_need_no_extra_step() -> None:
+    assert _plan(num_clips=24).steps_per_epoch == 3
+    assert _plan(num_clips=25).steps_per_epoch == 4
+    assert _plan(num_clips=1).steps_per_epoch == 1
+
+
+def test_the_rate_warms_up_linearly_to_its_peak_and_falls_as_a_cosine_to_zero() -> None:
+    plan = make_plan(80, STAGE, _train(4), 2)  # 10 steps an epoch
+    rates = [learning_rate(step, plan, 1e-3) for step in range(plan.total_steps)]
+    assert rates[:10] == pytest.approx([1e-4 * (i + 1) for i in range(10)])
+    assert max(rates) == rates[10] == pytest.approx(1e-3)
+    assert rates[25] == pytest.approx(0.5e-3)  # half way down the 30 steps after warmup
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert 0 < rates[-1] < 1e-5
+    assert learning_rate(plan.total_steps, plan, 1e-3) == pytest.approx(0.0, abs=1e-12)
+    for step in range(10, 40):
+        printed = 1e-3 * (1 + math.cos(math.pi * (step - 10) / 30)) / 2
+        assert rates[step] == pytest.approx(printed)
+
+
+def test_without_warmup_the_first_step_has_the_peak() -> None:
+    stage = StageConfig(name="alignment", epochs=2, learning_rate=1e-3, warmup_epochs=0)
+    assert learning_rate(0, make_plan(8, stage, _train(4), 2), 1e-3) == pytest.approx(1e-3)
+
+
+def _seen(plan: Plan, lengths: list[int], start: int = 0) -> list[list[list[int]]]:
+    """Return, for each micro step, the clips of each rank."""
+    ranks = [list(micro_batches(plan, 7, lengths, r, start)) for r in range(plan.world_size)]
+    return [list(clips) for clips in zip(*ranks, strict=True)]
+
+
+def test_each_clip_is_seen_once_an_epoch_and_the_tail_is_padded_with_weight_zero() -> None:
+    plan, lengths = _plan(num_clips=21), [5 + i % 7 for i in range(21)]
+    micro = _seen(plan, lengths)
+    assert len(micro) == plan.total_steps * plan.accumulation
+    an_epoch = plan.steps_per_epoch * plan.accumulation
+    orders = []
+    for epoch in range(4):
+        part = micro[epoch * an_epoch : (epoch + 1) * an_epoch]
+        clips = [c for ranks in part for rank in ranks for c in rank]
+        assert Counter(c for c in clips if c != PADDING) == dict.fromkeys(range(21), 1)
+        assert clips.count(PADDING) == 24 - 21
+        earlier = [c for ranks in part[:-2] for rank in ranks for c in rank]
+        assert PADDING not in earlier  # only the last step of an epoch is padded
+        orders.append(clips)
+    assert orders[0] != orders[1]
+    assert all(len(rank) == 2 for ranks in micro for rank in ranks)
+
+
+def test_the_global_batches_do_not_depend_on_the_number_of_processes() -> None:
+    lengths = [3 + (i * i) % 11 for i in range(21)]
+    by_world = {}
+    for world, micro_size in ((1, 8), (2, 4), (4, 2), (8, 1), (2, 1), (1, 2)):
+        plan = make_plan(21, STAGE, _train(micro_size), world)
+        micro = _seen(plan, lengths)
+        size = plan.accumulation
+        steps = [micro[i : i + size] for i in range(0, len(micro), size)]
+        by_world[world, micro_size] = [
+            sorted(c for ranks in step for rank in ranks for c in rank) for step in steps
+        ]
+    assert len({str(steps) for steps in by_world.values()}) == 1
+
+
+def test_pairs_of_one_contrastive_loss_depend_on_the_accumulation_only() -> None:
+    lengths = [3 + (i * i) % 11 for i in range(21)]
+    pairs = [
+        [sorted(c for rank in ranks for c in rank) for ranks in _seen(plan, lengths)]
+        for plan in (_plan(micro=4, world=1), _plan(micro=2, world=2), _plan(micro=1, world=4))
+    ]
+    assert pairs[0] == pairs[1] == pairs[2]
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 7, 11])
+def test_starting_at_a_step_gives_what_would_have_come(start: int) -> None:
+    plan, lengths = _plan(), list(range(1, 22))
+    assert _seen(plan, lengths, start) == _seen(plan, lengths)[start * plan.accumulation :]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    assert epoch_order(1, 2, 50).tolist() == epoch_order(1, 2, 50).tolist()
+    assert sorted(epoch_order(1, 2, 50)) == list(range(50))
+    assert epoch_order(1, 2, 50).tolist() != epoch_order(1, 3, 50).tolist()
+    assert epoch_order(1, 2, 50).tolist() != epoch_order(2, 2, 50).tolist()
+
+
+def test_a_step_beyond_the_order_is_all_padding() -> None:
+    assert global_batch(np.arange(3), 0, 4).tolist() == [0, 1, 2, PADDING]
+    assert global_batch(np.arange(3), 1, 4).tolist() == [PADDING] * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_sharing_out_keeps_every_clip_and_gives_each_process_as_many(data: Any) -> None:
+    world = data.draw(st.sampled_from([1, 2, 4]))
+    each = data.draw(st.integers(1, 6))
+    real = data.draw(st.integers(0, world * each))
+    lengths = data.draw(st.lists(st.integers(1, 300), min_size=real, max_size=real))
+    clips = np.array([*range(real), *[PADDING] * (world * each - real)])
+    shares = share_out(clips, lengths, world)
+    assert shares.shape == (world, each)
+    assert sorted(shares.flatten().tolist()) == sorted(clips.tolist())
+
+
+def test_sharing_out_balances_frames() -> None:
+    assert share_out(np.array([0, 1, 2, 3]), [9, 8, 2, 1], 2).tolist() == [[0, 3], [1, 2]]
+    drawn = np.random.default_rng(0)
+    balance = []
+    for _ in range(20):
+        lengths = drawn.integers(16, 257, 32)
+        loads = lengths[share_out(np.arange(32), lengths, 4)].sum(axis=1)
+        balance.append(loads.mean() / loads.max())
+    assert min(balance) > 0.95
+
+
+def test_places_of_weight_zero_are_spread_where_there_is_least_to_do() -> None:
+    shares = share_out(np.array([0, 1, PADDING, PADDING]), [100, 10], 2)
+    assert shares.tolist() == [[0, PADDING], [1, PADDING]]
+
+
+def test_a_batch_that_does_not_divide_is_refused_and_what_divides_is_named() -> None:
+    with pytest.raises(UserError) as error:
+        make_plan(100, STAGE, _train(3, size=32), 4)
+    message = str(error.value)
+    assert "global_batch_size 32" in message
+    assert "micro_batch_size 3 x 4 processes = 12" in message
+    assert "1, 2, 4, 8" in message
+
+
+def test_a_number_of_processes_that_cannot_divide_is_named() -> None:
+    with pytest.raises(UserError, match="a number of processes that divides 32"):
+        make_plan(100, STAGE, _train(1, size=32), 5)
+
+
+def test_a_micro_batch_larger_than_the_global_batch_is_refused() -> None:
+    with pytest.raises(UserError, match="micro_batch_size of 1, 2 divides"):
+        make_plan(100, STAGE, _train(4, size=4), 2)
+
+
+def test_an_empty_split_is_refused() -> None:
+    with pytest.raises(UserError, match="no clips"):
+        make_plan(0, STAGE, _train(2), 2)
+
+
+def test_fitting_micro_batches() -> None:
+    assert divisors_that_fit(32, 4) == [1, 2, 4, 8]
+    assert divisors_that_fit(32, 3) == []
+    assert divisors_that_fit(6, 1) == [1, 2, 3, 6]
+
+
+def test_the_plan_describes_itself() -> None:
+    text = _plan().describe()
+    for part in ("21 clips", "2 processes x 2 clips x 2 accumulated = 8", "12 in all", "4 pairs"):
+        assert part in text

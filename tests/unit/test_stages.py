@@ -1,0 +1,201 @@
+"""The stage table of section 3.7: what trains, what stays still, what each stage loads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from model_factory import draw_clips, join, small_config, small_model, tiny_llama, tiny_tokenizer
+from torch import nn
+
+from signfuse_dist.config import LossConfig, StageName
+from signfuse_dist.loss import contrastive
+from signfuse_dist.model import llm as llm_module
+from signfuse_dist.model import saved
+from signfuse_dist.model.signfuse import SignFuse, Streams
+from signfuse_dist.stages import (
+    PREVIOUS,
+    StageObjective,
+    needs_language_model,
+    prepare,
+    set_mode,
+)
+
+# Section 3.7, by the names of Figure 1: CNN, ST-GCN, CMFA, HTA, SLA, LoRA.
+TABLE: dict[StageName, set[str]] = {
+    "contrastive": {"visual.", "skeletal.", "fusion."},
+    "alignment": {"fusion.", "temporal.", "adapter."},
+    "finetune": {"visual.", "skeletal.", "fusion.", "temporal.", "adapter.", "lora"},
+}
+CLIPS = (5, 3, 8)
+
+
+def _belongs(name: str, stage: StageName) -> bool:
+    if name.startswith("language_model."):
+        return "lora_" in name and "lora" in TABLE[stage]
+    return name.startswith(tuple(TABLE[stage]))
+
+
+def _after_backward(stage: StageName, **changes: Any) -> Any:
+    model = small_model(**changes)
+    prepare(model, stage, small_config())
+    set_mode(model, stage)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # starts at zero, which hides A's gradient
+            nn.init.normal_(parameter, std=0.1)
+    objective = StageObjective(stage, LossConfig())
+    sums = objective(model, join(draw_clips(CLIPS)))
+    torch.stack([objective.weights[n] * value for n, value in sums.items()]).sum().backward()
+    return model
+
+
+@pytest.mark.parametrize("visual_norm", ["group", "frozen_batch"])
+@pytest.mark.parametrize("stage", TABLE)
+def test_exactly_the_parameters_of_the_table_train_and_each_gets_a_gradient(
+    stage: StageName, visual_norm: str
+) -> None:
+    model = _after_backward(stage, visual_norm=visual_norm)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if _belongs(n, stage)}
+    found = {
+        n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
+    }
+    assert found == trained
+    assert all(p.grad is None for n, p in model.named_parameters() if n not in trained)
+    assert all(any(n.startswith(part) or part in n for n in trained) for part in TABLE[stage])
+
+
+@pytest.mark.parametrize("stage", TABLE)
+def test_every_trained_parameter_is_reached_with_synchronised_batch_norm(stage: StageName) -> None:
+    """None may be skipped: a process that skips one stops all others."""
+    model = _after_backward(stage, norm="sync_batch")
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+@pytest.mark.parametrize("stage", TABLE)
+def test_what_is_frozen_is_in_evaluation_mode(stage: StageName) -> None:
+    model = small_model(norm="sync_batch", visual_norm="frozen_batch")
+    prepare(model, stage, small_config())
+    set_mode(model, stage)
+    modes = {name: part.training for name, part in model.named_children()}
+    assert modes == {
+        **{n: f"{n}." in TABLE[stage] for n in modes if n != "language_model"},
+        "language_model": "lora" in TABLE[stage],
+    }
+    frozen = [m for m in model.visual.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert frozen
+    assert not any(m.training for m in frozen)
+
+
+def test_frozen_encoders_keep_their_running_statistics_in_the_alignment_stage() -> None:
+    before = dict(small_model(norm="sync_batch").named_buffers())
+    after = dict(_after_backward("alignment", norm="sync_batch").named_buffers())
+    for name, buffer in before.items():
+        assert torch.equal(after[name], buffer), name
+
+
+def test_the_frozen_language_model_is_untouched_by_a_step() -> None:
+    model = _after_backward("finetune")
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != _belongs(name, "finetune"), name
+
+
+def test_the_contrastive_stage_loads_no_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(name: str, **_: Any) -> Any:
+        asked.append(name)
+        raise OSError("no such model")
+
+    for auto in ("AutoTokenizer", "AutoModelForCausalLM", "AutoConfig"):
+        owner = getattr(llm_module, auto, None) or getattr(__import__("transformers"), auto)
+        monkeypatch.setattr(owner, "from_pretrained", refuse)
+    model, tokenizer = saved.build(small_config(), needs_language_model("contrastive"))
+    assert asked == []
+    assert tokenizer is None
+    assert model.language_model is None
+    assert model.adapter is None
+    prepare(model, "contrastive", small_config())
+    set_mode(model, "contrastive")
+    sums = StageObjective("contrastive", LossConfig())(model, join(draw_clips(CLIPS)))
+    assert list(sums) == ["contrastive"]
+
+
+@pytest.mark.parametrize("stage", ["alignment", "finetune"])
+def test_the_other_stages_load_the_language_model_of_the_configuration(
+    stage: StageName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def load(name: str, **settings: Any) -> Any:
+        asked.append((name, settings))
+        return tiny_llama()
+
+    monkeypatch.setattr(llm_module.AutoTokenizer, "from_pretrained", lambda name: tiny_tokenizer())
+    monkeypatch.setattr(llm_module.AutoModelForCausalLM, "from_pretrained", load)
+    model, tokenizer = saved.build(small_config(), needs_language_model(stage))
+    settings = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    assert asked == [("made-in-the-test", settings)]
+    assert tokenizer is not None
+    assert model.adapter is not None
+    assert model.adapter.mlp[2].out_features == 12  # d_LLM, read from the model
+
+
+def test_each_stage_starts_from_the_one_before() -> None:
+    assert PREVIOUS == {
+        "contrastive": None, "alignment": "contrastive", "finetune": "alignment"
+    }  # fmt: skip
+
+
+def test_an_average_is_over_real_clips_and_real_tokens() -> None:
+    batch = join(draw_clips([3, 3, 3]))
+    batch.weight[1] = 0.0
+    counts = StageObjective("finetune", LossConfig()).counts(batch)
+    assert counts == {"language": 1 + 5, "distance": 2.0, "contrastive": 2.0}
+
+
+def _random_streams(clips: int, seed: int) -> Streams:
+    """Pictures and joints that have nothing to do with each other."""
+    drawn = torch.Generator().manual_seed(seed)
+    visual, skeletal = torch.randn(2, clips, 6, 16, generator=drawn)
+    return Streams(visual, skeletal, torch.full((clips,), 6))
+
+
+@pytest.mark.parametrize(
+    ("features", "leaks"), [("unimodal", False), ("streams", False), ("attended", True)]
+)
+def test_only_attended_summaries_see_the_other_stream(features: str, leaks: bool) -> None:
+    model = SignFuse(small_config(), None)
+    streams = _random_streams(4, 0)
+    streams.visual.requires_grad_()
+    streams.skeletal.requires_grad_()
+    visual, skeletal = model.summarise(streams, features)
+    for summary, other in ((visual, streams.skeletal), (skeletal, streams.visual)):
+        (gradient,) = torch.autograd.grad(
+            summary.sum(), [other], allow_unused=True, retain_graph=True
+        )
+        assert (gradient is not None and bool(gradient.any())) == leaks
+
+
+@pytest.mark.parametrize(("features", "leaks"), [("unimodal", False), ("attended", True)])
+def test_attended_summaries_meet_the_loss_by_leakage(features: str, leaks: bool) -> None:
+    """The streams are unrelated, so no honest feature pairs clips that it was not trained on."""
+    torch.manual_seed(0)
+    model = SignFuse(small_config(fusion_layers=1), None)
+    optimizer = torch.optim.Adam(model.fusion.parameters(), lr=1e-2)
+    for step in range(60):
+        summaries = model.summarise(_random_streams(16, step), features)
+        optimizer.zero_grad()
+        contrastive(*summaries, torch.ones(16), 0.07).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        summaries = model.summarise(_random_streams(64, 1000), features)
+        held_out = float(contrastive(*summaries, torch.ones(64), 0.07).mean())
+    chance = math.log(64)
+    assert (held_out < chance - 0.5) if leaks else (held_out > chance - 0.1)
