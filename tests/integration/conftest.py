@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -55,14 +55,17 @@ class Project:
         """Start a stage and kill every process of it (-9) as soon as ``when()`` holds."""
         with subprocess.Popen(
             self.command(output, processes, list(words)), cwd=REPOSITORY, env=environment(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         ) as process:  # fmt: skip
             deadline = time.monotonic() + 300
             while not when():
                 assert process.poll() is None, "training ended before it could be killed"
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            os.killpg(process.pid, signal.SIGKILL)
+            # Every process by itself: torchrun gives each worker a session of its own.
+            tree = psutil.Process(process.pid)
+            for child in [*tree.children(recursive=True), tree]:
+                child.kill()
 
 
 def environment() -> dict[str, str]:
@@ -120,7 +123,7 @@ def _write_experiment(folder: Path) -> None:
             "gradient_clipping": 1.0, "num_workers": 0, "log_steps": 1, "checkpoint_steps": 2,
         },
         "stage": {
-            name: {"epochs": 1, "learning_rate": 1.0e-3, "warmup_epochs": 0}
+            name: {"epochs": 1, "warmup_epochs": 0}
             for name in ("contrastive", "alignment", "finetune")
         },
         "evaluation": {"max_new_tokens": 12, "batch_size": 2, "num_beams": 2},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,11 @@ def two_processes(project: Project, tmp_path_factory: pytest.TempPathFactory) ->
     return output
 
 
+# The rates are Table 2's, so 5 steps move a weight by up to 5e-4 (contrastive), 2.5e-4 and 1e-4. A
+# wrong average, order or clip shows at a tenth of that and more; rounding stays below this.
+TOLERANCE = 1e-6
+
+
 def follow(output: Path, source: Path, stage: str) -> None:
     """Let a stage in ``output`` start from the stage that ``source`` has trained."""
     before = stages.PREVIOUS[stage]  # type: ignore[index]
@@ -60,7 +66,7 @@ def test_one_process_gives_the_losses_and_weights_of_two(
 ) -> None:
     follow(tmp_path, two_processes, stage)
     project.train(tmp_path, 1, f"stage={stage}", "train.micro_batch_size=4")
-    assert furthest(weights(tmp_path, stage), weights(two_processes, stage)) <= 1e-6
+    assert furthest(weights(tmp_path, stage), weights(two_processes, stage)) <= TOLERANCE
     ours, theirs = log(tmp_path, stage), log(two_processes, stage)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
     for one, two in zip(ours, theirs, strict=True):
@@ -73,7 +79,9 @@ def test_gradient_accumulation_gives_the_weights_of_one_batch(
 ) -> None:
     follow(tmp_path, two_processes, "alignment")
     project.train(tmp_path, 1, "stage=alignment", "train.micro_batch_size=2")
-    assert furthest(weights(tmp_path, "alignment"), weights(two_processes, "alignment")) <= 1e-6
+    assert (
+        furthest(weights(tmp_path, "alignment"), weights(two_processes, "alignment")) <= TOLERANCE
+    )
 
 
 def test_zero2_on_two_processes_is_plain_adamw_on_one(
@@ -107,26 +115,30 @@ def test_zero2_on_two_processes_is_plain_adamw_on_one(
         clipped += int(norm > run.train.gradient_clipping)
         optimizer.step()
     assert clipped > 0
-    assert furthest(saved.own_state(model), weights(two_processes, "finetune")) <= 1e-5
+    assert furthest(saved.own_state(model), weights(two_processes, "finetune")) <= TOLERANCE
 
 
 def test_killed_in_the_middle_a_stage_ends_with_the_weights_of_an_undisturbed_run(
     project: Project, two_processes: Path, tmp_path: Path
 ) -> None:
-    follow(tmp_path, two_processes, "finetune")
-    metrics = tmp_path / "small" / "finetune" / "metrics.jsonl"
-    words = ["stage=finetune"]
+    words = ["stage=finetune", "stage.epochs=3"]
+    for folder in ("undisturbed", "killed"):
+        (tmp_path / folder).mkdir()
+        follow(tmp_path / folder, two_processes, "finetune")
+    project.train(tmp_path / "undisturbed", 2, *words)
+    metrics = tmp_path / "killed" / "small" / "finetune" / "metrics.jsonl"
     project.train_until_killed(
-        tmp_path,
+        tmp_path / "killed",
         2,
-        lambda: metrics.exists() and len(metrics.read_bytes().splitlines()) >= 3,
+        lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 5,
         *words,
     )
-    assert not (tmp_path / "small" / "finetune" / "model").exists()
-    printed = project.train(tmp_path, 2, *words)
-    assert "resuming after step 2 of 5" in printed or "resuming after step 4 of 5" in printed
-    assert furthest(weights(tmp_path, "finetune"), weights(two_processes, "finetune")) == 0.0
-    assert [line["step"] for line in log(tmp_path, "finetune")] == list(range(1, STEPS + 1))
+    assert not (metrics.parent / "model").exists()
+    printed = project.train(tmp_path / "killed", 2, *words)
+    assert re.search(r"resuming after step (4|6|8|10) of 15", printed), printed
+    ours, theirs = (weights(tmp_path / name, "finetune") for name in ("killed", "undisturbed"))
+    assert furthest(ours, theirs) == 0.0
+    assert [line["step"] for line in log(tmp_path / "killed", "finetune")] == list(range(1, 16))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
