@@ -65,9 +65,10 @@ class SyncBatchNorm(nn.Module):
         values = x.to(self.weight.dtype)
         places = keep.sum() * (x[0, 0].numel() // x.shape[2])
         # Two passes: the one-pass formula loses the variance of channels with a large mean.
-        found = sum_over_processes(places)
+        sums = sum_over_processes(torch.cat(((values * keep).sum(over), places.view(1))))
+        found = sums[-1].detach()
         count = found.clamp(min=1)
-        mean = sum_over_processes((values * keep).sum(over)) / count
+        mean = sums[:-1] / count
         centred = (values - _per_channel(mean, x)) * keep
         variance = sum_over_processes(centred.square().sum(over)) / count
         with torch.no_grad():

@@ -97,7 +97,7 @@ def _convolved(features: Tensor, conv: nn.Conv1d) -> Tensor:
     """Conv1D of kernel 3, stride 2 over one clip, ``[frames, visual_dim]`` to ``[steps, dim]``."""
     num_frames, rows = len(features), []
     for step in range((num_frames + 1) // 2):
-        total = conv.bias
+        total: Any = torch.zeros(conv.out_channels, dtype=torch.float64)
         for k in range(3):
             frame = 2 * step + k - 1
             if 0 <= frame < num_frames:

@@ -50,7 +50,7 @@ def _spatial(frames: Tensor, conv: SpatialGraphConv) -> Tensor:
 def _temporal(frames: Tensor, conv: nn.Conv2d, stride: int) -> Tensor:
     num_frames, rows = len(frames), []
     for step in range(-(-num_frames // stride)):
-        total: Any = conv.bias
+        total: Any = torch.zeros(1, conv.out_channels, dtype=torch.float64)
         for k in range(KERNEL):
             frame = stride * step + k - KERNEL // 2
             if 0 <= frame < num_frames:

@@ -46,7 +46,7 @@ def _naive(fused: Tensor, module: Any) -> Tensor:
         dim=1,
     )  # Eq. 16
     combined = multi @ module.combine.weight.T + module.combine.bias
-    projected = combined @ module.query_key_value.weight.T + module.query_key_value.bias
+    projected = combined @ module.query_key_value.weight.T
     query, key, value = projected.chunk(3, dim=1)
     width, heads = DIM // HEADS, []
     for head in range(HEADS):
@@ -111,7 +111,7 @@ def test_the_self_attention_is_torchs() -> None:
     theirs = nn.MultiheadAttention(DIM, HEADS, batch_first=True).double()
     with torch.no_grad():
         theirs.in_proj_weight.copy_(module.query_key_value.weight)
-        theirs.in_proj_bias.copy_(module.query_key_value.bias)
+        theirs.in_proj_bias.zero_()
         theirs.out_proj.load_state_dict(module.output.state_dict())
     x, lengths = torch.randn(2, 9, DIM, dtype=torch.float64), torch.tensor([9, 9])
     combined = module.combine(module.multi_scale(x, lengths))

@@ -39,18 +39,18 @@ def _expected() -> dict[str, int]:
     """Each component counted from the table and the equations."""
     resnet50 = 23_508_032  # torchvision's 25,557,032 without its classifier
     norm = 2 * D
-    visual = resnet50 + 3 * 2048 * D + D + norm
+    visual = resnet50 + 3 * 2048 * D + norm
     skeletal = 2 * JOINTS_IN * NUM_JOINTS  # the norm of the coordinates
     for a, b, stride in ((JOINTS_IN, 64, 1), (64, 128, 1), (128, 256, 2), (256, D, 1)):
         spatial = 3 * a * b + 2 * b
-        temporal = KERNEL * b * b + b + 2 * b
+        temporal = KERNEL * b * b + 2 * b
         residual = _linear(a, b) if a != b or stride != 1 else 0
         skeletal += spatial + temporal + residual
     attention = 6 * _linear(D, D, bias=False) + 2 * _linear(D, D)
     ffn = _linear(D, 4 * D) + _linear(4 * D, D)
     fusion = 3 * (attention + _linear(2 * D, D) + ffn + 2 * norm)
     scales = sum(k * D + D + _linear(D, D) for k in (1, 5, 11))
-    temporal = scales + _linear(3 * D, D) + _linear(D, 3 * D) + _linear(D, D) + norm
+    temporal = scales + _linear(3 * D, D) + _linear(D, 3 * D, bias=False) + _linear(D, D) + norm
     adapter = _linear(D, LLAMA_DIM) + _linear(LLAMA_DIM, LLAMA_DIM) + 2 * LLAMA_DIM
     return {"visual": visual, "skeletal": skeletal, "fusion": fusion, "temporal": temporal,
             "adapter": adapter}  # fmt: skip
