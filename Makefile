@@ -23,11 +23,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 # Every step keeps what is already done, so after ctrl-C the same command goes on.
 demo: install
 	$(BIN)/signfuse pack synthetic --root data/synthetic --split train \
-	  --out shards/synthetic/train --frame-size 64 --fps 10 --workers 2
+	  --out shards/synthetic/train --frame-size 48 --fps 10 --workers 2
 	$(BIN)/signfuse pack synthetic --root data/synthetic --split dev \
-	  --out shards/synthetic/dev --frame-size 64 --fps 10 --workers 2
+	  --out shards/synthetic/dev --frame-size 48 --fps 10 --workers 2
 	$(BIN)/signfuse pack synthetic --root data/synthetic --split test \
-	  --out shards/synthetic/test --frame-size 64 --fps 10 --workers 2
+	  --out shards/synthetic/test --frame-size 48 --fps 10 --workers 2
 	$(BIN)/signfuse verify shards/synthetic/train --workers 2
 	$(BIN)/python -m signfuse_dist.model.tiny_llm --text data/synthetic/synthetic.tsv \
 	  --out shards/synthetic/tiny_llm
