@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, with the checksums of what they hold."""
+"""Files and folders that are there whole or not at all, and their checksums."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from signfuse_dist.errors import UserError
 
@@ -52,12 +54,35 @@ def read_state(folder: Path) -> dict[str, Any]:
     return dict(state)
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` that takes its place when the block ends well.
+
+    The content is on the disk before the name is. The temporary name is unique, so that a writer
+    which has lost its parent cannot rename another writer's half of a file.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that interrupted writers of ``path`` left behind."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, synced, then rename into place."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    sync(part)
-    os.replace(part, path)
+    """Write a text file whole or not at all."""
+    with written_whole(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def checksum(path: Path) -> str:

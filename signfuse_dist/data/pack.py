@@ -19,7 +19,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from signfuse_dist import __version__
-from signfuse_dist.data.atomic import remove_leftovers, written_whole
 from signfuse_dist.data.corpora import Corpus, Rejected, Row, read_corpus
 from signfuse_dist.data.encode import encode_clip
 from signfuse_dist.data.manifest import (
@@ -36,9 +35,10 @@ from signfuse_dist.data.manifest import (
 )
 from signfuse_dist.data.pool import Death, Report, WorkerPool
 from signfuse_dist.data.pose import JointsFile, PoseExtractor, choose_extractor
-from signfuse_dist.data.shard import EncodedClip, sha256_of, write_shard
+from signfuse_dist.data.shard import EncodedClip, write_shard
 from signfuse_dist.data.summary import PackSummary
 from signfuse_dist.errors import UserError
+from signfuse_dist.files import checksum, remove_leftovers, written_whole
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 __all__ = ["PackConfig", "PackError", "PackSummary", "pack"]
@@ -256,7 +256,7 @@ def _clip(row: Row, packing: Packing, extractor: PoseExtractor | None) -> Encode
 
 
 def _whole_index(
-    out: Path, shard: str, packing: Packing, checksum: bool = True
+    out: Path, shard: str, packing: Packing, compare_bytes: bool = True
 ) -> ShardIndex | None:
     """Return the index of a shard that is finished and undamaged, else None."""
     try:
@@ -264,7 +264,7 @@ def _whole_index(
         whole = index.packing == packing and (out / shard).stat().st_size == index.size
     except (ShardError, OSError):
         return None
-    if not whole or (checksum and sha256_of(out / shard) != index.sha256):
+    if not whole or (compare_bytes and checksum(out / shard) != index.sha256):
         return None
     return index
 
@@ -274,7 +274,9 @@ def _finished(
 ) -> list[ShardIndex]:
     """Return the indexes of all finished shards in order, those of other tasks included."""
     own = {result.index.shard: result.index for result in results}
-    found = [own.get(t.name) or _whole_index(out, t.name, packing, checksum=False) for t in tasks]
+    found = [
+        own.get(t.name) or _whole_index(out, t.name, packing, compare_bytes=False) for t in tasks
+    ]
     return [index for index in found if index is not None]
 
 

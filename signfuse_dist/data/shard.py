@@ -6,7 +6,6 @@ are one member: stock webdataset reads it, and a few frames are read without tou
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -20,7 +19,6 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from signfuse_dist.data.atomic import written_whole
 from signfuse_dist.data.corpora import Rejected, key_of
 from signfuse_dist.data.manifest import (
     MEMBERS,
@@ -36,6 +34,7 @@ from signfuse_dist.data.manifest import (
     load_manifest,
     read_index,
 )
+from signfuse_dist.files import checksum, written_whole
 from signfuse_dist.skeleton import NUM_JOINTS
 
 __all__ = [
@@ -49,7 +48,6 @@ __all__ = [
     "load_manifest",
     "read_clip",
     "read_index",
-    "sha256_of",
     "write_shard",
 ]
 
@@ -121,20 +119,11 @@ def write_shard(
             records.append(clip.record)
     samples = _located(path, records)
     index = ShardIndex(
-        path.name, sha256_of(path), path.stat().st_size, packing, samples, tuple(dropped)
+        path.name, checksum(path), path.stat().st_size, packing, samples, tuple(dropped)
     )
     with written_whole(path.with_name(index_name(path.name))) as file:
         file.write(index_bytes(index))
     return index
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_clip(

@@ -26,8 +26,9 @@ from signfuse_dist.data.manifest import (
     read_manifest,
 )
 from signfuse_dist.data.pool import Death, Report, WorkerPool
-from signfuse_dist.data.shard import Clip, read_clip, sha256_of
+from signfuse_dist.data.shard import Clip, read_clip
 from signfuse_dist.errors import UserError
+from signfuse_dist.files import checksum
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _check_files(
         size = (folder / entry.name).stat().st_size
         if size != entry.size:
             yield Fault(entry.name, "", f"torn: {size} of {entry.size} bytes are there")
-        elif sha256_of(folder / entry.name) != entry.sha256:
+        elif checksum(folder / entry.name) != entry.sha256:
             yield Fault(entry.name, "", "its content does not agree with its checksum")
     except OSError as error:
         yield Fault(entry.name, "", f"cannot be read ({error.strerror})")

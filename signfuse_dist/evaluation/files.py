@@ -24,8 +24,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from signfuse_dist.data.atomic import written_whole
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.files import written_whole
 
 Column = Literal["hypothesis", "reference"]
 _ALIASES: dict[str, tuple[str, ...]] = {
