@@ -37,7 +37,8 @@ def write_run(project: Project, output: Path, *words: str, seed: int = 0) -> Pat
     stages.prepare(model, "finetune", run.model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:  # far enough from its start that clips tell apart
+            # Far enough from its start that clips tell apart; biases would make them alike.
+            if parameter.requires_grad and parameter.ndim > 1:
                 scale = 4.0 if "lora_" in name else 0.5
                 parameter.add_(scale * torch.randn_like(parameter))
     open_folder(run, make_plan(20, run.stage, run.train, 1), None, main=True)
