@@ -116,7 +116,7 @@ def test_overrides_stand_before_and_after_the_options(
 ) -> None:
     size, seed, four = "train.micro_batch_size=2", "train.seed=7", ("--world-size", "4")
     told = checked(capsys, DEMO, shards, size, seed, *four)
-    assert "4 processes x 2 clips x 2 accumulated = 16 a step" in told
+    assert "4 processes x 2 clips x 1 accumulated = 8 a step" in told
     assert "seed: 7" in told
     assert checked(capsys, DEMO, *four, shards, size, seed) == told
     assert checked(capsys, DEMO, shards, *four, size, seed) == told
@@ -133,11 +133,12 @@ def test_one_stage_can_be_checked(shards: str, capsys: pytest.CaptureFixture[str
 def test_a_batch_that_does_not_divide_is_refused_with_what_does(
     shards: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = refused(capsys, "check", DEMO, shards, "--world-size", "4")
+    sizes = ("train.global_batch_size=16", "train.micro_batch_size=8")
+    error = refused(capsys, "check", DEMO, shards, *sizes, "--world-size", "4")
     assert "train.global_batch_size 16 does not divide by train.micro_batch_size 8 x 4" in error
     assert "train.micro_batch_size of 1, 2, 4 divides" in error
     assert error.count("does not divide") == 1, "said once, not once a stage"
-    error = refused(capsys, "check", DEMO, shards, "--world-size", "3")
+    error = refused(capsys, "check", DEMO, shards, *sizes, "--world-size", "3")
     assert "number of processes that divides 16" in error
 
 
@@ -336,7 +337,7 @@ def test_train_finds_an_error_of_the_last_stage_before_the_first_has_begun(
     (folder / "experiment").mkdir(parents=True)
     for name in ("data", "model", "stage"):
         (folder / name).symlink_to(ROOT / "configs" / name)
-    text = Path(DEMO).read_text(encoding="utf-8").replace("epochs: 12", "epochs: 0")
+    text = Path(DEMO).read_text(encoding="utf-8").replace("epochs: 9", "epochs: 0")
     (folder / "experiment" / "wrong.yaml").write_text(text, encoding="utf-8")
     error = refused(capsys, "train", str(folder / "experiment" / "wrong.yaml"), *LAUNCH)
     assert "stage.epochs: 0 is not at least 1" in error

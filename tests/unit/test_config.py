@@ -59,7 +59,7 @@ def test_files_combine_and_the_command_line_has_the_last_word(tmp_path: Path) ->
     assert run.name == "mine"
     assert run.stage.name == "alignment"
     assert run.stage.learning_rate == 5e-5  # configs/stage
-    assert run.data.frame_size == 64  # configs/data
+    assert run.data.frame_size == 48  # configs/data
     assert run.model.pooled_length == 16  # configs/model
     assert run.train.global_batch_size == 32  # the paper's default
     assert run.loss.temperature == 0.2
@@ -68,7 +68,7 @@ def test_files_combine_and_the_command_line_has_the_last_word(tmp_path: Path) ->
 
 
 def test_an_experiments_stage_section_has_one_part_a_stage() -> None:
-    assert [load_run(DEMO, stage).stage.epochs for stage in STAGES] == [4, 6, 12]
+    assert [load_run(DEMO, stage).stage.epochs for stage in STAGES] == [2, 2, 9]
     assert load_run(DEMO, "finetune", ["stage.epochs=3"]).stage.epochs == 3
 
 
@@ -175,7 +175,7 @@ def test_a_choice_is_refused_with_what_there_is() -> None:
      ("model.visual_stride=4", "would not align"), ("model.visual_kernel=4", "must be odd"),
      ("model.scale_kernels=[1, 5, 10]", "must be odd"),
      ("model.scale_strides=[1, 2, 0]", "at least 1"),
-     ("stage.warmup_epochs=6", "not below stage.epochs 6")],
+     ("stage.warmup_epochs=2", "not below stage.epochs 2")],
 )  # fmt: skip
 def test_values_that_do_not_fit_each_other_are_refused(word: str, part: str) -> None:
     assert part in _errors(word)
@@ -270,7 +270,7 @@ def test_check_answers_without_torch(tmp_path: Path) -> None:
         "heavy = {'torch', 'torchvision', 'transformers', 'accelerate', 'deepspeed', 'peft'};"
         "print('status', status, 'heavy', sorted(heavy & set(sys.modules)))"
     )
-    words = ["check", DEMO, "train.micro_batch_size=2"]
+    words = ["check", DEMO, "train.micro_batch_size=2", "train.global_batch_size=16"]
     done = subprocess.run(
         [sys.executable, "-c", program, *words, f"data.shards={tmp_path}", "--world-size", "4"],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
@@ -288,7 +288,8 @@ def test_check_refuses_what_cannot_run_and_says_what_can(
     from signfuse_dist.cli import main
 
     _packed(tmp_path / "train")
-    words = ["check", DEMO, f"data.shards={tmp_path}"]
+    words = ["check", DEMO, f"data.shards={tmp_path}", "train.global_batch_size=16"]
+    words += ["train.micro_batch_size=8"]
     assert main([*words, "--world-size", "4"]) == 2
     assert "train.micro_batch_size of 1, 2, 4 divides" in capsys.readouterr().err
     assert main([*words, "train.sed=1", "--world-size", "2"]) == 2
