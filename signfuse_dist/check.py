@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import yaml
 
-from signfuse_dist.config import STAGES, RunConfig
-from signfuse_dist.config_load import load_run
+from signfuse_dist.config import RunConfig
+from signfuse_dist.config_load import load_stages
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.plan import make_plan
@@ -20,7 +20,7 @@ def describe(experiment: str, overrides: Sequence[str], world_size: int) -> str:
     """
     if world_size < 1:
         raise UserError(f"--world-size {world_size}: at least one process is needed")
-    runs = _runs(experiment, overrides)
+    runs = load_stages(experiment, overrides)
     folder = runs[0].shards(runs[0].data.train_split)
     num_clips = load_manifest(folder).num_samples
     lines, errors = [_resolved(runs[0]), f"training split: {folder}, {num_clips} clips"], []
@@ -45,7 +45,7 @@ def count(experiment: str, overrides: Sequence[str]) -> str:
 
     from signfuse_dist.model.signfuse import SignFuse, count_parameters
 
-    config = _runs(experiment, overrides)[0].model
+    config = load_stages(experiment, overrides)[0].model
     try:
         llm_dim = AutoConfig.from_pretrained(config.llm).hidden_size
     except (OSError, ValueError) as e:
@@ -54,20 +54,6 @@ def count(experiment: str, overrides: Sequence[str]) -> str:
         counts = count_parameters(SignFuse(config, (llm_dim, 1.0)))
     counts["total without LLM and LoRA"] = sum(counts.values())
     return "\n".join(f"  {name:27s} {value:>12,}" for name, value in counts.items())
-
-
-def _runs(experiment: str, overrides: Sequence[str]) -> list[RunConfig]:
-    stages = [word.partition("=")[2] for word in overrides if word.startswith("stage=")]
-    others = [word for word in overrides if not word.startswith("stage=")]
-    runs, errors = [], []
-    for stage in stages or STAGES:
-        try:
-            runs.append(load_run(experiment, stage, others))
-        except UserError as e:
-            errors.append(str(e))
-    if errors:
-        raise UserError("\n".join(dict.fromkeys(errors)))
-    return runs
 
 
 def _resolved(run: RunConfig) -> str:

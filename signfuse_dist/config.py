@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-STAGES = ("contrastive", "alignment", "finetune")
 StageName = Literal["contrastive", "alignment", "finetune"]
+STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")
+ScaleName = Literal["frame", "segment", "sequence"]
+SCALES: tuple[ScaleName, ...] = ("frame", "segment", "sequence")
 
 
 def _at_least(minimum: float, default: Any = dataclasses.MISSING) -> Any:
@@ -42,14 +44,22 @@ class ModelConfig:
     """The model (``configs/model`` says which LLM; the defaults are the paper's Table 1)."""
 
     llm: str
+    # A commit, tag or branch of the model hub; null means the newest, or a folder.
+    llm_revision: str | None = None
     llm_dtype: Literal["float32", "bfloat16", "float16"]
     lora_targets: tuple[str, ...]
     attention: Literal["sdpa"]
     # ResNet-50, pre-trained on ImageNet: sections 3.2 and 4.1, Table 1.
     visual_backbone: Literal["resnet10", "resnet18", "resnet50"] = "resnet50"
     visual_width: int = _at_least(1, 64)
-    visual_norm: Literal["frozen_batch", "group"] = "frozen_batch"
+    # Batch norm with statistics that are `frozen`, of all processes (`sync`) or of each (`local`).
+    visual_norm: Literal["frozen", "sync", "local", "group"] = "frozen"
     visual_weights: str | None = "imagenet"
+    # Memory of the ResNet: frames at once (null: all); whether to recompute block by block.
+    visual_chunk: int | None = _at_least(1, None)
+    visual_checkpoint: bool = False
+    visual_channels_last: bool = False
+    visual_compile: bool = False
     # d = 512 and the temporal convolution of Eq. 3.
     dim: int = _at_least(1, 512)
     visual_kernel: int = _at_least(1, 3)
@@ -59,12 +69,18 @@ class ModelConfig:
     skeletal_kernel: int = _at_least(1, 9)
     skeletal_strides: tuple[int, ...] = (1, 1, 2, 1)
     # Norms of Eq. 3 and of the ST-GCN; `layer` depends on no other clip and no other step.
-    norm: Literal["sync_batch", "layer"] = "sync_batch"
-    # CMFA, Table 1 and Eq. 6-12.
-    fusion_layers: int = _at_least(1, 3)
+    norm: Literal["frozen", "sync", "local", "layer"] = "sync"
+    # Which streams there are (section 5.4); one alone stands on both sides of CMFA.
+    streams: Literal["both", "visual", "skeletal"] = "both"
+    # CMFA, Table 1 and Eq. 6-12, and what takes the place of Eq. 6-10 (section 5.4).
+    fusion: Literal[
+        "cmfa", "concat", "sum", "visual_from_skeletal", "skeletal_from_visual", "no_gate"
+    ] = "cmfa"
+    fusion_layers: int = _at_least(0, 3)
     num_heads: int = _at_least(1, 8)
     ffn_multiplier: int = _at_least(1, 4)
-    # HTA, Table 1 and Eq. 13-17.
+    # HTA, Table 1 and Eq. 13-17; `scales` says which of the three there are ([]: no HTA).
+    scales: tuple[ScaleName, ...] = SCALES
     scale_kernels: tuple[int, ...] = (1, 5, 11)
     scale_strides: tuple[int, ...] = (1, 2, 4)
     pooled_length: int = _at_least(1, 64)
@@ -103,6 +119,8 @@ class TrainConfig:
     micro_batch_size: int = _at_least(1)
     precision: Literal["fp32", "bf16"]
     gradient_clipping: float = _at_least(0.0)
+    # Which stages there are; each starts from the one before it here (section 5.4).
+    stages: tuple[StageName, ...] = STAGES
     global_batch_size: int = _at_least(1, 32)
     weight_decay: float = _at_least(0.0, 0.01)
     seed: int = _at_least(0, 0)

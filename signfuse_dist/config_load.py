@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from signfuse_dist.config import STAGES, ModelConfig, RunConfig, StageConfig
+from signfuse_dist.config_choices import contradictions
 from signfuse_dist.config_fields import build, refuse_unknown, suggest
 from signfuse_dist.errors import UserError, raise_together
 
@@ -35,6 +36,36 @@ def load_run(experiment: str, stage: str | None, overrides: Sequence[str] = ()) 
     :class:`UserError` with every error of every file and word together.
     """
     path = find_experiment(experiment)
+    sections, errors = _read_sections(path, stage, overrides)
+    if not errors:
+        errors += [*_across_fields(sections), *contradictions(sections)]
+    raise_together(errors, f"{path}: the configuration has errors")
+    return RunConfig(name=path.stem, **sections)
+
+
+def load_stages(experiment: str, overrides: Sequence[str] = ()) -> list[RunConfig]:
+    """Read the stages of ``train.stages`` in order, or the one that is named in ``overrides``.
+
+    Raises :class:`UserError` with every error of every stage.
+    """
+    named = [word.partition("=")[2] for word in overrides if word.startswith("stage=")]
+    others = [word for word in overrides if not word.startswith("stage=")]
+    train = _read_sections(find_experiment(experiment), STAGES[-1], others)[0].get("train")
+    runs, errors = [], []
+    for stage in named or (train.stages if train else STAGES):
+        try:
+            runs.append(load_run(experiment, stage, others))
+        except UserError as e:
+            errors.append(str(e))
+    if errors:
+        raise UserError("\n".join(dict.fromkeys(errors)))
+    return runs
+
+
+def _read_sections(
+    path: Path, stage: str | None, overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return each section as far as it could be built, and every error."""
     errors: list[str] = []
     raw = _read_mapping(path)
     chosen = _take_choices(raw, path, stage, overrides, errors)
@@ -42,11 +73,7 @@ def load_run(experiment: str, stage: str | None, overrides: Sequence[str] = ()) 
     read = [name for name in SECTIONS if name in values]
     _merge_experiment(values, raw, path, chosen.get("stage", ""), errors)
     _merge_dotlist(values, overrides, errors)
-    sections = {name: build(name, SECTIONS[name], values[name], errors) for name in read}
-    if not errors:
-        errors += _across_fields(sections)
-    raise_together(errors, f"{path}: the configuration has errors")
-    return RunConfig(name=path.stem, **sections)
+    return {name: build(name, SECTIONS[name], values[name], errors) for name in read}, errors
 
 
 def load_resolved(path: Path) -> RunConfig:

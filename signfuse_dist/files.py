@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from signfuse_dist.errors import UserError
@@ -22,15 +22,18 @@ def write_folder(
 ) -> None:
     """Write files and a ``state.json`` with their checksums, synced, then rename into place.
 
-    ``writers`` maps a file name to what writes it. An earlier ``folder`` is replaced.
+    ``writers`` maps a name to what writes the file, or folder of files, of that name. An earlier
+    ``folder`` is replaced.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, write in writers.items():
         write(part / name)
-        sync(part / name)
-    checksums = {name: checksum(part / name) for name in writers}
+    files = sorted(path for path in part.rglob("*") if path.is_file())
+    for path in (*files, *{file.parent for file in files}):
+        sync(path)
+    checksums = {path.relative_to(part).as_posix(): checksum(path) for path in files}
     text = json.dumps({"version": 1, **state, "files": checksums}, indent=1, sort_keys=True)
     (part / STATE).write_text(text, encoding="utf-8")
     sync(part / STATE)
@@ -47,11 +50,16 @@ def read_state(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder / STATE} cannot be read ({e})") from e
     for name, expected in files.items():
-        if Path(name).name != name or not (folder / name).is_file():
+        if not _is_inside(name) or not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing")
         if checksum(folder / name) != expected:
             raise UserError(f"{folder / name} is damaged: its checksum differs")
     return dict(state)
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 @contextmanager

@@ -7,15 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from signfuse_dist.config import STAGES
-from signfuse_dist.config_load import load_run
+from signfuse_dist.config_load import load_stages
 from signfuse_dist.errors import UserError
 
 
 def train_stages(
     experiment: str, overrides: Sequence[str], launch: Path | None, num_processes: int | None
 ) -> int:
-    """Train the stages in order; return 0, or the status of the first that does not finish.
+    """Train ``train.stages`` in order; return 0, or the status of the first that does not finish.
 
     With ``stage=NAME`` among the overrides, only that stage.
     """
@@ -24,10 +23,9 @@ def train_stages(
     launch = launch or _default_launch()
     if not launch.is_file():
         raise UserError(f"--launch {launch}: no such file (see launch/)")
-    asked = [word.partition("=")[2] for word in overrides if word.startswith("stage=")]
     others = [word for word in overrides if not word.startswith("stage=")]
     # All stages are read first: an error in the last must not show after the first has trained.
-    for run in [load_run(experiment, stage, others) for stage in asked or STAGES]:
+    for run in load_stages(experiment, overrides):
         stage = run.stage.name
         if (run.folder / "model").is_dir():
             print(f"{run.folder}: already trained", flush=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from signfuse_dist import loss
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import LossConfig, ModelConfig, StageName
+from signfuse_dist.config import LossConfig, StageName
 from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
 
 # Components of SignFuse that train; `lora` is the LLM's adapter. The LLM itself never trains.
@@ -15,11 +17,14 @@ TRAINABLE: dict[StageName, tuple[str, ...]] = {
     "alignment": ("fusion", "temporal", "adapter"),
     "finetune": ("visual", "skeletal", "fusion", "temporal", "adapter", "lora"),
 }
-PREVIOUS: dict[StageName, StageName | None] = {
-    "contrastive": None,
-    "alignment": "contrastive",
-    "finetune": "alignment",
-}
+# Part of CMFA that Eq. 21 reaches when its features are `attended`.
+_ATTENDED = ("fusion.layers.0.visual_from_skeletal", "fusion.layers.0.skeletal_from_visual")
+
+
+def previous(stage: StageName, used: Sequence[StageName]) -> StageName | None:
+    """Return the stage that ``stage`` starts from: the one before it among those ``used``."""
+    place = used.index(stage)
+    return used[place - 1] if place else None
 
 
 def needs_language_model(stage: StageName) -> bool:
@@ -31,27 +36,41 @@ def loss_weights(stage: StageName, config: LossConfig) -> dict[str, float]:
     """Return how much each summed loss counts in the stage's total.
 
     ``distance`` is the squared distance of Eq. 22 and L_align = distance + language, so Eq. 23 as
-    printed, L_LM + lambda_1 L_contra + lambda_2 L_align, counts L_LM 1 + lambda_2 times.
+    printed, L_LM + lambda_1 L_contra + lambda_2 L_align, counts L_LM 1 + lambda_2 times. With
+    lambda_1 = 0 the contrastive loss is not computed.
     """
     if stage == "contrastive":
         return {"contrastive": 1.0}
     if stage == "alignment":
         return {"language": 1.0, "distance": 1.0}
-    return {
-        "language": 1.0 + config.alignment_weight,
-        "distance": config.alignment_weight,
-        "contrastive": config.contrastive_weight,
-    }
+    weights = {"language": 1.0 + config.alignment_weight, "distance": config.alignment_weight}
+    if config.contrastive_weight > 0:
+        weights["contrastive"] = config.contrastive_weight
+    return weights
 
 
-def prepare(model: SignFuse, stage: StageName, config: ModelConfig) -> None:
+def trained_parts(stage: StageName, config: LossConfig) -> tuple[str, ...]:
+    """Return the parts of SignFuse that train: those of the table that a loss reaches.
+
+    Paper: stage 1 trains CMFA. Here: not what Eq. 21 does not reach, all of CMFA for `streams`,
+    all but the first layer's attention for `attended`. Because: a trained parameter without a
+    gradient stops distributed training.
+    """
+    if stage != "contrastive" or config.contrastive_features == "unimodal":
+        return TRAINABLE[stage]
+    reached = _ATTENDED if config.contrastive_features == "attended" else ()
+    return (*(part for part in TRAINABLE[stage] if part != "fusion"), *reached)
+
+
+def prepare(model: SignFuse, stage: StageName, config: LossConfig) -> None:
     """Let exactly the stage's parameters train; the fine-tune stage adds LoRA to the LLM."""
     model.requires_grad_(False)
-    for component in TRAINABLE[stage]:
-        if component != "lora":
-            getattr(model, component).requires_grad_(True)
-        elif model.language_model is not None:
-            model.language_model.add_lora(config)
+    for name in trained_parts(stage, config):
+        if name == "lora":
+            if model.language_model is not None:
+                model.language_model.add_lora(model.built_from)
+        elif getattr(model, name.partition(".")[0]) is not None:  # a stream may not be there
+            model.get_submodule(name).requires_grad_(True)
 
 
 def set_mode(model: SignFuse, stage: StageName) -> None:

@@ -35,6 +35,7 @@ from signfuse_dist.files import write_text
 from signfuse_dist.model import saved
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
+from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.plan import Plan, make_plan, micro_batches
 
 # What may change between the parts of a run: nothing here touches the numbers of a step.
@@ -92,7 +93,7 @@ def train(run: RunConfig) -> int:
     source = _batches(run, split, plan, tokenizer, accelerator.process_index, start_step)
     finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
     if finished and accelerator.is_main_process:
-        saved.save(model, run, run.folder / "model")
+        model.save_pretrained(run.folder / "model")
     accelerator.wait_for_everyone()
     say(f"{run.folder}: " + ("finished" if finished else "stopped; run the same command again"))
     accelerator.end_training()
@@ -102,10 +103,11 @@ def train(run: RunConfig) -> int:
 def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
     """Build the stage's model from the stage before it, or from ImageNet weights."""
     stage = run.stage.name
-    model, tokenizer = saved.build(run.model, stages.needs_language_model(stage))
-    before = stages.PREVIOUS[stage]
+    language = stages.needs_language_model(stage)
+    model, tokenizer = saved.build(run.model, language, run.data.max_frames)
+    before = stages.previous(stage, run.train.stages)
     if before is None:
-        saved.load_visual_weights(model, run.model)
+        load_visual_weights(model, run.model)
     else:
         folder = run.folder.with_name(before) / "model"
         if not folder.is_dir():
@@ -116,7 +118,7 @@ def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
         # The contrastive stage has no LLM, so no adapter either.
         may_miss = () if stages.needs_language_model(before) else ("adapter.",)
         saved.load_into(folder, model, may_miss)
-    stages.prepare(model, stage, run.model)
+    stages.prepare(model, stage, run.loss)
     return model, tokenizer
 
 

@@ -14,6 +14,15 @@ def load_exactly(
     may_miss: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Load ``found`` when it has the names and shapes of ``expected``, else raise UserError."""
+    refuse_difference(found, expected, path, may_miss)
+    model.load_state_dict(found, strict=False)
+
+
+def refuse_difference(
+    found: dict[str, Tensor], expected: dict[str, Tensor], path: Path,
+    may_miss: tuple[str, ...] = (),
+) -> None:  # fmt: skip
+    """Raise UserError when names or shapes differ; names that begin with ``may_miss`` may miss."""
     missing = [n for n in expected.keys() - found if not n.startswith(may_miss or ("\0",))]
     unknown = sorted(found.keys() - expected)
     other = [n for n in found if n in expected and found[n].shape != expected[n].shape]
@@ -23,4 +32,3 @@ def load_exactly(
             f"{sorted(missing)[:3]}, {len(unknown)} unknown {unknown[:3]}, "
             f"{len(other)} of another shape {other[:3]}"
         )
-    model.load_state_dict(found, strict=False)

@@ -23,18 +23,17 @@ from signfuse_dist.evaluation.metrics import format_scores, score
 from signfuse_dist.evaluation.presets import find_preset
 from signfuse_dist.evaluation.results import write_scores
 from signfuse_dist.model import saved
-from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.stages import TRAINABLE, needs_language_model
+from signfuse_dist.stages import needs_language_model
 
 
 @dataclass(frozen=True)
 class Translation:
-    """One clip's translation and its gate over time, float32 ``[steps]``."""
+    """One clip's translation and its gate over time, float32 ``[steps]``, None without a gate."""
 
     id: str
     text: str
-    gate: NDArray[np.float32]
+    gate: NDArray[np.float32] | None
 
 
 Share = tuple[list[Translation], list[str]]  # one process's translations and faults
@@ -43,27 +42,31 @@ Share = tuple[list[Translation], list[str]]  # one process's translations and fa
 class Translator:
     """A trained stage, ready to translate batches."""
 
-    def __init__(self, run: RunConfig, model: SignFuse, tokenizer: TextTokenizer) -> None:
-        self.run, self.model, self.tokenizer = run, model.eval(), tokenizer
+    def __init__(self, run: RunConfig, model: SignFuse) -> None:
+        self.run, self.model = run, model.eval()
         self.device = next(model.parameters()).device
 
     @torch.no_grad()
     def translate(self, batch: SignBatch) -> list[Translation]:
         """Translate the clips of a batch; nothing is sampled."""
+        tokenizer = self.model.tokenizer
         assert self.model.language_model is not None
+        assert tokenizer is not None
         batch = batch.to(self.device)
         bf16 = self.run.train.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             streams = self.model.encode(batch)
             sign_embeddings, gate = self.model.translate(streams)
             rows = self.model.language_model.generate(
-                sign_embeddings, self.run.evaluation, self.tokenizer.end
+                sign_embeddings, self.run.evaluation, tokenizer.end
             )
-        lengths = streams.step_lengths.tolist()
-        gates = gate.float().cpu().numpy()
+        gates: list[NDArray[np.float32] | None] = [None] * len(batch.ids)
+        if gate is not None:
+            lengths = streams.step_lengths.tolist()
+            gates = [row[:n] for row, n in zip(gate.float().cpu().numpy(), lengths, strict=True)]
         return [
-            Translation(name, self.tokenizer.decode(tokens), gates[i, : lengths[i]])
-            for i, (name, tokens) in enumerate(zip(batch.ids, rows, strict=True))
+            Translation(name, tokenizer.decode(tokens), over_time)
+            for name, tokens, over_time in zip(batch.ids, rows, gates, strict=True)
         ]
 
 
@@ -76,13 +79,10 @@ def load_translator(run_folder: Path, device: torch.device) -> Translator:
     run = load_resolved(run_folder / "config.yaml")
     if not needs_language_model(run.stage.name):
         raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
-    model, tokenizer = saved.build(run.model, language=True)
-    assert model.language_model is not None
-    assert tokenizer is not None
-    if "lora" in TRAINABLE[run.stage.name]:
-        model.language_model.add_lora(run.model)
-    saved.load_into(run_folder / "model", model)
-    return Translator(run, model.to(device), tokenizer)
+    # The LLM may have moved since: the run's configuration says where it is now.
+    moved = {key: getattr(run.model, key) for key in saved.MOVABLE}
+    model = SignFuse.from_pretrained(run_folder / "model", **moved)
+    return Translator(run, model.to(device))
 
 
 def evaluate(run_folder: Path, split_name: str) -> Path:
@@ -139,7 +139,9 @@ def _write(folder: Path, run: RunConfig, split: Split, found: dict[str, Translat
     hypotheses = {name: translation.text for name, translation in found.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_hypotheses(folder / "hypotheses.jsonl", hypotheses, references)
-    write_gates(folder / "gates.npz", {name: t.gate for name, t in found.items()})
+    gates = {name: t.gate for name, t in found.items() if t.gate is not None}
+    if gates:
+        write_gates(folder / "gates.npz", gates)
     preset = find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
     language = run.data.language
     scores = score(hypotheses, references, preset, language)

@@ -123,7 +123,7 @@ def read_run(path: Path, split: str) -> RunFolder:
 
 def _read_curves(run: RunFolder) -> None:
     """Read the logs of this stage and of its siblings."""
-    folders = {stage: run.path.parent / stage for stage in STAGES}
+    folders: dict[str, Path] = {stage: run.path.parent / stage for stage in STAGES}
     folders.setdefault(run.path.name, run.path)
     for stage, folder in folders.items():
         if not folder.is_dir():

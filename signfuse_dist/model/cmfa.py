@@ -37,62 +37,105 @@ class CrossAttention(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """One CMFA layer, Eq. 6-12.
+    """One CMFA layer, Eq. 6-12, or one of the fusions that section 5.4 compares it with.
 
     Eq. 11 adds the residual outside the layer norm and Eq. 12 is post-norm: both as printed. The
     queries of one direction and the keys and values of the other come from the same stream; their
     six projections are those of Eq. 6-7.
+
+    Paper: "concatenation, element-wise addition, unidirectional cross-attention, bidirectional
+    without gating", without equations. Here: each replaces Eq. 6-10, what is inside the norm of
+    Eq. 11, and nothing else: `concat` W [visual; skeletal] + b, `sum` visual + skeletal,
+    `visual_from_skeletal` O_{v->s} alone, `skeletal_from_visual` O_{s->v} alone, `no_gate`
+    (O_{v->s} + O_{s->v}) / 2. Because: depth, residual and feed-forward network stay the same, so
+    a difference is the fusion's.
     """
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, fusion: str) -> None:
         super().__init__()
-        self.visual_from_skeletal = CrossAttention(dim, num_heads)
-        self.skeletal_from_visual = CrossAttention(dim, num_heads)
-        self.gate = nn.Linear(2 * dim, dim)
+        self.fusion = fusion
+        both = fusion in ("cmfa", "no_gate")
+        self.visual_from_skeletal: CrossAttention | None = None
+        self.skeletal_from_visual: CrossAttention | None = None
+        if both or fusion == "visual_from_skeletal":
+            self.visual_from_skeletal = CrossAttention(dim, num_heads)
+        if both or fusion == "skeletal_from_visual":
+            self.skeletal_from_visual = CrossAttention(dim, num_heads)
+        self.gate = nn.Linear(2 * dim, dim) if fusion == "cmfa" else None
+        self.concat = nn.Linear(2 * dim, dim) if fusion == "concat" else None
         self.fusion_norm = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
         self.ffn_norm = nn.LayerNorm(dim)
 
-    def forward(self, visual: Tensor, skeletal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, visual: Tensor, skeletal: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Return F'_fused of Eq. 12 and alpha of Eq. 10, both ``[batch, steps, dim]``.
 
-        ``mask`` is bool ``[batch, steps]``, True = real; the result is zero elsewhere.
+        ``mask`` is bool ``[batch, steps]``, True = real; the result is zero elsewhere. A fusion
+        without a gate returns None for it.
         """
-        from_skeletal, from_visual = self.attend_across(visual, skeletal, mask)
-        gate = torch.sigmoid(self.gate(torch.cat((from_skeletal, from_visual), dim=-1)))
-        residual = (visual + skeletal) / 2
-        mixed = gate * from_skeletal + (1 - gate) * from_visual
-        fused = self.fusion_norm(mixed) + residual
+        mixed, gate = self._mix(visual, skeletal, mask)
+        fused = self.fusion_norm(mixed) + (visual + skeletal) / 2
         fused = self.ffn_norm(fused + self.ffn(fused))
         return fused * mask[:, :, None], gate
+
+    def _mix(self, visual: Tensor, skeletal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.fusion == "sum":
+            return visual + skeletal, None
+        if self.concat is not None:
+            return self.concat(torch.cat((visual, skeletal), dim=-1)), None
+        if self.skeletal_from_visual is None:
+            assert self.visual_from_skeletal is not None
+            return self.visual_from_skeletal(visual, skeletal, mask), None
+        if self.visual_from_skeletal is None:
+            return self.skeletal_from_visual(skeletal, visual, mask), None
+        from_skeletal, from_visual = self.attend_across(visual, skeletal, mask)
+        if self.gate is None:
+            return (from_skeletal + from_visual) / 2, None
+        gate = torch.sigmoid(self.gate(torch.cat((from_skeletal, from_visual), dim=-1)))
+        return gate * from_skeletal + (1 - gate) * from_visual, gate
 
     def attend_across(
         self, visual: Tensor, skeletal: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return O_{v->s} of Eq. 8 and O_{s->v} of Eq. 9, both ``[batch, steps, dim]``."""
+        if self.visual_from_skeletal is None or self.skeletal_from_visual is None:
+            raise ValueError(f"fusion {self.fusion} does not attend in both directions")
         from_skeletal = self.visual_from_skeletal(visual, skeletal, mask)
         from_visual = self.skeletal_from_visual(skeletal, visual, mask)
         return from_skeletal, from_visual
 
 
 class CrossModalFusion(nn.Module):
-    """The CMFA stack. From the second layer on both inputs are the fused features (section 3.4)."""
+    """The CMFA stack. From the second layer on both inputs are the fused features (section 3.4).
 
-    def __init__(self, dim: int, num_layers: int, num_heads: int, ffn_dim: int) -> None:
+    With no layer at all, what is left of Eq. 11-12 is the residual: (visual + skeletal) / 2.
+    """
+
+    def __init__(
+        self, dim: int, num_layers: int, num_heads: int, ffn_dim: int, fusion: str
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(FusionLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            FusionLayer(dim, num_heads, ffn_dim, fusion) for _ in range(num_layers)
+        )
 
-    def forward(self, visual: Tensor, skeletal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, visual: Tensor, skeletal: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Return ``fused`` ``[batch, steps, dim]`` and the first layer's gate over time.
 
         The gate is averaged over the channels, ``[batch, steps]``: 1 = all from the query side of
         the picture, 0 = all from that of the skeleton. Only in the first layer do its two sides
-        belong to one stream each.
+        belong to one stream each. None where nothing is gated.
         """
+        if not self.layers:
+            return (visual + skeletal) / 2 * mask[:, :, None], None
         fused, gate = self.layers[0](visual, skeletal, mask)
         for layer in self.layers[1:]:
             fused, _ = layer(fused, fused, mask)
-        return fused, gate.mean(dim=-1)
+        return fused, None if gate is None else gate.mean(dim=-1)
 
     def attend_across(
         self, visual: Tensor, skeletal: Tensor, mask: Tensor

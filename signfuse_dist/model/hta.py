@@ -27,9 +27,24 @@ class TimeScale(nn.Module):
         return x, lengths
 
 
+class TemporalPooling(nn.Module):
+    """HTA left out (section 5.4): the fused features pooled to T'' as in Eq. 16, and no more."""
+
+    def __init__(self, pooled_length: int) -> None:
+        super().__init__()
+        self.pooled_length = pooled_length
+
+    def forward(self, fused: Tensor, step_lengths: Tensor) -> Tensor:
+        """``[batch, steps, dim]`` to ``[batch, pooled_length, dim]``; padding is not read."""
+        return _pool(fused, step_lengths, self.pooled_length)
+
+
 class TemporalAggregation(nn.Module):
-    """Eq. 13-17. Paper: Eq. 16 prints H_seg twice. Here: the third is H_seq. Because: three scales
-    are named and Eq. 15 defines H_seq."""
+    """Eq. 13-17 with as many scales as there are kernels and strides; all three by default.
+
+    Paper: Eq. 16 prints H_seg twice. Here: the third is H_seq. Because: three scales are named
+    and Eq. 15 defines H_seq.
+    """
 
     def __init__(self, dim: int, kernels: Sequence[int], strides: Sequence[int],
                  pooled_length: int, num_heads: int) -> None:  # fmt: skip
@@ -61,6 +76,10 @@ class TemporalAggregation(nn.Module):
         pooled = []
         for scale in self.scales:
             x, lengths = scale(fused, step_lengths)
-            weights = pooling_weights(lengths, x.shape[1], self.pooled_length)
-            pooled.append(weights.to(x.dtype) @ x)
+            pooled.append(_pool(x, lengths, self.pooled_length))
         return torch.cat(pooled, dim=-1)
+
+
+def _pool(x: Tensor, lengths: Tensor, pooled_length: int) -> Tensor:
+    """Adaptive average pooling over each clip's real steps."""
+    return pooling_weights(lengths, x.shape[1], pooled_length).to(x.dtype) @ x

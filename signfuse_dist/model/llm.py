@@ -129,7 +129,8 @@ class LanguageModel(nn.Module):
 def load_tokenizer(config: ModelConfig) -> TextTokenizer:
     """Load the LLM's tokenizer; raise :class:`UserError` when it is not there."""
     try:
-        return TextTokenizer(AutoTokenizer.from_pretrained(config.llm), config.prompt)
+        tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.llm_revision)
+        return TextTokenizer(tokenizer, config.prompt)
     except (OSError, ValueError) as e:
         raise _not_found(config, e) from e
 
@@ -139,6 +140,7 @@ def load_language_model(config: ModelConfig, tokenizer: TextTokenizer) -> Langua
     try:
         model = AutoModelForCausalLM.from_pretrained(
             config.llm,
+            revision=config.llm_revision,
             dtype=getattr(torch, config.llm_dtype),
             attn_implementation=config.attention,
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -30,28 +32,38 @@ class StepNorm(nn.Module):
         return (scaled * _per_channel(self.weight, x) + _per_channel(self.bias, x)).to(x.dtype)
 
 
-class SyncBatchNorm(nn.Module):
-    """Batch norm whose statistics are those of the real steps of all processes.
+class BatchNorm(nn.Module):
+    """Batch norm over the real steps, with statistics by one of three policies.
 
-    Training statistics are summed over processes with a gradient, so any number of processes
-    gives the same result. torch's own SyncBatchNorm needs a GPU and counts padding.
+    `sync`: in training the statistics of all processes, summed with a gradient, so any number of
+    processes gives the same result (torch's own SyncBatchNorm needs a GPU and counts padding).
+    `local`: in training those of this process alone, so the result depends on how many there are.
+    `frozen`: the stored statistics always; untrained ones are mean 0 and variance 1.
+
     Input ``[batch, channels, steps, ...]``; ``counted`` is bool ``[batch, steps]``.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(
+        self, num_channels: int, policy: str, eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
-        self.eps, self.momentum = eps, momentum
+        self.policy, self.eps, self.momentum = policy, eps, momentum
+
+    @property
+    def uses_batch(self) -> bool:
+        """Whether the next call takes its statistics from its input."""
+        return self.training and self.policy != "frozen"
 
     def forward(self, x: Tensor, counted: Tensor) -> Tensor:
-        """Return ``x`` normalised by the batch (training) or by the running statistics."""
-        mean, variance = self._statistics(x, counted) if self.training else self._running()
+        """Return ``x`` normalised by the batch or by the running statistics."""
+        mean, variance = self._statistics(x, counted) if self.uses_batch else self._running()
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return (x * _per_channel(scale, x) + _per_channel(shift, x)).to(x.dtype)
@@ -60,17 +72,18 @@ class SyncBatchNorm(nn.Module):
         return self.running_mean, self.running_var
 
     def _statistics(self, x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        keep = counted.view(len(counted), 1, -1, *(1,) * (x.ndim - 3)).to(self.weight.dtype)
+        shape = (len(counted), 1, counted.shape[1], *(1,) * (x.ndim - 3))
+        keep = counted.view(shape).to(self.weight.dtype)
         over = (0, *range(2, x.ndim))
         values = x.to(self.weight.dtype)
-        places = keep.sum() * (x[0, 0].numel() // x.shape[2])
+        places = keep.sum() * math.prod(x.shape[3:])
         # Two passes: the one-pass formula loses the variance of channels with a large mean.
-        sums = sum_over_processes(torch.cat(((values * keep).sum(over), places.view(1))))
+        sums = self._together(torch.cat(((values * keep).sum(over), places.view(1))))
         found = sums[-1].detach()
         count = found.clamp(min=1)
         mean = sums[:-1] / count
         centred = (values - _per_channel(mean, x)) * keep
-        variance = sum_over_processes(centred.square().sum(over)) / count
+        variance = self._together(centred.square().sum(over)) / count
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
             momentum = self.momentum * (found > 0).to(self.running_mean.dtype)
@@ -83,22 +96,27 @@ class SyncBatchNorm(nn.Module):
             torch.where(found > 0, variance, self.running_var),
         )
 
+    def _together(self, x: Tensor) -> Tensor:
+        return sum_over_processes(x) if self.policy == "sync" else x
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that always uses its stored statistics; weight and bias can train.
 
-    Paper: ResNet-50 with its batch norm, fine-tuned (section 3.7). Here: statistics stay those of
-    ImageNet. Because: batches of video frames are correlated, and frozen statistics make a clip
-    independent of its neighbours and a chunked backward pass exact.
+class ImageBatchNorm(BatchNorm):
+    """Batch norm of feature maps ``[frames, channels, height, width]``, for torchvision's blocks.
+
+    Paper: ResNet-50 with its batch norm, fine-tuned (section 3.7). Here: `frozen` by default,
+    statistics stay those of ImageNet while weight and bias train. Because: batches of video
+    frames are correlated, and frozen statistics make a clip independent of its neighbours and a
+    chunked backward pass exact.
     """
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features)
-        self.eval()  # modules start in training mode, and nobody need call train() or eval()
-
-    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
-        """Stay in evaluation mode whatever ``mode`` says."""
-        return super().train(False)
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return ``x`` normalised; every frame counts."""
+        if self.uses_batch:
+            every = torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
+            return super().forward(x, every)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps
+        )
 
 
 def sum_over_processes(x: Tensor) -> Tensor:

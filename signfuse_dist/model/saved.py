@@ -1,136 +1,187 @@
-"""Models on disk: building from a configuration, ImageNet weights, and the ``model/`` folder."""
+"""Models on disk: building one from a configuration, saving it, loading it.
+
+The folder of a model holds
+
+    config.json                          SignFuseConfig: numbers, and which LLM
+    model.safetensors                    everything but the LLM
+    adapter/                             LoRA as a folder of PEFT, after the last stage
+    state.json                           checksums of these files
+    README.md                            the model card, written by the run
+
+The frozen LLM is not copied: ``config.json`` holds its name, revision and fingerprint.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchvision.models import get_model_weights
 
-from signfuse_dist.config import ModelConfig, RunConfig
+from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import read_state, write_folder
+from signfuse_dist.model.configuration import SignFuseConfig, read_config
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
+from signfuse_dist.model.reference import refer
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.weights import load_exactly
+from signfuse_dist.weights import load_exactly, refuse_difference
 
-_WEIGHTS = "weights.safetensors"
-# What a stage may change of the one before: where the LLM is and how it is adapted and asked.
-_FREE = ("llm", "llm_dtype", "attention", "lora_targets", "lora_rank", "lora_alpha", "prompt",
-         "visual_weights")  # fmt: skip
-_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError,
-               SafetensorError)  # fmt: skip
+_CONFIG, _WEIGHTS, _ADAPTER = "config.json", "model.safetensors", "adapter"
+_ADAPTER_WEIGHTS = f"{_ADAPTER}/adapter_model.safetensors"
+# What may differ where a model is loaded: where its LLM is and how the numbers are computed.
+MOVABLE = ("llm", "llm_revision", "llm_dtype", "attention", "visual_chunk", "visual_checkpoint",
+           "visual_channels_last", "visual_compile")  # fmt: skip
+# What a stage may change of the one before: also how the LLM is adapted and asked, and whose
+# statistics batch norms use (with others than batch norms, names of tensors differ).
+_FREE = (*MOVABLE, "lora_targets", "lora_rank", "lora_alpha", "prompt", "visual_weights", "norm",
+         "visual_norm")  # fmt: skip
 
 
-def build(config: ModelConfig, language: bool) -> tuple[SignFuse, TextTokenizer | None]:
+def build(
+    config: ModelConfig, language: bool, max_frames: int | None = None
+) -> tuple[SignFuse, TextTokenizer | None]:
     """Build an untrained model, with the LLM and its tokenizer when ``language``.
 
     Raises UserError when the LLM cannot be loaded.
     """
     if not language:
-        return SignFuse(config, None), None
+        return SignFuse(config, None, max_frames), None
     tokenizer = load_tokenizer(config)
-    return SignFuse(config, load_language_model(config, tokenizer)), tokenizer
+    model = SignFuse(config, load_language_model(config, tokenizer), max_frames)
+    model.tokenizer = tokenizer
+    model.llm_reference = refer(config.llm, config.llm_revision)
+    return model, tokenizer
 
 
 def own_state(model: SignFuse) -> dict[str, Tensor]:
-    """Return everything but the frozen LLM: the components and the LoRA matrices."""
+    """Return the components: everything but the LLM and its LoRA matrices."""
     return {
         name: tensor.detach()
         for name, tensor in model.state_dict().items()
-        if not name.startswith("language_model.") or "lora_" in name
+        if not name.startswith("language_model.")
     }
 
 
-def save(model: SignFuse, run: RunConfig, folder: Path) -> None:
-    """Write the ``model/`` folder of a finished stage: weights, configuration, checksums."""
-    tensors = {name: t.cpu().contiguous() for name, t in own_state(model).items()}
-    write_folder(
-        folder,
-        {_WEIGHTS: lambda path: save_file(tensors, path)},
-        {"stage": run.stage.name, "config": run.to_dict()},
-    )
+def save(model: SignFuse, folder: Path) -> None:
+    """Write the folder of a model, whole or not at all; an earlier one is replaced.
+
+    Raises UserError when something else is there, or the LLM is of no folder and no hub.
+    """
+    if folder.exists() and any(folder.iterdir()) and not _is_saved_model(folder):
+        raise UserError(f"{folder} holds something else than a saved model; give another folder")
+    if model.language_model is not None and model.llm_reference is None:
+        raise UserError("the model's LLM came from no folder and no hub, so it cannot be named")
+    config, tensors = model.config, own_state(model)
+    contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
+    writers: dict[str, Any] = {
+        _CONFIG: lambda path: path.write_text(config.to_json_string(), encoding="utf-8"),
+        _WEIGHTS: lambda path: save_file(contiguous, path, {"format": "pt"}),
+    }
+    adapted = _peft(model)
+    if adapted is not None:
+        writers[_ADAPTER] = lambda path: _save_adapter(adapted, config, path)
+    write_folder(folder, writers, {})
+
+
+def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> SignFuse:
+    """Load a saved model; see :meth:`SignFuse.from_pretrained`."""
+    unknown = sorted(changes.keys() - set(MOVABLE))
+    if unknown:
+        raise UserError(f"{unknown} cannot be changed where a model is loaded, only {MOVABLE}")
+    folder = _local(name, revision)
+    files, config = _read(folder)
+    numbers = dataclasses.replace(config.model, **changes)
+    model, _ = build(numbers, config.llm_fingerprint is not None, config.max_frames)
+    _refuse_another_llm(model, config, folder)
+    load_exactly(load_file(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS)
+    if _ADAPTER_WEIGHTS in files:
+        _load_adapter(folder, model)
+    return model.eval()
 
 
 def load_into(folder: Path, model: SignFuse, may_miss: tuple[str, ...] = ()) -> None:
-    """Load a ``model/`` folder into a model of the same configuration.
+    """Let a model start from the components in the folder of the stage before it.
 
     ``may_miss``: components that the folder need not have. Raises UserError when a file is
     damaged or of another configuration.
     """
-    state = read_state(folder)
-    if _WEIGHTS not in state["files"]:
-        raise UserError(f"{folder}: its state.json lists no {_WEIGHTS}")
-    _refuse_another_model(state, model.built_from, folder)
+    files, config = _read(folder)
+    then, now = (json.loads(json.dumps(dataclasses.asdict(c)))
+                 for c in (config.model, model.built_from))  # fmt: skip
+    differ = [k for k in now if k not in _FREE and then[k] != now[k]]
+    errors = [f"model.{k} was {then[k]!r}, is {now[k]!r}" for k in differ]
+    raise_together(errors, f"{folder} was trained with another model configuration")
+    _refuse_another_llm(model, config, folder)
+    if _ADAPTER_WEIGHTS in files:
+        raise UserError(f"{folder} holds LoRA matrices, which no stage starts from")
     load_exactly(load_file(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS, may_miss)
 
 
-def _refuse_another_model(state: dict[str, Any], config: ModelConfig, folder: Path) -> None:
-    """Compare configurations: heads and strides change what weights mean and not their shapes."""
-    saved = state.get("config")
-    saved = saved.get("model") if isinstance(saved, dict) else None
-    if not isinstance(saved, dict):
-        raise UserError(f"{folder}: its state.json holds no configuration of a model")
-    now = json.loads(json.dumps(dataclasses.asdict(config)))
-    differ = [k for k in now if k not in _FREE and saved.get(k) != now[k]]
-    errors = [f"model.{k} was {saved.get(k)!r}, is {now[k]!r}" for k in differ]
-    raise_together(errors, f"{folder} was trained with another model configuration")
+def _read(folder: Path) -> tuple[dict[str, str], SignFuseConfig]:
+    """Return the files of a saved model, every checksum compared, and its configuration."""
+    files = read_state(folder)["files"]
+    for name in (_CONFIG, _WEIGHTS):
+        if name not in files:
+            raise UserError(f"{folder}: its state.json lists no {name}")
+    return files, read_config(folder)
 
 
-def load_visual_weights(model: SignFuse, config: ModelConfig) -> None:
-    """Start the ResNet from ``model.visual_weights``: `imagenet`, a file, or null for none."""
-    source = config.visual_weights
-    if source is None:
+def _is_saved_model(folder: Path) -> bool:
+    try:
+        text = (folder / _CONFIG).read_text(encoding="utf-8")
+        return json.loads(text)["model_type"] == SignFuseConfig.model_type  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _local(name: str | Path, revision: str | None) -> Path:
+    """Return the folder of a model, downloaded from the hub when it is no folder here."""
+    if Path(name).is_dir():
+        return Path(name)
+    patterns = [_CONFIG, _WEIGHTS, f"{_ADAPTER}/*", "state.json"]
+    try:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=patterns))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as e:
+        raise UserError(f"{name}: no folder of a saved model, nor one of the model hub") from e
+
+
+def _refuse_another_llm(model: SignFuse, config: SignFuseConfig, folder: Path) -> None:
+    now = model.llm_reference
+    if now is None or config.llm_fingerprint in (None, now.fingerprint):
         return
-    state = _imagenet(config.visual_backbone) if source == "imagenet" else _weights_of(source)
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    backbone = model.visual.backbone
-    load_exactly(
-        _without_counters(state), _without_counters(backbone.state_dict()), backbone, Path(source)
+    raise UserError(
+        f"{folder} was trained with {config.llm} (fingerprint {config.llm_fingerprint[:12]}), and "
+        f"model.llm={model.built_from.llm} is another LLM now (fingerprint {now.fingerprint[:12]})"
     )
 
 
-def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop what some files of ImageNet weights have and others have not, and nothing reads."""
-    return {n: tensor for n, tensor in state.items() if not n.endswith(".num_batches_tracked")}
+def _peft(model: SignFuse) -> Any:
+    language_model = model.language_model
+    if language_model is None or not isinstance(language_model.model, PeftModel):
+        return None
+    return language_model.model
 
 
-def _imagenet(backbone: str) -> dict[str, Tensor]:
-    advice = "give a file (model.visual_weights=PATH) or start from nothing (=null)"
-    try:
-        weights = get_model_weights(backbone)["IMAGENET1K_V1"]
-        state: dict[str, Tensor] = weights.get_state_dict(check_hash=True, weights_only=True)
-    except (ValueError, KeyError) as e:
-        raise UserError(f"model.visual_weights: no ImageNet {backbone}; {advice}") from e
-    except OSError as e:
-        raise UserError(
-            f"model.visual_weights=imagenet: {backbone} is not in the cache and cannot be "
-            f"downloaded ({e}); {advice}"
-        ) from e
-    return state
+def _save_adapter(adapted: Any, config: SignFuseConfig, path: Path) -> None:
+    described = adapted.peft_config["default"]
+    described.base_model_name_or_path, described.revision = config.llm, config.llm_commit
+    adapted.save_pretrained(path)
+    (path / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the card is the model's
 
 
-def _weights_of(source: str) -> dict[str, Tensor]:
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(f"model.visual_weights={source}: no such file (nor the word imagenet)")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as e:
-        raise UserError(f"model.visual_weights={source}: cannot be read: {_first_line(e)}") from e
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"model.visual_weights={source}: holds no mapping of names to tensors")
-    return state
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _load_adapter(folder: Path, model: SignFuse) -> None:
+    """Add LoRA as the configuration says; nothing of the adapter's own configuration is run."""
+    assert model.language_model is not None
+    model.language_model.add_lora(model.built_from)
+    found = load_file(folder / _ADAPTER_WEIGHTS)
+    adapted = model.language_model.model
+    refuse_difference(found, get_peft_model_state_dict(adapted), folder / _ADAPTER_WEIGHTS)
+    set_peft_model_state_dict(adapted, found)
+    model.language_model.requires_grad_(False)

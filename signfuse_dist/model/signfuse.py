@@ -1,27 +1,35 @@
-"""SignFuse: the two streams, CMFA, HTA, SLA and the LLM, put together (Figure 1)."""
+"""SignFuse: the two streams, CMFA, HTA, SLA and the LLM, put together (Figure 1).
+
+The fusions, streams and time scales that section 5.4 compares are choices of this one model
+(``config.ModelConfig``), not other models.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from signfuse_dist import config_fields
 from signfuse_dist.batch import SignBatch, length_mask
-from signfuse_dist.config import ModelConfig
-from signfuse_dist.model.cmfa import CrossModalFusion
-from signfuse_dist.model.hta import TemporalAggregation
-from signfuse_dist.model.llm import LanguageModel
-from signfuse_dist.model.norm import StepNorm, SyncBatchNorm
-from signfuse_dist.model.skeletal import SkeletalStream
+from signfuse_dist.config import EvaluationConfig, ModelConfig
+from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.model import parts
+from signfuse_dist.model.configuration import SignFuseConfig
+from signfuse_dist.model.llm import LanguageModel, TextTokenizer
+from signfuse_dist.model.reference import LLMReference
 from signfuse_dist.model.sla import SignLanguageAdapter
-from signfuse_dist.model.visual import ResNet, VisualStream
 
 
 @dataclass(frozen=True)
 class Streams:
-    """``visual`` and ``skeletal`` ``[batch, steps, dim]``, zero beyond ``step_lengths``."""
+    """``visual`` and ``skeletal`` ``[batch, steps, dim]``, zero beyond ``step_lengths``.
+
+    A model of one stream has it in both places, so CMFA attends within it.
+    """
 
     visual: Tensor
     skeletal: Tensor
@@ -52,9 +60,22 @@ class SignFuseOutput:
 
 
 class SignFuse(nn.Module):
-    """The translator. Components carry the names of the stage table in ``stages.py``."""
+    """The translator. Components carry the names of the stage table in ``stages.py``.
 
-    def __init__(self, config: ModelConfig, llm: LanguageModel | tuple[int, float] | None) -> None:
+    Attributes:
+        built_from: the numbers it was built from.
+        max_frames: longer clips are refused; None = any length.
+        tokenizer: the LLM's, None without an LLM that was loaded by name.
+        llm_reference: which LLM that was, None likewise.
+    """
+
+    tokenizer: TextTokenizer | None = None
+    llm_reference: LLMReference | None = None
+
+    def __init__(
+        self, config: ModelConfig, llm: LanguageModel | tuple[int, float] | None,
+        max_frames: int | None = None,
+    ) -> None:  # fmt: skip
         """Build the model around an LLM.
 
         ``llm`` None builds the encoders alone, without adapter: the contrastive stage needs no
@@ -62,28 +83,54 @@ class SignFuse(nn.Module):
         to count parameters.
         """
         super().__init__()
-        self.built_from = config
-        make_norm = _step_norm(config)
-        self.visual = VisualStream(
-            ResNet(config.visual_backbone, config.visual_width, config.visual_norm),
-            config.dim, config.visual_kernel, config.visual_stride, make_norm(config.dim),
-        )  # fmt: skip
-        self.skeletal = SkeletalStream(
-            config.skeletal_channels, config.skeletal_strides, config.skeletal_kernel, make_norm
-        )
-        self.fusion = CrossModalFusion(
-            config.dim, config.fusion_layers, config.num_heads, config.ffn_multiplier * config.dim
-        )
-        self.temporal = TemporalAggregation(
-            config.dim, config.scale_kernels, config.scale_strides, config.pooled_length,
-            config.num_heads,
-        )  # fmt: skip
+        self.built_from, self.max_frames = config, max_frames
+        self.visual = parts.visual_stream(config) if config.streams != "skeletal" else None
+        self.skeletal = parts.skeletal_stream(config) if config.streams != "visual" else None
+        self.fusion = parts.fusion(config)
+        self.temporal = parts.temporal(config)
         self.stride = config.visual_stride
         self.adapter: SignLanguageAdapter | None = None
         self.language_model = llm if isinstance(llm, LanguageModel) else None
         if llm is not None:
             llm_dim, rms = llm if isinstance(llm, tuple) else (llm.llm_dim, llm.embedding_rms)
             self.adapter = SignLanguageAdapter(config.dim, llm_dim, config.num_sign_tokens, rms)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, **changes: Any
+    ) -> SignFuse:
+        """Load a saved model with its LLM, in evaluation mode.
+
+        Args:
+            name: a folder that :meth:`save_pretrained` or a finished stage wrote, or a name of
+                the model hub.
+            revision: of the hub, in which case the model's, not the LLM's.
+            changes: what may differ here from where it was trained: ``llm=FOLDER`` where the LLM
+                has moved, ``llm_dtype``, ``attention``, ``visual_chunk`` and the like.
+
+        Raises :class:`~signfuse_dist.errors.UserError` when a file is damaged or of another
+        configuration, or the LLM cannot be loaded or is another one. Nothing is unpickled.
+        """
+        from signfuse_dist.model import saved  # which builds models
+
+        return saved.load(name, revision, changes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder for :meth:`from_pretrained`; see :mod:`signfuse_dist.model.saved`."""
+        from signfuse_dist.model import saved
+
+        saved.save(self, Path(folder))
+
+    @property
+    def config(self) -> SignFuseConfig:
+        """The configuration as transformers knows it."""
+        trained_with = self.llm_reference
+        return SignFuseConfig.of(
+            self.built_from,
+            llm_commit=None if trained_with is None else trained_with.commit,
+            llm_fingerprint=None if trained_with is None else trained_with.fingerprint,
+            max_frames=self.max_frames,
+        )
 
     def forward(
         self, batch: SignBatch, contrastive_features: str | None, language: bool
@@ -114,15 +161,22 @@ class SignFuse(nn.Module):
         )
 
     def encode(self, batch: SignBatch) -> Streams:
-        """Run both streams (Eq. 2-5); without a graph through a stream that is frozen."""
+        """Run the streams (Eq. 2-5); without a graph through a stream that is frozen.
+
+        Raises UserError when a clip is longer than ``max_frames``.
+        """
+        self._refuse_long(batch)
         steps = torch.div(batch.frame_lengths + self.stride - 1, self.stride, rounding_mode="floor")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
-            visual = self.visual(batch.frames, batch.frame_lengths, steps, batch.weight)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.skeletal)):
-            skeletal = self.skeletal(
-                batch.pose, batch.joint_mask, batch.frame_lengths, batch.weight
-            )
-        return Streams(visual, skeletal, steps)
+        found = []
+        if self.visual is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
+                found.append(self.visual(batch.frames, batch.frame_lengths, steps, batch.weight))
+        if self.skeletal is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.skeletal)):
+                found.append(
+                    self.skeletal(batch.pose, batch.joint_mask, batch.frame_lengths, batch.weight)
+                )
+        return Streams(found[0], found[-1], steps)
 
     def summarise(self, streams: Streams, features: str) -> tuple[Tensor, Tensor]:
         """Return f_v and f_s of Eq. 21, ``[batch, dim]`` each.
@@ -131,7 +185,10 @@ class SignFuse(nn.Module):
         CMFA(visual, visual) and CMFA(skeletal, skeletal), each pooled over its real steps.
         Because: pooled before CMFA (`streams`), CMFA gets no gradient; pooled after
         cross-attention (`attended`), each side holds the other and the loss is met by leakage.
+        Raises ValueError for a model of one stream, which has no pairs.
         """
+        if self.visual is None or self.skeletal is None:
+            raise ValueError("Eq. 21 compares two streams, and this model has one")
         visual, skeletal, mask = streams.visual, streams.skeletal, streams.mask
         if features == "unimodal":
             visual, _ = self.fusion(visual, visual, mask)
@@ -140,12 +197,48 @@ class SignFuse(nn.Module):
             visual, skeletal = self.fusion.attend_across(visual, skeletal, mask)
         return _mean_over_steps(visual, mask), _mean_over_steps(skeletal, mask)
 
-    def translate(self, streams: Streams) -> tuple[Tensor, Tensor]:
-        """Return E_sign of Eq. 19 and the gate over time, ``[batch, steps]``."""
+    def translate(self, streams: Streams) -> tuple[Tensor, Tensor | None]:
+        """Return E_sign of Eq. 19 and the gate over time, ``[batch, steps]``.
+
+        The gate is None where nothing is gated, or both sides of the gate are the same stream.
+        """
         if self.adapter is None:
             raise ValueError("a model without an LLM has no adapter and cannot translate")
         fused, gate = self.fusion(streams.visual, streams.skeletal, streams.mask)
+        gate = gate if self.built_from.streams == "both" else None
         return self.adapter(self.temporal(fused, streams.step_lengths)), gate
+
+    @torch.no_grad()
+    def generate(self, batch: SignBatch, **settings: Any) -> Tensor:
+        """Return the best translations' tokens, ``[batch, tokens]``, padded with the end token.
+
+        ``tokenizer.decode(row.tolist())`` makes a sentence of a row. Nothing is sampled.
+
+        Args:
+            batch: clips on the model's device; they need no ``tokens``.
+            settings: ``num_beams``, ``max_new_tokens``, ``length_penalty`` as in transformers;
+                the defaults are those of :class:`~signfuse_dist.config.EvaluationConfig`.
+        """
+        if self.language_model is None or self.tokenizer is None:
+            raise UserError("a model without an LLM cannot translate: load that of a later stage")
+        errors: list[str] = []
+        decoding = config_fields.build("generate", EvaluationConfig, settings, errors)
+        raise_together(errors, "generate cannot do this")
+        sign_embeddings, _ = self.translate(self.encode(batch))
+        rows = self.language_model.generate(sign_embeddings, decoding, self.tokenizer.end)
+        return torch.tensor(rows, device=sign_embeddings.device)
+
+    def _refuse_long(self, batch: SignBatch) -> None:
+        """The padded length is known on the host: nothing waits for a GPU."""
+        longest = batch.pose.shape[1]
+        if self.max_frames is None or longest <= self.max_frames:
+            return
+        lengths = batch.frame_lengths.tolist()
+        raise_together(
+            [f"{name}: {n} frames" for name, n in zip(batch.ids, lengths, strict=True)
+             if n > self.max_frames] or [f"padded to {longest} frames"],
+            f"clips are longer than the {self.max_frames} frames of data.max_frames",
+        )  # fmt: skip
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -153,10 +246,6 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return {
         name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
     }
-
-
-def _step_norm(config: ModelConfig) -> Callable[[int], nn.Module]:
-    return SyncBatchNorm if config.norm == "sync_batch" else StepNorm
 
 
 def _trains(module: nn.Module) -> bool:

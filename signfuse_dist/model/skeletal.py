@@ -109,7 +109,8 @@ class SkeletalStream(nn.Module):
         """
         real = joint_mask & length_mask(frame_lengths, pose.shape[1])[:, :, None]
         _, counted = _masks(frame_lengths, pose.shape[1], weight)
-        centred = ((2 * pose - 1) * real[..., None]).flatten(2).transpose(1, 2)
+        # Not a product: what stands in the place of a missing joint is not read, NaN or not.
+        centred = torch.where(real[..., None], 2 * pose - 1, 0).flatten(2).transpose(1, 2)
         x = self.input_norm(centred, counted).transpose(1, 2).unflatten(2, (NUM_JOINTS, 2))
         x = (x * real[..., None]).permute(0, 3, 1, 2)
         lengths = frame_lengths

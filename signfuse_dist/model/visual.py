@@ -1,15 +1,23 @@
-"""The visual stream, Eq. 2-3: ResNet on every real frame, then a strided temporal convolution."""
+"""The visual stream, Eq. 2-3: ResNet on every real frame, then a strided temporal convolution.
+
+The activations of ResNet-50 are most of a step's memory. Three ways to run it, one result:
+whole (fastest), in chunks of frames (memory of one chunk whatever T, each chunk computed again in
+the backward pass), or recomputed block by block (memory of the blocks' inputs, which grows with T).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from signfuse_dist.batch import length_mask
-from signfuse_dist.model.norm import FrozenBatchNorm2d
+from signfuse_dist.model.norm import ImageBatchNorm
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,9 +36,28 @@ class StepwiseNorm(Protocol):
 
 def image_norm(kind: str, num_channels: int) -> nn.Module:
     """Return a norm for feature maps; 16 channels a group, which stays within one frame."""
-    if kind == "frozen_batch":
-        return FrozenBatchNorm2d(num_channels)
-    return nn.GroupNorm(max(1, num_channels // 16), num_channels)
+    if kind == "group":
+        return nn.GroupNorm(max(1, num_channels // 16), num_channels)
+    return ImageBatchNorm(num_channels, kind)
+
+
+@dataclass(frozen=True)
+class FrameBudget:
+    """How the ResNet is run over the frames of a batch; the result is the same to rounding.
+
+    Attributes:
+        chunk: frames at once, None = all. In training each chunk is computed again in the
+            backward pass, so its activations are all that is held.
+        recompute_blocks: hold each residual block's input alone, and compute the block again.
+        channels_last: lay out feature maps with the channels last.
+    """
+
+    chunk: int | None
+    recompute_blocks: bool
+    channels_last: bool
+
+
+WHOLE = FrameBudget(chunk=None, recompute_blocks=False, channels_last=False)
 
 
 class ResNet(nn.Module):
@@ -54,6 +81,7 @@ class ResNet(nn.Module):
         self.layer3 = self._layer(4 * width, depths[2], stride=2)
         self.layer4 = self._layer(8 * width, depths[3], stride=2)
         self.output_dim = self.planes
+        self.recompute_blocks = False
         self._initialise()
 
     def _layer(self, planes: int, depth: int, stride: int) -> nn.Sequential:
@@ -80,11 +108,22 @@ class ResNet(nn.Module):
             elif isinstance(module, BasicBlock):
                 nn.init.zeros_(module.bn2.weight)
 
+    @property
+    def uses_batch(self) -> bool:
+        """Whether frames see each other through batch statistics."""
+        return isinstance(self.bn1, ImageBatchNorm) and self.bn1.uses_batch
+
     def forward(self, images: Tensor) -> Tensor:
         """Return GAP(ResNet(v_t)) of Eq. 2: ``[frames, 3, h, w]`` to ``[frames, output_dim]``."""
-        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        again = self.recompute_blocks and torch.is_grad_enabled()
+        x = images
+        for part in (self._stem, *self.layer1, *self.layer2, *self.layer3, *self.layer4):
+            x = _computed_again(part, x) if again else part(x)
         return x.mean(dim=(2, 3))
+
+    def _stem(self, images: Tensor) -> Tensor:
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return x
 
 
 class VisualStream(nn.Module):
@@ -93,11 +132,12 @@ class VisualStream(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, backbone: ResNet, dim: int, kernel: int, stride: int, norm: nn.Module
-    ) -> None:
+    def __init__(self, backbone: ResNet, dim: int, kernel: int, stride: int, norm: nn.Module,
+                 budget: FrameBudget = WHOLE) -> None:  # fmt: skip
         super().__init__()
         self.backbone = backbone
+        self.budget = budget
+        backbone.recompute_blocks = budget.recompute_blocks
         # No bias: the norm takes it away, and Adam would walk it along rounding noise.
         self.conv = nn.Conv1d(
             backbone.output_dim, dim, kernel, stride, padding=kernel // 2, bias=False
@@ -118,14 +158,46 @@ class VisualStream(nn.Module):
         Returns:
             ``[batch, steps, dim]``.
         """
-        # Contiguous: decoded frames arrive with the channels last, and torch 2.15 on CPU corrupts
-        # the heap in the backward pass of a strided 1x1 convolution over 4 such channels.
-        images = frames.contiguous().to(self.mean.dtype)
-        features = self.backbone((images / 255 - self.mean) / self.std)
+        features = self.frame_features(frames, frame_lengths, weight)
         mask = length_mask(frame_lengths, int(frame_lengths.max()))
         padded = features.new_zeros(*mask.shape, features.shape[-1])
         padded[mask] = features
         return self.shorten(padded, step_lengths, weight)
+
+    def frame_features(self, frames: Tensor, frame_lengths: Tensor, weight: Tensor) -> Tensor:
+        """Return F_v of Eq. 2, ``[sum(frame_lengths), visual_dim]``.
+
+        Arguments as in :meth:`forward`. Where frames see each other through batch statistics,
+        clips of weight 0 are left out and their features are zero.
+        """
+        if not self.backbone.uses_batch:
+            return self._in_chunks(frames)
+        counted = (weight > 0).repeat_interleave(frame_lengths, output_size=len(frames))
+        found = self._in_chunks(frames[counted])
+        features = found.new_zeros(len(frames), found.shape[1])
+        features[counted] = found
+        return features
+
+    def _in_chunks(self, frames: Tensor) -> Tensor:
+        """Frames stay uint8 until their chunk's turn, 0.15 MB each at 224 x 224."""
+        size = self.budget.chunk
+        if size is None or len(frames) <= size:
+            return self._features(frames)
+        again = torch.is_grad_enabled()
+        return torch.cat(
+            [
+                _computed_again(self._features, part) if again else self._features(part)
+                for part in frames.split(size)
+            ]
+        )
+
+    def _features(self, frames: Tensor) -> Tensor:
+        layout = torch.channels_last if self.budget.channels_last else torch.contiguous_format
+        # Decoded frames arrive with the channels last, and torch 2.15 on CPU corrupts the heap in
+        # the backward pass of a strided 1x1 convolution over 4 such channels.
+        images = frames.contiguous(memory_format=layout).to(self.mean.dtype)
+        features: Tensor = self.backbone((images / 255 - self.mean) / self.std)
+        return features
 
     def shorten(self, frame_features: Tensor, step_lengths: Tensor, weight: Tensor) -> Tensor:
         """Return ReLU(BN(Conv1D(F_v))) of Eq. 3 from ``[batch, frames, visual_dim]``."""
@@ -133,3 +205,9 @@ class VisualStream(nn.Module):
         mask = length_mask(step_lengths, x.shape[2])
         x = torch.relu(self.norm(x, mask & (weight > 0)[:, None]))
         return (x * mask[:, None, :]).transpose(1, 2)
+
+
+def _computed_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return ``function(x)``, holding ``x`` alone until the backward pass; nothing is drawn."""
+    out: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+    return out

@@ -34,7 +34,7 @@ def write_run(project: Project, output: Path, *words: str, seed: int = 0) -> Pat
     run = load_run(project.experiment, "finetune", [f"train.output={output}", *words])
     torch.manual_seed(seed)
     model, _ = saved.build(run.model, language=True)
-    stages.prepare(model, "finetune", run.model)
+    stages.prepare(model, "finetune", run.loss)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Far enough from its start that clips tell apart; biases would make them alike.
@@ -42,7 +42,7 @@ def write_run(project: Project, output: Path, *words: str, seed: int = 0) -> Pat
                 scale = 4.0 if "lora_" in name else 0.5
                 parameter.add_(scale * torch.randn_like(parameter))
     open_folder(run, make_plan(20, run.stage, run.train, 1), None, main=True)
-    saved.save(model, run, run.folder / "model")
+    model.save_pretrained(run.folder / "model")
     return run.folder
 
 
@@ -231,11 +231,11 @@ def test_a_damaged_model_is_named(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_run(project, tmp_path)
-    with (folder / "model" / "weights.safetensors").open("r+b") as file:
+    with (folder / "model" / "model.safetensors").open("r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\xff\xff\xff\xff")
     assert main(["evaluate", str(folder), "--split", "test"]) == 2
-    assert "weights.safetensors is damaged" in capsys.readouterr().err
+    assert "model.safetensors is damaged" in capsys.readouterr().err
 
 
 def test_the_stage_without_an_llm_cannot_translate(
@@ -244,7 +244,7 @@ def test_the_stage_without_an_llm_cannot_translate(
     run = load_run(project.experiment, "contrastive", [f"train.output={tmp_path}"])
     model, _ = saved.build(run.model, language=False)
     open_folder(run, make_plan(20, run.stage, run.train, 1), None, main=True)
-    saved.save(model, run, run.folder / "model")
+    model.save_pretrained(run.folder / "model")
     assert main(["evaluate", str(run.folder), "--split", "test"]) == 2
     assert "contrastive stage has no LLM" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from signfuse_dist.loss import contrastive
-from signfuse_dist.model.norm import SyncBatchNorm
+from signfuse_dist.model.norm import BatchNorm
 
 WORLD = 2
 WEIGHT = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0])  # one place of weight zero, on rank 0
@@ -38,7 +38,7 @@ def _info_nce(part: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _batch_norm(part: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    norm = SyncBatchNorm(3).double()
+    norm = BatchNorm(3, "sync").double()
     with torch.no_grad():
         norm.weight.normal_()
         norm.bias.normal_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-from signfuse_dist.model.norm import FrozenBatchNorm2d, StepNorm, SyncBatchNorm
+from signfuse_dist.model.norm import BatchNorm, ImageBatchNorm, StepNorm
 from signfuse_dist.model.visual import ResNet, VisualStream
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in RGB order
@@ -23,7 +25,7 @@ def _groups(channels: int) -> nn.Module:
 
 
 def _torchvision(architecture: str, norm: str) -> nn.Module:
-    layer: Any = nn.BatchNorm2d if norm == "frozen_batch" else _groups
+    layer: Any = nn.BatchNorm2d if norm == "frozen" else _groups
     if architecture == "resnet10":
         return TorchvisionResNet(BasicBlock, [1, 1, 1, 1], norm_layer=layer)
     return getattr(torchvision.models, architecture)(weights=None, norm_layer=layer)
@@ -31,12 +33,16 @@ def _torchvision(architecture: str, norm: str) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("architecture", "norm"),
-    [("resnet50", "frozen_batch"), ("resnet18", "group"), ("resnet10", "frozen_batch")],
+    [("resnet50", "frozen"), ("resnet18", "group"), ("resnet10", "frozen")],
 )
 def test_the_backbone_is_torchvisions_with_the_same_weights(architecture: str, norm: str) -> None:
     theirs = scramble(_torchvision(architecture, norm)).double().eval()
     ours = ResNet(architecture, 64, norm).double()
-    state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    state = {
+        name: tensor
+        for name, tensor in theirs.state_dict().items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
     ours.load_state_dict(state, strict=True)
     theirs.fc = nn.Identity()
     images = torch.randn(2, 3, 33, 31, dtype=torch.float64, requires_grad=True)
@@ -56,11 +62,11 @@ def test_the_backbone_is_torchvisions_with_the_same_weights(architecture: str, n
 
 def test_the_output_dimension_is_that_of_equation_2() -> None:
     with torch.device("meta"):
-        assert ResNet("resnet50", 64, "frozen_batch").output_dim == 2048
+        assert ResNet("resnet50", 64, "frozen").output_dim == 2048
 
 
 def test_a_frozen_norm_never_uses_or_changes_batch_statistics() -> None:
-    norm = FrozenBatchNorm2d(3)
+    norm = ImageBatchNorm(3, "frozen")
     x = torch.randn(4, 3, 5, 5) * 3 + 1
     before = norm(x)
     norm.train()
@@ -73,14 +79,14 @@ def test_a_frozen_norm_never_uses_or_changes_batch_statistics() -> None:
 class _Colour(nn.Module):
     """Stands in for the ResNet: the mean colour of a picture."""
 
-    output_dim = 3
+    output_dim, uses_batch = 3, False
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean(dim=(2, 3))
 
 
 def test_frames_are_scaled_to_imagenet_colours_one_by_one() -> None:
-    stream = VisualStream(_Colour(), 4, 3, 2, SyncBatchNorm(4)).eval()
+    stream = VisualStream(_Colour(), 4, 3, 2, BatchNorm(4, "sync")).eval()
     scramble(stream)
     seen: list[Tensor] = []
     stream.backbone.register_forward_hook(lambda m, x, y: seen.append(y))
@@ -125,9 +131,11 @@ def _naive(clips: list[Tensor], stream: VisualStream) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("kind", [SyncBatchNorm, StepNorm])
+@pytest.mark.parametrize("kind", [partial(BatchNorm, policy="sync"), StepNorm])
 @pytest.mark.parametrize("lengths", [(1,), (2,), (3,), (7, 1, 4, 2, 3)])
-def test_equation_3(lengths: tuple[int, ...], kind: type[Any], training: bool) -> None:
+def test_equation_3(
+    lengths: tuple[int, ...], kind: Callable[[int], nn.Module], training: bool
+) -> None:
     torch.manual_seed(0)
     stream = VisualStream(_Colour(), 5, 3, 2, kind(5)).double()
     scramble(stream).train(training)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,11 +11,12 @@ import torch
 from model_factory import draw_clips, join, scramble
 from torch import Tensor, nn
 
-from signfuse_dist.model.norm import StepNorm, SyncBatchNorm
+from signfuse_dist.model.norm import BatchNorm, StepNorm
 from signfuse_dist.model.skeletal import SkeletalStream, SpatialGraphConv, SpatialTemporalBlock
 from signfuse_dist.skeleton import NUM_JOINTS, partitioned_adjacency
 
 KERNEL = 9
+SYNC = partial(BatchNorm, policy="sync")
 
 
 def _printed_adjacency() -> Tensor:
@@ -120,7 +123,7 @@ def test_a_layer_is_spatial_then_temporal_with_norms_and_a_residual(
     num_frames: int, stride: int
 ) -> None:
     channels = 3 if stride == 1 else 4
-    block = SpatialTemporalBlock(3, channels, KERNEL, stride, _printed_adjacency(), SyncBatchNorm)
+    block = SpatialTemporalBlock(3, channels, KERNEL, stride, _printed_adjacency(), SYNC)
     scramble(block.double()).eval()
     x = torch.randn(num_frames, NUM_JOINTS, 3, dtype=torch.float64)
     found, lengths = block(x.permute(2, 0, 1)[None], torch.tensor([num_frames]), torch.ones(1))
@@ -130,8 +133,10 @@ def test_a_layer_is_spatial_then_temporal_with_norms_and_a_residual(
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("kind", [SyncBatchNorm, StepNorm])
-def test_equation_5_of_clips_of_odd_lengths(kind: type[Any], training: bool) -> None:
+@pytest.mark.parametrize("kind", [SYNC, StepNorm])
+def test_equation_5_of_clips_of_odd_lengths(
+    kind: Callable[[int], nn.Module], training: bool
+) -> None:
     stream = SkeletalStream((4, 3, 5, 6), (1, 1, 2, 1), KERNEL, kind).double()
     scramble(_make_exact(stream)).train(training)
     clips = draw_clips([7, 1, 3])

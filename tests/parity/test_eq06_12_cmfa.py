@@ -92,7 +92,7 @@ def test_cross_attention_is_torchs_multi_head_attention() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_a_layer_and_its_gradients(steps: int) -> None:
-    layer: Any = scramble(FusionLayer(DIM, HEADS, 4 * DIM).double())
+    layer: Any = scramble(FusionLayer(DIM, HEADS, 4 * DIM, "cmfa").double())
     visual, skeletal = _clip(steps, 1), _clip(steps, 2)
     mask = (torch.arange(9) < steps)[None]
     fused, gate = layer(_pad(visual, 9), _pad(skeletal, 9), mask)
@@ -111,7 +111,7 @@ def test_a_layer_and_its_gradients(steps: int) -> None:
 
 
 def test_each_direction_has_the_projections_of_its_own_streams() -> None:
-    layer: Any = FusionLayer(DIM, HEADS, 4 * DIM).double()
+    layer: Any = FusionLayer(DIM, HEADS, 4 * DIM, "cmfa").double()
     names = [n for n, _ in layer.named_parameters() if n.endswith(("query.weight", "key.weight",
                                                                    "value.weight"))]  # fmt: skip
     assert len(names) == 6  # W_Q, W_K, W_V of v and of s: Eq. 6-7
@@ -128,7 +128,7 @@ def test_each_direction_has_the_projections_of_its_own_streams() -> None:
 
 
 def test_the_stack_feeds_each_layer_the_fused_features_of_the_one_before() -> None:
-    stack: Any = scramble(CrossModalFusion(DIM, 3, HEADS, 4 * DIM).double())
+    stack: Any = scramble(CrossModalFusion(DIM, 3, HEADS, 4 * DIM, "cmfa").double())
     visual, skeletal = _clip(5, 1), _clip(5, 2)
     expected, first_gate = _fusion(visual, skeletal, stack.layers[0])
     for layer in stack.layers[1:]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import draw_clips, join, small_config, small_model
+from model_factory import draw_clips, join, small_model
 
 from signfuse_dist import loss
 from signfuse_dist.config import LossConfig
@@ -35,7 +35,7 @@ def _losses_by_hand(model: Any, clips: list[Any]) -> dict[str, torch.Tensor]:
 
 def test_the_total_of_the_finetune_stage_is_equation_23_with_its_gradients() -> None:
     model = small_model()
-    prepare(model, "finetune", small_config())
+    prepare(model, "finetune", LossConfig())
     clips = draw_clips([5, 2, 3])
     by_hand = _losses_by_hand(model, clips)
     align = by_hand["distance"] + by_hand["language"]

@@ -1,10 +1,10 @@
-"""The ``model/`` folder: what was trained comes back bit for bit, or an error says why not."""
+"""A saved model: what was trained comes back bit for bit, or an error says why not."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,97 +13,87 @@ from typing import Any
 import pytest
 import torch
 from model_factory import draw_clips, join, scramble, small_config, tiny_llama, tiny_tokenizer
-from safetensors.torch import load_file, save_file
-from torchvision.models import resnet18
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from signfuse_dist import stages
-from signfuse_dist.config import (
-    DataConfig,
-    EvaluationConfig,
-    LossConfig,
-    ModelConfig,
-    RunConfig,
-    StageConfig,
-    TrainConfig,
-)
+from signfuse_dist.config import LossConfig, ModelConfig
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import STATE
+from signfuse_dist.files import STATE, read_state
 from signfuse_dist.model import saved
+from signfuse_dist.model.configuration import SignFuseConfig
 from signfuse_dist.model.signfuse import SignFuse
 
 TESTS = Path(__file__).resolve().parents[1]
 LENGTHS = (5, 3, 8)
+MAX_FRAMES = 9
+
+
+def write_llm(folder: Path, seed: int = 0) -> None:
+    tiny_llama(seed=seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     """A small model whose LLM lies in a folder."""
     folder = tmp_path_factory.mktemp("llm")
-    tiny_llama().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    write_llm(folder)
     return small_config(llm=str(folder), prompt="translate the sign")
 
 
-def run_of(config: ModelConfig) -> RunConfig:
-    data = DataConfig(
-        corpus="table", shards="shards", train_split="train", dev_split="dev", test_split="test",
-        fps=None, frame_size=32, max_frames=8, language="en", bleu_tokenizer="13a",
-        metric_preset="sacrebleu",
-    )  # fmt: skip
-    stage = StageConfig(name="finetune", epochs=1, learning_rate=1e-3, warmup_epochs=0)
-    train = TrainConfig(micro_batch_size=1, precision="fp32", gradient_clipping=1.0)
-    return RunConfig(
-        name="test", data=data, model=config, loss=LossConfig(), stage=stage, train=train,
-        evaluation=EvaluationConfig(),
-    )  # fmt: skip
+def untrained(config: ModelConfig, language: bool = True) -> SignFuse:
+    return saved.build(config, language, MAX_FRAMES)[0]
 
 
 def finetuned(config: ModelConfig) -> SignFuse:
-    """An untrained model of the last stage, LoRA included, with no weight at its start."""
+    """A model of the last stage, LoRA included, with no weight at its start."""
     torch.manual_seed(0)
-    model, _ = saved.build(config, language=True)
-    stages.prepare(model, "finetune", config)
+    model = untrained(config)
+    stages.prepare(model, "finetune", LossConfig())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    for part in (model.visual, model.skeletal, model.fusion, model.temporal):
-        scramble(part)
+    for name, part in model.named_children():
+        if name not in ("adapter", "language_model"):
+            scramble(part)
     return model.eval()
 
 
 @pytest.fixture
 def folder(config: ModelConfig, tmp_path: Path) -> Path:
-    saved.save(finetuned(config), run_of(config), tmp_path / "model")
+    finetuned(config).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
 def outputs(model: SignFuse) -> dict[str, torch.Tensor]:
+    batch = join(draw_clips(LENGTHS))
     with torch.no_grad():
-        found = model(join(draw_clips(LENGTHS)), "unimodal", True)
+        found = model(batch, "unimodal", True)
     return {
         "sign_embeddings": found.sign_embeddings,
         "negative_log_likelihood": found.negative_log_likelihood,
         "visual_summary": found.summaries[0],
+        "tokens": model.generate(batch, num_beams=2, max_new_tokens=6),
     }
 
 
 def test_a_fresh_process_computes_the_same_bit_for_bit(config: ModelConfig, tmp_path: Path) -> None:
     model = finetuned(config)
-    saved.save(model, run_of(config), tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
     program = (
-        "import sys; from pathlib import Path; from safetensors.torch import save_file\n"
-        "from model_factory import small_config; from signfuse_dist.model import saved\n"
+        "import sys; from safetensors.torch import save_file\n"
+        "from signfuse_dist.model import SignFuse\n"
         "from test_saved import outputs\n"
-        "config = small_config(llm=sys.argv[2], prompt='translate the sign')\n"
-        "model, _ = saved.build(config, language=True)\n"
-        "model.language_model.add_lora(config)\n"
-        "saved.load_into(Path(sys.argv[1]) / 'model', model)\n"
-        "save_file(outputs(model.eval()), sys.argv[1] + '/outputs.safetensors')\n"
+        "model = SignFuse.from_pretrained(sys.argv[1] + '/model')\n"
+        "assert not model.training\n"
+        "save_file(outputs(model), sys.argv[1] + '/outputs.safetensors')\n"
     )
     path = os.pathsep.join(map(str, (TESTS, TESTS / "unit", TESTS.parent)))
     subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path), config.llm], check=True, timeout=120,
+        [sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     theirs = load_file(tmp_path / "outputs.safetensors")
@@ -111,107 +101,210 @@ def test_a_fresh_process_computes_the_same_bit_for_bit(config: ModelConfig, tmp_
         assert torch.equal(ours, theirs[name]), name
 
 
-def test_the_frozen_llm_is_not_stored_and_all_else_is(config: ModelConfig, folder: Path) -> None:
-    stored = load_file(folder / "weights.safetensors")
-    model = finetuned(config)
-    own = {n for n in model.state_dict() if not n.startswith("language_model.") or "lora_" in n}
-    assert stored.keys() == own
-    assert sum("lora_" in name for name in stored) == 8  # two layers, q and v, A and B
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    assert state["stage"] == "finetune"
-    assert state["config"]["model"]["dim"] == config.dim
-
-
-def test_a_damaged_file_is_named(config: ModelConfig, folder: Path) -> None:
-    content = bytearray((folder / "weights.safetensors").read_bytes())
-    content[-1] ^= 1
-    (folder / "weights.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"weights\.safetensors is damaged"):
-        saved.load_into(folder, finetuned(config))
-    (folder / "weights.safetensors").unlink()
-    with pytest.raises(UserError, match=r"weights\.safetensors is missing"):
-        saved.load_into(folder, finetuned(config))
-
-
-@pytest.mark.parametrize("key", ["files", "config"])
-def test_a_state_that_leaves_out_what_it_must_say_is_refused(
-    config: ModelConfig, folder: Path, key: str
+def test_the_folder_is_what_users_of_transformers_and_peft_know(
+    config: ModelConfig, folder: Path
 ) -> None:
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert names == {
+        "config.json", "model.safetensors", STATE,
+        "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+    }  # fmt: skip
+    read = SignFuseConfig.from_pretrained(folder)
+    assert isinstance(read, PreTrainedConfig)
+    assert read == finetuned(config).config
+    assert read.model == config
+    assert (read.model_type, read.max_frames, read.llm_commit) == ("signfuse", MAX_FRAMES, None)
+
+
+def test_the_frozen_llm_is_not_stored_and_all_else_is(config: ModelConfig, folder: Path) -> None:
+    model = finetuned(config)
+    stored = load_file(folder / "model.safetensors")
+    assert stored.keys() == {n for n in model.state_dict() if not n.startswith("language_model.")}
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert len(adapter) == 8  # two layers, q and v, A and B
+    assert all("lora_" in name for name in adapter)
+
+
+def test_the_adapter_is_one_that_peft_loads_onto_the_llm(config: ModelConfig, folder: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(config.llm)
+    theirs = PeftModel.from_pretrained(base, str(folder / "adapter"))
+    assert theirs.peft_config["default"].base_model_name_or_path == config.llm
+    ours: Any = finetuned(config).language_model
+    tokens = torch.tensor([[0, 5, 7, 3]])
+    plain = AutoModelForCausalLM.from_pretrained(config.llm)(tokens).logits
+    assert torch.equal(theirs(tokens).logits, ours.model(tokens).logits)
+    assert not torch.equal(theirs(tokens).logits, plain)
+
+
+def test_a_loaded_model_saves_what_it_was_loaded_from(folder: Path, tmp_path: Path) -> None:
+    SignFuse.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert read_state(tmp_path / "again") == read_state(folder)
+
+
+def test_generated_tokens_are_those_of_the_translator_and_decode(
+    config: ModelConfig, folder: Path
+) -> None:
+    model = SignFuse.from_pretrained(folder)
+    batch = join(draw_clips(LENGTHS))
+    tokens = model.generate(batch, num_beams=1, max_new_tokens=5)
+    assert tokens.shape[0] == 3
+    assert tokens.shape[1] <= 5
+    assert tokens.dtype == torch.long
+    tokenizer = AutoTokenizer.from_pretrained(config.llm)
+    assert model.tokenizer is not None
+    for row in tokens.tolist():
+        until_end = row[: row.index(1)] if 1 in row else row
+        expected = tokenizer.decode(until_end, skip_special_tokens=True).strip()
+        assert model.tokenizer.decode(row) == expected
+    with pytest.raises(UserError, match="did you mean 'num_beams'"):
+        model.generate(batch, num_beam=2)
+    with pytest.raises(UserError, match="max_new_tokens: 0 is not at least 1"):
+        model.generate(batch, max_new_tokens=0)
+
+
+def test_clips_longer_than_what_it_was_trained_on_are_refused_before_the_model(
+    folder: Path,
+) -> None:
+    model = SignFuse.from_pretrained(folder)
+    reached: list[Any] = []
+    for part in (model.visual, model.skeletal):
+        assert part is not None
+        part.register_forward_pre_hook(lambda module, inputs: reached.append(module))
+    batch = join(draw_clips([3, MAX_FRAMES + 1]))
+    for run in (lambda: model.generate(batch), lambda: model(batch, "unimodal", True)):
+        with pytest.raises(UserError, match=r"(?s)9 frames of data.max_frames.*clip 1: 10 frames"):
+            run()
+    assert reached == []
+    model.generate(join(draw_clips([MAX_FRAMES])), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter/adapter_model.safetensors",
+                                  "config.json"])  # fmt: skip
+def test_a_damaged_or_missing_file_is_named(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[-2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        SignFuse.from_pretrained(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        SignFuse.from_pretrained(folder)
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Change ``config.json`` and its checksum, as somebody who means it could."""
+    values = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **changes}
+    kept = {key: value for key, value in values.items() if value is not ...}
+    from signfuse_dist.files import checksum
+
+    (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    (folder / STATE).write_text(json.dumps({**state, key: {}}), encoding="utf-8")
-    with pytest.raises(UserError, match=r"state\.json"):
-        saved.load_into(folder, finetuned(config))
+    state["files"]["config.json"] = checksum(folder / "config.json")
+    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("change", "said"),
     [
-        ({"dim": 32, "skeletal_channels": (4, 6, 8, 32)}, r"model\.dim was 16, is 32"),
-        # The same shapes, another function of them:
-        ({"num_heads": 4}, r"model\.num_heads was 2, is 4"),
-        ({"scale_strides": (1, 1, 1)}, r"model\.scale_strides was \[1, 2, 4\], is \[1, 1, 1\]"),
+        ({"dim": "wide"}, "model.dim: 'wide' is not an int"),
+        ({"llm": ...}, "model.llm: missing"),
+        ({"numheads": 3}, "unknown key 'numheads'; did you mean 'num_heads'"),
+        ({"fusion": "mystery"}, "model.fusion: 'mystery' is not one of cmfa"),
+        # The same shapes but for one part:
+        ({"scale_kernels": [1, 3, 11]}, "of another shape"),
+        ({"streams": "visual"}, "unknown"),
+        ({"fusion": "sum"}, "unknown"),
+        ({"lora_rank": 3}, "of another shape"),
+        ({"lora_targets": ["q_proj"]}, "4 unknown"),
     ],
-)
-def test_a_model_of_another_configuration_is_refused_with_what_differs(
-    config: ModelConfig, folder: Path, changes: dict[str, Any], said: str
+)  # fmt: skip
+def test_a_configuration_that_does_not_fit_is_refused(
+    folder: Path, change: dict[str, Any], said: str
 ) -> None:
-    other = small_config(llm=config.llm, prompt=config.prompt, **changes)
+    rewrite(folder, **change)
     with pytest.raises(UserError, match=said) as refused:
-        saved.load_into(folder, finetuned(other))
+        SignFuse.from_pretrained(folder)
     assert str(folder) in str(refused.value)
 
 
-def test_the_llm_may_have_moved_and_be_asked_otherwise(
-    config: ModelConfig, folder: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_state_that_leaves_out_what_it_must_say_is_refused(folder: Path, name: str) -> None:
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    del state["files"][name]
+    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(UserError, match=f"lists no {name}"):
+        SignFuse.from_pretrained(folder)
+
+
+def test_another_llm_under_the_same_name_is_noticed(config: ModelConfig, tmp_path: Path) -> None:
+    there = tmp_path / "llm"
+    shutil.copytree(config.llm, there)
+    finetuned(small_config(llm=str(there), prompt=config.prompt)).save_pretrained(tmp_path / "m")
+    SignFuse.from_pretrained(tmp_path / "m")
+    shutil.rmtree(there)
+    write_llm(there, seed=1)
+    with pytest.raises(UserError, match="is another LLM now") as refused:
+        SignFuse.from_pretrained(tmp_path / "m")
+    assert str(there) in str(refused.value)
+    SignFuse.from_pretrained(tmp_path / "m", llm=config.llm)  # where the right one has moved
+
+
+def test_only_where_and_how_may_change_where_a_model_is_loaded(
+    config: ModelConfig, folder: Path
 ) -> None:
-    Path(config.llm).rename(tmp_path / "moved")
-    try:
-        moved = small_config(llm=str(tmp_path / "moved"), prompt="the sign")
-        saved.load_into(folder, finetuned(moved))
-    finally:
-        (tmp_path / "moved").rename(config.llm)
+    batch = join(draw_clips(LENGTHS))
+    chunked = SignFuse.from_pretrained(folder, visual_chunk=2)
+    whole = SignFuse.from_pretrained(folder)
+    assert chunked.built_from.visual_chunk == 2
+    torch.testing.assert_close(chunked.encode(batch).visual, whole.encode(batch).visual)
+    with pytest.raises(UserError, match="'num_heads'"):
+        SignFuse.from_pretrained(folder, num_heads=4)
 
 
-def test_a_model_without_lora_does_not_take_one_with_it(config: ModelConfig, folder: Path) -> None:
-    model, _ = saved.build(config, language=True)
-    with pytest.raises(UserError, match="8 unknown"):
-        saved.load_into(folder, model)
+def test_a_name_that_is_no_folder_and_not_on_the_hub_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UserError, match="no folder of a saved model"):
+        SignFuse.from_pretrained("runs/absent/finetune/model")
 
 
-def test_only_a_stage_without_an_llm_may_miss_the_adapter(
+def test_a_name_of_the_hub_is_downloaded_at_its_revision(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(folder)
+
+    monkeypatch.setattr(saved, "snapshot_download", download)
+    assert SignFuse.from_pretrained("someone/signs", revision="v1").max_frames == MAX_FRAMES
+    assert asked == [("someone/signs", "v1")]
+
+
+def test_the_encoders_alone_load_without_an_llm_and_cannot_translate(
     config: ModelConfig, tmp_path: Path
 ) -> None:
-    encoders, _ = saved.build(config, language=False)
-    saved.save(encoders, run_of(config), tmp_path / "model")
-    model, _ = saved.build(config, language=True)
-    saved.load_into(tmp_path / "model", model, may_miss=("adapter.",))
-    with pytest.raises(UserError, match="tensors missing"):
-        saved.load_into(tmp_path / "model", model)
+    nowhere = small_config(llm=str(tmp_path / "absent"))
+    untrained(nowhere, language=False).save_pretrained(tmp_path / "encoders")
+    model = SignFuse.from_pretrained(tmp_path / "encoders")
+    assert model.language_model is None
+    with pytest.raises(UserError, match="without an LLM cannot translate"):
+        model.generate(join(draw_clips([3])))
 
 
-def resnet(source: str) -> tuple[SignFuse, ModelConfig]:
-    config = small_config(
-        visual_backbone="resnet18", visual_width=64, visual_norm="frozen_batch",
-        visual_weights=source,
-    )  # fmt: skip
-    return SignFuse(config, None), config
+def test_a_folder_of_something_else_is_not_replaced(config: ModelConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds something else"):
+        finetuned(config).save_pretrained(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("counters", [True, False])
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_weights_of_torchvision_are_read_from_a_file(
-    tmp_path: Path, counters: bool, ending: str
-) -> None:
-    torch.manual_seed(3)
-    theirs = resnet18(weights=None).state_dict()
-    if not counters:  # as in files from before torchvision counted batches
-        theirs = {n: t for n, t in theirs.items() if not n.endswith("num_batches_tracked")}
-    path = tmp_path / f"resnet18.{ending}"
-    torch.save(theirs, path) if ending == "pth" else save_file(theirs, path)
-    model, config = resnet(str(path))
-    saved.load_visual_weights(model, config)
-    for name, tensor in model.visual.backbone.state_dict().items():
-        assert name.endswith("num_batches_tracked") or torch.equal(tensor, theirs[name]), name
+def test_an_llm_that_cannot_be_named_is_not_saved(tmp_path: Path) -> None:
+    from model_factory import small_model
+
+    with pytest.raises(UserError, match="cannot be named"):
+        small_model().save_pretrained(tmp_path / "model")
 
 
 class Bomb:
@@ -224,43 +317,87 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.parametrize("form", ["torch", "pickle"])
-def test_a_weights_file_that_would_run_code_is_refused(tmp_path: Path, form: str) -> None:
-    path, hit = tmp_path / "weights.pth", tmp_path / "hit"
-    bomb = {"conv1.weight": Bomb(hit)}
-    torch.save(bomb, path) if form == "torch" else path.write_bytes(pickle.dumps(bomb))
-    model, config = resnet(str(path))
-    with pytest.raises(UserError, match=r"model\.visual_weights=.*cannot be read"):
-        saved.load_visual_weights(model, config)
+def test_pickled_weights_in_the_folder_are_never_opened(folder: Path, tmp_path: Path) -> None:
+    hit = tmp_path / "hit"
+    for name in ("pytorch_model.bin", "adapter/adapter_model.bin"):
+        torch.save({"w": Bomb(hit)}, folder / name)
+    SignFuse.from_pretrained(folder)
+    assert not hit.exists()
+    (folder / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="is missing"):
+        SignFuse.from_pretrained(folder)
     assert not hit.exists()
 
 
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+# How a stage starts from the one before it.
+
+
+@pytest.fixture
+def aligned(config: ModelConfig, tmp_path: Path) -> Path:
+    """The folder of a stage before the last: no LoRA."""
+    untrained(config).save_pretrained(tmp_path / "aligned")
+    return tmp_path / "aligned"
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"no weights", bytes(100)], ids=["empty", "text", "zeros"]
+    ("changes", "said"),
+    [
+        ({"dim": 32, "skeletal_channels": (4, 6, 8, 32)}, r"model\.dim was 16, is 32"),
+        # The same shapes, another function of them:
+        ({"num_heads": 4}, r"model\.num_heads was 2, is 4"),
+        ({"scale_strides": (1, 1, 1)}, r"model\.scale_strides was \[1, 2, 4\], is \[1, 1, 1\]"),
+        ({"fusion": "no_gate"}, r"model\.fusion was 'cmfa', is 'no_gate'"),
+        ({"norm": "sync"}, "tensors missing"),
+    ],
 )
-def test_a_file_that_holds_no_weights_is_refused(
-    tmp_path: Path, ending: str, content: bytes
+def test_a_stage_does_not_start_from_another_model(
+    config: ModelConfig, aligned: Path, changes: dict[str, Any], said: str
 ) -> None:
-    path = tmp_path / f"weights.{ending}"
-    path.write_bytes(content)
-    model, config = resnet(str(path))
-    with pytest.raises(UserError, match=r"model\.visual_weights=.*cannot be read"):
-        saved.load_visual_weights(model, config)
+    other = small_config(llm=config.llm, prompt=config.prompt, **changes)
+    with pytest.raises(UserError, match=said) as refused:
+        saved.load_into(aligned, untrained(other))
+    assert str(aligned) in str(refused.value)
 
 
-@pytest.mark.parametrize("value", [torch.ones(3), [1], {"model": {"conv1.weight": torch.ones(1)}}])
-def test_a_file_of_something_else_than_weights_is_refused(tmp_path: Path, value: Any) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(value, path)
-    model, config = resnet(str(path))
-    with pytest.raises(UserError, match="holds no mapping of names to tensors"):
-        saved.load_visual_weights(model, config)
+def test_the_llm_may_have_moved_and_be_asked_otherwise(
+    config: ModelConfig, aligned: Path, tmp_path: Path
+) -> None:
+    Path(config.llm).rename(tmp_path / "moved")
+    try:
+        moved = small_config(llm=str(tmp_path / "moved"), prompt="the sign")
+        saved.load_into(aligned, untrained(moved))
+    finally:
+        (tmp_path / "moved").rename(config.llm)
 
 
-def test_weights_that_are_missing_or_of_no_known_network_are_refused(tmp_path: Path) -> None:
-    model, config = resnet(str(tmp_path / "absent.pth"))
-    with pytest.raises(UserError, match="no such file"):
-        saved.load_visual_weights(model, config)
-    with pytest.raises(UserError, match="no ImageNet resnet10"):
-        saved.load_visual_weights(model, small_config(visual_weights="imagenet"))
+def test_a_stage_does_not_go_on_with_another_llm(
+    config: ModelConfig, aligned: Path, tmp_path: Path
+) -> None:
+    write_llm(tmp_path / "other", seed=1)
+    other = small_config(llm=str(tmp_path / "other"), prompt=config.prompt)
+    with pytest.raises(UserError, match="is another LLM now"):
+        saved.load_into(aligned, untrained(other))
+
+
+def test_no_stage_starts_from_one_with_lora(config: ModelConfig, folder: Path) -> None:
+    with pytest.raises(UserError, match="holds LoRA matrices"):
+        saved.load_into(folder, finetuned(config))
+
+
+def test_only_a_stage_without_an_llm_may_miss_the_adapter(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    untrained(config, language=False).save_pretrained(tmp_path / "model")
+    model = untrained(config)
+    saved.load_into(tmp_path / "model", model, may_miss=("adapter.",))
+    with pytest.raises(UserError, match="tensors missing"):
+        saved.load_into(tmp_path / "model", model)
+
+
+def test_statistics_of_batch_norms_may_be_frozen_by_a_later_stage(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    before = small_config(llm=config.llm, prompt=config.prompt, norm="sync", visual_norm="sync")
+    untrained(before).save_pretrained(tmp_path / "before")
+    after = small_config(llm=config.llm, prompt=config.prompt, norm="frozen", visual_norm="frozen")
+    saved.load_into(tmp_path / "before", untrained(after))

@@ -14,12 +14,14 @@ from signfuse_dist.config import LossConfig, StageName
 from signfuse_dist.loss import contrastive
 from signfuse_dist.model import llm as llm_module
 from signfuse_dist.model import saved
+from signfuse_dist.model.norm import ImageBatchNorm
+from signfuse_dist.model.reference import LLMReference
 from signfuse_dist.model.signfuse import SignFuse, Streams
 from signfuse_dist.stages import (
-    PREVIOUS,
     StageObjective,
     needs_language_model,
     prepare,
+    previous,
     set_mode,
 )
 
@@ -40,7 +42,7 @@ def _belongs(name: str, stage: StageName) -> bool:
 
 def _after_backward(stage: StageName, **changes: Any) -> Any:
     model = small_model(**changes)
-    prepare(model, stage, small_config())
+    prepare(model, stage, LossConfig())
     set_mode(model, stage)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # starts at zero, which hides A's gradient
@@ -51,7 +53,7 @@ def _after_backward(stage: StageName, **changes: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("visual_norm", ["group", "frozen_batch"])
+@pytest.mark.parametrize("visual_norm", ["group", "frozen"])
 @pytest.mark.parametrize("stage", TABLE)
 def test_exactly_the_parameters_of_the_table_train_and_each_gets_a_gradient(
     stage: StageName, visual_norm: str
@@ -70,7 +72,7 @@ def test_exactly_the_parameters_of_the_table_train_and_each_gets_a_gradient(
 @pytest.mark.parametrize("stage", TABLE)
 def test_every_trained_parameter_is_reached_with_synchronised_batch_norm(stage: StageName) -> None:
     """None may be skipped: a process that skips one stops all others."""
-    model = _after_backward(stage, norm="sync_batch")
+    model = _after_backward(stage, norm="sync")
     assert {n for n, p in model.named_parameters() if p.grad is not None} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
@@ -78,22 +80,22 @@ def test_every_trained_parameter_is_reached_with_synchronised_batch_norm(stage: 
 
 @pytest.mark.parametrize("stage", TABLE)
 def test_what_is_frozen_is_in_evaluation_mode(stage: StageName) -> None:
-    model = small_model(norm="sync_batch", visual_norm="frozen_batch")
-    prepare(model, stage, small_config())
+    model = small_model(norm="sync", visual_norm="frozen")
+    prepare(model, stage, LossConfig())
     set_mode(model, stage)
     modes = {name: part.training for name, part in model.named_children()}
     assert modes == {
         **{n: f"{n}." in TABLE[stage] for n in modes if n != "language_model"},
         "language_model": "lora" in TABLE[stage],
     }
-    frozen = [m for m in model.visual.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert frozen
-    assert not any(m.training for m in frozen)
+    norms = [m for m in model.visual.backbone.modules() if isinstance(m, ImageBatchNorm)]
+    assert norms
+    assert not any(norm.uses_batch for norm in norms)
 
 
 def test_frozen_encoders_keep_their_running_statistics_in_the_alignment_stage() -> None:
-    before = dict(small_model(norm="sync_batch").named_buffers())
-    after = dict(_after_backward("alignment", norm="sync_batch").named_buffers())
+    before = dict(small_model(norm="sync").named_buffers())
+    after = dict(_after_backward("alignment", norm="sync").named_buffers())
     for name, buffer in before.items():
         assert torch.equal(after[name], buffer), name
 
@@ -121,7 +123,7 @@ def test_the_contrastive_stage_loads_no_language_model(monkeypatch: pytest.Monke
     assert tokenizer is None
     assert model.language_model is None
     assert model.adapter is None
-    prepare(model, "contrastive", small_config())
+    prepare(model, "contrastive", LossConfig())
     set_mode(model, "contrastive")
     sums = StageObjective("contrastive", LossConfig())(model, join(draw_clips(CLIPS)))
     assert list(sums) == ["contrastive"]
@@ -137,10 +139,13 @@ def test_the_other_stages_load_the_language_model_of_the_configuration(
         asked.append((name, settings))
         return tiny_llama()
 
-    monkeypatch.setattr(llm_module.AutoTokenizer, "from_pretrained", lambda name: tiny_tokenizer())
+    monkeypatch.setattr(
+        llm_module.AutoTokenizer, "from_pretrained", lambda name, **_: tiny_tokenizer()
+    )
     monkeypatch.setattr(llm_module.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(saved, "refer", lambda name, revision: LLMReference(None, name))
     model, tokenizer = saved.build(small_config(), needs_language_model(stage))
-    settings = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    settings = {"revision": None, "dtype": torch.float32, "attn_implementation": "sdpa"}
     assert asked == [("made-in-the-test", settings)]
     assert tokenizer is not None
     assert model.adapter is not None
@@ -148,9 +153,14 @@ def test_the_other_stages_load_the_language_model_of_the_configuration(
 
 
 def test_each_stage_starts_from_the_one_before() -> None:
-    assert PREVIOUS == {
-        "contrastive": None, "alignment": "contrastive", "finetune": "alignment"
-    }  # fmt: skip
+    used = ("contrastive", "alignment", "finetune")
+    assert [previous(stage, used) for stage in used] == [None, "contrastive", "alignment"]
+
+
+def test_a_stage_starts_from_the_one_before_it_among_those_that_are_used() -> None:
+    assert previous("finetune", ("contrastive", "finetune")) == "contrastive"
+    assert previous("alignment", ("alignment", "finetune")) is None
+    assert previous("finetune", ("finetune",)) is None
 
 
 def test_an_average_is_over_real_clips_and_real_tokens() -> None:
