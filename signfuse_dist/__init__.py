@@ -1,3 +1,28 @@
-"""signfuse_dist: gloss-free sign language translation with SignFuse, trained at scale."""
+"""signfuse_dist: gloss-free sign language translation with SignFuse, trained at scale.
 
+``from signfuse_dist import SignFuse, SignFuseConfig`` gives the model; torch is imported then, not
+before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from signfuse_dist.model.configuration import SignFuseConfig
+    from signfuse_dist.model.signfuse import SignFuse
+
+__all__ = ["SignFuse", "SignFuseConfig", "__version__"]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "SignFuse": "signfuse_dist.model.signfuse",
+    "SignFuseConfig": "signfuse_dist.model.configuration",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from signfuse_dist.config import RunConfig
+from signfuse_dist.config import ModelConfig, RunConfig
 from signfuse_dist.config_load import load_stages
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.errors import UserError, raise_together
@@ -24,6 +24,7 @@ def describe(experiment: str, overrides: Sequence[str], world_size: int) -> str:
     folder = runs[0].shards(runs[0].data.train_split)
     num_clips = load_manifest(folder).num_samples
     lines, errors = [_resolved(runs[0]), f"training split: {folder}, {num_clips} clips"], []
+    lines += caveats(runs[0], world_size)
     for run in runs:
         lines.append(f"stage {run.stage.name} -> {run.folder}: learning rate "
                      f"{run.stage.learning_rate:g}, {run.stage.epochs} epochs")  # fmt: skip
@@ -35,25 +36,40 @@ def describe(experiment: str, overrides: Sequence[str], world_size: int) -> str:
     return "\n".join(lines)
 
 
+def caveats(run: RunConfig, world_size: int) -> list[str]:
+    """Return what is allowed and yet makes a run on several processes depend on their number."""
+    if world_size == 1:
+        return []
+    return [
+        f"warning: {key}=local: each of the {world_size} processes takes batch statistics from "
+        f"its own clips, so the result depends on the number of processes; those of the first are "
+        f"saved ({key}=sync has those of all)"
+        for key in ("model.norm", "model.visual_norm")
+        if getattr(run.model, key.partition(".")[2]) == "local"
+    ]
+
+
 def count(experiment: str, overrides: Sequence[str]) -> str:
     """Return the parameters of each component, from a model on the meta device.
 
-    d_LLM is read from the LLM's configuration, not typed; no weights are loaded.
+    No weights are loaded. This imports torch.
     """
-    import torch
-    from transformers import AutoConfig
+    from signfuse_dist.bench.parameters import count as count_components
 
-    from signfuse_dist.model.signfuse import SignFuse, count_parameters
-
-    config = load_stages(experiment, overrides)[0].model
-    try:
-        llm_dim = AutoConfig.from_pretrained(config.llm).hidden_size
-    except (OSError, ValueError) as e:
-        raise UserError(f"model.llm {config.llm!r}: its configuration cannot be read") from e
-    with torch.device("meta"):
-        counts = count_parameters(SignFuse(config, (llm_dim, 1.0)))
+    counts = count_components(load_stages(experiment, overrides)[-1])
     counts["total without LLM and LoRA"] = sum(counts.values())
     return "\n".join(f"  {name:27s} {value:>12,}" for name, value in counts.items())
+
+
+def read_llm_dim(config: ModelConfig) -> int:
+    """Return d_LLM from the LLM's configuration; raise UserError when that is not there."""
+    from transformers import AutoConfig
+
+    try:
+        known = AutoConfig.from_pretrained(config.llm, revision=config.llm_revision)
+    except (OSError, ValueError) as e:
+        raise UserError(f"model.llm {config.llm!r}: its configuration cannot be read") from e
+    return int(known.hidden_size)
 
 
 def _resolved(run: RunConfig) -> str:

@@ -52,7 +52,7 @@ def load_stages(experiment: str, overrides: Sequence[str] = ()) -> list[RunConfi
     others = [word for word in overrides if not word.startswith("stage=")]
     train = _read_sections(find_experiment(experiment), STAGES[-1], others)[0].get("train")
     runs, errors = [], []
-    for stage in named or (train.stages if train else STAGES):
+    for stage in named or (train and train.stages) or STAGES:
         try:
             runs.append(load_run(experiment, stage, others))
         except UserError as e:

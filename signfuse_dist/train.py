@@ -23,6 +23,7 @@ import torch
 import yaml
 
 from signfuse_dist import stages
+from signfuse_dist.check import caveats
 from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_resolved, load_run
 from signfuse_dist.data.loader import ClipBatches, Split, batches, open_split
@@ -74,6 +75,8 @@ def train(run: RunConfig) -> int:
     torch.manual_seed(run.train.seed)
     model, tokenizer = _build(run)
     _describe(model, run, plan, say)
+    for warning in caveats(run, plan.world_size):
+        say(warning)
     found = checkpoint.latest(run.folder / "checkpoints", say)
     start_step = 0
     if found is not None:

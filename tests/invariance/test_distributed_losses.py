@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from signfuse_dist.loss import contrastive
-from signfuse_dist.model.norm import BatchNorm
+from signfuse_dist.model.norm import BatchNorm, ImageBatchNorm
 
 WORLD = 2
 WEIGHT = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0])  # one place of weight zero, on rank 0
@@ -53,11 +53,28 @@ def _batch_norm(part: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def _image_norm(part: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
+    """As the ResNet meets it: frames that do not count are left out, on one process all of them."""
+    torch.manual_seed(0)
+    norm = ImageBatchNorm(3, "sync").double()
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    x = part["x"].unflatten(2, (2, 3))[counted > 0].requires_grad_()
+    loss = (norm(x).square() * part["probe"].unflatten(2, (2, 3))[counted > 0]).sum()
+    gradients = torch.autograd.grad(loss, (x, norm.weight, norm.bias))
+    return {
+        "x": gradients[0], "weight": gradients[1], "bias": gradients[2],
+        "running_mean": norm.running_mean, "running_var": norm.running_var,
+    }  # fmt: skip
+
+
 def _results(part: dict[str, Tensor], empty: Tensor) -> dict[str, dict[str, Tensor]]:
     return {
         "info_nce": _info_nce(part),
         "batch_norm": _batch_norm(part, part["weight"]),
         "batch_norm_empty_rank": _batch_norm(part, empty),
+        "image_norm_empty_rank": _image_norm(part, empty),
     }
 
 
@@ -98,12 +115,14 @@ def test_info_nce_of_local_rows_is_that_of_one_process(
     assert not torch.allclose(found[:3], alone)  # the other process's columns do count
 
 
-@pytest.mark.parametrize("case", ["batch_norm", "batch_norm_empty_rank"])
+@pytest.mark.parametrize(
+    "case", ["batch_norm", "batch_norm_empty_rank", "image_norm_empty_rank"]
+)  # fmt: skip
 def test_batch_norm_of_two_processes_is_that_of_one(
     ranks: list[Any], single: Any, case: str
 ) -> None:
     expected = single[case]
-    for name in ("out", "x"):
+    for name in expected.keys() & {"out", "x"}:
         found = torch.cat([rank[case][name] for rank in ranks])
         torch.testing.assert_close(found, expected[name], rtol=1e-9, atol=1e-9)
     for name in ("weight", "bias"):

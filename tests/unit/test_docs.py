@@ -60,7 +60,17 @@ def flags(words: str) -> list[str]:
 def subcommands() -> dict[str, set[str]]:
     parser = cli._parser()
     (action,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return {name: set(sub._option_string_actions) for name, sub in action.choices.items()}
+    return {name: _all_flags(sub) for name, sub in action.choices.items()}
+
+
+def _all_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Flags of a parser and of its own subcommands."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                found |= _all_flags(sub)
+    return found
 
 
 @cache

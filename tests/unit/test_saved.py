@@ -85,7 +85,7 @@ def test_a_fresh_process_computes_the_same_bit_for_bit(config: ModelConfig, tmp_
     model.save_pretrained(tmp_path / "model")
     program = (
         "import sys; from safetensors.torch import save_file\n"
-        "from signfuse_dist.model import SignFuse\n"
+        "from signfuse_dist import SignFuse\n"
         "from test_saved import outputs\n"
         "model = SignFuse.from_pretrained(sys.argv[1] + '/model')\n"
         "assert not model.training\n"

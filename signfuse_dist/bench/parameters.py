@@ -1,0 +1,55 @@
+"""The parameters of every variant of section 5.4, from models without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from signfuse_dist.check import read_llm_dim
+from signfuse_dist.config import RunConfig
+from signfuse_dist.config_load import load_stages
+from signfuse_dist.model.signfuse import SignFuse, count_parameters
+from signfuse_dist.variants import VARIANTS, Variant
+
+COMPONENTS = ("visual", "skeletal", "fusion", "temporal", "adapter")
+
+
+def count_variants(experiment: str, overrides: Sequence[str]) -> str:
+    """Return a table: each variant, the stages it trains, and the parameters of its components.
+
+    The frozen LLM and LoRA, the same in every row, are left out. Raises UserError when the
+    experiment, or a variant of it, is no valid configuration.
+    """
+    rows: list[tuple[str, ...]] = [("", "", "stages", *COMPONENTS, "total")]
+    for variant in VARIANTS:
+        runs = load_stages(experiment, [*overrides, *variant.words])
+        rows.append(_row(variant, runs))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def count(run: RunConfig) -> dict[str, int]:
+    """Return the parameters of each component of a run's model, without LLM and LoRA.
+
+    d_LLM is read from the LLM's configuration, not typed; no weights are loaded.
+    """
+    with torch.device("meta"):
+        return count_parameters(SignFuse(run.model, (read_llm_dim(run.model), 1.0)))
+
+
+def _row(variant: Variant, runs: Sequence[RunConfig]) -> tuple[str, ...]:
+    counts = count(runs[-1])
+    return (
+        variant.ablation,
+        variant.name,
+        ", ".join(run.stage.name for run in runs),
+        *(f"{counts.get(name, 0):,}" for name in COMPONENTS),
+        f"{sum(counts.values()):,}",
+    )
