@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from signfuse_dist.errors import raise_together
+
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """Return bool ``[batch, size]``, True where a position is real."""
@@ -40,7 +42,8 @@ class SignBatch:
     Attributes:
         ids: the clips' names, ``batch`` of them; "" for a place of weight zero.
         frames: uint8 ``[sum(frame_lengths), 3, height, width]``.
-        pose: float32 ``[batch, frames, joints, 2]``, x and y in the square frame, 0 where missing.
+        pose: float32 ``[batch, frames, joints, 2]``, x and y in the square frame; what stands
+            where a joint is missing is not read.
         joint_mask: bool ``[batch, frames, joints]``, True = the landmark was found.
         frame_lengths: int64 ``[batch]``.
         weight: float32 ``[batch]``: 1, or 0 for a clip that counts in no loss and no statistic.
@@ -58,6 +61,21 @@ class SignBatch:
     tokens: Tensor | None = None
     text_lengths: Tensor | None = None
     faults: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise :class:`UserError` naming clips with a joint that was found and is not finite.
+
+        One such value would make every loss and weight not-a-number. Looked at on the CPU alone,
+        where every batch is made: asking a GPU would make it wait.
+        """
+        if self.pose.device.type != "cpu":
+            return
+        real = self.joint_mask & length_mask(self.frame_lengths, self.pose.shape[1])[:, :, None]
+        odd = (real & ~self.pose.isfinite().all(dim=-1)).flatten(1).any(dim=1).tolist()
+        raise_together(
+            [name for name, is_odd in zip(self.ids, odd, strict=True) if is_odd],
+            "clips with joints that are not finite (mark missing ones in joint_mask)",
+        )
 
     def to(self, device: torch.device) -> SignBatch:
         """Copy to ``device`` without waiting (the loader pins the memory)."""

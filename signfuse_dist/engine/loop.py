@@ -149,11 +149,7 @@ class Loop:
             dist.all_reduce(sums)
         means = dict(zip(self.names, (sums / self._since.steps).tolist(), strict=True))
         losses = self.objective.report(means)
-        if not math.isfinite(losses["total"]):
-            raise RuntimeError(
-                f"the loss is not finite at step {done}: {losses}. The last checkpoint is kept; "
-                f"lower stage.learning_rate or look for a broken clip (signfuse verify)"
-            )
+        self._refuse_not_finite(done, losses)
         log.write(
             {
                 "step": done,
@@ -166,7 +162,19 @@ class Loop:
         )
         self._since = _Interval(self.names, self.accelerator.device)
 
+    def _refuse_not_finite(self, step: int, losses: Any) -> None:
+        """Raise RuntimeError, on every process: the norm of the gradient is that of all of them."""
+        values = losses.values() if isinstance(losses, dict) else losses
+        norm = float(self._since.gradient_norm)
+        if not all(map(math.isfinite, (*values, norm))):
+            raise RuntimeError(
+                f"losses {losses} or the gradient's norm {norm} are not finite at step {step}. "
+                f"The last checkpoint is kept; lower stage.learning_rate or look for a broken "
+                f"clip (signfuse verify)"
+            )
+
     def _save(self, step: int) -> None:
+        self._refuse_not_finite(step, self._since.sums.tolist())
         checkpoint.save(
             self.folder / "checkpoints", self.accelerator, self.model, self.optimizer, step,
             self.train.keep_checkpoints,

@@ -50,23 +50,18 @@ class Translator:
     def translate(self, batch: SignBatch) -> list[Translation]:
         """Translate the clips of a batch; nothing is sampled."""
         tokenizer = self.model.tokenizer
-        assert self.model.language_model is not None
         assert tokenizer is not None
         batch = batch.to(self.device)
         bf16 = self.run.train.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            streams = self.model.encode(batch)
-            sign_embeddings, gate = self.model.translate(streams)
-            rows = self.model.language_model.generate(
-                sign_embeddings, self.run.evaluation, tokenizer.end
-            )
+            found = self.model.decode(batch, self.run.evaluation)
         gates: list[NDArray[np.float32] | None] = [None] * len(batch.ids)
-        if gate is not None:
-            lengths = streams.step_lengths.tolist()
-            gates = [row[:n] for row, n in zip(gate.float().cpu().numpy(), lengths, strict=True)]
+        if found.gate is not None:
+            rows, lengths = found.gate.float().cpu().numpy(), found.step_lengths.tolist()
+            gates = [row[:length] for row, length in zip(rows, lengths, strict=True)]
         return [
             Translation(name, tokenizer.decode(tokens), over_time)
-            for name, tokens, over_time in zip(batch.ids, rows, gates, strict=True)
+            for name, tokens, over_time in zip(batch.ids, found.tokens, gates, strict=True)
         ]
 
 

@@ -59,6 +59,15 @@ class SignFuseOutput:
     negative_log_likelihood: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Tokens of each clip, and the gate over time, ``[batch, steps]``, None without a gate."""
+
+    tokens: list[list[int]]
+    gate: Tensor | None
+    step_lengths: Tensor
+
+
 class SignFuse(nn.Module):
     """The translator. Components carry the names of the stage table in ``stages.py``.
 
@@ -219,14 +228,30 @@ class SignFuse(nn.Module):
             settings: ``num_beams``, ``max_new_tokens``, ``length_penalty`` as in transformers;
                 the defaults are those of :class:`~signfuse_dist.config.EvaluationConfig`.
         """
-        if self.language_model is None or self.tokenizer is None:
-            raise UserError("a model without an LLM cannot translate: load that of a later stage")
         errors: list[str] = []
         decoding = config_fields.build("generate", EvaluationConfig, settings, errors)
         raise_together(errors, "generate cannot do this")
-        sign_embeddings, _ = self.translate(self.encode(batch))
+        rows = self.decode(batch, decoding).tokens
+        return torch.tensor(rows, device=batch.frames.device)
+
+    @torch.no_grad()
+    def decode(self, batch: SignBatch, decoding: EvaluationConfig) -> Decoded:
+        """Return what :meth:`generate` makes of a batch, with the gate over time.
+
+        Raises UserError for a model without LLM, and naming the clips whose sign tokens are not
+        finite: their sentences would say nothing of it.
+        """
+        if self.language_model is None or self.tokenizer is None:
+            raise UserError("a model without an LLM cannot translate: load that of a later stage")
+        streams = self.encode(batch)
+        sign_embeddings, gate = self.translate(streams)
+        finite = sign_embeddings.isfinite().flatten(1).all(dim=1).tolist()
+        raise_together(
+            [name for name, is_finite in zip(batch.ids, finite, strict=True) if not is_finite],
+            "the model's sign tokens are not finite; its weights are broken. Clips",
+        )
         rows = self.language_model.generate(sign_embeddings, decoding, self.tokenizer.end)
-        return torch.tensor(rows, device=sign_embeddings.device)
+        return Decoded(rows, gate, streams.step_lengths)
 
     def _refuse_long(self, batch: SignBatch) -> None:
         """The padded length is known on the host: nothing waits for a GPU."""
