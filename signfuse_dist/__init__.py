@@ -7,13 +7,8 @@ before.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from signfuse_dist.model.configuration import SignFuseConfig
-    from signfuse_dist.model.signfuse import SignFuse
-
-__all__ = ["SignFuse", "SignFuseConfig", "__version__"]
 __version__ = "0.1.0"
 
 _HOMES = {

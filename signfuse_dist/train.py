@@ -32,6 +32,7 @@ from signfuse_dist.engine.loop import Loop
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.engine.signals import REQUEUE
 from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.files import write_text
 from signfuse_dist.model import saved
 from signfuse_dist.model.llm import TextTokenizer
@@ -39,8 +40,11 @@ from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.plan import Plan, make_plan, micro_batches
 
-# What may change between the parts of a run: nothing here touches the numbers of a step.
-_FREE_ON_RESUME = ("num_workers", "log_steps", "checkpoint_steps", "keep_checkpoints", "output")
+# What may change between the parts of a run: nothing here touches the numbers of a step, beyond
+# rounding where memory made it necessary.
+_FREE_ON_RESUME = ("train.num_workers", "train.log_steps", "train.checkpoint_steps",
+                   "train.keep_checkpoints", "train.output", "model.visual_chunk",
+                   "model.visual_checkpoint")  # fmt: skip
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 
 
@@ -97,6 +101,7 @@ def train(run: RunConfig) -> int:
     finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
     if finished and accelerator.is_main_process:
         model.save_pretrained(run.folder / "model")
+        write_card(run.folder)
     accelerator.wait_for_everyone()
     say(f"{run.folder}: " + ("finished" if finished else "stopped; run the same command again"))
     accelerator.end_training()
@@ -163,11 +168,7 @@ def _fixed(run: RunConfig) -> dict[str, Any]:
     sections = run.to_dict()
     name, _ = sections.pop("name"), sections.pop("evaluation")
     values = {f"{s}.{k}": v for s, section in sections.items() for k, v in section.items()}
-    return {"name": name, **{k: v for k, v in values.items() if k not in _free()}}
-
-
-def _free() -> set[str]:
-    return {f"train.{key}" for key in _FREE_ON_RESUME}
+    return {"name": name, **{k: v for k, v in values.items() if k not in _FREE_ON_RESUME}}
 
 
 def _versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_resolved
 from signfuse_dist.data.loader import ClipBatches, Split, batches, open_split
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.evaluation.control import score_control
 from signfuse_dist.evaluation.files import write_gates, write_hypotheses
 from signfuse_dist.evaluation.metrics import format_scores, score
@@ -102,6 +103,7 @@ def evaluate(run_folder: Path, split_name: str) -> Path:
     folder = run_folder / "evaluation" / split_name
     if rank == 0:
         _write(folder, run, split, found)
+        write_card(run_folder)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
@@ -23,6 +23,12 @@ Beta = float | Literal["p/r"]
 
 BLEU_NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 METRICS = (*BLEU_NAMES, "chrF", "ROUGE-L", "METEOR")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return metric names in the usual order, unknown ones last."""
+    return sorted(names, key=lambda n: (METRICS.index(n) if n in METRICS else len(METRICS), n))
+
 
 # The two marks that differ between CSL-Daily's annotation and the output of a half-width tokenizer.
 _HALF_WIDTH = (("\uff0c", ","), ("\uff1f", "?"))

@@ -7,33 +7,26 @@ are escaped in both. Pieces that are missing are named, with the reason, and the
 
 from __future__ import annotations
 
-import html
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from signfuse_dist import __version__
 from signfuse_dist.evaluation import plots
-from signfuse_dist.evaluation.figures import Figure, data_uri, plot
+from signfuse_dist.evaluation.figures import Figure, plot
 from signfuse_dist.evaluation.files import write_atomically
 from signfuse_dist.evaluation.key_frames import PackedSplit, open_packed
-from signfuse_dist.evaluation.presets import METRICS
+from signfuse_dist.evaluation.markup import LANGUAGE, environment
+from signfuse_dist.evaluation.presets import in_order
 from signfuse_dist.evaluation.run_folder import RunFolder, read_run
 from signfuse_dist.evaluation.samples import Sample, rank_samples, spread
 
 # Rows of the table of translations; the samples in pictures are evaluation.num_samples.
 TABLE_ROWS = 24
-# Control characters, direction overrides that reorder what follows them, and halves of pairs.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# Emphasis, code, links, images, tables, mathematics, and bare addresses that viewers make links of.
-_MARKDOWN = re.compile(r"[\\`*_\[\]|~$#@]|:(?=//)|(?<=www)\.")
-_LANGUAGE = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8})*")
 
 
 @dataclass(frozen=True)
@@ -64,9 +57,9 @@ def write_report(run: Path, split: str) -> Path:
     content = _content(folder)
     figures = [*content["training"], *(f for d in content["details"] for f in d.figures)]
     _write_figures(folder.evaluation / "figures", figures)
-    environment = _environment()
+    templates = environment()
     for name in ("report.md", "report.html"):
-        text = environment.get_template(f"{name}.j2").render(content)
+        text = templates.get_template(f"{name}.j2").render(content)
         write_atomically(folder.evaluation / name, text.encode("utf-8"))
     return folder.evaluation / "report.html"
 
@@ -90,7 +83,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "data": _data_table(packed),
         "versions": _versions_table(run),
         "config_text": run.config_text,
-        "language": language if _LANGUAGE.fullmatch(language) else "",
+        "language": language if LANGUAGE.fullmatch(language) else "",
         "missing": list(dict.fromkeys(run.missing)),
         "version": __version__,
     }
@@ -108,7 +101,7 @@ def _score_content(run: RunFolder) -> dict[str, Any]:
             f"{len(run.hypotheses)}: score again",
         )
     rows = []
-    for name in _in_order(scores.scores):
+    for name in in_order(scores.scores):
         value, signature = scores[name]
         other = control.scores.get(name) if control else None
         shown = "–" if other is None else f"{other.value:.2f}"
@@ -124,11 +117,6 @@ def _score_content(run: RunFolder) -> dict[str, Any]:
             *scores.notes,
         ],
     }
-
-
-def _in_order(names: Any) -> list[str]:
-    """Return metric names in the usual order, unknown ones last."""
-    return sorted(names, key=lambda n: (METRICS.index(n) if n in METRICS else len(METRICS), n))
 
 
 def _control_note(run: RunFolder) -> str:
@@ -244,30 +232,3 @@ def _write_figures(folder: Path, figures: list[Figure]) -> None:
     for old in folder.glob("sample-[0-9]*-*.*"):
         if old.name not in written:
             old.unlink()
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("signfuse_dist.evaluation"),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(data_uri=data_uri, visible=visible, md=escape_markdown, code=_code)
-    return environment
-
-
-def visible(text: object) -> str:
-    """Return text in which characters that are no text of their own show as U+FFFD."""
-    return _CONTROL.sub("\ufffd", str(text).replace("\r\n", "\n"))
-
-
-def escape_markdown(text: object) -> str:
-    """Return one line of Markdown that reads as ``text`` and holds no mark-up, HTML or Markdown."""
-    line = html.escape(" ".join(visible(text).split()), quote=False)
-    return _MARKDOWN.sub(r"\\\g<0>", line)
-
-
-def _code(text: str) -> str:
-    """Return an indented code block, which a fence inside the text cannot end."""
-    return "\n".join(f"    {line}" for line in visible(text).split("\n"))

@@ -70,6 +70,7 @@ def test_evaluation_writes_sentences_scores_and_gates(folder: Path, evaluated: P
     assert list(rows) == sorted(rows)
     assert {n: row["reference"] for n, row in rows.items()} == {e.id: e.text for e in split.entries}
     assert len({row["hypothesis"] for row in rows.values()}) > 1, "the clips must tell apart"
+    assert "| BLEU-4 |" in (folder / "model" / "README.md").read_text(encoding="utf-8")
     scores = json.loads((evaluated / "scores.json").read_text())
     for part in ("scores", "control"):
         assert scores[part]["num_samples"] == NUM_TEST

@@ -80,6 +80,21 @@ def test_one_process_gives_the_losses_and_weights_of_two(
         assert one["gradient_norm"] == pytest.approx(two["gradient_norm"], rel=1e-4)
 
 
+def test_the_last_stage_trains_from_nothing_with_one_stream(
+    project: Project, tmp_path: Path
+) -> None:
+    """Two switches of section 5.4 through ZeRO-2: every trained parameter is reached."""
+    words = ["stage=finetune", "train.stages=[finetune]", "model.streams=skeletal",
+             "loss.contrastive_weight=0", "train.micro_batch_size=4"]  # fmt: skip
+    project.train(tmp_path, 1, *words)
+    found = weights(tmp_path, "finetune")
+    assert not any(name.startswith("visual.") for name in found)
+    assert {"language", "alignment", "total"} <= log(tmp_path, "finetune")[-1].keys()
+    assert "contrastive" not in log(tmp_path, "finetune")[-1]
+    printed = project.train(tmp_path, 1, "stage=contrastive", *words[1:], status=1)
+    assert "stage contrastive is not among train.stages" in printed
+
+
 def test_gradient_accumulation_gives_the_weights_of_one_batch(
     project: Project, two_processes: Path, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ from signfuse_dist.skeleton import JOINT_LAYOUT
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
-COMMANDS = ("check", "pack", "verify", "train", "evaluate", "score", "report", "translate")
+COMMANDS = ("check", "pack", "verify", "train", "evaluate", "score", "report", "translate", "bench")
 
 
 @pytest.fixture
@@ -311,6 +311,27 @@ def test_train_starts_the_stages_in_order_with_the_words_it_was_given(
     stages = ("contrastive", "alignment", "finetune")
     words = [output, "train.seed=3"]
     assert launched == [["cpu_zero2.yaml", "2", DEMO, f"stage={s}", *words] for s in stages]
+
+
+def test_train_starts_only_the_stages_that_are_used(
+    launched: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"train.output={tmp_path}", "train.stages=[contrastive,finetune]"]
+    assert main(["train", DEMO, *LAUNCH, *words]) == 0
+    assert [call[3] for call in launched] == ["stage=contrastive", "stage=finetune"]
+    error = refused(capsys, "train", DEMO, *LAUNCH, *words, "stage=alignment")
+    assert "stage alignment is not among train.stages" in error
+
+
+def test_check_shows_the_stages_that_are_used_and_warns_of_local_statistics(
+    shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [shards, "train.stages=[alignment,finetune]", "model.norm=local"]
+    assert main(["check", DEMO, *words, "--world-size", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "stage alignment" in printed
+    assert "stage contrastive" not in printed
+    assert "warning: model.norm=local" in printed
 
 
 def test_train_goes_on_after_the_stages_that_are_finished(

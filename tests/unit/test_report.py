@@ -20,8 +20,9 @@ from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.control import score_control
 from signfuse_dist.evaluation.files import write_gates, write_hypotheses
+from signfuse_dist.evaluation.markup import escape_markdown
 from signfuse_dist.evaluation.metrics import score
-from signfuse_dist.evaluation.report import escape_markdown, write_report
+from signfuse_dist.evaluation.report import write_report
 from signfuse_dist.evaluation.results import write_scores
 from signfuse_dist.evaluation.samples import rank_samples, spread
 from signfuse_dist.skeleton import JOINT_LAYOUT, NUM_JOINTS
