@@ -90,7 +90,7 @@ def join(clips: Sequence[Example]) -> SignBatch:
     """Collate clips; what lies beyond a clip's end is rubbish, so that reading it shows."""
     longest = max(len(clip.pose) for clip in clips)
     most = max(len(clip.tokens) for clip in clips)
-    pose = torch.full((len(clips), longest, NUM_JOINTS, 2), 7.0)
+    pose = torch.full((len(clips), longest, NUM_JOINTS, 2), 7.0, dtype=clips[0].pose.dtype)
     mask = torch.ones(len(clips), longest, NUM_JOINTS, dtype=torch.bool)
     tokens = torch.full((len(clips), most), VOCABULARY - 1)
     for i, clip in enumerate(clips):

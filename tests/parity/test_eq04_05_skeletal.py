@@ -125,11 +125,20 @@ def test_a_layer_is_spatial_then_temporal_with_norms_and_a_residual(
     channels = 3 if stride == 1 else 4
     block = SpatialTemporalBlock(3, channels, KERNEL, stride, _printed_adjacency(), SYNC)
     scramble(block.double()).eval()
-    x = torch.randn(num_frames, NUM_JOINTS, 3, dtype=torch.float64)
+    x = torch.randn(num_frames, NUM_JOINTS, 3, dtype=torch.float64, requires_grad=True)
     found, lengths = block(x.permute(2, 0, 1)[None], torch.tensor([num_frames]), torch.ones(1))
     (expected,) = _block([x], block)
     assert lengths.tolist() == [-(-num_frames // stride)]
-    torch.testing.assert_close(found[0].permute(1, 2, 0), expected, rtol=1e-9, atol=1e-9)
+    real = found[0].permute(1, 2, 0)
+    torch.testing.assert_close(real, expected, rtol=1e-9, atol=1e-9)
+    probe = torch.randn_like(expected)
+    inputs = [x, *block.parameters()]
+    for a, b in zip(
+        torch.autograd.grad((real * probe).sum(), inputs),
+        torch.autograd.grad((expected * probe).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fusion_reference import same_gradients
 from model_factory import scramble
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from signfuse_dist.batch import pooling_weights
 from signfuse_dist.model.hta import TemporalAggregation, TimeScale
 
 DIM, HEADS, POOLED = 6, 2, 5
-KERNELS, STRIDES = (1, 5, 11), (1, 2, 4)
+KERNELS, STRIDES, ALL = (1, 5, 11), (1, 2, 4), (0, 1, 2)
 
 
 def _depthwise_separable(x: Tensor, scale: Any, kernel: int, stride: int) -> Tensor:
@@ -37,11 +38,11 @@ def _pool(x: Tensor, size: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _naive(fused: Tensor, module: Any) -> Tensor:
+def _naive(fused: Tensor, module: Any, chosen: tuple[int, ...]) -> Tensor:
     multi = torch.cat(
         [
-            _pool(_depthwise_separable(fused, scale, kernel, stride), POOLED)
-            for scale, kernel, stride in zip(module.scales, KERNELS, STRIDES, strict=True)
+            _pool(_depthwise_separable(fused, scale, KERNELS[i], STRIDES[i]), POOLED)
+            for scale, i in zip(module.scales, chosen, strict=True)
         ],
         dim=1,
     )  # Eq. 16
@@ -59,20 +60,22 @@ def _naive(fused: Tensor, module: Any) -> Tensor:
     return scaled
 
 
-def _module() -> Any:
+def _module(chosen: tuple[int, ...] = ALL) -> Any:
     torch.manual_seed(0)
-    return scramble(TemporalAggregation(DIM, KERNELS, STRIDES, POOLED, HEADS).double())
+    kernels, strides = [KERNELS[i] for i in chosen], [STRIDES[i] for i in chosen]
+    return scramble(TemporalAggregation(DIM, kernels, strides, POOLED, HEADS).double())
 
 
 @pytest.mark.parametrize(("kernel", "stride"), list(zip(KERNELS, STRIDES, strict=True)))
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 13])
 def test_one_time_scale(steps: int, kernel: int, stride: int) -> None:
     scale = scramble(TimeScale(DIM, kernel, stride).double())
-    x = torch.randn(steps, DIM, dtype=torch.float64)
+    x = torch.randn(steps, DIM, dtype=torch.float64, requires_grad=True)
     found, lengths = scale(x[None], torch.tensor([steps]))
     assert lengths.tolist() == [-(-steps // stride)] == [found.shape[1]]
     expected = _depthwise_separable(x, scale, kernel, stride)
     torch.testing.assert_close(found[0], expected, rtol=1e-10, atol=1e-10)
+    same_gradients(found[0], expected, [x, *scale.parameters()])
 
 
 @pytest.mark.parametrize("pooled", [1, 3, 5, 64])
@@ -87,26 +90,21 @@ def test_pooling_is_torchs_adaptive_average_over_real_steps(steps: int, pooled: 
     torch.testing.assert_close(_pool(x, pooled), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("chosen", [ALL, (0,), (1,), (2,), (0, 2)])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 13])
-def test_equations_13_to_17_and_their_gradients(steps: int) -> None:
-    module = _module()
+def test_equations_13_to_17_and_their_gradients(steps: int, chosen: tuple[int, ...]) -> None:
+    """With all scales, and with subsets of them (section 5.4)."""
+    module = _module(chosen)
     x = torch.randn(steps, DIM, dtype=torch.float64, requires_grad=True)
     padded = nn.functional.pad(x, (0, 0, 0, 6), value=5.0)[None]
     found = module(padded, torch.tensor([steps]))[0]
-    expected = _naive(x, module)
+    expected = _naive(x, module, chosen)
     assert found.shape == (POOLED, DIM)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    probe = torch.randn_like(found)
-    inputs = [x, *module.parameters()]
-    for a, b in zip(
-        torch.autograd.grad((found * probe).sum(), inputs),
-        torch.autograd.grad((expected * probe).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    same_gradients(found, expected, [x, *module.parameters()])
 
 
-def test_the_self_attention_is_torchs() -> None:
+def test_the_self_attention_is_torchs_with_its_gradients() -> None:
     module = _module()
     theirs = nn.MultiheadAttention(DIM, HEADS, batch_first=True).double()
     with torch.no_grad():
@@ -114,6 +112,9 @@ def test_the_self_attention_is_torchs() -> None:
         theirs.in_proj_bias.zero_()
         theirs.out_proj.load_state_dict(module.output.state_dict())
     x, lengths = torch.randn(2, 9, DIM, dtype=torch.float64), torch.tensor([9, 9])
+    x.requires_grad_()
     combined = module.combine(module.multi_scale(x, lengths))
     expected = module.norm(combined + theirs(combined, combined, combined)[0])
-    torch.testing.assert_close(module(x, lengths), expected, rtol=1e-9, atol=1e-9)
+    found = module(x, lengths)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    same_gradients(found, expected, [x])

@@ -104,6 +104,50 @@ def test_lora_adds_alpha_over_r_times_b_a_and_nothing_at_the_start() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # A and B are float32
 
 
+class _Adapted:
+    """The plain LLM whose weights are W + alpha / r B A, as a function of A and B."""
+
+    def __init__(self, plain: Any, matrices: list[tuple[Tensor, Tensor]], scale: float) -> None:
+        self.plain = plain
+        self.changed = {
+            f"transformer.h.{i}.attn.c_attn.weight": block.attn.c_attn.weight + scale * (b @ a).T
+            for i, (block, (a, b)) in enumerate(zip(plain.transformer.h, matrices, strict=True))
+        }
+
+    def get_input_embeddings(self) -> Any:
+        return self.plain.get_input_embeddings()
+
+    def __call__(self, **inputs: Any) -> Any:
+        return torch.func.functional_call(self.plain, self.changed, kwargs=inputs)
+
+
+def test_the_gradients_of_lora_are_those_of_the_changed_weights() -> None:
+    config = small_config(lora_targets=("c_attn",), lora_rank=2, lora_alpha=6)
+    plain, llm = tiny_gpt2().double(), LanguageModel(tiny_gpt2(), PROMPT)
+    llm.add_lora(config)
+    llm.double()
+    trained = {n: p for n, p in llm.named_parameters() if p.requires_grad}
+    matrices: list[Any] = [
+        [next(p for n, p in trained.items() if f"h.{i}." in n and f"lora_{x}" in n) for x in "AB"]
+        for i in range(2)
+    ]
+    with torch.no_grad():
+        for _, b in matrices:
+            torch.nn.init.normal_(b)
+    sign, tokens, lengths = _inputs(llm.llm_dim)
+    found = llm.negative_log_likelihood(sign, tokens, lengths)
+    adapted = _Adapted(plain, matrices, scale=6 / 2)
+    expected = torch.stack([_naive(adapted, s, t) for s, t in zip(sign, TEXTS, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    inputs = [sign, *(matrix for pair in matrices for matrix in pair)]
+    for a, b in zip(
+        torch.autograd.grad(found.sum(), inputs),
+        torch.autograd.grad(expected.sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
 def test_a_lora_target_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="nonsense_proj"):
         LanguageModel(tiny_llama(), PROMPT).add_lora(small_config(lora_targets=("nonsense_proj",)))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from signfuse_dist.loss import contrastive
 
@@ -57,6 +58,21 @@ def test_it_is_the_symmetric_cross_entropy_of_the_similarities() -> None:
     expected = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
     found = contrastive(visual, skeletal, torch.ones(6), 0.07).mean()
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_it_is_the_contrastive_loss_of_clip_with_its_gradients() -> None:
+    """The definition that CLIP publishes: transformers' own."""
+    visual, skeletal = _features(5)
+    similarity = F.normalize(visual, dim=1) @ F.normalize(skeletal, dim=1).T
+    expected = image_text_contrastive_loss(similarity / 0.07)
+    found = contrastive(visual, skeletal, torch.ones(5), 0.07).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    for a, b in zip(
+        torch.autograd.grad(found, (visual, skeletal)),
+        torch.autograd.grad(expected, (visual, skeletal)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_clips_of_weight_zero_are_neither_rows_nor_negatives() -> None:
