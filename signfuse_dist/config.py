@@ -86,6 +86,8 @@ class ModelConfig:
     pooled_length: int = _at_least(1, 64)
     # SLA and LLM, Table 1, Eq. 18-20 and section 3.6.
     num_sign_tokens: int = _at_least(1, 32)
+    # What the gain of the SLA's norm starts at: the RMS of the LLM's embeddings, or 1.
+    adapter_gain: Literal["embeddings", "one"] = "embeddings"
     lora_rank: int = _at_least(1, 16)
     lora_alpha: int = _at_least(1, 32)
     prompt: str = "Translate the following sign language video into a spoken language sentence:"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from signfuse_dist import config_fields
 from signfuse_dist.config import ModelConfig
@@ -63,6 +63,9 @@ class SignFuseConfig(PreTrainedConfig):
         return isinstance(other, SignFuseConfig) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]  # values can be changed
+
+
+AutoConfig.register(SignFuseConfig.model_type, SignFuseConfig)
 
 
 def read_config(folder: Any) -> SignFuseConfig:

@@ -102,7 +102,8 @@ class SignFuse(nn.Module):
         self.language_model = llm if isinstance(llm, LanguageModel) else None
         if llm is not None:
             llm_dim, rms = llm if isinstance(llm, tuple) else (llm.llm_dim, llm.embedding_rms)
-            self.adapter = SignLanguageAdapter(config.dim, llm_dim, config.num_sign_tokens, rms)
+            gain = rms if config.adapter_gain == "embeddings" else 1.0
+            self.adapter = SignLanguageAdapter(config.dim, llm_dim, config.num_sign_tokens, gain)
 
     @classmethod
     def from_pretrained(

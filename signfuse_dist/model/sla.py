@@ -9,17 +9,18 @@ from torch import Tensor, nn
 class SignLanguageAdapter(nn.Module):
     """Eq. 18-19 and the layer norm of section 3.6.
 
-    Paper: the norm's gain is not said; a plain one has RMS 1. Here: it starts at the RMS of the
-    LLM's own embedding table, ``embedding_rms``. Because: those embeddings have an RMS near 0.02,
-    and sign tokens fifty times as large are out of the LLM's distribution.
+    Paper: the norm's gain is not said; a plain one has RMS 1. Here: ``gain`` starts at the RMS of
+    the LLM's own embedding table (``model.adapter_gain``; 1 is the other choice). Because: those
+    embeddings have an RMS near 0.02, and sign tokens fifty times as large are out of the LLM's
+    distribution.
     """
 
-    def __init__(self, dim: int, llm_dim: int, num_sign_tokens: int, embedding_rms: float) -> None:
+    def __init__(self, dim: int, llm_dim: int, num_sign_tokens: int, gain: float) -> None:
         super().__init__()
         self.num_sign_tokens = num_sign_tokens
         self.mlp = nn.Sequential(nn.Linear(dim, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
         self.norm = nn.LayerNorm(llm_dim)
-        nn.init.constant_(self.norm.weight, embedding_rms)
+        nn.init.constant_(self.norm.weight, gain)
 
     def forward(self, temporal: Tensor) -> Tensor:
         """``[batch, pooled, dim]`` to ``sign_embeddings``, ``[batch, num_sign_tokens, llm_dim]``.

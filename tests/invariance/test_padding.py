@@ -193,6 +193,26 @@ def test_clips_of_weight_zero_change_no_loss_gradient_or_running_statistic(
             torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=2e-5, msg=name)
 
 
+@pytest.mark.parametrize("visual_norm", ["frozen", "sync", "group"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_order_of_the_clips_changes_no_loss_gradient_or_running_statistic(
+    stage: StageName, visual_norm: str
+) -> None:
+    clips = draw_clips([3, 6, 1, 2])
+    orders = [[0, 1, 2, 3], [2, 0, 3, 1]]
+    found, expected = (
+        _trained(
+            small_model(norm="sync", visual_norm=visual_norm), stage,
+            join([clips[i] for i in order]),
+        )
+        for order in orders
+    )  # fmt: skip
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=5e-5, msg=name)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_batch_without_a_real_clip_teaches_nothing(stage: StageName) -> None:
     """With accumulation, the last micro batches of an epoch can be all places of weight zero."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import scramble, tiny_llama
+from model_factory import scramble, small_config, tiny_llama
 from torch import Tensor
 
 from signfuse_dist.model.llm import LanguageModel
+from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.sla import SignLanguageAdapter
 
 DIM, LLM_DIM = 5, 7
@@ -53,6 +54,9 @@ def test_sign_tokens_start_at_the_scale_of_the_llms_embeddings() -> None:
     table = llm.model.get_input_embeddings().weight.double()
     rms = math.sqrt(float((table * table).mean()))
     assert llm.embedding_rms == pytest.approx(rms, rel=1e-6)
-    adapter = SignLanguageAdapter(DIM, llm.llm_dim, 3, llm.embedding_rms)
-    found = adapter(torch.randn(4, 6, DIM))
-    assert float(found.detach().square().mean().sqrt()) == pytest.approx(rms, rel=1e-2)
+    for gain, expected in (("embeddings", rms), ("one", 1.0)):
+        model = SignFuse(small_config(adapter_gain=gain), llm)
+        assert model.adapter is not None
+        found = model.adapter(torch.randn(4, 7, small_config().dim))
+        assert float(found.detach().square().mean().sqrt()) == pytest.approx(expected, rel=2e-2)
+    assert rms < 0.5  # far enough from 1 for the two to differ

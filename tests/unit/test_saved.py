@@ -15,7 +15,7 @@ import torch
 from model_factory import draw_clips, join, scramble, small_config, tiny_llama, tiny_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from signfuse_dist import stages
 from signfuse_dist.config import LossConfig, ModelConfig
@@ -111,6 +111,8 @@ def test_the_folder_is_what_users_of_transformers_and_peft_know(
     }  # fmt: skip
     read = SignFuseConfig.from_pretrained(folder)
     assert isinstance(read, PreTrainedConfig)
+    assert AutoConfig.from_pretrained(folder) == read
+    assert SignFuseConfig.from_dict(read.to_dict()) == read
     assert read == finetuned(config).config
     assert read.model == config
     assert (read.model_type, read.max_frames, read.llm_commit) == ("signfuse", MAX_FRAMES, None)
