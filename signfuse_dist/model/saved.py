@@ -74,7 +74,8 @@ def save(model: SignFuse, folder: Path) -> None:
 
     Raises UserError when something else is there, or the LLM is of no folder and no hub.
     """
-    if folder.exists() and any(folder.iterdir()) and not _is_saved_model(folder):
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not _is_saved_model(folder):
         raise UserError(f"{folder} holds something else than a saved model; give another folder")
     if model.language_model is not None and model.llm_reference is None:
         raise UserError("the model's LLM came from no folder and no hub, so it cannot be named")

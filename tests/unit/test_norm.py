@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from signfuse_dist.batch import length_mask
 from signfuse_dist.check import caveats
 from signfuse_dist.config import LossConfig
+from signfuse_dist.config_load import load_run
 from signfuse_dist.model import norm as norm_module
 from signfuse_dist.model.norm import BatchNorm, ImageBatchNorm
 from signfuse_dist.stages import StageObjective, prepare, set_mode
 
+DEMO = str(Path(__file__).resolve().parents[2] / "configs" / "experiment" / "demo.yaml")
 POLICIES = ("frozen", "sync", "local")
 
 
@@ -85,7 +88,7 @@ def test_over_feature_maps_it_is_torchs_batch_norm(policy: str) -> None:
             torch.testing.assert_close(a, b)
 
 
-def _trained(policy: str, batch: Any, precise: bool = True) -> tuple[Any, ...]:
+def _trained(policy: str, batch: Any) -> tuple[Any, ...]:
     model = small_model(visual_norm=policy, norm="sync")
     prepare(model, "contrastive", LossConfig())
     set_mode(model, "contrastive")
@@ -117,6 +120,10 @@ def test_a_process_without_a_real_clip_teaches_the_resnet_nothing(policy: str) -
     batch = join([replace(clip, counted=False) for clip in draw_clips([2, 1])])
     gradients, buffers, total = _trained(policy, batch)
     assert float(total) == 0.0
+    trained = small_model(visual_norm=policy, norm="sync")
+    prepare(trained, "contrastive", LossConfig())
+    reached = {name for name, p in trained.named_parameters() if p.requires_grad}
+    assert gradients.keys() == reached  # a process that skips one stops all others
     for name, gradient in gradients.items():
         assert not gradient.any(), name
     for name, buffer in before.items():
@@ -132,10 +139,6 @@ def test_statistics_of_the_resnet_move_in_training(policy: str) -> None:
 
 
 def test_local_statistics_are_warned_of_where_several_processes_train() -> None:
-    from test_variants import DEMO
-
-    from signfuse_dist.config_load import load_run
-
     run = load_run(DEMO, "finetune", ["model.norm=local"])
     (warning,) = caveats(run, 2)
     assert "model.norm=local" in warning

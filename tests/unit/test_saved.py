@@ -299,7 +299,12 @@ def test_a_folder_of_something_else_is_not_replaced(config: ModelConfig, tmp_pat
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds something else"):
         finetuned(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds something else"):
+        finetuned(config).save_pretrained(tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    finetuned(config).save_pretrained(tmp_path / "empty")
+    finetuned(config).save_pretrained(tmp_path / "empty")  # a saved model is replaced
 
 
 def test_an_llm_that_cannot_be_named_is_not_saved(tmp_path: Path) -> None:
