@@ -124,7 +124,7 @@ class VideoFile:
 
     @property
     def _time_base(self) -> Fraction:
-        return self._stream.time_base or Fraction(1, 1000)
+        return _fraction(self._stream.time_base or Fraction(1, 1000))
 
     def _open(self) -> tuple[InputContainer, VideoStream]:
         try:
@@ -155,7 +155,7 @@ class VideoFile:
     def _decode(self, start: float, seeked: bool) -> Iterator[TimedPicture]:
         """Decode to the end of the file; frames are only refused as damaged from ``start`` on."""
         count, discarded, index, origin = 0, 0, -1, self._stream.start_time
-        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        aspect = _fraction(self._stream.sample_aspect_ratio or 1)
         try:
             for packet in self._container.demux(self._stream):
                 discarded += packet.is_discard
@@ -273,6 +273,11 @@ def read_frames(
         timed = resampled(timed, begin, end, span, fps)
     for picture in timed:
         yield picture.framed(frame_size)
+
+
+def _fraction(ratio: Any) -> Fraction:
+    """Return a ratio as a fraction; from version 19 on PyAV has a type of its own for them."""
+    return Fraction(ratio.numerator, ratio.denominator)
 
 
 def _cause(error: BaseException) -> str:
