@@ -180,15 +180,16 @@ def _add_verify(commands: _Commands) -> None:
         help="check packed shards and name every fault",
         description="Check checksums, indexes, JPEGs, lengths and joints of a packed split.",
     )
-    command.add_argument("folder", type=Path, help="a split's folder (with manifest.json)")
+    command.add_argument("folder", help="a split's folder or address (with manifest.json)")
     command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     command.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.storage import open_folder
     from signfuse_dist.data.verify import verify
 
-    faults = verify(options.folder, options.workers)
+    faults = verify(open_folder(options.folder), options.workers)
     for fault in faults:
         print(fault)
     print(f"{options.folder}: {len(faults)} faults" if faults else f"{options.folder}: whole")

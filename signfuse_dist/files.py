@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from signfuse_dist.errors import UserError
 
@@ -87,11 +87,16 @@ def write_text(path: Path, text: str) -> None:
 
 def checksum(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return digest(file)
+
+
+def digest(file: IO[bytes]) -> str:
+    """Return the SHA-256 of what is left to read of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        found.update(chunk)
+    return found.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -23,9 +23,11 @@ import torch
 import yaml
 
 from signfuse_dist import stages
+from signfuse_dist.augment import ClipFrames
 from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_resolved, load_run
-from signfuse_dist.data.loader import ClipBatches, Split, batches, open_split
+from signfuse_dist.data.loader import ClipBatches, batches, count_workers
+from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.engine import checkpoint, ds_config, process
 from signfuse_dist.engine.loop import Loop
 from signfuse_dist.engine.optim import make_optimizer
@@ -35,10 +37,19 @@ from signfuse_dist.files import write_text
 from signfuse_dist.model import saved
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
-from signfuse_dist.plan import Plan, make_plan, micro_batches
+from signfuse_dist.plan import MicroBatches, Plan, make_plan
 
 # What may change between the parts of a run: nothing here touches the numbers of a step.
-_FREE_ON_RESUME = ("num_workers", "log_steps", "checkpoint_steps", "keep_checkpoints", "output")
+_FREE_ON_RESUME = (
+    "train.num_workers",
+    "train.max_broken_share",
+    "train.log_steps",
+    "train.checkpoint_steps",
+    "train.keep_checkpoints",
+    "train.output",
+    "data.shard_cache",
+    "data.shard_cache_gb",
+)
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 
 
@@ -62,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(run: RunConfig) -> int:
     """Train one stage to its end or to a requested stop; return the exit status."""
     split = open_split(run.shards(run.data.train_split), run.data)
-    plan = make_plan(len(split.entries), run.stage, run.train, process.launched_world_size())
+    plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
+    workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
     say = accelerator.print
     open_folder(run, plan, resolved, accelerator.is_main_process)
@@ -89,7 +101,8 @@ def train(run: RunConfig) -> int:
         accelerator, prepared, optimizer, stages.StageObjective(run.stage.name, run.loss), plan,
         run.stage, run.train, run.folder,
     )  # fmt: skip
-    source = _batches(run, split, plan, tokenizer, accelerator.process_index, start_step)
+    dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step)
+    source = batches(dataset, workers, torch.cuda.is_available())
     finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
     if finished and accelerator.is_main_process:
         saved.save(model, run, run.folder / "model")
@@ -120,15 +133,14 @@ def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
     return model, tokenizer
 
 
-def _batches(
+def _clips(
     run: RunConfig, split: Split, plan: Plan, tokenizer: TextTokenizer | None, rank: int,
     start_step: int,
-) -> Any:  # fmt: skip
-    lengths = split.lengths(run.data.max_frames)
-    places = list(micro_batches(plan, run.train.seed, lengths, rank, start_step))
-    encode = tokenizer.encode if tokenizer else None
-    dataset = ClipBatches(split, places, run.data.max_frames, encode)
-    return batches(dataset, run.train.num_workers, torch.cuda.is_available())
+) -> ClipBatches:  # fmt: skip
+    seed = run.train.seed
+    frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, seed)
+    order = MicroBatches(plan, seed, frames.counts, rank, start_step)
+    return ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
 
 
 def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, main: bool) -> None:
@@ -158,11 +170,7 @@ def _fixed(run: RunConfig) -> dict[str, Any]:
     sections = run.to_dict()
     name, _ = sections.pop("name"), sections.pop("evaluation")
     values = {f"{s}.{k}": v for s, section in sections.items() for k, v in section.items()}
-    return {"name": name, **{k: v for k, v in values.items() if k not in _free()}}
-
-
-def _free() -> set[str]:
-    return {f"train.{key}" for key in _FREE_ON_RESUME}
+    return {"name": name, **{k: v for k, v in values.items() if k not in _FREE_ON_RESUME}}
 
 
 def _versions() -> dict[str, str]:

@@ -2,71 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from signfuse_dist.augment import ClipFrames, Draw, spread_frames
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import DataConfig
-from signfuse_dist.data.manifest import (
-    Manifest,
-    SampleEntry,
-    ShardError,
-    load_index,
-    load_manifest,
-)
+from signfuse_dist.data.manifest import ShardError
 from signfuse_dist.data.shard import Clip, read_clip
-from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.plan import PADDING
+from signfuse_dist.data.split import Split, record_digest
+from signfuse_dist.errors import UserError
+from signfuse_dist.plan import PADDING, MicroBatch
 from signfuse_dist.skeleton import NUM_JOINTS
 
 Encode = Callable[[str], list[int]]
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-@dataclass(frozen=True)
-class Split:
-    """A packed split in memory: one entry a clip, no pictures. Imports no torch to be listed."""
+class MicroBatchSequence(Protocol):
+    """What the loader asks of a plan; a list will do."""
 
-    folder: Path
-    manifest: Manifest
-    shards: tuple[str, ...]
-    entries: tuple[SampleEntry, ...]
-
-    def lengths(self, max_frames: int) -> list[int]:
-        """Return the frames of each clip after sampling down to ``max_frames``."""
-        return [min(entry.num_frames, max_frames) for entry in self.entries]
-
-
-def open_split(folder: Path, data: DataConfig) -> Split:
-    """Read a split's manifest and indexes and compare its packing with the configuration.
-
-    Raises UserError when it is not packed, damaged, or packed with other settings.
-    """
-    manifest = load_manifest(folder)
-    settings, errors = manifest.packing.settings, []
-    if settings.frame_size != data.frame_size:
-        errors.append(f"packed at frame_size {settings.frame_size}, asked {data.frame_size}")
-    if settings.fps != data.fps:
-        errors.append(f"packed at fps {settings.fps}, asked {data.fps}")
-    raise_together(errors, f"{folder}: change data.* or pack again")
-    found = [(e.name, s) for e in manifest.shards for s in load_index(folder, e).samples]
-    if not found:
-        raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")
-    return Split(folder, manifest, tuple(n for n, _ in found), tuple(s for _, s in found))
-
-
-def sampled_frames(num_frames: int, max_frames: int) -> list[int]:
-    """Return which frames of a clip are used: all, or ``max_frames`` evenly spread ones.
-
-    The same every time: nothing is drawn.
-    """
-    if num_frames <= max_frames:
-        return list(range(num_frames))
-    return [int((i + 0.5) * num_frames / max_frames) for i in range(max_frames)]
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: int, /) -> MicroBatch: ...
 
 
 class ClipBatches(Dataset[SignBatch]):
@@ -76,63 +40,83 @@ class ClipBatches(Dataset[SignBatch]):
     """
 
     def __init__(
-        self, split: Split, places: Sequence[Sequence[int]], max_frames: int,
-        encode: Encode | None,
-    ) -> None:  # fmt: skip
-        self.split, self.places, self.max_frames = split, places, max_frames
-        self.encode = encode
+        self, split: Split, plan: MicroBatchSequence, frames: ClipFrames, encode: Encode | None
+    ) -> None:
+        """``encode`` turns a text into tokens; None where no language model is trained."""
+        self.split, self.plan, self.frames, self.encode = split, plan, frames, encode
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.plan)
 
     def __getitem__(self, item: int) -> SignBatch:
+        places, epoch = self.plan[item]
+        clips = np.array(places)
+        real = clips != PADDING
+        lengths = np.ones(len(clips), dtype=np.int64)
+        lengths[real] = self.frames.counts(epoch, clips[real])
+        drawn = self.frames.draw(epoch, np.where(real, clips, 0))
+        return self._read(places, lengths, drawn)
+
+    def _read(
+        self, places: Sequence[int], lengths: NDArray[np.int64], drawn: Draw | None
+    ) -> SignBatch:
+        """Decode each clip straight to its place among the batch's frames."""
+        size = self.split.frame_size
+        frames = _empty_frames(int(lengths.sum()), size)
+        pixels, used = frames.numpy(), 0
         clips: list[Clip | None] = []
         faults: list[str] = []
-        for place in self.places[item]:
+        for place, length in zip(places, lengths.tolist(), strict=True):
+            clip = None
             try:
-                clips.append(None if place == PADDING else self.read(place))
+                if place != PADDING:
+                    clip = self._read_clip(place, pixels[used : used + length])
             except UserError as e:
-                clips.append(None)
-                faults.append(f"{self.split.entries[place].id}: {e}")
-        return collate(clips, self.split.manifest.packing.settings.frame_size, self.encode, faults)
+                faults.append(f"{self.split.ids[place]}: {e}")
+            if clip is None:
+                length = 1
+                pixels[used] = 0
+            clips.append(clip)
+            used += length
+        return collate(clips, frames[:used], self.encode, faults, drawn)
 
-    def read(self, place: int) -> Clip:
-        """Read one clip, sampled down to ``max_frames``; raise ShardError when damaged."""
-        entry, shard = self.split.entries[place], self.split.shards[place]
-        frames = sampled_frames(entry.num_frames, self.max_frames)
-        clip = read_clip(self.split.folder, shard, entry.members, frames)
-        _refuse_damage(clip, entry, shard, self.split.manifest.packing.settings.frame_size)
+    def _read_clip(self, place: int, into: NDArray[np.uint8]) -> Clip:
+        """Read as many frames of a clip as ``into`` holds; raise ShardError when it is damaged."""
+        split, shard = self.split, self.split.shard_of(place)
+        indices = spread_frames(int(split.lengths[place]), len(into))
+        members = split.members_of(place)
+        clip = read_clip(split.folder, shard, members, indices, split.cache, into)
+        record = clip.record
+        said = record_digest(record["id"], str(record.get("text")), record["num_frames"])
+        if said != int(split.digests[place]):
+            raise ShardError(shard, split.ids[place], "the record does not agree with the index")
+        if not np.isfinite(clip.pose).all():
+            raise ShardError(shard, split.ids[place], "joints that are not finite")
         return clip
 
 
-def _refuse_damage(clip: Clip, entry: SampleEntry, shard: str, frame_size: int) -> None:
-    """Raise ShardError for damage that reading lets through and that training would not survive."""
-    if any(clip.record.get(key) != getattr(entry, key) for key in ("id", "text", "num_frames")):
-        raise ShardError(shard, entry.key, "the record does not agree with the index")
-    if clip.frames.shape[1] != frame_size:
-        raise ShardError(shard, entry.key, f"frames of {clip.frames.shape[1]}, not {frame_size}")
-    if not np.isfinite(clip.pose).all():
-        raise ShardError(shard, entry.key, "joints that are not finite")
-
-
 def collate(
-    clips: Sequence[Clip | None], frame_size: int, encode: Encode | None,
-    faults: Sequence[str] = (),
+    clips: Sequence[Clip | None], frames: Tensor, encode: Encode | None,
+    faults: Sequence[str] = (), drawn: Draw | None = None,
 ) -> SignBatch:  # fmt: skip
-    """Put clips into one batch; None is a place of weight zero: one black frame, no joints."""
-    black = np.zeros((1, frame_size, frame_size, 3), dtype=np.uint8)
-    frames = [black if clip is None else clip.frames for clip in clips]
-    lengths = torch.tensor([len(f) for f in frames])
+    """Put clips into one batch; None is a place of weight zero: one black frame, no joints.
+
+    ``frames`` uint8 ``[sum of frames, height, width, 3]`` are those of all clips, one clip after
+    the other. ``drawn`` moves the joints, and goes with the batch for the frames.
+    """
+    lengths = torch.tensor([1 if clip is None else len(clip.pose) for clip in clips])
     longest = int(lengths.max())
     pose = np.zeros((len(clips), longest, NUM_JOINTS, 2), dtype=np.float32)
     mask = np.zeros((len(clips), longest, NUM_JOINTS), dtype=bool)
     for i, clip in enumerate(clips):
         if clip is not None:
-            pose[i, : len(clip.pose)], mask[i, : len(clip.mask)] = clip.pose, clip.mask
+            moved = clip.pose if drawn is None else drawn.moved(clip.pose, i)
+            pose[i, : len(moved)] = np.where(clip.mask[..., None], moved, 0)
+            mask[i, : len(moved)] = clip.mask
     tokens, text_lengths = _tokens(clips, encode) if encode else (None, None)
     return SignBatch(
         ids=tuple("" if clip is None else clip.record["id"] for clip in clips),
-        frames=torch.from_numpy(np.concatenate(frames)).permute(0, 3, 1, 2),
+        frames=frames.permute(0, 3, 1, 2),
         pose=torch.from_numpy(pose),
         joint_mask=torch.from_numpy(mask),
         frame_lengths=lengths,
@@ -140,6 +124,8 @@ def collate(
         tokens=tokens,
         text_lengths=text_lengths,
         faults=tuple(faults),
+        warp=None if drawn is None else torch.from_numpy(drawn.warps()),
+        colour=None if drawn is None else torch.from_numpy(drawn.colours()),
     )
 
 
@@ -152,7 +138,46 @@ def batches(dataset: ClipBatches, num_workers: int, pin_memory: bool) -> Iterato
     return iter(loader)
 
 
-def _tokens(clips: Sequence[Clip | None], encode: Encode) -> tuple[torch.Tensor, torch.Tensor]:
+def count_workers(asked: int | None) -> int:
+    """Return how many loader processes this training process starts.
+
+    None asks for its share of the cores, less one for itself. Raises UserError where more are
+    asked for than there are cores for all training processes of this machine.
+    """
+    cores, processes = usable_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if asked is None:
+        return max(0, cores // processes - 1)
+    if asked * processes > cores:
+        raise UserError(
+            f"train.num_workers {asked} x {processes} processes on this machine: more than the "
+            f"{cores} cores it gives (Slurm: --cpus-per-task); leave it out to use what there is"
+        )
+    return asked
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: its affinity, and its container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no container, or one without a quota ("max")
+        return cores
+
+
+def _empty_frames(count: int, size: int) -> Tensor:
+    """Return uint8 ``[count, size, size, 3]``; in a worker, where the trainer can see it.
+
+    Otherwise the loader would copy every batch once more on its way out of the worker.
+    """
+    shape = (count, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(count * size * size * 3)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def _tokens(clips: Sequence[Clip | None], encode: Encode) -> tuple[Tensor, Tensor]:
     rows = [encode("" if clip is None else clip.record["text"]) for clip in clips]
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)

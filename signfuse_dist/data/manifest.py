@@ -11,10 +11,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from signfuse_dist.data.corpora import Rejected, key_of
+from signfuse_dist.data.storage import Folder, file_size, read_file
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
@@ -154,7 +154,7 @@ def index_bytes(index: ShardIndex) -> bytes:
     return _json({"version": FORMAT_VERSION, **asdict(index)})
 
 
-def load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Folder) -> Manifest:
     """Read and check the manifest of a packed split, and that its shards have their sizes.
 
     Raises :class:`ShardError` naming the file that is missing or wrong.
@@ -165,7 +165,7 @@ def load_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Folder) -> Manifest:
     """Read the manifest by itself, without a look at the shards."""
     fields = _load(folder / MANIFEST_NAME, "no finished split is in this folder")
     manifest = Manifest(
@@ -182,7 +182,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def load_index(folder: Path, entry: ShardEntry) -> ShardIndex:
+def load_index(folder: Folder, entry: ShardEntry) -> ShardIndex:
     """Read the index of a shard and check it against the manifest's line and the tar's size.
 
     Raises :class:`ShardError` naming what disagrees.
@@ -194,7 +194,7 @@ def load_index(folder: Path, entry: ShardEntry) -> ShardIndex:
     return index
 
 
-def read_index(folder: Path, shard: str) -> ShardIndex:
+def read_index(folder: Folder, shard: str) -> ShardIndex:
     """Read a shard's index by itself, as far as it can be checked without tar and manifest."""
     fields = _load(folder / index_name(shard), "the index of a shard is missing")
     size = fields.count("size")
@@ -267,9 +267,9 @@ class _Fields:
         return [_Fields(value, self._file) for value in self._get(name, list)]
 
 
-def _load(path: Path, absent: str) -> _Fields:
+def _load(path: Folder, absent: str) -> _Fields:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_file(path))
     except FileNotFoundError as error:
         raise ShardError(str(path), "", f"no such file, {absent}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -342,11 +342,13 @@ def _check_totals(manifest: Manifest) -> None:
         raise ShardError(MANIFEST_NAME, "", "rows are not clips packed plus rows dropped")
 
 
-def _check_size(folder: Path, shard: str, size: int) -> None:
+def _check_size(folder: Folder, shard: str, size: int) -> None:
     try:
-        found = (folder / shard).stat().st_size
-    except OSError as error:
+        found = file_size(folder / shard)
+    except FileNotFoundError as error:
         raise ShardError(shard, "", "the shard is missing") from error
+    except OSError as error:
+        raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
     if found != size:
         raise ShardError(shard, "", f"torn: {found} of {size} bytes are there")
 

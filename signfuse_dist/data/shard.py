@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -34,6 +33,7 @@ from signfuse_dist.data.manifest import (
     load_manifest,
     read_index,
 )
+from signfuse_dist.data.storage import Folder, RangeCache, Read, open_ranges
 from signfuse_dist.files import checksum, written_whole
 from signfuse_dist.skeleton import NUM_JOINTS
 
@@ -127,30 +127,38 @@ def write_shard(
 
 
 def read_clip(
-    folder: Path,
+    folder: Folder,
     shard: str,
     members: Mapping[str, tuple[int, int]],
     frame_indices: Sequence[int] | None = None,
+    cache: RangeCache | None = None,
+    into: NDArray[np.uint8] | None = None,
 ) -> Clip:
     """Read a clip by the offsets of its members, all frames or the chosen ones.
 
     ``members`` is :attr:`SampleEntry.members`; ``frame_indices`` may repeat and go in any order.
-    Only the span of bytes between the first and the last chosen frame is read. Raises
-    :class:`ShardError` naming shard, clip and damage.
+    Of a local shard only the bytes between the first and the last chosen frame are read; a clip of
+    a remote one is fetched whole, through ``cache``. The frames are decoded ``into`` uint8
+    ``[n, size, size, 3]`` where it is given. Raises :class:`ShardError` naming shard, clip and
+    damage, and where frames are not of the size of ``into``.
     """
+    ends = [offset + size for offset, size in members.values()]
+    span = min(offset for offset, _ in members.values()), max(ends)
     try:
-        with (folder / shard).open("rb", buffering=0) as file:
-            return _ClipReader(file, shard, members).read(frame_indices)
+        with open_ranges(folder / shard, span, cache) as read:
+            return _ClipReader(read, shard, members).read(frame_indices, into)
     except OSError as error:
         raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
 
 
 class _ClipReader:
-    def __init__(self, file: BinaryIO | io.RawIOBase, shard: str, members: Any) -> None:
-        self._descriptor, self._shard, self._members = file.fileno(), shard, members
+    def __init__(self, read: Read, shard: str, members: Mapping[str, tuple[int, int]]) -> None:
+        self._read, self._shard, self._members = read, shard, members
         self._key = f"at byte {members['json'][0]}"
 
-    def read(self, frame_indices: Sequence[int] | None) -> Clip:
+    def read(
+        self, frame_indices: Sequence[int] | None, into: NDArray[np.uint8] | None = None
+    ) -> Clip:
         record = self._record()
         count = record["num_frames"]
         offsets = self._array("offsets.npy", np.dtype("<i8"), (count + 1,))
@@ -159,13 +167,13 @@ class _ClipReader:
             raise ValueError(f"frame indices {chosen.tolist()} of a clip of {count} frames")
         pose = self._array("pose.npy", np.dtype("<f4"), (count, NUM_JOINTS, 2))
         mask = self._array("mask.npy", np.dtype("?"), (count, NUM_JOINTS))
-        frames = self._frames(offsets, chosen)
+        frames = self._frames(offsets, chosen, into)
         return Clip(record, frames, pose[chosen], mask[chosen])
 
     def _bytes(self, member: str, start: int = 0, stop: int | None = None) -> bytes:
         offset, size = self._members[member]
         stop = size if stop is None else stop
-        content = os.pread(self._descriptor, stop - start, offset + start)
+        content = self._read(offset + start, offset + stop)
         if len(content) != stop - start:
             self._refuse(f"torn: {member} ends after {len(content)} of {stop - start} bytes")
         return content
@@ -201,21 +209,21 @@ class _ClipReader:
             self._refuse(f"{member} is {found[2]} {list(found[0])}, not {dtype} {list(shape)}")
         return np.frombuffer(content, dtype).reshape(shape)
 
-    def _frames(self, offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def _frames(
+        self, offsets: NDArray[np.int64], chosen: NDArray[np.int64], into: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8]:
         size = self._members["jpegs"][1]
         if offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) <= 0).any():
             self._refuse("the offsets do not cut the JPEGs")
         first, last = int(offsets[chosen.min()]), int(offsets[chosen.max() + 1])
         blob = memoryview(self._bytes("jpegs", first, last))
         bounds = [(int(offsets[i]) - first, int(offsets[i + 1]) - first) for i in chosen]
-        side = self._side(blob[slice(*bounds[0])], int(chosen[0]))
-        frames = np.empty((len(chosen), side, side, 3), dtype=np.uint8)
-        for frame, (start, stop), index in zip(frames, bounds, chosen, strict=True):
-            jpeg = blob[start:stop]
-            if self._side(jpeg, int(index)) != side:
-                self._refuse(f"frame {index} is not of the size of the others")
-            self._decode(jpeg, frame, int(index))
-        return frames
+        if into is None:
+            side = self._side(blob[slice(*bounds[0])], int(chosen[0]))
+            into = np.empty((len(chosen), side, side, 3), dtype=np.uint8)
+        for frame, (start, stop), index in zip(into, bounds, chosen, strict=True):
+            self._decode(blob[start:stop], frame, int(index))
+        return into
 
     def _side(self, jpeg: memoryview, index: int) -> int:
         try:
@@ -227,6 +235,9 @@ class _ClipReader:
         return int(width)
 
     def _decode(self, jpeg: memoryview, into: NDArray[np.uint8], index: int) -> None:
+        side = self._side(jpeg, index)
+        if side != len(into):
+            self._refuse(f"frame {index} is of {side} pixels, not of {len(into)}")
         try:
             simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into)
         except ValueError as error:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -27,8 +26,9 @@ from signfuse_dist.data.manifest import (
 )
 from signfuse_dist.data.pool import Death, Report, WorkerPool
 from signfuse_dist.data.shard import Clip, read_clip
+from signfuse_dist.data.storage import Folder, file_size, open_file
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import checksum
+from signfuse_dist.files import digest
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Fault:
         return f"{self.shard}{', clip ' + self.key if self.key else ''}: {self.what}"
 
 
-def verify(folder: Path, workers: int = 1) -> list[Fault]:
+def verify(folder: Folder, workers: int = 1) -> list[Fault]:
     """Return everything that is wrong with a packed split; an empty list means it is whole.
 
     Shards are checked in ``workers`` processes (0: in this one). Raises :class:`UserError` only
@@ -61,7 +61,7 @@ def verify(folder: Path, workers: int = 1) -> list[Fault]:
     return sorted([*faults, *_repeated_ids(folder, manifest)], key=lambda f: (f.shard, f.key))
 
 
-def _check_shards(folder: Path, manifest: Manifest, workers: int) -> list[Fault]:
+def _check_shards(folder: Folder, manifest: Manifest, workers: int) -> list[Fault]:
     faults: list[Fault] = []
     entries = manifest.shards
     interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines
@@ -82,7 +82,9 @@ def _check_shards(folder: Path, manifest: Manifest, workers: int) -> list[Fault]
     return faults
 
 
-def check_shard(entry: ShardEntry, report: Report, folder: Path, manifest: Manifest) -> list[Fault]:
+def check_shard(
+    entry: ShardEntry, report: Report, folder: Folder, manifest: Manifest
+) -> list[Fault]:
     """Return the faults of one shard: its tar, its index, and each of its clips."""
     try:
         index = read_index(folder, entry.name)
@@ -98,7 +100,7 @@ def check_shard(entry: ShardEntry, report: Report, folder: Path, manifest: Manif
 
 
 def _check_files(
-    folder: Path, entry: ShardEntry, index: ShardIndex, manifest: Manifest
+    folder: Folder, entry: ShardEntry, index: ShardIndex, manifest: Manifest
 ) -> Iterator[Fault]:
     if index.entry() != entry:
         yield Fault(index_name(entry.name), "", "does not agree with the manifest")
@@ -106,10 +108,10 @@ def _check_files(
         differences = "; ".join(manifest.packing.differences(index.packing))
         yield Fault(index_name(entry.name), "", f"is of another packing ({differences})")
     try:
-        size = (folder / entry.name).stat().st_size
+        size = file_size(folder / entry.name)
         if size != entry.size:
             yield Fault(entry.name, "", f"torn: {size} of {entry.size} bytes are there")
-        elif checksum(folder / entry.name) != entry.sha256:
+        elif _digest(folder / entry.name) != entry.sha256:
             yield Fault(entry.name, "", "its content does not agree with its checksum")
     except OSError as error:
         yield Fault(entry.name, "", f"cannot be read ({error.strerror})")
@@ -117,11 +119,16 @@ def _check_files(
     yield from _check_members(folder, entry.name, index)
 
 
-def _check_members(folder: Path, shard: str, index: ShardIndex) -> Iterator[Fault]:
+def _digest(path: Folder) -> str:
+    with open_file(path) as file:
+        return digest(file)
+
+
+def _check_members(folder: Folder, shard: str, index: ShardIndex) -> Iterator[Fault]:
     """Compare the tar's own table of contents with the index."""
     found: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(folder / shard, "r:") as tar:
+        with open_file(folder / shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 found[member.name] = (member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -138,7 +145,7 @@ def _check_members(folder: Path, shard: str, index: ShardIndex) -> Iterator[Faul
         yield Fault(shard, "", f"member {name!r} is in no index")
 
 
-def _check_clip(folder: Path, index: ShardIndex, sample: SampleEntry) -> list[Fault]:
+def _check_clip(folder: Folder, index: ShardIndex, sample: SampleEntry) -> list[Fault]:
     try:
         clip = read_clip(folder, index.shard, sample.members)
     except ShardError as error:
@@ -175,7 +182,7 @@ def _content_faults(clip: Clip, index: ShardIndex) -> Iterator[str]:
         yield "joints that are masked but not 0"
 
 
-def _repeated_ids(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+def _repeated_ids(folder: Folder, manifest: Manifest) -> Iterator[Fault]:
     counts: Counter[str] = Counter()
     for entry in manifest.shards:
         try:
@@ -187,7 +194,7 @@ def _repeated_ids(folder: Path, manifest: Manifest) -> Iterator[Fault]:
             yield Fault(MANIFEST_NAME, key, f"the id is in {count} shards")
 
 
-def _strays(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+def _strays(folder: Folder, manifest: Manifest) -> Iterator[Fault]:
     known: Sequence[str] = [entry.name for entry in manifest.shards]
     for path in folder.glob("*.tar"):
         if path.name not in known:

@@ -12,10 +12,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from signfuse_dist.augment import ClipFrames
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import RunConfig
+from signfuse_dist.config import AugmentConfig, RunConfig
 from signfuse_dist.config_load import load_resolved
-from signfuse_dist.data.loader import ClipBatches, Split, batches, open_split
+from signfuse_dist.data.loader import ClipBatches, batches, count_workers
+from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.control import score_control
 from signfuse_dist.evaluation.files import write_gates, write_hypotheses
@@ -25,6 +27,7 @@ from signfuse_dist.evaluation.results import write_scores
 from signfuse_dist.model import saved
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.plan import MicroBatch
 from signfuse_dist.stages import TRAINABLE, needs_language_model
 
 
@@ -114,15 +117,15 @@ def evaluate(run_folder: Path, split_name: str) -> Path:
 
 
 def _own_share(translator: Translator, split: Split, rank: int, world: int) -> Share:
-    data, size = translator.run.data, translator.run.evaluation.batch_size
-    lengths = np.array(split.lengths(data.max_frames))
-    order = np.argsort(-lengths, kind="stable").tolist()
-    places = [order[i : i + size] for i in range(0, len(order), size)][rank::world]
-    dataset = ClipBatches(split, places, data.max_frames, encode=None)
-    workers = translator.run.train.num_workers
+    run, size = translator.run, translator.run.evaluation.batch_size
+    frames = ClipFrames(split.lengths, run.data.max_frames, AugmentConfig(), run.train.seed)
+    order = np.argsort(-frames.counts(0, np.arange(len(split))), kind="stable").tolist()
+    places = [MicroBatch(order[i : i + size], 0) for i in range(0, len(order), size)][rank::world]
+    dataset = ClipBatches(split, places, frames, encode=None)
+    workers = count_workers(run.train.num_workers)
     done: list[Translation] = []
     faults: list[str] = []
-    with tqdm(total=sum(map(len, places)), unit="clip", desc="translating",
+    with tqdm(total=sum(len(batch.clips) for batch in places), unit="clip", desc="translating",
               disable=rank > 0) as bar:  # fmt: skip
         for batch in batches(dataset, workers, translator.device.type == "cuda"):
             faults += batch.faults
@@ -132,7 +135,7 @@ def _own_share(translator: Translator, split: Split, rank: int, world: int) -> S
 
 
 def _write(folder: Path, run: RunConfig, split: Split, found: dict[str, Translation]) -> None:
-    references = {entry.id: entry.text for entry in split.entries}
+    references = {entry.id: entry.text for entry in split.entries()}
     if found.keys() != references.keys():
         odd = sorted(found.keys() ^ references.keys())
         raise RuntimeError(f"{len(odd)} clips have no translation or no reference: {odd[:10]}")

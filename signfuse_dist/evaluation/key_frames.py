@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 
 from signfuse_dist.data.draw import contact_sheet
 from signfuse_dist.data.manifest import Manifest, SampleEntry, load_index, load_manifest
 from signfuse_dist.data.shard import Clip, read_clip
+from signfuse_dist.data.storage import Folder, open_folder
 from signfuse_dist.errors import UserError
 
 NUM_KEY_FRAMES = 6
@@ -32,7 +32,7 @@ class Sheet:
 class PackedSplit:
     """A packed split on the disk."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
 
     def facts(self) -> dict[str, str]:
@@ -76,8 +76,9 @@ class PackedSplit:
         return {entry.id: (index.shard, entry) for index in indexes for entry in index.samples}
 
 
-def open_packed(folder: Path) -> PackedSplit:
+def open_packed(location: str) -> PackedSplit:
     """Open a packed split; raise :class:`UserError` when it is not there or not whole."""
+    folder = open_folder(location)
     return PackedSplit(folder, load_manifest(folder))
 
 
