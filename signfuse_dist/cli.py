@@ -301,7 +301,11 @@ def _add_translate(commands: _Commands) -> None:
     )
     command.add_argument("run_folder", type=Path, metavar="RUN", help="runs/EXPERIMENT/STAGE")
     command.add_argument(
-        "videos", type=Path, nargs="+", metavar="VIDEO", help="a video file or a folder of frames"
+        "videos",
+        type=Path,
+        nargs="+",
+        metavar="VIDEO",
+        help="a video file or a folder of frames; write -- before names that begin with -",
     )
     command.add_argument(
         "--joints",
