@@ -112,22 +112,24 @@ def _add_pack(commands: _Commands) -> None:
         "pack",
         help="pack the videos of a corpus into verified WebDataset shards",
         description="Decode, resize, extract joints and write shards. Interrupted, run it again: "
-        "finished shards are kept. Rows that cannot be packed are named in dropped.tsv.",
+        "finished shards are kept. Rows that cannot be packed are named in dropped.tsv, and what "
+        "is annotated or on the disk alone in orphans.tsv.",
     )
     command.add_argument(
         "corpus",
-        help="`table` (ROOT is a TSV, see shards/table.md) or "
-        "`synthetic` (ROOT is a folder, drawn when empty)",
+        help="`table` (ROOT is a TSV), `synthetic` (ROOT is a folder, drawn when empty), "
+        "`phoenix14t`, `csl_daily`, `how2sign` or `how2sign_precut` (ROOT is the unpacked "
+        "folder); each has a page in shards/",
     )
     command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
-    command.add_argument("--split", required=True, help="which rows: train, dev or test")
+    command.add_argument("--split", required=True, help="which rows: train, dev (val) or test")
     command.add_argument("--out", type=Path, required=True, help="the split's own folder")
     command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     command.add_argument(
         "--fps",
         type=float,
         default=default.fps,
-        help="stored frames a second (default: each video's own rate)",
+        help="stored frames a second (default: each video's own rate, or the corpus's)",
     )
     command.add_argument(
         "--frame-size",
@@ -300,7 +302,11 @@ def _add_translate(commands: _Commands) -> None:
     )
     command.add_argument("run_folder", type=Path, metavar="RUN", help="runs/EXPERIMENT/STAGE")
     command.add_argument(
-        "videos", type=Path, nargs="+", metavar="VIDEO", help="a video file or a folder of frames"
+        "videos",
+        type=Path,
+        nargs="+",
+        metavar="VIDEO",
+        help="a video file or a folder of frames; write -- before names that begin with -",
     )
     command.add_argument(
         "--joints",

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from signfuse_dist.data.corpora import Row
+from signfuse_dist.data.corpora import FolderFrames, Row
 from signfuse_dist.data.frames import VideoError, VideoFrame
 from signfuse_dist.data.manifest import Packing
 from signfuse_dist.data.pose import JointsFile, PoseExtractor
@@ -29,7 +29,8 @@ def encode_clip(row: Row, packing: Packing, extractor: PoseExtractor | None) -> 
     if finder is None:
         raise ValueError("a row without joints needs a pose extractor")
     jpegs: list[bytes] = []
-    with open_video(row.video, settings.fps) as source:
+    known = row.folder or FolderFrames(settings.fps, None)
+    with open_video(row.video, known.fps, known.suffix) as source:
         frames = read_frames(
             source, settings.frame_size, row.start, row.end, settings.fps, row.joints is not None
         )

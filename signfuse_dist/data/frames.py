@@ -153,15 +153,17 @@ def resampled(
         count += 1
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, suffix: str | None = None) -> list[Path]:
     """Return the png and jpg files of ``folder`` by name, numbers in names as numbers.
 
-    Raises :class:`VideoError` when there is none, or when one is a link that leaves the folder.
+    With ``suffix`` only the files that end so. Raises :class:`VideoError` when there is none, or
+    when one is a link that leaves the folder.
     """
-    suffixes = {".png", ".jpg", ".jpeg"}
+    suffixes = {suffix} if suffix else {".png", ".jpg", ".jpeg"}
     files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     if not files:
-        raise VideoError(f"empty video: folder {folder.name} holds no png or jpg frames")
+        kind = suffix or "png or jpg"
+        raise VideoError(f"empty video: folder {folder.name} holds no {kind} frames")
     for path in files:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise VideoError(f"bad path: {folder.name}/{path.name} is a link out of its folder")

@@ -38,12 +38,13 @@ from signfuse_dist.data.pose import JointsFile, PoseExtractor, choose_extractor
 from signfuse_dist.data.shard import EncodedClip, write_shard
 from signfuse_dist.data.summary import PackSummary
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import checksum, remove_leftovers, written_whole
+from signfuse_dist.files import checksum, remove_leftovers, write_text, written_whole
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 __all__ = ["PackConfig", "PackError", "PackSummary", "pack"]
 
 DROPPED_NAME = "dropped.tsv"
+ORPHANS_NAME = "orphans.tsv"
 
 
 class PackError(UserError):
@@ -142,6 +143,7 @@ def _packing(rows: Corpus, config: PackConfig, extractor: PoseExtractor | None) 
 def _digest(rows: Corpus) -> str:
     accepted = [
         [r.row, r.id, r.source, r.text, r.start, r.end, r.signer, r.language, r.flags]
+        + ([list(r.folder)] if r.folder else [])
         for r in rows.rows
     ]
     rejected = [[r.row, r.id, r.reason] for r in rows.rejected]
@@ -283,10 +285,10 @@ def _finished(
 def _write_end(
     out: Path, packing: Packing, summary: PackSummary, indexes: Sequence[ShardIndex]
 ) -> None:
-    for name in (MANIFEST_NAME, DROPPED_NAME):
+    for name in (MANIFEST_NAME, DROPPED_NAME, ORPHANS_NAME):
         remove_leftovers(out / name)
-    with written_whole(out / DROPPED_NAME) as file:
-        file.write(summary.dropped_table().encode("utf-8"))
+    write_text(out / DROPPED_NAME, summary.dropped_table())
+    write_text(out / ORPHANS_NAME, summary.orphans_table())
     if not summary.num_packed:
         raise PackError(
             f"none of the {summary.num_rows} rows could be packed; {out / DROPPED_NAME} says why. "

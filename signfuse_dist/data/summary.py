@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from signfuse_dist.data.corpora import Corpus, Rejected
+from signfuse_dist.data.corpora import Corpus, Orphan, Rejected
 from signfuse_dist.data.manifest import ShardIndex
 
 _SHOWN = 5  # rows named for each kind; the files name them all
@@ -39,6 +39,8 @@ class PackSummary:
     """Shards that are whole in the folder, of ``num_shards``."""
     complete: bool
     """True when the manifest is written; False while shards of other tasks are missing."""
+    orphans: tuple[Orphan, ...] = ()
+    notes: tuple[str, ...] = ()
     new_frames: int = 0
     """Frames packed by this call; the other shards were there already."""
     seconds: float = 0.0
@@ -65,6 +67,8 @@ class PackSummary:
             num_shards=num_shards,
             num_finished=len(indexes),
             complete=complete,
+            orphans=rows.orphans,
+            notes=rows.notes,
         )
 
     def timed(self, seconds: float, results: Sequence[_Timed]) -> PackSummary:
@@ -87,6 +91,11 @@ class PackSummary:
         lines = [f"{row.row}\t{_plain(row.id)}\t{_plain(row.reason)}\n" for row in self.dropped]
         return "".join(["row\tid\treason\n", *lines])
 
+    def orphans_table(self) -> str:
+        """Return orphans.tsv: what is on the disk only, or annotated only."""
+        lines = [f"{_plain(orphan.id)}\t{_plain(orphan.reason)}\n" for orphan in self.orphans]
+        return "".join(["id\treason\n", *lines])
+
     def __str__(self) -> str:
         lines = [self._headline()]
         for reason, count in sorted(self.reasons.items()):
@@ -95,8 +104,11 @@ class PackSummary:
             lines += [f"    row {r.row} {_plain(r.id)}: {_plain(r.reason)}" for r in examples]
             lines += [f"    and {count - _SHOWN} more"] if count > _SHOWN else []
         for flag, ids in self.flagged.items():
-            more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-            lines.append(f"  packed, flagged {flag}: {len(ids)} ({', '.join(ids[:_SHOWN])}{more})")
+            lines.append(f"  packed, flagged {flag}: {len(ids)} ({_some(ids)})")
+        for kind in sorted(set(map(_kind, self.orphans))):
+            orphans = [_plain(orphan.id) for orphan in self.orphans if _kind(orphan) == kind]
+            lines.append(f"  orphans, {kind}: {len(orphans)} ({_some(orphans)})")
+        lines += [f"  note: {note}" for note in self.notes]
         if self.clip_seconds and self.new_frames:
             rate = self.new_frames / self.clip_seconds
             line = f"  {self.new_frames} frames in {self.seconds:.1f} s; {rate:.1f} a worker-second"
@@ -117,11 +129,16 @@ class PackSummary:
         )
 
 
-def _kind(row: Rejected) -> str:
+def _kind(row: Rejected | Orphan) -> str:
     return row.reason.partition(":")[0]
 
 
+def _some(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return f"{', '.join(ids[:_SHOWN])}{more}"
+
+
 def _plain(text: str) -> str:
-    """Return ``text`` on one line and without characters that steer a terminal."""
-    control = ("Cc", "Cf", "Zl", "Zp")
+    """Return ``text`` on one line, without what steers a terminal or cannot be encoded."""
+    control = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join("\ufffd" if unicodedata.category(c) in control else c for c in text)

@@ -204,16 +204,19 @@ class _FilePicture:
 
 
 class FrameFolder:
-    """A folder of png or jpg frames, which has no rate of its own: ``fps`` says what it is."""
+    """A folder of png or jpg frames, which has no rate of its own: ``fps`` says what it is.
 
-    def __init__(self, path: Path, fps: float | None) -> None:
+    ``suffix`` is the ending of its frames; None: any of png and jpg.
+    """
+
+    def __init__(self, path: Path, fps: float | None, suffix: str | None = None) -> None:
         if fps is None:
             raise VideoError(
                 f"unknown frame rate: {path.name} is a folder of frames, which has none of its "
                 "own; say the frames per second to pack at"
             )
         self.path, self.fps = path, fps
-        self._files = image_files(path)
+        self._files = image_files(path, suffix)
         self.expected_frames: int | None = len(self._files)
 
     def __enter__(self) -> FrameFolder:
@@ -240,14 +243,16 @@ class FrameFolder:
             ) from error
 
 
-def open_video(path: Path, folder_fps: float | None = None) -> VideoFile | FrameFolder:
+def open_video(
+    path: Path, folder_fps: float | None = None, folder_suffix: str | None = None
+) -> VideoFile | FrameFolder:
     """Open a video file or a folder of frames; use it as a context manager.
 
-    ``folder_fps`` is the rate of a folder's frames. Raises :class:`VideoError` when the path does
-    not exist or holds no frames.
+    ``folder_fps`` is the rate of a folder's frames, ``folder_suffix`` their ending. Raises
+    :class:`VideoError` when the path does not exist or holds no frames.
     """
     if path.is_dir():
-        return FrameFolder(path, folder_fps)
+        return FrameFolder(path, folder_fps, folder_suffix)
     if not path.is_file():
         raise VideoError(f"missing video: {path.name} is no file and no folder of frames")
     return VideoFile(path)
