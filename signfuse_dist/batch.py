@@ -101,8 +101,8 @@ class SignBatch:
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> SignBatch:
-        """Return the batch in page-locked memory; torch's loader calls this."""
-        return self._with_each(Tensor.pin_memory)
+        """Return the batch in page-locked memory; what is there already is not copied."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> SignBatch:
         changed: dict[str, Any] = {

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from threading import Lock
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from signfuse_dist.augment import ClipFrames, Draw, spread_frames
 from signfuse_dist.batch import SignBatch
@@ -23,6 +26,9 @@ from signfuse_dist.plan import PADDING, MicroBatch
 from signfuse_dist.skeleton import NUM_JOINTS
 
 Encode = Callable[[str], list[int]]
+Each = Callable[..., Iterable[Any]]
+"""``map``, or the same of a pool of threads."""
+_AHEAD = 2  # batches that are made while one is trained on
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -33,8 +39,8 @@ class MicroBatchSequence(Protocol):
     def __getitem__(self, item: int, /) -> MicroBatch: ...
 
 
-class ClipBatches(Dataset[SignBatch]):
-    """Item i is the i-th micro batch: clips read, tokenised and collated in a worker.
+class ClipBatches:
+    """Item i is the i-th micro batch: clips read, tokenised and collated.
 
     A clip that cannot be read keeps its place with weight zero and is named in ``faults``.
     """
@@ -44,41 +50,45 @@ class ClipBatches(Dataset[SignBatch]):
     ) -> None:
         """``encode`` turns a text into tokens; None where no language model is trained."""
         self.split, self.plan, self.frames, self.encode = split, plan, frames, encode
+        self._memory = _FrameMemory()
+        self._tokenising = Lock()  # tokenizers of transformers serve one thread at a time
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, item: int) -> SignBatch:
+        return self.load(item, map, pin_memory=False)
+
+    def load(self, item: int, each: Each, pin_memory: bool) -> SignBatch:
+        """Return micro batch ``item``; ``each`` maps over its clips, which it may do in threads.
+
+        Every clip is decoded straight to its place among the batch's frames.
+        """
         places, epoch = self.plan[item]
         clips = np.array(places)
         real = clips != PADDING
         lengths = np.ones(len(clips), dtype=np.int64)
         lengths[real] = self.frames.counts(epoch, clips[real])
         drawn = self.frames.draw(epoch, np.where(real, clips, 0))
-        return self._read(places, lengths, drawn)
+        frames = self._memory.take(int(lengths.sum()), self.split.frame_size, pin_memory)
+        parts = np.split(frames.numpy(), np.cumsum(lengths)[:-1])
+        read = list(each(self._read_or_name, places, parts))
+        faults = [what for what in read if isinstance(what, str)]
+        found = [None if isinstance(what, str) else what for what in read]
+        with self._tokenising:
+            batch = collate(found, frames, lengths, self.encode, faults, drawn)
+        return batch.pin_memory() if pin_memory else batch
 
-    def _read(
-        self, places: Sequence[int], lengths: NDArray[np.int64], drawn: Draw | None
-    ) -> SignBatch:
-        """Decode each clip straight to its place among the batch's frames."""
-        size = self.split.frame_size
-        frames = _empty_frames(int(lengths.sum()), size)
-        pixels, used = frames.numpy(), 0
-        clips: list[Clip | None] = []
-        faults: list[str] = []
-        for place, length in zip(places, lengths.tolist(), strict=True):
-            clip = None
-            try:
-                if place != PADDING:
-                    clip = self._read_clip(place, pixels[used : used + length])
-            except UserError as e:
-                faults.append(f"{self.split.ids[place]}: {e}")
-            if clip is None:
-                length = 1
-                pixels[used] = 0
-            clips.append(clip)
-            used += length
-        return collate(clips, frames[:used], self.encode, faults, drawn)
+    def _read_or_name(self, place: int, into: NDArray[np.uint8]) -> Clip | str | None:
+        """Read a clip; return None for a place of weight zero, or what is wrong with the clip."""
+        if place == PADDING:
+            into.fill(0)
+            return None
+        try:
+            return self._read_clip(place, into)
+        except UserError as error:
+            into.fill(0)
+            return f"{self.split.ids[place]}: {error}"
 
     def _read_clip(self, place: int, into: NDArray[np.uint8]) -> Clip:
         """Read as many frames of a clip as ``into`` holds; raise ShardError when it is damaged."""
@@ -96,15 +106,14 @@ class ClipBatches(Dataset[SignBatch]):
 
 
 def collate(
-    clips: Sequence[Clip | None], frames: Tensor, encode: Encode | None,
-    faults: Sequence[str] = (), drawn: Draw | None = None,
+    clips: Sequence[Clip | None], frames: Tensor, lengths: NDArray[np.int64],
+    encode: Encode | None, faults: Sequence[str] = (), drawn: Draw | None = None,
 ) -> SignBatch:  # fmt: skip
-    """Put clips into one batch; None is a place of weight zero: one black frame, no joints.
+    """Put clips into one batch; None is a place of weight zero, without joints and text.
 
-    ``frames`` uint8 ``[sum of frames, height, width, 3]`` are those of all clips, one clip after
+    ``frames`` uint8 ``[sum(lengths), height, width, 3]`` are those of all clips, one clip after
     the other. ``drawn`` moves the joints, and goes with the batch for the frames.
     """
-    lengths = torch.tensor([1 if clip is None else len(clip.pose) for clip in clips])
     longest = int(lengths.max())
     pose = np.zeros((len(clips), longest, NUM_JOINTS, 2), dtype=np.float32)
     mask = np.zeros((len(clips), longest, NUM_JOINTS), dtype=bool)
@@ -119,7 +128,7 @@ def collate(
         frames=frames.permute(0, 3, 1, 2),
         pose=torch.from_numpy(pose),
         joint_mask=torch.from_numpy(mask),
-        frame_lengths=lengths,
+        frame_lengths=torch.from_numpy(lengths),
         weight=torch.tensor([0.0 if clip is None else 1.0 for clip in clips]),
         tokens=tokens,
         text_lengths=text_lengths,
@@ -130,16 +139,32 @@ def collate(
 
 
 def batches(dataset: ClipBatches, num_workers: int, pin_memory: bool) -> Iterator[SignBatch]:
-    """Yield the batches in order; the order is the plan's, so the loader draws nothing."""
-    loader = DataLoader(
-        dataset, batch_size=None, shuffle=False, num_workers=num_workers, pin_memory=pin_memory,
-        multiprocessing_context="spawn" if num_workers else None,
-    )  # fmt: skip
-    return iter(loader)
+    """Yield the batches in order, read ahead by ``num_workers`` threads (0: none, when asked for).
+
+    Threads, not processes: JPEGs are decoded without Python's lock, straight into the memory that
+    goes to the device. A process would have to copy every frame out again. ``pin_memory`` makes it
+    page-locked memory of torch's, which is used again for later batches.
+    """
+    if not num_workers:
+        yield from (dataset.load(i, map, pin_memory) for i in range(len(dataset)))
+        return
+    readers = ThreadPoolExecutor(num_workers, "read")
+    ahead = ThreadPoolExecutor(_AHEAD, "collate")
+    try:
+        waiting: deque[Future[SignBatch]] = deque()
+        for item in range(len(dataset)):
+            waiting.append(ahead.submit(dataset.load, item, readers.map, pin_memory))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        ahead.shutdown(cancel_futures=True)
+        readers.shutdown(cancel_futures=True)
 
 
 def count_workers(asked: int | None) -> int:
-    """Return how many loader processes this training process starts.
+    """Return how many threads this training process reads ahead with.
 
     None asks for its share of the cores, less one for itself. Raises UserError where more are
     asked for than there are cores for all training processes of this machine.
@@ -165,16 +190,27 @@ def usable_cores() -> int:
         return cores
 
 
-def _empty_frames(count: int, size: int) -> Tensor:
-    """Return uint8 ``[count, size, size, 3]``; in a worker, where the trainer can see it.
+class _FrameMemory:
+    """Memory for the frames of batches, used again when no tensor looks at it any more.
 
-    Otherwise the loader would copy every batch once more on its way out of the worker.
+    Filling new memory in, page by page, costs a machine up to as much as decoding into it
+    (docs/log.md). Page-locked memory comes from torch, which keeps it by itself.
     """
-    shape = (count, size, size, 3)
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(count * size * size * 3)
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self, count: int, size: int, pin_memory: bool) -> Tensor:
+        """Return uint8 ``[count, size, size, 3]`` of any content."""
+        shape = (count, size, size, 3)
+        if pin_memory:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        wanted = count * size * size * 3
+        kept = self._free.pop() if self._free else np.empty(0, dtype=np.uint8)
+        whole = kept if len(kept) >= wanted else np.empty(wanted, dtype=np.uint8)
+        part = whole[:wanted]
+        weakref.finalize(part, self._free.append, whole)  # a tensor's storage holds its array
+        return torch.from_numpy(part).view(shape)
 
 
 def _tokens(clips: Sequence[Clip | None], encode: Encode) -> tuple[Tensor, Tensor]:

@@ -215,14 +215,15 @@ class _ClipReader:
         size = self._members["jpegs"][1]
         if offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) <= 0).any():
             self._refuse("the offsets do not cut the JPEGs")
-        first, last = int(offsets[chosen.min()]), int(offsets[chosen.max() + 1])
-        blob = memoryview(self._bytes("jpegs", first, last))
-        bounds = [(int(offsets[i]) - first, int(offsets[i + 1]) - first) for i in chosen]
+        starts, ends = offsets[chosen], offsets[chosen + 1]
+        first = int(starts.min())
+        blob = memoryview(self._bytes("jpegs", first, int(ends.max())))
+        bounds = list(zip((starts - first).tolist(), (ends - first).tolist(), strict=True))
         if into is None:
             side = self._side(blob[slice(*bounds[0])], int(chosen[0]))
             into = np.empty((len(chosen), side, side, 3), dtype=np.uint8)
-        for frame, (start, stop), index in zip(into, bounds, chosen, strict=True):
-            self._decode(blob[start:stop], frame, int(index))
+        for frame, (start, end), index in zip(into, bounds, chosen.tolist(), strict=True):
+            self._decode(blob[start:end], frame, index)
         return into
 
     def _side(self, jpeg: memoryview, index: int) -> int:
@@ -235,15 +236,15 @@ class _ClipReader:
         return int(width)
 
     def _decode(self, jpeg: memoryview, into: NDArray[np.uint8], index: int) -> None:
-        side = self._side(jpeg, index)
-        if side != len(into):
-            self._refuse(f"frame {index} is of {side} pixels, not of {len(into)}")
         try:
-            simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into)
+            decoded = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into)
         except ValueError as error:
             raise ShardError(
                 self._shard, self._key, f"frame {index}: damaged JPEG ({error})"
             ) from error
+        if decoded.shape != into.shape:
+            height, width, _ = decoded.shape
+            self._refuse(f"frame {index} is {width}x{height}, not {len(into)}x{len(into)}")
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -81,23 +81,14 @@ def open_split(location: str | Path, data: DataConfig) -> Split:
     raise_together(errors, f"{folder}: change data.* or pack again")
     if not manifest.num_samples:
         raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")
-    return _columns(folder, manifest, None if is_local(folder) else _cache(manifest, data))
+    return read_split(folder, manifest, None if is_local(folder) else _cache(manifest, data))
 
 
-def record_digest(clip_id: str, text: str, num_frames: int) -> int:
-    """Return 64 bits that tell whether a record in a tar is the one that the index describes."""
-    said = f"{clip_id}\0{text}\0{num_frames}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
+def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> Split:
+    """Read one index after the other into columns that have their size from the manifest.
 
-
-def _cache(manifest: Manifest, data: DataConfig) -> RangeCache:
-    """Copies are kept under the manifest's digest: shards that are packed again are read again."""
-    namespace = hashlib.sha256(manifest_bytes(manifest)).hexdigest()
-    return RangeCache(Path(data.shard_cache), int(data.shard_cache_gb * 1e9), namespace)
-
-
-def _columns(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> Split:
-    """Read one index after the other into columns that have their size from the manifest."""
+    Raises :class:`~signfuse_dist.data.manifest.ShardError` for an index that is damaged.
+    """
     count = manifest.num_samples
     lengths, shards = np.zeros(count, np.int32), np.zeros(count, np.int32)
     members = np.zeros((count, len(MEMBERS), 2), np.int64)
@@ -111,3 +102,15 @@ def _columns(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> Sp
             members[place] = [sample.members[name] for name in MEMBERS]
             digests[place] = record_digest(sample.id, sample.text, sample.num_frames)
     return Split(folder, manifest, cache, tuple(ids), lengths, shards, members, digests)
+
+
+def record_digest(clip_id: str, text: str, num_frames: int) -> int:
+    """Return 64 bits that tell whether a record in a tar is the one that the index describes."""
+    said = f"{clip_id}\0{text}\0{num_frames}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
+
+
+def _cache(manifest: Manifest, data: DataConfig) -> RangeCache:
+    """Copies are kept under the manifest's digest: shards that are packed again are read again."""
+    namespace = hashlib.sha256(manifest_bytes(manifest)).hexdigest()
+    return RangeCache(Path(data.shard_cache), int(data.shard_cache_gb * 1e9), namespace)

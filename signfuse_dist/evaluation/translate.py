@@ -48,7 +48,8 @@ def translate_videos(
             print(f"error: {video}: {e}", file=sys.stderr)
             failed += 1
             continue
-        batch = collate([clip], torch.from_numpy(clip.frames), encode=None)
+        frames, lengths = torch.from_numpy(clip.frames), np.array([len(clip.frames)])
+        batch = collate([clip], frames, lengths, encode=None)
         (translation,) = translator.translate(batch)
         print(json.dumps(_line(video, translation.text, clip), ensure_ascii=False), flush=True)
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import simplejpeg
 import torch
 
 from signfuse_dist.augment import ClipFrames, spread_frames
+from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import AugmentConfig, DataConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers, usable_cores
 from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_bytes
@@ -163,9 +165,11 @@ def test_a_damaged_clip_has_weight_zero_and_a_name_and_costs_no_other(
     assert "clip 2" in fault
     assert SHARD in fault
     assert "signfuse verify" in fault
-    kept = torch.cat([batch.frames[:4], batch.frames[5:]])
+    kept = torch.cat([batch.frames[:4], batch.frames[10:]])
     assert torch.equal(kept, before.frames)
-    assert torch.equal(batch.pose[[0, 2, 3]], before.pose)
+    assert not batch.frames[4:10].any()
+    assert torch.equal(batch.pose[[0, 2, 3], :4], before.pose)
+    assert not batch.joint_mask[1].any()
 
 
 @pytest.mark.parametrize("change", [(b'"clip 2"', b'"clip 7"'), (b"ababab", b"abXbab"),
@@ -250,17 +254,53 @@ def test_a_folder_that_was_not_packed_is_refused(tmp_path: Path) -> None:
         open_split(tmp_path, data_config())
 
 
-def test_two_workers_give_the_batches_of_none(split: Split) -> None:
+def same(one: SignBatch, two: SignBatch) -> bool:
+    if (one.ids, one.faults) != (two.ids, two.faults):
+        return False
+    tensors = [name for name, value in vars(one).items() if isinstance(value, torch.Tensor)]
+    return all(torch.equal(getattr(one, name), getattr(two, name)) for name in tensors)
+
+
+def test_threads_give_the_batches_of_none_in_order(split: Split) -> None:
     damage(split, 3, "jpegs", bytes(40))
-    dataset = clip_batches(split, [[0, 1], [2, PADDING], [3, 0]], 4, encode)
-    alone, shared = list(batches(dataset, 0, False)), list(batches(dataset, 2, False))
-    assert len(alone) == len(shared) == 3
-    for one, two in zip(alone, shared, strict=True):
-        assert (one.ids, one.faults) == (two.ids, two.faults)
-        for name, value in vars(one).items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(value, getattr(two, name)), name
-    assert len(shared[2].faults) == 1
+    places = [[0, 1], [2, PADDING], [3, 0], [1, 2], [0, 0]]
+    augment = AugmentConfig(crop=0.1, speed=0.3)
+    dataset = clip_batches(split, places, 4, encode, augment)
+    alone, ahead = list(batches(dataset, 0, False)), list(batches(dataset, 3, False))
+    assert len(alone) == len(ahead) == len(places)
+    assert all(same(one, two) for one, two in zip(alone, ahead, strict=True))
+    assert len(ahead[2].faults) == 1
+
+
+def test_reading_ahead_can_be_given_up(split: Split) -> None:
+    before = threading.active_count()
+    source = batches(clip_batches(split, [[0, 1]] * 50), 2, False)
+    next(source)
+    source.close()
+    assert threading.active_count() == before
+
+
+def test_an_error_that_is_no_clip_s_reaches_the_trainer(split: Split) -> None:
+    def broken(_: str) -> list[int]:
+        raise RuntimeError("no such token")
+
+    for workers in (0, 2):
+        with pytest.raises(RuntimeError, match="no such token"):
+            list(batches(clip_batches(split, [[0]], 64, broken), workers, False))
+
+
+def test_memory_is_used_again_only_when_nothing_looks_at_it(split: Split) -> None:
+    dataset = clip_batches(split, [[2], [0], [1], [3]])
+    first = dataset[0]
+    view, kept = first.frames[:, 0], first.frames.clone()
+    place = first.frames.data_ptr()
+    del first
+    second = dataset[1]
+    assert second.frames.data_ptr() != place, "a view still looks at the first"
+    assert torch.equal(view, kept[:, 0])
+    del view
+    assert dataset[2].frames.data_ptr() == place
+    assert torch.equal(second.frames, clip_batches(split, [[0]])[0].frames)
 
 
 def test_workers_take_the_cores_there_are_and_never_more(monkeypatch: pytest.MonkeyPatch) -> None:
