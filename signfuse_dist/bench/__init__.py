@@ -1,0 +1,1 @@
+"""Benchmarks: each measures one part of the system against what it could be at best."""
