@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from signfuse_dist.cli_bench import add_bench
+from signfuse_dist.cli_pose import add_division, add_extractor, add_pose, chosen_extractor
 from signfuse_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,12 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _add_check,
         _add_pack,
+        add_pose,
         _add_verify,
         _add_train,
         _add_evaluate,
         _add_score,
         _add_report,
         _add_translate,
+        add_bench,
     ):
         add(commands)
     return parser
@@ -124,7 +128,7 @@ def _add_pack(commands: _Commands) -> None:
     command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
     command.add_argument("--split", required=True, help="which rows: train, dev (val) or test")
     command.add_argument("--out", type=Path, required=True, help="the split's own folder")
-    command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    add_division(command)
     command.add_argument(
         "--fps",
         type=float,
@@ -143,18 +147,13 @@ def _add_pack(commands: _Commands) -> None:
     command.add_argument(
         "--clips-per-shard", type=int, default=default.clips_per_shard, help="default: %(default)s"
     )
-    command.add_argument(
-        "--pose-model",
-        type=Path,
-        help="a holistic_landmarker.task, where mediapipe is 1.0 or newer",
-    )
+    add_extractor(command, ("mediapipe", "none"))
     command.set_defaults(run=_pack)
 
 
 def _pack(options: argparse.Namespace) -> int:
     from signfuse_dist.data.manifest import PackConfig
     from signfuse_dist.data.pack import pack
-    from signfuse_dist.data.pose import choose_extractor
 
     config = PackConfig(
         frame_size=options.frame_size,
@@ -162,7 +161,6 @@ def _pack(options: argparse.Namespace) -> int:
         jpeg_quality=options.jpeg_quality,
         clips_per_shard=options.clips_per_shard,
     )
-    extractor = choose_extractor(options.pose_model) if options.pose_model else None
     summary = pack(
         options.corpus,
         options.root,
@@ -170,7 +168,9 @@ def _pack(options: argparse.Namespace) -> int:
         options.out,
         config,
         options.workers,
-        extractor=extractor,
+        options.task_id,
+        options.num_tasks,
+        chosen_extractor(options),
     )
     print(summary)
     return 0

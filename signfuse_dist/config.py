@@ -35,6 +35,8 @@ class DataConfig:
     language: str
     bleu_tokenizer: Literal["13a", "zh", "char"]
     metric_preset: str
+    # Joints of a pose set of this name (`signfuse pose`) in place of those packed with the frames.
+    poses: str | None = None
     # Copies of clips of shards at an address (s3://...); shards in a folder need none.
     shard_cache: str = "shards/.cache"
     shard_cache_gb: float = _at_least(0.0, 20.0)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -73,10 +73,26 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that interrupted writers of ``path`` left behind."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove the temporary files that interrupted writers of files of these names left behind."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.name[1:].rsplit(".", 2)[0] in names:
+            leftover.unlink(missing_ok=True)
+
+
+def write_alike(path: Path, content: bytes) -> None:
+    """Write a file that several processes may be writing at this moment, all the same content.
+
+    Leftovers are removed only after the file is in its place. So a writer that finds its own
+    temporary file removed knows that another has finished, and at no time has nobody.
+    """
+    try:
+        with written_whole(path) as file:
+            file.write(content)
+    except FileNotFoundError:
+        if not path.exists():
+            raise
+    remove_leftovers(path.parent, {path.name})
 
 
 def write_text(path: Path, text: str) -> None:

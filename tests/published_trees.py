@@ -10,6 +10,7 @@ import numpy as np
 from little_clips import picture, write_video
 from PIL import Image
 
+from signfuse_dist.data.pose import Joints
 from signfuse_dist.skeleton import NUM_JOINTS
 
 
@@ -20,7 +21,8 @@ class Still:
 
     def extract(self, frames):
         count = sum(1 for _ in frames)
-        return np.full((count, NUM_JOINTS, 2), 0.5, np.float32), np.ones((count, NUM_JOINTS), bool)
+        pose = np.full((count, NUM_JOINTS, 2), 0.5, np.float32)
+        return Joints(pose, np.ones((count, NUM_JOINTS), bool))
 
 
 def write_lines(path: Path, lines: Sequence[str], end: str = "\n", mark: str = "") -> Path:

@@ -1,1 +1,1 @@
-"""Benchmarks: each gives its figures as ratios to something bare in the same run."""
+"""Benchmarks: each measures one part of the system against what it could be at best."""

@@ -70,16 +70,19 @@ class Placement:
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One frame of a clip: the stored square, and on demand the picture without padding."""
+    """One frame of a clip: on demand the stored square, and the picture without padding."""
 
     index: int
     """Number of the frame in its file, from 0."""
     time: float
     """Seconds since the file's first frame."""
-    square: NDArray[np.uint8]
-    """uint8 ``[size, size, 3]``, RGB."""
     placement: Placement
     picture: Picture
+
+    @property
+    def square(self) -> NDArray[np.uint8]:
+        """Return the letterboxed picture, RGB uint8 ``[size, size, 3]``; resized at each call."""
+        return self.placement.letterbox(self.picture)
 
     def full(self) -> NDArray[np.uint8]:
         """Return RGB uint8 ``[height, width, 3]`` without padding, longer side <= FULL_SIDE."""
@@ -97,10 +100,9 @@ class TimedPicture:
     picture: Picture
 
     def framed(self, frame_size: int) -> VideoFrame:
-        """Letterbox the picture into a square of ``frame_size`` pixels."""
+        """Place the picture into a square of ``frame_size`` pixels."""
         placement = Placement.centred(self.picture.width, self.picture.height, frame_size)
-        square = placement.letterbox(self.picture)
-        return VideoFrame(self.index, self.time, square, placement, self.picture)
+        return VideoFrame(self.index, self.time, placement, self.picture)
 
 
 def within(

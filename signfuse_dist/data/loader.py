@@ -19,7 +19,7 @@ from torch import Tensor
 from signfuse_dist.augment import ClipFrames, Draw, spread_frames
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.data.manifest import ShardError
-from signfuse_dist.data.shard import Clip, read_clip
+from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.split import Split, record_digest
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import PADDING, MicroBatch
@@ -95,14 +95,25 @@ class ClipBatches:
         split, shard = self.split, self.split.shard_of(place)
         indices = spread_frames(int(split.lengths[place]), len(into))
         members = split.members_of(place)
-        clip = read_clip(split.folder, shard, members, indices, split.cache, into)
+        clip = read_clip(split.folder, shard, members, indices, cache=split.cache, into=into)
         record = clip.record
         said = record_digest(record["id"], str(record.get("text")), record["num_frames"])
         if said != int(split.digests[place]):
             raise ShardError(shard, split.ids[place], "the record does not agree with the index")
+        if split.poses is not None:
+            joints = _read_joints(split.poses, place, indices)
+            clip = Clip(record, clip.frames, joints.pose, joints.mask)
         if not np.isfinite(clip.pose).all():
             raise ShardError(shard, split.ids[place], "joints that are not finite")
         return clip
+
+
+def _read_joints(poses: Split, place: int, indices: list[int]) -> ClipPose:
+    shard = poses.shard_of(place)
+    joints = read_pose(poses.folder, shard, poses.members_of(place), indices, poses.cache)
+    if joints.record["id"] != poses.ids[place]:
+        raise ShardError(shard, poses.ids[place], "the record does not agree with the index")
+    return joints
 
 
 def collate(

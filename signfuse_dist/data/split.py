@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from signfuse_dist.config import DataConfig
 from signfuse_dist.data.manifest import (
-    MEMBERS,
     Manifest,
     SampleEntry,
     load_index,
     load_manifest,
     manifest_bytes,
+    pose_path,
 )
 from signfuse_dist.data.storage import Folder, RangeCache, is_local, open_folder
 from signfuse_dist.errors import UserError, raise_together
@@ -42,6 +42,8 @@ class Split:
     """Offset and size of each member in the tar, in bytes, ``[clips, members, 2]``."""
     digests: NDArray[np.uint64]
     """:func:`record_digest` of what the index says of each clip, ``[clips]``."""
+    poses: Split | None = None
+    """The pose set whose joints take the place of the clips' own: the same clips in its order."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,7 +60,8 @@ class Split:
     def members_of(self, place: int) -> dict[str, tuple[int, int]]:
         """Return (offset, size) of each member of a clip."""
         spans = self.members[place].tolist()
-        return {name: (span[0], span[1]) for name, span in zip(MEMBERS, spans, strict=True)}
+        names = self.manifest.packing.members
+        return {name: (span[0], span[1]) for name, span in zip(names, spans, strict=True)}
 
     def entries(self) -> Iterator[SampleEntry]:
         """Read the indexes again and yield all that they say of each clip, its text too."""
@@ -69,7 +72,8 @@ class Split:
 def open_split(location: str | Path, data: DataConfig) -> Split:
     """Read a split's manifest and indexes and compare its packing with the configuration.
 
-    Raises UserError when it is not packed, damaged, or packed with other settings.
+    Raises UserError when it, or the pose set that is asked for, is not packed, damaged, or packed
+    with other settings.
     """
     folder = open_folder(str(location))
     manifest = load_manifest(folder)
@@ -81,7 +85,28 @@ def open_split(location: str | Path, data: DataConfig) -> Split:
     raise_together(errors, f"{folder}: change data.* or pack again")
     if not manifest.num_samples:
         raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")
-    return read_split(folder, manifest, None if is_local(folder) else _cache(manifest, data))
+    split = read_split(folder, manifest, None if is_local(folder) else _cache(manifest, data))
+    return split if data.poses is None else replace(split, poses=_open_poses(split, data))
+
+
+def _open_poses(split: Split, data: DataConfig) -> Split:
+    """Read the pose set ``data.poses`` and compare it with the clips it is to serve."""
+    name = str(data.poses)
+    try:
+        folder = split.folder / pose_path(name)
+        manifest = load_manifest(folder)
+    except UserError as error:
+        raise UserError(f"data.poses={name}: {error}") from error
+    poses = read_split(folder, manifest, split.cache and _cache(manifest, data))
+    extraction = (manifest.packing.extractor, manifest.packing.extractor_version)
+    if split.manifest.packing.of_poses(*extraction) != manifest.packing or (
+        (poses.ids, poses.lengths.tolist()) != (split.ids, split.lengths.tolist())
+    ):
+        raise UserError(
+            f"data.poses={name}: {folder} belongs to other clips; `signfuse verify` says how they "
+            "differ, `signfuse pose` extracts them again"
+        )
+    return poses
 
 
 def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> Split:
@@ -91,7 +116,8 @@ def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> 
     """
     count = manifest.num_samples
     lengths, shards = np.zeros(count, np.int32), np.zeros(count, np.int32)
-    members = np.zeros((count, len(MEMBERS), 2), np.int64)
+    names = manifest.packing.members
+    members = np.zeros((count, len(names), 2), np.int64)
     digests = np.zeros(count, np.uint64)
     ids: list[str] = []
     for number, shard in enumerate(manifest.shards):
@@ -99,7 +125,7 @@ def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> 
             place = len(ids)
             ids.append(sample.id)
             lengths[place], shards[place] = sample.num_frames, number
-            members[place] = [sample.members[name] for name in MEMBERS]
+            members[place] = [sample.members[name] for name in names]
             digests[place] = record_digest(sample.id, sample.text, sample.num_frames)
     return Split(folder, manifest, cache, tuple(ids), lengths, shards, members, digests)
 

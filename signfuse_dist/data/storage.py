@@ -174,7 +174,9 @@ def open_ranges(path: Folder, span: tuple[int, int], cache: RangeCache | None) -
     if is_local(path):
         with path.open("rb", buffering=0) as file:
             descriptor = file.fileno()
-            yield lambda start, stop: os.pread(descriptor, stop - start, start)
+            end = os.fstat(descriptor).st_size
+            # An index may lie about a size; no memory is taken for what the file does not have.
+            yield lambda start, stop: os.pread(descriptor, max(0, min(stop, end) - start), start)
         return
 
     def fetch(start: int, stop: int) -> bytes:

@@ -21,13 +21,16 @@ class _Timed(Protocol):
     def seconds(self) -> float: ...
     @property
     def pose_seconds(self) -> float: ...
+    @property
+    def failure(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class PackSummary:
     """The end of a packing; ``str()`` of it is what the user is shown."""
 
-    split: str
+    title: str
+    """The split, or the pose set and its split."""
     num_rows: int
     num_packed: int
     num_frames: int
@@ -41,6 +44,11 @@ class PackSummary:
     """True when the manifest is written; False while shards of other tasks are missing."""
     orphans: tuple[Orphan, ...] = ()
     notes: tuple[str, ...] = ()
+    failed_clips: tuple[str, ...] = ()
+    """Ids of the clips with frames at which the extractor failed."""
+    num_failed_frames: int = 0
+    failure: str = ""
+    """Of the frames that this call packed, the first at which the extractor failed, and how."""
     new_frames: int = 0
     """Frames packed by this call; the other shards were there already."""
     seconds: float = 0.0
@@ -54,12 +62,30 @@ class PackSummary:
         cls, rows: Corpus, indexes: Sequence[ShardIndex], complete: bool, num_shards: int
     ) -> PackSummary:
         """Count what is in ``indexes``, and the rows the table itself was rejected for."""
-        samples = [sample for index in indexes for sample in index.samples]
+        num_rows = len(rows.rows) + len(rows.rejected)
         dropped = [*rows.rejected, *(row for index in indexes for row in index.dropped)]
+        counted = cls._counted(rows.split, num_rows, dropped, indexes, complete, num_shards)
+        return replace(counted, orphans=rows.orphans, notes=rows.notes)
+
+    @classmethod
+    def of_poses(
+        cls, name: str, split: str, num_clips: int, indexes: Sequence[ShardIndex], complete: bool,
+        num_shards: int,
+    ) -> PackSummary:  # fmt: skip
+        """Count what is in the ``indexes`` of a pose set, whose rows are the packed clips."""
+        title = f"{split}, poses {name}"
+        return cls._counted(title, num_clips, [], indexes, complete, num_shards)
+
+    @classmethod
+    def _counted(
+        cls, title: str, num_rows: int, dropped: Sequence[Rejected],
+        indexes: Sequence[ShardIndex], complete: bool, num_shards: int,
+    ) -> PackSummary:  # fmt: skip
+        samples = [sample for index in indexes for sample in index.samples]
         flags = sorted({flag for sample in samples for flag in sample.flags})
         return cls(
-            split=rows.split,
-            num_rows=len(rows.rows) + len(rows.rejected),
+            title=title,
+            num_rows=num_rows,
             num_packed=len(samples),
             num_frames=sum(sample.num_frames for sample in samples),
             dropped=tuple(sorted(dropped, key=lambda row: row.row)),
@@ -67,8 +93,8 @@ class PackSummary:
             num_shards=num_shards,
             num_finished=len(indexes),
             complete=complete,
-            orphans=rows.orphans,
-            notes=rows.notes,
+            failed_clips=tuple(s.id for s in samples if s.failed_frames),
+            num_failed_frames=sum(sample.failed_frames for sample in samples),
         )
 
     def timed(self, seconds: float, results: Sequence[_Timed]) -> PackSummary:
@@ -79,6 +105,7 @@ class PackSummary:
             new_frames=sum(s.num_frames for r in results for s in r.index.samples),
             clip_seconds=sum(result.seconds for result in results),
             pose_seconds=sum(result.pose_seconds for result in results),
+            failure=next((result.failure for result in results if result.failure), ""),
         )
 
     @property
@@ -105,6 +132,8 @@ class PackSummary:
             lines += [f"    and {count - _SHOWN} more"] if count > _SHOWN else []
         for flag, ids in self.flagged.items():
             lines.append(f"  packed, flagged {flag}: {len(ids)} ({_some(ids)})")
+        if self.num_failed_frames:
+            lines.append(self._failures())
         for kind in sorted(set(map(_kind, self.orphans))):
             orphans = [_plain(orphan.id) for orphan in self.orphans if _kind(orphan) == kind]
             lines.append(f"  orphans, {kind}: {len(orphans)} ({_some(orphans)})")
@@ -117,14 +146,21 @@ class PackSummary:
             lines.append(line)
         return "\n".join(lines)
 
+    def _failures(self) -> str:
+        line = (
+            f"  the extractor failed at {self.num_failed_frames} of {self.num_frames} frames, in "
+            f"{len(self.failed_clips)} clips; they are packed with all joints masked"
+        )
+        return f"{line} (the first: {_plain(self.failure)})" if self.failure else line
+
     def _headline(self) -> str:
         if not self.complete:
             return (
-                f"{self.split}: {self.num_finished} of {self.num_shards} shards are whole; the "
+                f"{self.title}: {self.num_finished} of {self.num_shards} shards are whole; the "
                 "task that finishes last writes the manifest"
             )
         return (
-            f"{self.split}: {self.num_rows} rows = {self.num_packed} packed + "
+            f"{self.title}: {self.num_rows} rows = {self.num_packed} packed + "
             f"{len(self.dropped)} dropped; {self.num_frames} frames in {self.num_shards} shards"
         )
 

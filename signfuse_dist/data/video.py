@@ -60,16 +60,17 @@ class _Scaler:
 class _DecodedPicture:
     """A frame of a video file, turned upright and with square pixels when it is asked for."""
 
-    def __init__(self, frame: AvFrame, aspect: Fraction, scaler: _Scaler) -> None:
+    def __init__(self, frame: AvFrame, aspect: tuple[int, int], scaler: _Scaler) -> None:
         self._frame, self._scaler = frame, scaler
         self._quarters = round(frame.rotation / 90) % 4
-        width, height = max(1, round(frame.width * aspect)), frame.height
+        width, height = max(1, round(frame.width * aspect[0] / aspect[1])), frame.height
         self.width, self.height = (height, width) if self._quarters % 2 else (width, height)
 
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
         if self._quarters % 2:
             width, height = height, width
-        return np.rot90(self._scaler.rgb(self._frame, width, height), self._quarters)
+        picture = self._scaler.rgb(self._frame, width, height)
+        return np.rot90(picture, self._quarters) if self._quarters else picture
 
 
 class VideoFile:
@@ -155,14 +156,19 @@ class VideoFile:
     def _decode(self, start: float, seeked: bool) -> Iterator[TimedPicture]:
         """Decode to the end of the file; frames are only refused as damaged from ``start`` on."""
         count, discarded, index, origin = 0, 0, -1, self._stream.start_time
-        aspect = _fraction(self._stream.sample_aspect_ratio or 1)
+        aspect = _fraction(self._stream.sample_aspect_ratio or 1).as_integer_ratio()
+        # Integers give the same times as fractions, which are slow for something done every frame.
+        numerator, denominator = self._time_base.as_integer_ratio()
         try:
             for packet in self._container.demux(self._stream):
                 discarded += packet.is_discard
                 for frame in packet.decode():
                     if frame.pts is not None and origin is None:
                         origin = frame.pts
-                    time = self._time(frame, origin, count)
+                    if frame.pts is None:
+                        time = count / self.fps
+                    else:
+                        time = (frame.pts - (origin or 0)) * numerator / denominator
                     index = round(time * self.fps) if seeked else count
                     if (frame.is_corrupt or packet.is_corrupt) and time >= start:
                         raise VideoError(self._missing(index, "a damaged frame"))
@@ -171,11 +177,6 @@ class VideoFile:
         except (av.FFmpegError, OSError) as error:
             raise VideoError(self._missing(index + 1, _cause(error))) from error
         self._refuse_missing(index + 1, discarded)
-
-    def _time(self, frame: AvFrame, origin: int | None, count: int) -> float:
-        if frame.pts is None:
-            return count / self.fps
-        return float((frame.pts - (origin or 0)) * self._time_base)
 
     def _refuse_missing(self, got: int, discarded: int) -> None:
         if self.expected_frames is None:

@@ -18,7 +18,8 @@ from signfuse_dist.data.corpora import Row
 from signfuse_dist.data.encode import encode_clip
 from signfuse_dist.data.loader import collate
 from signfuse_dist.data.manifest import PackConfig, Packing
-from signfuse_dist.data.pose import JointsFile, PoseExtractor, choose_extractor
+from signfuse_dist.data.pose import JointsFile, PoseExtractor
+from signfuse_dist.data.pose_mediapipe import choose_extractor
 from signfuse_dist.data.shard import Clip
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.decode import load_translator

@@ -278,6 +278,7 @@ def test_the_example_reads_a_shard_with_stock_webdataset(
     packing = Packing("table", "t.tsv", "dev", JOINT_LAYOUT, "synthetic", "1", PackConfig(), "")
     black = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), dtype=np.uint8))
     record = {"id": "a.b", "text": "a", "num_frames": 3, "signer": None, "flags": []}
+    record["failed_frames"] = 0
     pose, mask = np.zeros((3, NUM_JOINTS, 2), np.float32), np.ones((3, NUM_JOINTS), bool)
     write_shard(shard, [EncodedClip(record, [black] * 3, pose, mask)], packing)
     monkeypatch.chdir(tmp_path)

@@ -48,7 +48,7 @@ def clip(number: int, frames: int) -> EncodedClip:
     pose = np.full((frames, NUM_JOINTS, 2), number + 1, dtype=np.float32) * mask[..., None]
     record = {
         "id": f"clip {number}", "text": "ab" * (number + 1), "num_frames": frames, "signer": None,
-        "flags": [], "split": "train",
+        "flags": [], "failed_frames": 0, "split": "train",
     }  # fmt: skip
     return EncodedClip(record, [simplejpeg.encode_jpeg(p, 95) for p in pictures], pose, mask)
 
