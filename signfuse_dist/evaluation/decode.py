@@ -23,6 +23,7 @@ from signfuse_dist.evaluation.metrics import format_scores, score
 from signfuse_dist.evaluation.presets import find_preset
 from signfuse_dist.evaluation.results import write_scores
 from signfuse_dist.model import saved
+from signfuse_dist.model.attention_choice import choose_for
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.stages import TRAINABLE, needs_language_model
@@ -76,6 +77,7 @@ def load_translator(run_folder: Path, device: torch.device) -> Translator:
     run = load_resolved(run_folder / "config.yaml")
     if not needs_language_model(run.stage.name):
         raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
+    choose_for(run.model, run.train.precision, device)  # or say why not, at once
     model, tokenizer = saved.build(run.model, language=True)
     assert model.language_model is not None
     assert tokenizer is not None
