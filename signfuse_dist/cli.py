@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from signfuse_dist.cli_bench import add_bench
 from signfuse_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_score,
         _add_report,
         _add_translate,
+        add_bench,
     ):
         add(commands)
     return parser

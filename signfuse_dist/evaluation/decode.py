@@ -161,7 +161,9 @@ def _processes() -> tuple[int, int, torch.device]:
         dist.init_process_group("gloo")
     if not torch.cuda.is_available():
         return rank, world, torch.device("cpu")
-    return rank, world, torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)  # a quantized LLM is loaded onto the current one
+    return rank, world, device
 
 
 def _gathered(own: Share, world: int) -> list[Share]:

@@ -99,4 +99,4 @@ def not_found(config: ModelConfig, error: Exception) -> UserError:
 
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
