@@ -25,10 +25,12 @@ from model_factory import (
     tiny_t5_tokenizer,
     tiny_tokenizer,
 )
+from safetensors.torch import save_file
 from test_saved import run_of
 
 from signfuse_dist import stages, train
 from signfuse_dist.config import EvaluationConfig, LossConfig, ModelConfig
+from signfuse_dist.engine.checkpoint import trained_state
 from signfuse_dist.errors import UserError
 from signfuse_dist.model import attention_choice, llm_load, saved
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
@@ -106,6 +108,31 @@ def test_the_last_stage_reaches_every_trained_parameter_and_learns(
             assert not [n for n, p in trained.items() if p.grad is None or not p.grad.any()]
         optimizer.step()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization"),
+    [("llama", "none"), ("gpt2", "none"), ("t5", "none"), ("llama", "8bit"), ("llama", "4bit")],
+)  # GPT-2 and this T5 use one table under several names; quantized weights come with scales
+def test_a_checkpoint_holds_nothing_of_the_frozen_llm(
+    name: str, quantization: str, tmp_path: Path
+) -> None:
+    if quantization != "none":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    config = _config(tmp_path, name, llm_quantization=quantization, norm="sync_batch")
+    make = {"llama": tiny_llama, "gpt2": tiny_gpt2, "t5": tiny_t5}[name]
+    make(dim=64, **({"tie_word_embeddings": True} if name == "t5" else {})).save_pretrained(
+        tmp_path
+    )
+    model = _finetuned(config)
+    stored = trained_state(model)
+    of_llm = {n for n in stored if n.startswith("language_model.")}
+    assert of_llm
+    assert all("lora_" in n for n in of_llm)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    statistics = {n for n in stored if n.endswith(("running_mean", "running_var"))}
+    assert stored.keys() - trained == statistics
+    save_file({n: t.contiguous() for n, t in stored.items()}, tmp_path / "stored.safetensors")
 
 
 @pytest.mark.parametrize(
