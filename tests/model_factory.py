@@ -121,13 +121,13 @@ def tiny_llama(dim: int = 12, seed: int = 0) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def tiny_gpt2(dim: int = 12, seed: int = 0) -> Any:
+def tiny_gpt2(dim: int = 12, seed: int = 0, num_layers: int = 2) -> Any:
     """Return a random GPT-2 of two layers: unlike Llama's, its arithmetic is float64 throughout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=dim, n_layer=2, n_head=2, n_positions=64,
+        vocab_size=VOCABULARY, n_embd=dim, n_layer=num_layers, n_head=2, n_positions=64,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=0, eos_token_id=1, initializer_range=0.3,
     )  # fmt: skip

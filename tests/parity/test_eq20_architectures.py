@@ -110,6 +110,24 @@ def test_padding_is_known_by_length_and_a_clip_is_the_same_alone(name: str) -> N
         torch.testing.assert_close(alone[0], before[i], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen"])
+def test_told_where_padding_is_a_causal_llm_gives_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """flash-attn gets a mask to leave padding out; here SDPA gets the same mask."""
+    llm = LanguageModel(LLMS[name](), PROMPT)
+    sign, tokens, lengths = _inputs()
+    expected = llm.negative_log_likelihood(sign, tokens, lengths)
+    seen: list[Tensor] = []
+    llm.model.register_forward_pre_hook(
+        lambda module, given, named: seen.append(named["attention_mask"]), with_kwargs=True
+    )
+    monkeypatch.setattr(LanguageModel, "attention", "flash_attention_2")
+    found = llm.negative_log_likelihood(sign, tokens, lengths)
+    assert [mask.sum(dim=1).tolist() for mask in seen] == [[4 + 3 + n for n in (6, 1, 3)]]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @each_llm
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_decoding_is_deterministic_and_a_clip_is_decoded_as_if_alone(
@@ -209,6 +227,22 @@ def test_lora_targets_can_be_named_and_each_must_be_there() -> None:
     layers = {n.split(".lora_")[0].rpartition(".")[2] for n, _ in llm.named_parameters()
               if "lora_" in n}  # fmt: skip
     assert layers == {"q", "wi_0"}
+
+
+def test_only_the_innermost_blocks_are_attention() -> None:
+    """A layer may say itself whether it is causal, and has more than attention inside."""
+    layer = tiny_llama().model.layers[0]
+    layer.is_causal = True
+    assert find_projections(layer) == [f"self_attn.{x}_proj" for x in "qkvo"]
+
+
+def test_deep_models_get_lora_on_the_same_layers() -> None:
+    """PEFT shortens long lists of names; GPT-2's feed-forward part has a c_proj as well."""
+    llm = LanguageModel(tiny_gpt2(num_layers=12), PROMPT)
+    llm.add_lora(small_config(lora_targets=None))
+    adapted = {n.split(".lora_")[0].split(".h.")[1] for n, p in llm.named_parameters()
+               if p.requires_grad}  # fmt: skip
+    assert adapted == {f"{i}.attn.{name}" for i in range(12) for name in ("c_attn", "c_proj")}
 
 
 def test_a_model_without_attention_blocks_asks_for_names() -> None:
