@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from signfuse_dist.cli_bench import add_bench
+from signfuse_dist.cli_look import add_show, add_stats
 from signfuse_dist.cli_pose import add_division, add_extractor, add_pose, chosen_extractor
 from signfuse_dist.errors import UserError
 
@@ -62,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_pack,
         add_pose,
         _add_verify,
+        add_stats,
+        add_show,
         _add_train,
         _add_evaluate,
         _add_score,

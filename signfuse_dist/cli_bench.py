@@ -1,4 +1,4 @@
-"""The subcommand `bench`: one word for each part of the system that is measured."""
+"""The parsers of `signfuse bench WHAT`. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,99 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from signfuse_dist.config import ModelConfig
+
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def add_bench(commands: _Commands) -> None:
-    """Add the subcommand `bench` with its own subcommands."""
+    """Add the subcommand `bench` and what it can measure."""
     command = commands.add_parser(
         "bench",
-        help="measure a part of the system against what it could be",
-        description="Measure one part of the system on this machine, and print a table.",
+        help="measure a part of the system on this machine",
+        description="Measure a part of the system on this machine; the figures go to standard "
+        "output.",
     )
-    parts = command.add_subparsers(title="what to measure", required=True, metavar="WHAT")
-    for add in (_add_pack,):
-        add(parts)
+    whats = command.add_subparsers(title="what", required=True, metavar="WHAT")
+    for add in (_add_attention, _add_loader, _add_pack):
+        add(whats)
 
 
-def _add_pack(parts: _Commands) -> None:
-    command = parts.add_parser(
+def _add_attention(whats: _Commands) -> None:
+    command = whats.add_parser(
+        "attention",
+        help="time and peak memory of each attention backend over the clips' length",
+        description="Run forward and backward passes of attention with padding, for every backend "
+        "that is here, and say why the others are not.",
+    )
+    command.add_argument(
+        "--lengths", type=_numbers, default=(64, 128, 256, 512), metavar="T,T,...",
+        help="steps of the longest clip, as in 64,128 (default: 64,128,256,512)",
+    )  # fmt: skip
+    command.add_argument("--batch-size", type=int, default=8, help="clips (default: %(default)s)")
+    command.add_argument("--dim", type=int, default=ModelConfig.dim, help="default: %(default)s")
+    command.add_argument(
+        "--heads", type=int, default=ModelConfig.num_heads, help="default: %(default)s"
+    )
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"),
+        help="default: bfloat16 on a GPU, float32 on a CPU",
+    )  # fmt: skip
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
+    )
+    command.add_argument(
+        "--repeats", type=int, default=10, help="passes that are timed (default: %(default)s)"
+    )
+    command.set_defaults(run=_attention)
+
+
+def _attention(options: argparse.Namespace) -> int:
+    import torch
+
+    from signfuse_dist.bench.attention import AttentionBench, run
+    from signfuse_dist.errors import UserError
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here")
+    gpu = options.device == "cuda" or (options.device is None and torch.cuda.is_available())
+    bench = AttentionBench(
+        lengths=options.lengths,
+        batch_size=options.batch_size,
+        dim=options.dim,
+        num_heads=options.heads,
+        dtype=getattr(torch, options.dtype or ("bfloat16" if gpu else "float32")),
+        device=torch.device("cuda" if gpu else "cpu"),
+        repeats=options.repeats,
+    )
+    print(run(bench))
+    return 0
+
+
+def _add_loader(whats: _Commands) -> None:
+    command = whats.add_parser(
+        "loader",
+        help="reading a packed split: against a bare loop that decodes the same JPEGs",
+        description="Read every clip of a packed split in four ways: bare JPEGs, the loader in "
+        "this thread and in another one, and stock webdataset. Wants an idle machine, and memory "
+        "for all JPEGs of the split.",
+    )
+    command.add_argument("folder", help="a split's folder (with manifest.json)")
+    command.add_argument("--batch-size", type=int, default=4, help="clips (default: %(default)s)")
+    command.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    command.set_defaults(run=_loader)
+
+
+def _loader(options: argparse.Namespace) -> int:
+    from signfuse_dist.bench.loader import bench_loader
+
+    print(bench_loader(options.folder, options.batch_size, options.rounds))
+    return 0
+
+
+def _add_pack(whats: _Commands) -> None:
+    command = whats.add_parser(
         "pack",
         help="packing: against a bare loop, on two workers, with pose",
         description="Compare packing with a bare loop of decoding, resizing and JPEG encoding, two "
@@ -50,3 +125,10 @@ def _pack(options: argparse.Namespace) -> int:
 
     print(bench_pack(BenchConfig(options.root, options.pose, options.pose_model)))
     return 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between") from e

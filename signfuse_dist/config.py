@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 STAGES = ("contrastive", "alignment", "finetune")
 StageName = Literal["contrastive", "alignment", "finetune"]
+# `auto` chooses among the others, see model/attention_choice.py.
+AttentionName = Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"]
 
 
 def _at_least(minimum: float, default: Any = dataclasses.MISSING) -> Any:
@@ -48,8 +50,11 @@ class ModelConfig:
 
     llm: str
     llm_dtype: Literal["float32", "bfloat16", "float16"]
-    lora_targets: tuple[str, ...]
-    attention: Literal["sdpa"]
+    # null means every projection of the LLM's attention blocks, found in the model.
+    lora_targets: tuple[str, ...] | None
+    attention: AttentionName
+    # Of the frozen LLM's weights; needs bitsandbytes.
+    llm_quantization: Literal["none", "8bit", "4bit"] = "none"
     # ResNet-50, pre-trained on ImageNet: sections 3.2 and 4.1, Table 1.
     visual_backbone: Literal["resnet10", "resnet18", "resnet50"] = "resnet50"
     visual_width: int = _at_least(1, 64)

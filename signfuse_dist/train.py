@@ -32,9 +32,10 @@ from signfuse_dist.engine import checkpoint, ds_config, process
 from signfuse_dist.engine.loop import Loop
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.engine.signals import REQUEUE
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import write_text
 from signfuse_dist.model import saved
+from signfuse_dist.model.attention_choice import choose_for
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.plan import MicroBatches, Plan, make_plan
@@ -77,6 +78,7 @@ def train(run: RunConfig) -> int:
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
     say = accelerator.print
+    choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
     open_folder(run, plan, resolved, accelerator.is_main_process)
     accelerator.wait_for_everyone()
     if (run.folder / "model").is_dir():
@@ -84,7 +86,9 @@ def train(run: RunConfig) -> int:
         return 0
     torch.manual_seed(run.train.seed)
     model, tokenizer = _build(run)
+    _refuse_long_texts(model, tokenizer, split, say)
     _describe(model, run, plan, say)
+    _record_attention(model, run, accelerator, say)
     found = checkpoint.latest(run.folder / "checkpoints", say)
     start_step = 0
     if found is not None:
@@ -133,6 +137,25 @@ def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
     return model, tokenizer
 
 
+def _refuse_long_texts(
+    model: SignFuse, tokenizer: TextTokenizer | None, split: Split, say: Any
+) -> None:
+    """Raise UserError naming texts that the LLM's context has no room for; name unknown letters."""
+    if model.language_model is None or tokenizer is None:
+        return
+    texts = {entry.id: entry.text for entry in split.entries()}
+    room = model.language_model.room(model.built_from.num_sign_tokens)
+    too_long, unknown = tokenizer.find_unfit(texts, room)
+    if unknown:
+        say(f"{len(unknown)} of {len(texts)} texts hold letters that the LLM's tokenizer does not "
+            f"know, and are learned without them: {', '.join(unknown[:10])}")  # fmt: skip
+    raise_together(
+        too_long[:10],
+        f"{split.folder}: {len(too_long)} texts are too long for the LLM's context; take them out "
+        "of the corpus, or another LLM. The first",
+    )
+
+
 def _clips(
     run: RunConfig, split: Split, plan: Plan, tokenizer: TextTokenizer | None, rank: int,
     start_step: int,
@@ -176,6 +199,19 @@ def _fixed(run: RunConfig) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **versions}
+
+
+def _record_attention(model: SignFuse, run: RunConfig, accelerator: Any, say: Any) -> None:
+    """Write which kernels were asked for and are used, of this start of the run."""
+    used = {
+        "asked": run.model.attention,
+        "encoders": choose_for(run.model, run.train.precision, accelerator.device),
+        "llm": model.language_model.attention if model.language_model else None,
+    }
+    say(f"attention: {used['encoders']} in CMFA and HTA, {used['llm'] or 'none'} in the LLM "
+        f"(model.attention: {used['asked']})")  # fmt: skip
+    if accelerator.is_main_process:
+        write_text(run.folder / "attention.json", json.dumps(used, indent=1))
 
 
 def _describe(model: SignFuse, run: RunConfig, plan: Plan, say: Any) -> None:

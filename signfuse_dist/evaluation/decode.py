@@ -25,6 +25,7 @@ from signfuse_dist.evaluation.metrics import format_scores, score
 from signfuse_dist.evaluation.presets import find_preset
 from signfuse_dist.evaluation.results import write_scores
 from signfuse_dist.model import saved
+from signfuse_dist.model.attention_choice import choose_for
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.plan import MicroBatch
@@ -79,6 +80,7 @@ def load_translator(run_folder: Path, device: torch.device) -> Translator:
     run = load_resolved(run_folder / "config.yaml")
     if not needs_language_model(run.stage.name):
         raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
+    choose_for(run.model, run.train.precision, device)  # or say why not, at once
     model, tokenizer = saved.build(run.model, language=True)
     assert model.language_model is not None
     assert tokenizer is not None
@@ -162,7 +164,9 @@ def _processes() -> tuple[int, int, torch.device]:
         dist.init_process_group("gloo")
     if not torch.cuda.is_available():
         return rank, world, torch.device("cpu")
-    return rank, world, torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)  # a quantized LLM is loaded onto the current one
+    return rank, world, device
 
 
 def _gathered(own: Share, world: int) -> list[Share]:

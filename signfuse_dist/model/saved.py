@@ -23,8 +23,8 @@ from signfuse_dist.weights import load_exactly
 
 _WEIGHTS = "weights.safetensors"
 # What a stage may change of the one before: where the LLM is and how it is adapted and asked.
-_FREE = ("llm", "llm_dtype", "attention", "lora_targets", "lora_rank", "lora_alpha", "prompt",
-         "visual_weights")  # fmt: skip
+_FREE = ("llm", "llm_dtype", "llm_quantization", "attention", "lora_targets", "lora_rank",
+         "lora_alpha", "prompt", "visual_weights")  # fmt: skip
 _UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError,
                SafetensorError)  # fmt: skip
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from signfuse_dist.batch import SignBatch, length_mask
 from signfuse_dist.config import ModelConfig
+from signfuse_dist.model.attention import set_backend
 from signfuse_dist.model.cmfa import CrossModalFusion
 from signfuse_dist.model.hta import TemporalAggregation
 from signfuse_dist.model.llm import LanguageModel
@@ -84,6 +85,7 @@ class SignFuse(nn.Module):
         if llm is not None:
             llm_dim, rms = llm if isinstance(llm, tuple) else (llm.llm_dim, llm.embedding_rms)
             self.adapter = SignLanguageAdapter(config.dim, llm_dim, config.num_sign_tokens, rms)
+        set_backend(self, config.attention)
 
     def forward(
         self, batch: SignBatch, contrastive_features: str | None, language: bool

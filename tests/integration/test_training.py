@@ -196,6 +196,9 @@ def test_a_run_folder_describes_the_run_and_is_not_overwritten(
     assert '"auto"' not in (folder / "ds_config.json").read_text()
     assert json.loads((folder / "plan.json").read_text())["total_steps"] == STEPS
     assert json.loads((folder / "versions.json").read_text())["deepspeed"]
+    assert json.loads((folder / "attention.json").read_text()) == {
+        "asked": "auto", "encoders": "sdpa", "llm": "sdpa"
+    }  # fmt: skip
     assert read_state(folder / "model")["stage"] == "finetune"
     from signfuse_dist.train import open_folder
 

@@ -59,9 +59,18 @@ def flags(words: str) -> list[str]:
 
 @cache
 def subcommands() -> dict[str, set[str]]:
-    parser = cli._parser()
-    (action,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return {name: set(sub._option_string_actions) for name, sub in action.choices.items()}
+    """The flags of each subcommand; those of a group stand as `bench attention`."""
+    return _below(cli._parser(), "")
+
+
+def _below(parser: argparse.ArgumentParser, before: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                found[before + name] = set(sub._option_string_actions)
+                found.update(_below(sub, f"{before}{name} "))
+    return found
 
 
 @cache
@@ -101,6 +110,9 @@ def test_every_subcommand_and_flag_that_a_document_shows_exists(document: Path) 
     for line in commands(document):
         for found in re.finditer(r"(?<![\w/])(?:signfuse|signfuse_dist\.cli) ([a-z]+)(.*)", line):
             name, rest = found.groups()
+            if any(known.startswith(f"{name} ") for known in subcommands()) and rest.split():
+                what, *others = rest.split()
+                name, rest = f"{name} {what}", " ".join(others)
             assert name in subcommands(), f"no `signfuse {name}`: {line}"
             unknown = set(flags(rest)) - subcommands()[name]
             assert not unknown, f"`signfuse {name}` has no {unknown}: {line}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from little_clips import write_corpus
 
 from signfuse_dist.augment import ClipFrames, spread_frames
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import AugmentConfig, DataConfig
+from signfuse_dist.data.frames import VideoFrame
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers, usable_cores
 from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_bytes
+from signfuse_dist.data.pack import pack
+from signfuse_dist.data.pose import Joints, PoseExtractor, stacked
+from signfuse_dist.data.pose_set import extract_poses
 from signfuse_dist.data.shard import EncodedClip, write_shard
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.errors import UserError
@@ -324,3 +330,41 @@ def test_the_quota_of_a_container_bounds_the_cores(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr("signfuse_dist.data.loader._CPU_QUOTA", tmp_path / "cpu.max")
     assert usable_cores() == cores
+
+
+class Elsewhere(PoseExtractor):
+    """Finds every joint of every frame in one place, which is the clip's number of frames."""
+
+    name, version = "elsewhere", "1"
+
+    def extract(self, frames: Iterable[VideoFrame]) -> Joints:
+        count = len(list(frames))
+        return Joints(*stacked([np.full((NUM_JOINTS, 2), count, np.float32)] * count))
+
+
+@pytest.fixture
+def with_poses(tmp_path: Path) -> Path:
+    table, out = write_corpus(tmp_path / "corpus"), tmp_path / "out"
+    pack("table", table, "train", out, PackConfig(frame_size=32), workers=0)
+    extract_poses("table", table, "train", out, "other", workers=0, extractor=Elsewhere())
+    return out
+
+
+def test_joints_come_from_the_pose_set_that_is_named(with_poses: Path) -> None:
+    own = open_split(with_poses, data_config(fps=None))
+    other = open_split(with_poses, data_config(fps=None, poses="other"))
+    one, two = clip_batches(own, [[0, 2]])[0], clip_batches(other, [[0, 2]])[0]
+    assert torch.equal(one.frames, two.frames)
+    assert one.frame_lengths.tolist() == [6, 8]
+    assert two.pose[0, :6].unique().tolist() == [6]
+    assert two.pose[1].unique().tolist() == [8]
+    assert one.pose.max() < 1
+
+
+def test_a_pose_set_that_is_missing_or_of_other_clips_is_refused(with_poses: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.poses=none: .*no finished split"):
+        open_split(with_poses, data_config(fps=None, poses="none"))
+    manifest = with_poses / "poses" / "other" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"root": "corpus.tsv"', '"root": "x.tsv"'))
+    with pytest.raises(UserError, match=r"data\.poses=other"):
+        open_split(with_poses, data_config(fps=None, poses="other"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,22 +130,18 @@ def test_the_contrastive_stage_loads_no_language_model(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("stage", ["alignment", "finetune"])
 def test_the_other_stages_load_the_language_model_of_the_configuration(
-    stage: StageName, monkeypatch: pytest.MonkeyPatch
+    stage: StageName, tmp_path: Path
 ) -> None:
-    asked: list[Any] = []
-
-    def load(name: str, **settings: Any) -> Any:
-        asked.append((name, settings))
-        return tiny_llama()
-
-    monkeypatch.setattr(llm_module.AutoTokenizer, "from_pretrained", lambda name: tiny_tokenizer())
-    monkeypatch.setattr(llm_module.AutoModelForCausalLM, "from_pretrained", load)
-    model, tokenizer = saved.build(small_config(), needs_language_model(stage))
-    settings = {"dtype": torch.float32, "attn_implementation": "sdpa"}
-    assert asked == [("made-in-the-test", settings)]
+    tiny_llama().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = small_config(llm=str(tmp_path), llm_dtype="bfloat16", attention="eager")
+    model, tokenizer = saved.build(config, needs_language_model(stage))
     assert tokenizer is not None
+    assert model.language_model is not None
     assert model.adapter is not None
     assert model.adapter.mlp[2].out_features == 12  # d_LLM, read from the model
+    assert {p.dtype for p in model.language_model.parameters()} == {torch.bfloat16}
+    assert model.language_model.attention == "eager"
 
 
 def test_each_stage_starts_from_the_one_before() -> None:
