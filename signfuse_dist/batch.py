@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from signfuse_dist.errors import raise_together
@@ -32,6 +33,20 @@ def pooling_weights(lengths: Tensor, size: int, pooled_length: int) -> Tensor:
     return inside.double() / (stop - start)[:, :, None]
 
 
+_AUGMENTED_AT_ONCE = 64  # frames
+
+
+def _changed(frames: Tensor, warp: Tensor, colour: Tensor) -> Tensor:
+    """Return uint8 frames ``[n, 3, height, width]``, coloured, then moved; one row each a frame."""
+    with torch.autocast(frames.device.type, enabled=False):
+        images = frames.float()
+        mixed = torch.einsum("nij,njhw->nihw", colour[:, :, :3], images)
+        images = (mixed + 255 * colour[:, :, 3, None, None]).clamp(0, 255)
+        grid = F.affine_grid(warp, list(images.shape), align_corners=False)
+        moved = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+        return moved.round().clamp(0, 255).to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class SignBatch:
     """Clips of different lengths, padded at the end.
@@ -50,6 +65,9 @@ class SignBatch:
         tokens: int64 ``[batch, tokens]``, the target text with its end token, or None without LLM.
         text_lengths: int64 ``[batch]``, real tokens with the end token, or None without LLM.
         faults: what was wrong with the clips that could not be read and got weight 0.
+        warp: float32 ``[batch, 2, 3]``, a change of place and size that the frames still need, in
+            the coordinates of ``grid_sample``; the joints have had theirs. None: no augmentation.
+        colour: float32 ``[batch, 3, 4]``, new RGB from (R, G, B, 1), or None like ``warp``.
     """
 
     ids: tuple[str, ...]
@@ -61,6 +79,25 @@ class SignBatch:
     tokens: Tensor | None = None
     text_lengths: Tensor | None = None
     faults: tuple[str, ...] = ()
+    warp: Tensor | None = None
+    colour: Tensor | None = None
+
+    def augmented(self) -> SignBatch:
+        """Return the batch with ``colour`` and ``warp`` applied to its frames, on their device.
+
+        What comes in from outside the picture is black. A few frames at a time, so that the
+        memory for it does not grow with the batch.
+        """
+        if self.warp is None or self.colour is None:
+            return self
+        count = len(self.frames)
+        clip = torch.arange(len(self.warp), device=self.warp.device)
+        clip = clip.repeat_interleave(self.frame_lengths, output_size=count)
+        frames = torch.empty_like(self.frames, memory_format=torch.contiguous_format)
+        for part in torch.arange(count, device=clip.device).split(_AUGMENTED_AT_ONCE):
+            which = clip[part]
+            frames[part] = _changed(self.frames[part], self.warp[which], self.colour[which])
+        return replace(self, frames=frames, warp=None, colour=None)
 
     def __post_init__(self) -> None:
         """Raise :class:`UserError` naming clips with a joint that was found and is not finite.
@@ -82,8 +119,8 @@ class SignBatch:
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> SignBatch:
-        """Return the batch in page-locked memory; torch's loader calls this."""
-        return self._with_each(Tensor.pin_memory)
+        """Return the batch in page-locked memory; what is there already is not copied."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> SignBatch:
         changed: dict[str, Any] = {

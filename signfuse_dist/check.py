@@ -9,6 +9,7 @@ import yaml
 from signfuse_dist.config import ModelConfig, RunConfig
 from signfuse_dist.config_load import load_stages
 from signfuse_dist.data.manifest import load_manifest
+from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.plan import make_plan
 
@@ -21,7 +22,7 @@ def describe(experiment: str, overrides: Sequence[str], world_size: int) -> str:
     if world_size < 1:
         raise UserError(f"--world-size {world_size}: at least one process is needed")
     runs = load_stages(experiment, overrides)
-    folder = runs[0].shards(runs[0].data.train_split)
+    folder = open_folder(runs[0].shards(runs[0].data.train_split))
     num_clips = load_manifest(folder).num_samples
     lines, errors = [_resolved(runs[0]), f"training split: {folder}, {num_clips} clips"], []
     lines += caveats(runs[0], world_size)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from signfuse_dist.cli_bench import add_bench
+from signfuse_dist.cli_look import add_show, add_stats
+from signfuse_dist.cli_pose import add_division, add_extractor, add_pose, chosen_extractor
 from signfuse_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _add_check,
         _add_pack,
+        add_pose,
         _add_verify,
+        add_stats,
+        add_show,
         _add_train,
         _add_evaluate,
         _add_score,
@@ -114,22 +119,24 @@ def _add_pack(commands: _Commands) -> None:
         "pack",
         help="pack the videos of a corpus into verified WebDataset shards",
         description="Decode, resize, extract joints and write shards. Interrupted, run it again: "
-        "finished shards are kept. Rows that cannot be packed are named in dropped.tsv.",
+        "finished shards are kept. Rows that cannot be packed are named in dropped.tsv, and what "
+        "is annotated or on the disk alone in orphans.tsv.",
     )
     command.add_argument(
         "corpus",
-        help="`table` (ROOT is a TSV, see shards/table.md) or "
-        "`synthetic` (ROOT is a folder, drawn when empty)",
+        help="`table` (ROOT is a TSV), `synthetic` (ROOT is a folder, drawn when empty), "
+        "`phoenix14t`, `csl_daily`, `how2sign` or `how2sign_precut` (ROOT is the unpacked "
+        "folder); each has a page in shards/",
     )
     command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
-    command.add_argument("--split", required=True, help="which rows: train, dev or test")
+    command.add_argument("--split", required=True, help="which rows: train, dev (val) or test")
     command.add_argument("--out", type=Path, required=True, help="the split's own folder")
-    command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    add_division(command)
     command.add_argument(
         "--fps",
         type=float,
         default=default.fps,
-        help="stored frames a second (default: each video's own rate)",
+        help="stored frames a second (default: each video's own rate, or the corpus's)",
     )
     command.add_argument(
         "--frame-size",
@@ -143,18 +150,13 @@ def _add_pack(commands: _Commands) -> None:
     command.add_argument(
         "--clips-per-shard", type=int, default=default.clips_per_shard, help="default: %(default)s"
     )
-    command.add_argument(
-        "--pose-model",
-        type=Path,
-        help="a holistic_landmarker.task, where mediapipe is 1.0 or newer",
-    )
+    add_extractor(command, ("mediapipe", "none"))
     command.set_defaults(run=_pack)
 
 
 def _pack(options: argparse.Namespace) -> int:
     from signfuse_dist.data.manifest import PackConfig
     from signfuse_dist.data.pack import pack
-    from signfuse_dist.data.pose import choose_extractor
 
     config = PackConfig(
         frame_size=options.frame_size,
@@ -162,7 +164,6 @@ def _pack(options: argparse.Namespace) -> int:
         jpeg_quality=options.jpeg_quality,
         clips_per_shard=options.clips_per_shard,
     )
-    extractor = choose_extractor(options.pose_model) if options.pose_model else None
     summary = pack(
         options.corpus,
         options.root,
@@ -170,7 +171,9 @@ def _pack(options: argparse.Namespace) -> int:
         options.out,
         config,
         options.workers,
-        extractor=extractor,
+        options.task_id,
+        options.num_tasks,
+        chosen_extractor(options),
     )
     print(summary)
     return 0
@@ -182,15 +185,16 @@ def _add_verify(commands: _Commands) -> None:
         help="check packed shards and name every fault",
         description="Check checksums, indexes, JPEGs, lengths and joints of a packed split.",
     )
-    command.add_argument("folder", type=Path, help="a split's folder (with manifest.json)")
+    command.add_argument("folder", help="a split's folder or address (with manifest.json)")
     command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     command.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.storage import open_folder
     from signfuse_dist.data.verify import verify
 
-    faults = verify(options.folder, options.workers)
+    faults = verify(open_folder(options.folder), options.workers)
     for fault in faults:
         print(fault)
     print(f"{options.folder}: {len(faults)} faults" if faults else f"{options.folder}: whole")
@@ -301,7 +305,11 @@ def _add_translate(commands: _Commands) -> None:
     )
     command.add_argument("run_folder", type=Path, metavar="RUN", help="runs/EXPERIMENT/STAGE")
     command.add_argument(
-        "videos", type=Path, nargs="+", metavar="VIDEO", help="a video file or a folder of frames"
+        "videos",
+        type=Path,
+        nargs="+",
+        metavar="VIDEO",
+        help="a video file or a folder of frames; write -- before names that begin with -",
     )
     command.add_argument(
         "--joints",

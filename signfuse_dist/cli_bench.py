@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from signfuse_dist.config import ModelConfig
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -18,8 +21,110 @@ def add_bench(commands: _Commands) -> None:
         "output.",
     )
     whats = command.add_subparsers(title="what", required=True, metavar="WHAT")
-    for add in (_add_memory, _add_parameters):
+    for add in (_add_attention, _add_loader, _add_memory, _add_pack, _add_parameters):
         add(whats)
+
+
+def _add_attention(whats: _Commands) -> None:
+    command = whats.add_parser(
+        "attention",
+        help="time and peak memory of each attention backend over the clips' length",
+        description="Run forward and backward passes of attention with padding, for every backend "
+        "that is here, and say why the others are not.",
+    )
+    command.add_argument(
+        "--lengths", type=_numbers, default=(64, 128, 256, 512), metavar="T,T,...",
+        help="steps of the longest clip, as in 64,128 (default: 64,128,256,512)",
+    )  # fmt: skip
+    command.add_argument("--batch-size", type=int, default=8, help="clips (default: %(default)s)")
+    command.add_argument("--dim", type=int, default=ModelConfig.dim, help="default: %(default)s")
+    command.add_argument(
+        "--heads", type=int, default=ModelConfig.num_heads, help="default: %(default)s"
+    )
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"),
+        help="default: bfloat16 on a GPU, float32 on a CPU",
+    )  # fmt: skip
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
+    )
+    command.add_argument(
+        "--repeats", type=int, default=10, help="passes that are timed (default: %(default)s)"
+    )
+    command.set_defaults(run=_attention)
+
+
+def _attention(options: argparse.Namespace) -> int:
+    import torch
+
+    from signfuse_dist.bench.attention import AttentionBench, run
+    from signfuse_dist.errors import UserError
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here")
+    gpu = options.device == "cuda" or (options.device is None and torch.cuda.is_available())
+    bench = AttentionBench(
+        lengths=options.lengths,
+        batch_size=options.batch_size,
+        dim=options.dim,
+        num_heads=options.heads,
+        dtype=getattr(torch, options.dtype or ("bfloat16" if gpu else "float32")),
+        device=torch.device("cuda" if gpu else "cpu"),
+        repeats=options.repeats,
+    )
+    print(run(bench))
+    return 0
+
+
+def _add_loader(whats: _Commands) -> None:
+    command = whats.add_parser(
+        "loader",
+        help="reading a packed split: against a bare loop that decodes the same JPEGs",
+        description="Read every clip of a packed split in four ways: bare JPEGs, the loader in "
+        "this thread and in another one, and stock webdataset. Wants an idle machine, and memory "
+        "for all JPEGs of the split.",
+    )
+    command.add_argument("folder", help="a split's folder (with manifest.json)")
+    command.add_argument("--batch-size", type=int, default=4, help="clips (default: %(default)s)")
+    command.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    command.set_defaults(run=_loader)
+
+
+def _loader(options: argparse.Namespace) -> int:
+    from signfuse_dist.bench.loader import bench_loader
+
+    print(bench_loader(options.folder, options.batch_size, options.rounds))
+    return 0
+
+
+def _add_pack(whats: _Commands) -> None:
+    command = whats.add_parser(
+        "pack",
+        help="packing: against a bare loop, on two workers, with pose",
+        description="Compare packing with a bare loop of decoding, resizing and JPEG encoding, two "
+        "workers with one, and with --pose the time inside MediaPipe with all time. Takes about "
+        "two minutes, with pose about six, and wants an idle machine.",
+    )
+    command.add_argument(
+        "--root",
+        type=Path,
+        metavar="TABLE",
+        help="clips to measure with, a TSV with rows of split train (default: one drawn video)",
+    )
+    command.add_argument("--pose", action="store_true", help="measure with MediaPipe as well")
+    command.add_argument(
+        "--pose-model",
+        type=Path,
+        help="a holistic_landmarker.task for mediapipe 1.0 or newer",
+    )
+    command.set_defaults(run=_pack)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from signfuse_dist.bench.pack import BenchConfig, bench_pack
+
+    print(bench_pack(BenchConfig(options.root, options.pose, options.pose_model)))
+    return 0
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:

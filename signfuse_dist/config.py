@@ -16,6 +16,8 @@ StageName = Literal["contrastive", "alignment", "finetune"]
 STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")
 ScaleName = Literal["frame", "segment", "sequence"]
 SCALES: tuple[ScaleName, ...] = ("frame", "segment", "sequence")
+# `auto` chooses among the others, see model/attention_choice.py.
+AttentionName = Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"]
 
 
 def _at_least(minimum: float, default: Any = dataclasses.MISSING) -> Any:
@@ -37,6 +39,11 @@ class DataConfig:
     language: str
     bleu_tokenizer: Literal["13a", "zh", "char"]
     metric_preset: str
+    # Joints of a pose set of this name (`signfuse pose`) in place of those packed with the frames.
+    poses: str | None = None
+    # Copies of clips of shards at an address (s3://...); shards in a folder need none.
+    shard_cache: str = "shards/.cache"
+    shard_cache_gb: float = _at_least(0.0, 20.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +54,11 @@ class ModelConfig:
     # A commit, tag or branch of the model hub; null means the newest, or a folder.
     llm_revision: str | None = None
     llm_dtype: Literal["float32", "bfloat16", "float16"]
-    lora_targets: tuple[str, ...]
-    attention: Literal["sdpa"]
+    # null means every projection of the LLM's attention blocks, found in the model.
+    lora_targets: tuple[str, ...] | None
+    attention: AttentionName
+    # Of the frozen LLM's weights; needs bitsandbytes.
+    llm_quantization: Literal["none", "8bit", "4bit"] = "none"
     # ResNet-50, pre-trained on ImageNet: sections 3.2 and 4.1, Table 1.
     visual_backbone: Literal["resnet10", "resnet18", "resnet50"] = "resnet50"
     visual_width: int = _at_least(1, 64)
@@ -127,10 +137,27 @@ class TrainConfig:
     weight_decay: float = _at_least(0.0, 0.01)
     seed: int = _at_least(0, 0)
     output: str = "runs"
-    num_workers: int = _at_least(0, 2)
+    num_workers: int | None = _at_least(0, None)
+    """Loader processes of each training process; None: the cores it is given, less one."""
+    max_broken_share: float = _at_least(0.0, 0.001)
+    """Share of an epoch's clips that may be unreadable; above it the run stops."""
     log_steps: int = _at_least(1, 10)
     checkpoint_steps: int = _at_least(1, 200)
     keep_checkpoints: int = _at_least(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How far training clips are changed at random, at most; 0 is not at all (the paper)."""
+
+    crop: float = _at_least(0.0, 0.0)
+    """Shift of the picture, as a share of its side."""
+    scale: float = _at_least(0.0, 0.0)
+    """0.1 draws sizes from 1 / 1.1 to 1.1."""
+    colour: float = _at_least(0.0, 0.0)
+    """0.2 draws brightness, contrast and saturation each from 0.8 to 1.2."""
+    speed: float = _at_least(0.0, 0.0)
+    """0.25 draws playback speeds from 1 / 1.25 to 1.25."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,15 +182,16 @@ class RunConfig:
     stage: StageConfig
     train: TrainConfig
     evaluation: EvaluationConfig
+    augment: AugmentConfig
 
     @property
     def folder(self) -> Path:
         """The run folder of this stage, ``output/experiment/stage``."""
         return Path(self.train.output) / self.name / self.stage.name
 
-    def shards(self, split: str) -> Path:
-        """The folder of one packed split."""
-        return Path(self.data.shards) / split
+    def shards(self, split: str) -> str:
+        """The folder or address of one packed split."""
+        return f"{self.data.shards.rstrip('/')}/{split}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, tuples as lists, as written to ``config.yaml``."""

@@ -7,10 +7,10 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from signfuse_dist.errors import UserError
 
@@ -81,10 +81,26 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that interrupted writers of ``path`` left behind."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove the temporary files that interrupted writers of files of these names left behind."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.name[1:].rsplit(".", 2)[0] in names:
+            leftover.unlink(missing_ok=True)
+
+
+def write_alike(path: Path, content: bytes) -> None:
+    """Write a file that several processes may be writing at this moment, all the same content.
+
+    Leftovers are removed only after the file is in its place. So a writer that finds its own
+    temporary file removed knows that another has finished, and at no time has nobody.
+    """
+    try:
+        with written_whole(path) as file:
+            file.write(content)
+    except FileNotFoundError:
+        if not path.exists():
+            raise
+    remove_leftovers(path.parent, {path.name})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -95,11 +111,16 @@ def write_text(path: Path, text: str) -> None:
 
 def checksum(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return digest(file)
+
+
+def digest(file: IO[bytes]) -> str:
+    """Return the SHA-256 of what is left to read of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        found.update(chunk)
+    return found.hexdigest()
 
 
 def sync(path: Path) -> None:

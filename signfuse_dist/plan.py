@@ -7,9 +7,11 @@ data is ``(seed, epoch, step)``. Importing this module imports no torch.
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,39 +118,93 @@ def global_batch(order: NDArray[np.int64], step: int, size: int) -> NDArray[np.i
     return batch
 
 
-def share_out(
-    clips: NDArray[np.int64], lengths: Sequence[int] | NDArray[np.int64], world_size: int
-) -> NDArray[np.int64]:
+def share_out(frames: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
     """Share the clips of a step among the processes so that their frames are balanced.
 
-    Returns ``[world_size, len(clips) / world_size]``. Longest clips first, each to the process
-    with the fewest frames that still has room; ties go to the lower rank.
+    ``frames`` is the number of frames of each clip, ``[clips]``; every process gets as many clips
+    as the others. Returns places in ``frames``, ``[world_size, clips / world_size]``. Longest
+    first, each to the process with the fewest frames that still has room; then the fullest process
+    swaps clips with others for as long as that makes it less full. Ties go to the lower rank.
     """
-    frames = np.array([0 if c == PADDING else lengths[c] for c in clips])
-    room = len(clips) // world_size
-    load = [0] * world_size
+    room = len(frames) // world_size
     shares: list[list[int]] = [[] for _ in range(world_size)]
-    for place in np.argsort(-frames, kind="stable"):
-        rank = min((r for r in range(world_size) if len(shares[r]) < room), key=load.__getitem__)
-        shares[rank].append(int(clips[place]))
-        load[rank] += int(frames[place])
-    return np.array(shares, dtype=np.int64)
+    waiting = [(0, rank) for rank in range(world_size)]
+    for place in np.argsort(-frames, kind="stable").tolist():
+        load, rank = heapq.heappop(waiting)
+        shares[rank].append(place)
+        if len(shares[rank]) < room:
+            heapq.heappush(waiting, (load + int(frames[place]), rank))
+    return _levelled(frames, np.array(shares, dtype=np.int64))
 
 
-def micro_batches(
-    plan: Plan, seed: int, lengths: Sequence[int], rank: int, start_step: int
-) -> Iterator[list[int]]:
-    """Yield the clips of each micro batch of one process, from ``start_step`` to the end.
+def _levelled(frames: NDArray[np.int64], shares: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Swap clips of the fullest process with others while the fuller of the two gets less full."""
+    loads = frames[shares].sum(axis=1)
+    for _ in range(shares.size):
+        full = int(loads.argmax())
+        less = frames[shares[full]][:, None, None] - frames[shares][None]
+        after = np.maximum(loads[full] - less, loads[None, :, None] + less)
+        after[:, full] = loads[full]
+        mine, other, theirs = np.unravel_index(int(after.argmin()), after.shape)
+        if after[mine, other, theirs] >= loads[full]:
+            break
+        moved = less[mine, other, theirs]
+        pair = shares[full, mine], shares[other, theirs]
+        shares[other, theirs], shares[full, mine] = pair
+        loads[full] -= moved
+        loads[other] += moved
+    return shares
 
-    A place of weight zero is :data:`PADDING`. Going to ``start_step`` costs one permutation. The
-    clips that meet in one contrastive loss are chosen before they are shared out, so that they
-    depend on the accumulation only.
+
+class MicroBatch(NamedTuple):
+    """Clips that one process holds at once; a place of weight zero is :data:`PADDING`."""
+
+    clips: list[int]
+    epoch: int
+
+
+FramesOf = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]
+"""Returns how many frames each of some clips has in an epoch."""
+
+
+class MicroBatches:
+    """One process's micro batches from a step to the end of training, each found when asked for.
+
+    Going to any place costs one permutation of the clips and, the first time in an epoch, nothing
+    else: a million clips take tens of milliseconds. The clips that meet in one contrastive loss
+    are chosen before they are shared out, so that they depend on the accumulation only.
     """
-    order_epoch, order = -1, np.empty(0, dtype=np.int64)
-    for step in range(start_step, plan.total_steps):
-        epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
-        if epoch != order_epoch:
-            order_epoch, order = epoch, epoch_order(seed, epoch, plan.num_clips)
-        batch = global_batch(order, step_in_epoch, plan.global_batch_size)
-        for together in batch.reshape(plan.accumulation, plan.num_pairs):
-            yield share_out(together, lengths, plan.world_size)[rank].tolist()
+
+    def __init__(
+        self, plan: Plan, seed: int, frames_of: FramesOf, rank: int, start_step: int
+    ) -> None:
+        self.plan, self.seed, self.frames_of = plan, seed, frames_of
+        self.rank, self.start_step = rank, start_step
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return (self.plan.total_steps - self.start_step) * self.plan.accumulation
+
+    def __getitem__(self, item: int) -> MicroBatch:
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        plan = self.plan
+        steps, part = divmod(item, plan.accumulation)
+        epoch, step = divmod(self.start_step + steps, plan.steps_per_epoch)
+        batch = global_batch(self._order_of(epoch), step, plan.global_batch_size)
+        together = batch.reshape(plan.accumulation, plan.num_pairs)[part]
+        real = together != PADDING
+        frames = np.zeros(len(together), dtype=np.int64)
+        frames[real] = self.frames_of(epoch, together[real])
+        own = share_out(frames, plan.world_size)[self.rank]
+        return MicroBatch(together[own].tolist(), epoch)
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            self._order = epoch_order(self.seed, epoch, self.plan.num_clips)
+            self._epoch = epoch
+        return self._order
+
+    def __getstate__(self) -> dict[str, object]:
+        """Travel to loader workers without the order of an epoch, which they make themselves."""
+        return {**vars(self), "_epoch": -1, "_order": np.empty(0, dtype=np.int64)}

@@ -102,7 +102,7 @@ class StageObjective:
 
     def __call__(self, model: nn.Module, batch: SignBatch) -> dict[str, Tensor]:
         """Return each loss summed over this process's real clips, 0-dim with a gradient."""
-        output: SignFuseOutput = model(batch, self._contrastive, self._language)
+        output: SignFuseOutput = model(batch.augmented(), self._contrastive, self._language)
         sums: dict[str, Tensor] = {}
         if output.summaries is not None:
             terms = loss.contrastive(*output.summaries, batch.weight, self.config.temperature)

@@ -23,28 +23,40 @@ import torch
 import yaml
 
 from signfuse_dist import stages
+from signfuse_dist.augment import ClipFrames
 from signfuse_dist.check import caveats
 from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_resolved, load_run
-from signfuse_dist.data.loader import ClipBatches, Split, batches, open_split
+from signfuse_dist.data.loader import ClipBatches, batches, count_workers
+from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.engine import checkpoint, ds_config, process
 from signfuse_dist.engine.loop import Loop
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.engine.signals import REQUEUE
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.files import write_text
 from signfuse_dist.model import saved
+from signfuse_dist.model.attention_choice import choose_for
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
-from signfuse_dist.plan import Plan, make_plan, micro_batches
+from signfuse_dist.plan import MicroBatches, Plan, make_plan
 
 # What may change between the parts of a run: nothing here touches the numbers of a step, beyond
 # rounding where memory made it necessary.
-_FREE_ON_RESUME = ("train.num_workers", "train.log_steps", "train.checkpoint_steps",
-                   "train.keep_checkpoints", "train.output", "model.visual_chunk",
-                   "model.visual_checkpoint")  # fmt: skip
+_FREE_ON_RESUME = (
+    "train.num_workers",
+    "train.max_broken_share",
+    "train.log_steps",
+    "train.checkpoint_steps",
+    "train.keep_checkpoints",
+    "train.output",
+    "data.shard_cache",
+    "data.shard_cache_gb",
+    "model.visual_chunk",
+    "model.visual_checkpoint",
+)
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 
 
@@ -68,9 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(run: RunConfig) -> int:
     """Train one stage to its end or to a requested stop; return the exit status."""
     split = open_split(run.shards(run.data.train_split), run.data)
-    plan = make_plan(len(split.entries), run.stage, run.train, process.launched_world_size())
+    plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
+    workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
     say = accelerator.print
+    choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
     open_folder(run, plan, resolved, accelerator.is_main_process)
     accelerator.wait_for_everyone()
     if (run.folder / "model").is_dir():
@@ -78,7 +92,9 @@ def train(run: RunConfig) -> int:
         return 0
     torch.manual_seed(run.train.seed)
     model, tokenizer = _build(run)
+    _refuse_long_texts(model, tokenizer, split, say)
     _describe(model, run, plan, say)
+    _record_attention(model, run, accelerator, say)
     for warning in caveats(run, plan.world_size):
         say(warning)
     found = checkpoint.latest(run.folder / "checkpoints", say)
@@ -97,7 +113,8 @@ def train(run: RunConfig) -> int:
         accelerator, prepared, optimizer, stages.StageObjective(run.stage.name, run.loss), plan,
         run.stage, run.train, run.folder,
     )  # fmt: skip
-    source = _batches(run, split, plan, tokenizer, accelerator.process_index, start_step)
+    dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step)
+    source = batches(dataset, workers, torch.cuda.is_available())
     finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
     if finished and accelerator.is_main_process:
         model.save_pretrained(run.folder / "model")
@@ -130,15 +147,33 @@ def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
     return model, tokenizer
 
 
-def _batches(
+def _refuse_long_texts(
+    model: SignFuse, tokenizer: TextTokenizer | None, split: Split, say: Any
+) -> None:
+    """Raise UserError naming texts that the LLM's context has no room for; name unknown letters."""
+    if model.language_model is None or tokenizer is None:
+        return
+    texts = {entry.id: entry.text for entry in split.entries()}
+    room = model.language_model.room(model.built_from.num_sign_tokens)
+    too_long, unknown = tokenizer.find_unfit(texts, room)
+    if unknown:
+        say(f"{len(unknown)} of {len(texts)} texts hold letters that the LLM's tokenizer does not "
+            f"know, and are learned without them: {', '.join(unknown[:10])}")  # fmt: skip
+    raise_together(
+        too_long[:10],
+        f"{split.folder}: {len(too_long)} texts are too long for the LLM's context; take them out "
+        "of the corpus, or another LLM. The first",
+    )
+
+
+def _clips(
     run: RunConfig, split: Split, plan: Plan, tokenizer: TextTokenizer | None, rank: int,
     start_step: int,
-) -> Any:  # fmt: skip
-    lengths = split.lengths(run.data.max_frames)
-    places = list(micro_batches(plan, run.train.seed, lengths, rank, start_step))
-    encode = tokenizer.encode if tokenizer else None
-    dataset = ClipBatches(split, places, run.data.max_frames, encode)
-    return batches(dataset, run.train.num_workers, torch.cuda.is_available())
+) -> ClipBatches:  # fmt: skip
+    seed = run.train.seed
+    frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, seed)
+    order = MicroBatches(plan, seed, frames.counts, rank, start_step)
+    return ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
 
 
 def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, main: bool) -> None:
@@ -174,6 +209,19 @@ def _fixed(run: RunConfig) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **versions}
+
+
+def _record_attention(model: SignFuse, run: RunConfig, accelerator: Any, say: Any) -> None:
+    """Write which kernels were asked for and are used, of this start of the run."""
+    used = {
+        "asked": run.model.attention,
+        "encoders": choose_for(run.model, run.train.precision, accelerator.device),
+        "llm": model.language_model.attention if model.language_model else None,
+    }
+    say(f"attention: {used['encoders']} in CMFA and HTA, {used['llm'] or 'none'} in the LLM "
+        f"(model.attention: {used['asked']})")  # fmt: skip
+    if accelerator.is_main_process:
+        write_text(run.folder / "attention.json", json.dumps(used, indent=1))
 
 
 def _describe(model: SignFuse, run: RunConfig, plan: Plan, say: Any) -> None:

@@ -121,28 +121,76 @@ def tiny_llama(dim: int = 12, seed: int = 0) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def tiny_gpt2(dim: int = 12, seed: int = 0) -> Any:
+def tiny_gpt2(dim: int = 12, seed: int = 0, num_layers: int = 2) -> Any:
     """Return a random GPT-2 of two layers: unlike Llama's, its arithmetic is float64 throughout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=dim, n_layer=2, n_head=2, n_positions=64,
+        vocab_size=VOCABULARY, n_embd=dim, n_layer=num_layers, n_head=2, n_positions=64,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=0, eos_token_id=1, initializer_range=0.3,
     )  # fmt: skip
     return GPT2LMHeadModel(config).eval()
 
 
+def tiny_qwen(dim: int = 12, seed: int = 0) -> Any:
+    """Return a random Qwen2 of two layers: its queries, keys and values have biases."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=dim, intermediate_size=2 * dim, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        bos_token_id=None, eos_token_id=1, pad_token_id=1, initializer_range=0.3,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).eval()
+
+
+def tiny_t5(dim: int = 12, seed: int = 0, **changes: Any) -> Any:
+    """Return a random T5 of two layers each side, as Flan-T5 is: gated, its output not tied."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = T5Config(**{**_t5_values(dim), **changes})
+    return T5ForConditionalGeneration(config).eval()
+
+
+def tiny_mt5(dim: int = 12, seed: int = 0) -> Any:
+    """Return a random mT5 of two layers each side."""
+    from transformers import MT5Config, MT5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    return MT5ForConditionalGeneration(MT5Config(**_t5_values(dim))).eval()
+
+
+def _t5_values(dim: int) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY, "d_model": dim, "d_kv": 5, "d_ff": 2 * dim, "num_layers": 2,
+        "num_heads": 2, "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False, "initializer_factor": 1.5, "dropout_rate": 0.1,
+        "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+
+
+def tiny_t5_tokenizer() -> Any:
+    """Return a word tokenizer that ends every text with ``</s>``, as T5's does."""
+    return _word_tokenizer("$A </s>", ("</s>", 1))
+
+
 def tiny_tokenizer() -> Any:
     """Return a word tokenizer that begins every text with ``<s>``, as LLaMA's does."""
+    return _word_tokenizer("<s> $A", ("<s>", 0))
+
+
+def _word_tokenizer(template: str, special: tuple[str, int]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
+        single=template, special_tokens=[special]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"

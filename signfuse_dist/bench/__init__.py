@@ -1,1 +1,1 @@
-"""Measurements of parts of the system, behind `signfuse bench`."""
+"""Benchmarks: each measures one part of the system against what it could be at best."""

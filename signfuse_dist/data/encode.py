@@ -9,35 +9,66 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from signfuse_dist.data.corpora import Row
+from signfuse_dist.data.corpora import FolderFrames, Row
 from signfuse_dist.data.frames import VideoError, VideoFrame
 from signfuse_dist.data.manifest import Packing
-from signfuse_dist.data.pose import JointsFile, PoseExtractor
-from signfuse_dist.data.shard import EncodedClip
-from signfuse_dist.data.video import open_video, read_frames
+from signfuse_dist.data.pose import Joints, JointsFile, NoJoints, PoseExtractor
+from signfuse_dist.data.shard import EncodedClip, EncodedPose
+from signfuse_dist.data.video import FrameFolder, VideoFile, open_video, read_frames
 from signfuse_dist.skeleton import LEFT_HAND, RIGHT_HAND
 
 
 def encode_clip(row: Row, packing: Packing, extractor: PoseExtractor | None) -> EncodedClip:
-    """Return the clip of ``row``. Its own joints are used where it has some.
+    """Return the clip of ``row``; without an extractor, with the joints that the row names.
 
     Only compressed frames are held. Raises :class:`VideoError` and
     :class:`~signfuse_dist.data.pose.PoseError` for what is wrong with the row's files.
     """
     settings = packing.settings
-    finder = JointsFile(row.joints) if row.joints else extractor
-    if finder is None:
-        raise ValueError("a row without joints needs a pose extractor")
+    finder = _finder(row, extractor)
     jpegs: list[bytes] = []
-    with open_video(row.video, settings.fps) as source:
-        frames = read_frames(
-            source, settings.frame_size, row.start, row.end, settings.fps, row.joints is not None
-        )
-        pose, mask = finder.extract(_compressing(frames, settings.jpeg_quality, jpegs))
+    with _open(row, packing) as source:
+        frames = _frames(source, row, packing, finder)
+        joints = finder.extract(_compressing(frames, settings.jpeg_quality, jpegs))
         fps = settings.fps or source.fps
-    if not len(jpegs) == len(pose) == len(mask):
-        raise VideoError(f"bad joints: {len(pose)} frames of joints for {len(jpegs)} frames")
-    return EncodedClip(_record(row, packing, fps, mask), jpegs, pose, mask)
+    if not len(jpegs) == len(joints.pose) == len(joints.mask):
+        raise VideoError(f"bad joints: {len(joints.pose)} frames of joints for {len(jpegs)} frames")
+    record = _record(row, fps) | _pose_record(row, packing, joints, finder)
+    record["flags"] = [*row.flags, *record["flags"]]
+    return EncodedClip(record, jpegs, joints.pose, joints.mask, joints.failure)
+
+
+def encode_pose(row: Row, packing: Packing, extractor: PoseExtractor | None) -> EncodedPose:
+    """Return the joints of ``row`` alone, found in the same frames as :func:`encode_clip`'s.
+
+    Raises as that does.
+    """
+    finder = _finder(row, extractor)
+    with _open(row, packing) as source:
+        joints = finder.extract(_frames(source, row, packing, finder))
+    record = _pose_record(row, packing, joints, finder)
+    return EncodedPose(record, joints.pose, joints.mask, joints.failure)
+
+
+def _finder(row: Row, extractor: PoseExtractor | None) -> PoseExtractor:
+    if extractor is not None:
+        return extractor
+    if row.joints is None:
+        raise ValueError("a row without joints needs a pose extractor")
+    return JointsFile(row.joints)
+
+
+def _open(row: Row, packing: Packing) -> VideoFile | FrameFolder:
+    known = row.folder or FolderFrames(packing.settings.fps, None)
+    return open_video(row.video, known.fps, known.suffix)
+
+
+def _frames(
+    source: VideoFile | FrameFolder, row: Row, packing: Packing, finder: PoseExtractor
+) -> Iterator[VideoFrame]:
+    settings = packing.settings
+    exact_index = isinstance(finder, JointsFile)
+    return read_frames(source, settings.frame_size, row.start, row.end, settings.fps, exact_index)
 
 
 def _compressing(
@@ -53,11 +84,9 @@ def _compressing(
         yield frame
 
 
-def _record(row: Row, packing: Packing, fps: float, mask: NDArray[np.bool_]) -> dict[str, Any]:
+def _record(row: Row, fps: float) -> dict[str, Any]:
     return {
-        "id": row.id,
         "text": row.text,
-        "num_frames": len(mask),
         "fps": float(fps),
         "source": row.source,
         "start": row.start,
@@ -65,15 +94,30 @@ def _record(row: Row, packing: Packing, fps: float, mask: NDArray[np.bool_]) -> 
         "signer": row.signer,
         "language": row.language,
         "split": row.split,
-        "joint_layout": packing.joint_layout,
-        "extractor": packing.extractor,
-        "extractor_version": packing.extractor_version,
-        "flags": [*row.flags, *_absences(mask)],
     }
 
 
+def _pose_record(
+    row: Row, packing: Packing, joints: Joints, finder: PoseExtractor
+) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "num_frames": len(joints.mask),
+        "joint_layout": packing.joint_layout,
+        "extractor": packing.extractor,
+        "extractor_version": packing.extractor_version,
+        "failed_frames": joints.failed_frames,
+        "flags": _flags(joints, finder),
+    }
+
+
+def _flags(joints: Joints, finder: PoseExtractor) -> list[str]:
+    """Name what was found in no frame at all, where somebody looked, and that frames failed."""
+    absent = [] if isinstance(finder, NoJoints) else _absences(joints.mask)
+    return [*absent, *(["failed_frames"] if joints.failed_frames else [])]
+
+
 def _absences(mask: NDArray[np.bool_]) -> list[str]:
-    """Name what was found in no frame at all."""
     right = len(LEFT_HAND) + len(RIGHT_HAND)
     groups = {
         "no_person": mask,

@@ -70,16 +70,19 @@ class Placement:
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One frame of a clip: the stored square, and on demand the picture without padding."""
+    """One frame of a clip: on demand the stored square, and the picture without padding."""
 
     index: int
     """Number of the frame in its file, from 0."""
     time: float
     """Seconds since the file's first frame."""
-    square: NDArray[np.uint8]
-    """uint8 ``[size, size, 3]``, RGB."""
     placement: Placement
     picture: Picture
+
+    @property
+    def square(self) -> NDArray[np.uint8]:
+        """Return the letterboxed picture, RGB uint8 ``[size, size, 3]``; resized at each call."""
+        return self.placement.letterbox(self.picture)
 
     def full(self) -> NDArray[np.uint8]:
         """Return RGB uint8 ``[height, width, 3]`` without padding, longer side <= FULL_SIDE."""
@@ -97,10 +100,9 @@ class TimedPicture:
     picture: Picture
 
     def framed(self, frame_size: int) -> VideoFrame:
-        """Letterbox the picture into a square of ``frame_size`` pixels."""
+        """Place the picture into a square of ``frame_size`` pixels."""
         placement = Placement.centred(self.picture.width, self.picture.height, frame_size)
-        square = placement.letterbox(self.picture)
-        return VideoFrame(self.index, self.time, square, placement, self.picture)
+        return VideoFrame(self.index, self.time, placement, self.picture)
 
 
 def within(
@@ -153,15 +155,17 @@ def resampled(
         count += 1
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, suffix: str | None = None) -> list[Path]:
     """Return the png and jpg files of ``folder`` by name, numbers in names as numbers.
 
-    Raises :class:`VideoError` when there is none, or when one is a link that leaves the folder.
+    With ``suffix`` only the files that end so. Raises :class:`VideoError` when there is none, or
+    when one is a link that leaves the folder.
     """
-    suffixes = {".png", ".jpg", ".jpeg"}
+    suffixes = {suffix} if suffix else {".png", ".jpg", ".jpeg"}
     files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     if not files:
-        raise VideoError(f"empty video: folder {folder.name} holds no png or jpg frames")
+        kind = suffix or "png or jpg"
+        raise VideoError(f"empty video: folder {folder.name} holds no {kind} frames")
     for path in files:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise VideoError(f"bad path: {folder.name}/{path.name} is a link out of its folder")

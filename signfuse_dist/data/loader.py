@@ -2,157 +2,229 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from torch import Tensor
 
+from signfuse_dist.augment import ClipFrames, Draw, spread_frames
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import DataConfig
-from signfuse_dist.data.manifest import (
-    Manifest,
-    SampleEntry,
-    ShardError,
-    load_index,
-    load_manifest,
-)
-from signfuse_dist.data.shard import Clip, read_clip
-from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.plan import PADDING
+from signfuse_dist.data.manifest import ShardError
+from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
+from signfuse_dist.data.split import Split, record_digest
+from signfuse_dist.errors import UserError
+from signfuse_dist.plan import PADDING, MicroBatch
 from signfuse_dist.skeleton import NUM_JOINTS
 
 Encode = Callable[[str], list[int]]
+Each = Callable[..., Iterable[Any]]
+"""``map``, or the same of a pool of threads."""
+_AHEAD = 2  # batches that are made while one is trained on
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-@dataclass(frozen=True)
-class Split:
-    """A packed split in memory: one entry a clip, no pictures. Imports no torch to be listed."""
+class MicroBatchSequence(Protocol):
+    """What the loader asks of a plan; a list will do."""
 
-    folder: Path
-    manifest: Manifest
-    shards: tuple[str, ...]
-    entries: tuple[SampleEntry, ...]
-
-    def lengths(self, max_frames: int) -> list[int]:
-        """Return the frames of each clip after sampling down to ``max_frames``."""
-        return [min(entry.num_frames, max_frames) for entry in self.entries]
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: int, /) -> MicroBatch: ...
 
 
-def open_split(folder: Path, data: DataConfig) -> Split:
-    """Read a split's manifest and indexes and compare its packing with the configuration.
-
-    Raises UserError when it is not packed, damaged, or packed with other settings.
-    """
-    manifest = load_manifest(folder)
-    settings, errors = manifest.packing.settings, []
-    if settings.frame_size != data.frame_size:
-        errors.append(f"packed at frame_size {settings.frame_size}, asked {data.frame_size}")
-    if settings.fps != data.fps:
-        errors.append(f"packed at fps {settings.fps}, asked {data.fps}")
-    raise_together(errors, f"{folder}: change data.* or pack again")
-    found = [(e.name, s) for e in manifest.shards for s in load_index(folder, e).samples]
-    if not found:
-        raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")
-    return Split(folder, manifest, tuple(n for n, _ in found), tuple(s for _, s in found))
-
-
-def sampled_frames(num_frames: int, max_frames: int) -> list[int]:
-    """Return which frames of a clip are used: all, or ``max_frames`` evenly spread ones.
-
-    The same every time: nothing is drawn.
-    """
-    if num_frames <= max_frames:
-        return list(range(num_frames))
-    return [int((i + 0.5) * num_frames / max_frames) for i in range(max_frames)]
-
-
-class ClipBatches(Dataset[SignBatch]):
-    """Item i is the i-th micro batch: clips read, tokenised and collated in a worker.
+class ClipBatches:
+    """Item i is the i-th micro batch: clips read, tokenised and collated.
 
     A clip that cannot be read keeps its place with weight zero and is named in ``faults``.
     """
 
     def __init__(
-        self, split: Split, places: Sequence[Sequence[int]], max_frames: int,
-        encode: Encode | None,
-    ) -> None:  # fmt: skip
-        self.split, self.places, self.max_frames = split, places, max_frames
-        self.encode = encode
+        self, split: Split, plan: MicroBatchSequence, frames: ClipFrames, encode: Encode | None
+    ) -> None:
+        """``encode`` turns a text into tokens; None where no language model is trained."""
+        self.split, self.plan, self.frames, self.encode = split, plan, frames, encode
+        self._memory = _FrameMemory()
+        self._tokenising = Lock()  # tokenizers of transformers serve one thread at a time
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.plan)
 
     def __getitem__(self, item: int) -> SignBatch:
-        clips: list[Clip | None] = []
-        faults: list[str] = []
-        for place in self.places[item]:
-            try:
-                clips.append(None if place == PADDING else self.read(place))
-            except UserError as e:
-                clips.append(None)
-                faults.append(f"{self.split.entries[place].id}: {e}")
-        return collate(clips, self.split.manifest.packing.settings.frame_size, self.encode, faults)
+        return self.load(item, map, pin_memory=False)
 
-    def read(self, place: int) -> Clip:
-        """Read one clip, sampled down to ``max_frames``; raise ShardError when damaged."""
-        entry, shard = self.split.entries[place], self.split.shards[place]
-        frames = sampled_frames(entry.num_frames, self.max_frames)
-        clip = read_clip(self.split.folder, shard, entry.members, frames)
-        _refuse_damage(clip, entry, shard, self.split.manifest.packing.settings.frame_size)
+    def load(self, item: int, each: Each, pin_memory: bool) -> SignBatch:
+        """Return micro batch ``item``; ``each`` maps over its clips, which it may do in threads.
+
+        Every clip is decoded straight to its place among the batch's frames.
+        """
+        places, epoch = self.plan[item]
+        clips = np.array(places)
+        real = clips != PADDING
+        lengths = np.ones(len(clips), dtype=np.int64)
+        lengths[real] = self.frames.counts(epoch, clips[real])
+        drawn = self.frames.draw(epoch, np.where(real, clips, 0))
+        frames = self._memory.take(int(lengths.sum()), self.split.frame_size, pin_memory)
+        parts = np.split(frames.numpy(), np.cumsum(lengths)[:-1])
+        read = list(each(self._read_or_name, places, parts))
+        faults = [what for what in read if isinstance(what, str)]
+        found = [None if isinstance(what, str) else what for what in read]
+        with self._tokenising:
+            batch = collate(found, frames, lengths, self.encode, faults, drawn)
+        return batch.pin_memory() if pin_memory else batch
+
+    def _read_or_name(self, place: int, into: NDArray[np.uint8]) -> Clip | str | None:
+        """Read a clip; return None for a place of weight zero, or what is wrong with the clip."""
+        if place == PADDING:
+            into.fill(0)
+            return None
+        try:
+            return self._read_clip(place, into)
+        except UserError as error:
+            into.fill(0)
+            return f"{self.split.ids[place]}: {error}"
+
+    def _read_clip(self, place: int, into: NDArray[np.uint8]) -> Clip:
+        """Read as many frames of a clip as ``into`` holds; raise ShardError when it is damaged."""
+        split, shard = self.split, self.split.shard_of(place)
+        indices = spread_frames(int(split.lengths[place]), len(into))
+        members = split.members_of(place)
+        clip = read_clip(split.folder, shard, members, indices, cache=split.cache, into=into)
+        record = clip.record
+        said = record_digest(record["id"], str(record.get("text")), record["num_frames"])
+        if said != int(split.digests[place]):
+            raise ShardError(shard, split.ids[place], "the record does not agree with the index")
+        if split.poses is not None:
+            joints = _read_joints(split.poses, place, indices)
+            clip = Clip(record, clip.frames, joints.pose, joints.mask)
+        if not np.isfinite(clip.pose).all():
+            raise ShardError(shard, split.ids[place], "joints that are not finite")
         return clip
 
 
-def _refuse_damage(clip: Clip, entry: SampleEntry, shard: str, frame_size: int) -> None:
-    """Raise ShardError for damage that reading lets through and that training would not survive."""
-    if any(clip.record.get(key) != getattr(entry, key) for key in ("id", "text", "num_frames")):
-        raise ShardError(shard, entry.key, "the record does not agree with the index")
-    if clip.frames.shape[1] != frame_size:
-        raise ShardError(shard, entry.key, f"frames of {clip.frames.shape[1]}, not {frame_size}")
-    if not np.isfinite(clip.pose).all():
-        raise ShardError(shard, entry.key, "joints that are not finite")
+def _read_joints(poses: Split, place: int, indices: list[int]) -> ClipPose:
+    shard = poses.shard_of(place)
+    joints = read_pose(poses.folder, shard, poses.members_of(place), indices, poses.cache)
+    if joints.record["id"] != poses.ids[place]:
+        raise ShardError(shard, poses.ids[place], "the record does not agree with the index")
+    return joints
 
 
 def collate(
-    clips: Sequence[Clip | None], frame_size: int, encode: Encode | None,
-    faults: Sequence[str] = (),
+    clips: Sequence[Clip | None], frames: Tensor, lengths: NDArray[np.int64],
+    encode: Encode | None, faults: Sequence[str] = (), drawn: Draw | None = None,
 ) -> SignBatch:  # fmt: skip
-    """Put clips into one batch; None is a place of weight zero: one black frame, no joints."""
-    black = np.zeros((1, frame_size, frame_size, 3), dtype=np.uint8)
-    frames = [black if clip is None else clip.frames for clip in clips]
-    lengths = torch.tensor([len(f) for f in frames])
+    """Put clips into one batch; None is a place of weight zero, without joints and text.
+
+    ``frames`` uint8 ``[sum(lengths), height, width, 3]`` are those of all clips, one clip after
+    the other. ``drawn`` moves the joints, and goes with the batch for the frames.
+    """
     longest = int(lengths.max())
     pose = np.zeros((len(clips), longest, NUM_JOINTS, 2), dtype=np.float32)
     mask = np.zeros((len(clips), longest, NUM_JOINTS), dtype=bool)
     for i, clip in enumerate(clips):
         if clip is not None:
-            pose[i, : len(clip.pose)], mask[i, : len(clip.mask)] = clip.pose, clip.mask
+            moved = clip.pose if drawn is None else drawn.moved(clip.pose, i)
+            pose[i, : len(moved)] = np.where(clip.mask[..., None], moved, 0)
+            mask[i, : len(moved)] = clip.mask
     tokens, text_lengths = _tokens(clips, encode) if encode else (None, None)
     return SignBatch(
         ids=tuple("" if clip is None else clip.record["id"] for clip in clips),
-        frames=torch.from_numpy(np.concatenate(frames)).permute(0, 3, 1, 2),
+        frames=frames.permute(0, 3, 1, 2),
         pose=torch.from_numpy(pose),
         joint_mask=torch.from_numpy(mask),
-        frame_lengths=lengths,
+        frame_lengths=torch.from_numpy(lengths),
         weight=torch.tensor([0.0 if clip is None else 1.0 for clip in clips]),
         tokens=tokens,
         text_lengths=text_lengths,
         faults=tuple(faults),
+        warp=None if drawn is None else torch.from_numpy(drawn.warps()),
+        colour=None if drawn is None else torch.from_numpy(drawn.colours()),
     )
 
 
 def batches(dataset: ClipBatches, num_workers: int, pin_memory: bool) -> Iterator[SignBatch]:
-    """Yield the batches in order; the order is the plan's, so the loader draws nothing."""
-    loader = DataLoader(
-        dataset, batch_size=None, shuffle=False, num_workers=num_workers, pin_memory=pin_memory,
-        multiprocessing_context="spawn" if num_workers else None,
-    )  # fmt: skip
-    return iter(loader)
+    """Yield the batches in order, read ahead by ``num_workers`` threads (0: none, when asked for).
+
+    Threads, not processes: JPEGs are decoded without Python's lock, straight into the memory that
+    goes to the device. A process would have to copy every frame out again. ``pin_memory`` makes it
+    page-locked memory of torch's, which is used again for later batches.
+    """
+    if not num_workers:
+        yield from (dataset.load(i, map, pin_memory) for i in range(len(dataset)))
+        return
+    readers = ThreadPoolExecutor(num_workers, "read")
+    ahead = ThreadPoolExecutor(_AHEAD, "collate")
+    try:
+        waiting: deque[Future[SignBatch]] = deque()
+        for item in range(len(dataset)):
+            waiting.append(ahead.submit(dataset.load, item, readers.map, pin_memory))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        ahead.shutdown(cancel_futures=True)
+        readers.shutdown(cancel_futures=True)
 
 
-def _tokens(clips: Sequence[Clip | None], encode: Encode) -> tuple[torch.Tensor, torch.Tensor]:
+def count_workers(asked: int | None) -> int:
+    """Return how many threads this training process reads ahead with.
+
+    None asks for its share of the cores, less one for itself. Raises UserError where more are
+    asked for than there are cores for all training processes of this machine.
+    """
+    cores, processes = usable_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if asked is None:
+        return max(0, cores // processes - 1)
+    if asked * processes > cores:
+        raise UserError(
+            f"train.num_workers {asked} x {processes} processes on this machine: more than the "
+            f"{cores} cores it gives (Slurm: --cpus-per-task); leave it out to use what there is"
+        )
+    return asked
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: its affinity, and its container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no container, or one without a quota ("max")
+        return cores
+
+
+class _FrameMemory:
+    """Memory for the frames of batches, used again when no tensor looks at it any more.
+
+    Filling new memory in, page by page, costs a machine up to as much as decoding into it
+    (docs/log.md). Page-locked memory comes from torch, which keeps it by itself.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self, count: int, size: int, pin_memory: bool) -> Tensor:
+        """Return uint8 ``[count, size, size, 3]`` of any content."""
+        shape = (count, size, size, 3)
+        if pin_memory:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        wanted = count * size * size * 3
+        kept = self._free.pop() if self._free else np.empty(0, dtype=np.uint8)
+        whole = kept if len(kept) >= wanted else np.empty(wanted, dtype=np.uint8)
+        part = whole[:wanted]
+        weakref.finalize(part, self._free.append, whole)  # a tensor's storage holds its array
+        return torch.from_numpy(part).view(shape)
+
+
+def _tokens(clips: Sequence[Clip | None], encode: Encode) -> tuple[Tensor, Tensor]:
     rows = [encode("" if clip is None else clip.record["text"]) for clip in clips]
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)

@@ -1,7 +1,8 @@
-"""What lies beside the tars: the manifest of a split and the index of each shard, typed.
+"""What lies beside the tars: the manifest of a set of shards and the index of each, typed.
 
-Both are read as hostile: names may not leave the folder, offsets may not leave the file, counts
-must agree. This module imports no torch.
+A set holds the clips of a split, or one extraction of their joints (a pose set). Both files are
+read as hostile: names may not leave the folder, offsets may not leave the file, counts must agree.
+This module imports no torch.
 """
 
 from __future__ import annotations
@@ -10,33 +11,26 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from signfuse_dist.data.corpora import Rejected, key_of
+from signfuse_dist.data.fields import Fields, VersionError
+from signfuse_dist.data.fields import ShardError as ShardError
+from signfuse_dist.data.storage import Folder, file_size, read_file
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+Contents = Literal["clips", "poses"]
+"""What a set of shards holds: whole clips, or joints that were extracted again."""
 MEMBERS = ("json", "jpegs", "offsets.npy", "pose.npy", "mask.npy")
+POSE_MEMBERS = ("json", "pose.npy", "mask.npy")
+POSES_FOLDER = "poses"
+"""Folder inside a split's folder with one pose set a name."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHARD_NAME = re.compile(r"shard-[0-9]{6,}\.tar")
-
-
-class ShardError(UserError):
-    """A packed split is damaged; the message names the file, the clip and what is wrong."""
-
-    def __init__(self, shard: str, key: str, what: str) -> None:
-        self.shard, self.key, self.what = shard, key, what
-        where = f"{shard}, clip {key}" if key else shard
-        super().__init__(
-            f"{where}: {what}; run `signfuse verify` on the folder to see all that is wrong, "
-            "and `signfuse pack` again to repair it"
-        )
-
-    def __reduce__(self) -> tuple[type[ShardError], tuple[str, str, str]]:
-        return ShardError, (self.shard, self.key, self.what)
 
 
 @dataclass(frozen=True)
@@ -76,16 +70,31 @@ class Packing:
     settings: PackConfig
     rows_sha256: str
     """Digest of the accepted rows, so that a table that was edited is noticed."""
+    contents: Contents = "clips"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Return the members of one clip, in the order of the tar."""
+        return MEMBERS if self.contents == "clips" else POSE_MEMBERS
 
     def differences(self, other: Packing) -> list[str]:
         """Say where ``other`` (what is asked for) departs from this (what is there)."""
         here, there = _flat(asdict(self)), _flat(asdict(other))
         return [f"{k} is {here[k]!r}, asked {there[k]!r}" for k in here if here[k] != there[k]]
 
+    def of_poses(self, extractor: str, extractor_version: str) -> Packing:
+        """Return the packing of a pose set that belongs to these clips."""
+        return replace(
+            self, contents="poses", extractor=extractor, extractor_version=extractor_version
+        )
+
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """A clip in a shard; ``members`` maps a member to its (offset, size) in the tar, in bytes."""
+    """A clip in a shard; ``members`` maps a member to its (offset, size) in the tar, in bytes.
+
+    A pose set has no text and no signer: there they are "" and None.
+    """
 
     key: str
     id: str
@@ -94,6 +103,8 @@ class SampleEntry:
     signer: str | None
     flags: tuple[str, ...]
     members: Mapping[str, tuple[int, int]]
+    failed_frames: int = 0
+    """Frames at which the extractor failed; all their joints are masked."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,8 @@ class ShardIndex:
     def entry(self) -> ShardEntry:
         """Return the shard's line of the manifest."""
         frames = sum(sample.num_frames for sample in self.samples)
-        return ShardEntry(self.shard, self.sha256, self.size, len(self.samples), frames)
+        failed = sum(sample.failed_frames for sample in self.samples)
+        return ShardEntry(self.shard, self.sha256, self.size, len(self.samples), frames, failed)
 
 
 @dataclass(frozen=True)
@@ -122,11 +134,12 @@ class ShardEntry:
     size: int
     num_samples: int
     num_frames: int
+    num_failed_frames: int = 0
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished split."""
+    """A finished set of shards."""
 
     packing: Packing
     shards: tuple[ShardEntry, ...]
@@ -136,11 +149,25 @@ class Manifest:
     num_dropped: int
     num_flagged: int
     signfuse_version: str
+    num_failed_frames: int = 0
 
 
 def index_name(shard: str) -> str:
     """Return the name of the index beside a tar."""
     return f"{shard.removesuffix('.tar')}.index.json"
+
+
+def pose_path(name: str) -> str:
+    """Return where the pose set ``name`` lies inside its split's folder.
+
+    Raises :class:`UserError` when the name is more than a name, such as a path.
+    """
+    if not _PLAIN_NAME.fullmatch(name):
+        raise UserError(
+            f"pose set {name!r}: a name is at most 100 letters, digits, '.', '_' and '-', and "
+            "begins with a letter or digit"
+        )
+    return f"{POSES_FOLDER}/{name}"
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -151,10 +178,14 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 def index_bytes(index: ShardIndex) -> bytes:
     """Return a shard's index as it is written."""
-    return _json({"version": FORMAT_VERSION, **asdict(index)})
+    fields = asdict(index)
+    if index.packing.contents == "poses":
+        for sample in fields["samples"]:
+            del sample["text"], sample["signer"]
+    return _json({"version": FORMAT_VERSION, **fields})
 
 
-def load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Folder) -> Manifest:
     """Read and check the manifest of a packed split, and that its shards have their sizes.
 
     Raises :class:`ShardError` naming the file that is missing or wrong.
@@ -165,7 +196,7 @@ def load_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Folder) -> Manifest:
     """Read the manifest by itself, without a look at the shards."""
     fields = _load(folder / MANIFEST_NAME, "no finished split is in this folder")
     manifest = Manifest(
@@ -177,12 +208,13 @@ def read_manifest(folder: Path) -> Manifest:
         num_dropped=fields.count("num_dropped"),
         num_flagged=fields.count("num_flagged"),
         signfuse_version=fields.text("signfuse_version"),
+        num_failed_frames=fields.count("num_failed_frames"),
     )
     _check_totals(manifest)
     return manifest
 
 
-def load_index(folder: Path, entry: ShardEntry) -> ShardIndex:
+def load_index(folder: Folder, entry: ShardEntry) -> ShardIndex:
     """Read the index of a shard and check it against the manifest's line and the tar's size.
 
     Raises :class:`ShardError` naming what disagrees.
@@ -194,16 +226,16 @@ def load_index(folder: Path, entry: ShardEntry) -> ShardIndex:
     return index
 
 
-def read_index(folder: Path, shard: str) -> ShardIndex:
+def read_index(folder: Folder, shard: str) -> ShardIndex:
     """Read a shard's index by itself, as far as it can be checked without tar and manifest."""
     fields = _load(folder / index_name(shard), "the index of a shard is missing")
-    size = fields.count("size")
+    size, packing = fields.count("size"), _packing(fields.inside("packing"))
     index = ShardIndex(
         shard=fields.text("shard"),
         sha256=fields.text("sha256"),
         size=size,
-        packing=_packing(fields.inside("packing")),
-        samples=tuple(_sample(item, size) for item in fields.items("samples")),
+        packing=packing,
+        samples=tuple(_sample(item, size, packing) for item in fields.items("samples")),
         dropped=tuple(_dropped(item) for item in fields.items("dropped")),
     )
     if index.shard != shard:
@@ -213,74 +245,22 @@ def read_index(folder: Path, shard: str) -> ShardIndex:
     return index
 
 
-class _Fields:
-    """A JSON object from a file, read field by field."""
-
-    def __init__(self, value: object, file: str) -> None:
-        self._file = file
-        if not isinstance(value, dict):
-            self.refuse("holds something else than an object")
-        self._value: dict[str, Any] = value
-
-    def refuse(self, what: str) -> NoReturn:
-        raise ShardError(self._file, "", what)
-
-    def _get(self, name: str, *kinds: type) -> Any:
-        value = self._value.get(name)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            self.refuse(f"field {name!r} is missing or of the wrong kind")
-        return value
-
-    def text(self, name: str) -> str:
-        return str(self._get(name, str))
-
-    def optional_text(self, name: str) -> str | None:
-        return None if self._value.get(name) is None else self.text(name)
-
-    def count(self, name: str) -> int:
-        value = int(self._get(name, int))
-        if value < 0:
-            self.refuse(f"field {name!r} is negative")
-        return value
-
-    def optional_number(self, name: str) -> float | None:
-        return None if self._value.get(name) is None else float(self._get(name, int, float))
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        values = self._get(name, list)
-        if not all(isinstance(value, str) for value in values):
-            self.refuse(f"field {name!r} is of the wrong kind")
-        return tuple(values)
-
-    def span(self, name: str, size: int) -> tuple[int, int]:
-        value = self._get(name, list)
-        if len(value) != 2 or any(type(n) is not int or n < 0 for n in value):
-            self.refuse(f"member {name!r} needs an offset and a size")
-        if value[0] + value[1] > size:
-            self.refuse(f"member {name!r} reaches beyond the end of the tar")
-        return value[0], value[1]
-
-    def inside(self, name: str) -> _Fields:
-        return _Fields(self._get(name, dict), self._file)
-
-    def items(self, name: str) -> list[_Fields]:
-        return [_Fields(value, self._file) for value in self._get(name, list)]
-
-
-def _load(path: Path, absent: str) -> _Fields:
+def _load(path: Folder, absent: str) -> Fields:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_file(path))
     except FileNotFoundError as error:
         raise ShardError(str(path), "", f"no such file, {absent}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ShardError(path.name, "", f"cannot be read as JSON ({error})") from error
-    fields = _Fields(value, path.name)
-    if fields.count("version") != FORMAT_VERSION:
-        fields.refuse(f"is of version {value['version']}, this program reads {FORMAT_VERSION}")
+    fields = Fields(value, path.name)
+    version = fields.count("version")
+    if version != FORMAT_VERSION:
+        what = f"is of version {version} of the format, this program reads {FORMAT_VERSION}"
+        raise VersionError(path.name, "", what)
     return fields
 
 
-def _packing(fields: _Fields) -> Packing:
+def _packing(fields: Fields) -> Packing:
     settings = fields.inside("settings")
     try:
         config = PackConfig(
@@ -297,36 +277,51 @@ def _packing(fields: _Fields) -> Packing:
     texts = {name: fields.text(name) for name in names}
     if texts["joint_layout"] != JOINT_LAYOUT:
         fields.refuse(f"joints are laid out as {texts['joint_layout']!r}, not {JOINT_LAYOUT!r}")
-    return Packing(**texts, settings=config, rows_sha256=fields.text("rows_sha256"))
+    return Packing(
+        **texts,
+        settings=config,
+        rows_sha256=fields.text("rows_sha256"),
+        contents=_contents(fields),
+    )
 
 
-def _entry(fields: _Fields) -> ShardEntry:
+def _contents(fields: Fields) -> Contents:
+    contents = fields.text("contents")
+    if contents not in ("clips", "poses"):
+        fields.refuse(f"contents {contents!r} are neither 'clips' nor 'poses'")
+    return "clips" if contents == "clips" else "poses"
+
+
+def _entry(fields: Fields) -> ShardEntry:
     name = fields.text("name")
     if not _SHARD_NAME.fullmatch(name):
         fields.refuse(f"{name!r} is no name of a shard")
-    counts = (fields.count("size"), fields.count("num_samples"), fields.count("num_frames"))
-    return ShardEntry(name, fields.text("sha256"), *counts)
+    counts = ("size", "num_samples", "num_frames", "num_failed_frames")
+    return ShardEntry(name, fields.text("sha256"), *map(fields.count, counts))
 
 
-def _sample(fields: _Fields, size: int) -> SampleEntry:
-    members = fields.inside("members")
+def _sample(fields: Fields, size: int, packing: Packing) -> SampleEntry:
+    members, clips = fields.inside("members"), packing.contents == "clips"
     sample = SampleEntry(
         key=fields.text("key"),
         id=fields.text("id"),
         num_frames=fields.count("num_frames"),
-        text=fields.text("text"),
-        signer=fields.optional_text("signer"),
+        text=fields.text("text") if clips else "",
+        signer=fields.optional_text("signer") if clips else None,
         flags=fields.texts("flags"),
-        members={name: members.span(name, size) for name in MEMBERS},
+        members={name: members.span(name, size) for name in packing.members},
+        failed_frames=fields.count("failed_frames"),
     )
     if sample.key != key_of(sample.id) or not sample.key:
         fields.refuse(f"key {sample.key!r} is not the key of id {sample.id!r}")
     if not sample.num_frames:
         fields.refuse(f"clip {sample.key} has no frames")
+    if sample.failed_frames > sample.num_frames:
+        fields.refuse(f"clip {sample.key} has more failed frames than frames")
     return sample
 
 
-def _dropped(fields: _Fields) -> Rejected:
+def _dropped(fields: Fields) -> Rejected:
     return Rejected(fields.count("row"), fields.text("id"), fields.text("reason"))
 
 
@@ -336,17 +331,21 @@ def _check_totals(manifest: Manifest) -> None:
         raise ShardError(MANIFEST_NAME, "", "lists a shard twice")
     samples = sum(shard.num_samples for shard in manifest.shards)
     frames = sum(shard.num_frames for shard in manifest.shards)
-    if (samples, frames) != (manifest.num_samples, manifest.num_frames):
+    failed = sum(shard.num_failed_frames for shard in manifest.shards)
+    totals = (manifest.num_samples, manifest.num_frames, manifest.num_failed_frames)
+    if (samples, frames, failed) != totals:
         raise ShardError(MANIFEST_NAME, "", "its totals are not the sums over its shards")
     if manifest.num_rows != manifest.num_samples + manifest.num_dropped:
         raise ShardError(MANIFEST_NAME, "", "rows are not clips packed plus rows dropped")
 
 
-def _check_size(folder: Path, shard: str, size: int) -> None:
+def _check_size(folder: Folder, shard: str, size: int) -> None:
     try:
-        found = (folder / shard).stat().st_size
-    except OSError as error:
+        found = file_size(folder / shard)
+    except FileNotFoundError as error:
         raise ShardError(shard, "", "the shard is missing") from error
+    except OSError as error:
+        raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
     if found != size:
         raise ShardError(shard, "", f"torn: {found} of {size} bytes are there")
 

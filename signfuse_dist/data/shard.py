@@ -1,19 +1,20 @@
-"""Shards: one tar of clips, written whole, read by offset.
+"""Shards: one tar of clips, or of joints alone, written whole, read by offset.
 
 A clip is the members KEY.json, .jpegs, .offsets.npy, .pose.npy and .mask.npy. All JPEGs of a clip
 are one member: stock webdataset reads it, and a few frames are read without touching the others.
+Joints alone are KEY.json, .pose.npy and .mask.npy.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
+import math
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import numpy as np
 import simplejpeg
@@ -21,7 +22,6 @@ from numpy.typing import NDArray
 
 from signfuse_dist.data.corpora import Rejected, key_of
 from signfuse_dist.data.manifest import (
-    MEMBERS,
     Manifest,
     Packing,
     SampleEntry,
@@ -34,12 +34,16 @@ from signfuse_dist.data.manifest import (
     load_manifest,
     read_index,
 )
+from signfuse_dist.data.storage import Folder, RangeCache, Read, open_ranges
 from signfuse_dist.files import checksum, written_whole
 from signfuse_dist.skeleton import NUM_JOINTS
 
 __all__ = [
     "Clip",
+    "ClipPose",
+    "Encoded",
     "EncodedClip",
+    "EncodedPose",
     "Manifest",
     "ShardEntry",
     "ShardError",
@@ -48,12 +52,25 @@ __all__ = [
     "load_manifest",
     "read_clip",
     "read_index",
+    "read_pose",
     "write_shard",
 ]
 
 _OWNER = "signfuse"
 _MODE = 0o644
 _MAX_SIDE = 4096  # pixels: above it a JPEG's header is a lie
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_SHOWN = 80  # characters of a wrong header that an error shows
+
+
+class Encoded(Protocol):
+    """What is ready to be written under one key."""
+
+    @property
+    def record(self) -> Mapping[str, Any]: ...
+    @property
+    def failure(self) -> str: ...
+    def members(self) -> dict[str, bytes]: ...
 
 
 @dataclass(frozen=True)
@@ -64,15 +81,35 @@ class EncodedClip:
     jpegs: Sequence[bytes]
     pose: NDArray[np.float32]
     mask: NDArray[np.bool_]
+    failure: str = ""
+    """What the extractor said at the first frame at which it failed; not written."""
 
     def members(self) -> dict[str, bytes]:
         """Return the bytes of each member, in the order of the tar."""
-        record = json.dumps(self.record, ensure_ascii=False, sort_keys=True, allow_nan=False)
         offsets = np.cumsum([0, *(len(jpeg) for jpeg in self.jpegs)], dtype=np.int64)
         return {
-            "json": record.encode("utf-8"),
+            "json": _json(self.record),
             "jpegs": b"".join(self.jpegs),
             "offsets.npy": _npy(offsets),
+            "pose.npy": _npy(self.pose),
+            "mask.npy": _npy(self.mask),
+        }
+
+
+@dataclass(frozen=True)
+class EncodedPose:
+    """The joints of a clip ready to be written, without its frames."""
+
+    record: Mapping[str, Any]
+    pose: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    failure: str = ""
+    """What the extractor said at the first frame at which it failed; not written."""
+
+    def members(self) -> dict[str, bytes]:
+        """Return the bytes of each member, in the order of the tar."""
+        return {
+            "json": _json(self.record),
             "pose.npy": _npy(self.pose),
             "mask.npy": _npy(self.mask),
         }
@@ -91,9 +128,18 @@ class Clip:
     """bool ``[n, 75]``, True where the landmark was found."""
 
 
-def write_shard(
-    path: Path, clips: Iterable[EncodedClip | Rejected], packing: Packing
-) -> ShardIndex:
+@dataclass(frozen=True)
+class ClipPose:
+    """The joints of a clip as they are read from a pose set, of n chosen frames."""
+
+    record: dict[str, Any]
+    pose: NDArray[np.float32]
+    """float32 ``[n, 75, 2]`` in units of the square frame, 0 where the mask is False."""
+    mask: NDArray[np.bool_]
+    """bool ``[n, 75]``, True where the landmark was found."""
+
+
+def write_shard(path: Path, clips: Iterable[Encoded | Rejected], packing: Packing) -> ShardIndex:
     """Write a tar and the index beside it, each appearing whole or not at all.
 
     ``clips`` is consumed one at a time; rows that were dropped on the way go into the index. The
@@ -101,71 +147,142 @@ def write_shard(
     """
     from webdataset.writer import TarWriter  # imports torch, which reading does without
 
-    records: list[Mapping[str, Any]] = []
+    samples: list[SampleEntry] = []
     dropped: list[Rejected] = []
     with (
         written_whole(path) as file,
-        TarWriter(
-            file, _OWNER, _OWNER, _MODE, compress=False, encoder=False, mtime=0, format="GNU_FORMAT"
-        ) as writer,
+        TarWriter(file, _OWNER, _OWNER, _MODE, compress=False, encoder=False, mtime=0) as writer,
     ):
+        position = 0
         for clip in clips:
             if isinstance(clip, Rejected):
                 dropped.append(clip)
                 continue
-            for name, content in clip.members().items():
+            members = clip.members()
+            key, places = key_of(clip.record["id"]), {}
+            for name, content in members.items():
                 # A write of several members would sort them; the record is to come first.
-                writer.write({"__key__": key_of(clip.record["id"]), name: content})
-            records.append(clip.record)
-    samples = _located(path, records)
-    index = ShardIndex(
-        path.name, checksum(path), path.stat().st_size, packing, samples, tuple(dropped)
-    )
+                writer.write({"__key__": key, name: content})
+                position += len(member_header(key, name, len(content)))
+                places[name] = (position, len(content))
+                position += len(content) + -len(content) % tarfile.BLOCKSIZE
+            samples.append(_entry(key, clip.record, places))
+    size = path.stat().st_size
+    index = ShardIndex(path.name, checksum(path), size, packing, tuple(samples), tuple(dropped))
     with written_whole(path.with_name(index_name(path.name))) as file:
         file.write(index_bytes(index))
     return index
 
 
+def _entry(
+    key: str, record: Mapping[str, Any], places: Mapping[str, tuple[int, int]]
+) -> SampleEntry:
+    return SampleEntry(
+        key=key,
+        id=record["id"],
+        num_frames=record["num_frames"],
+        text=record.get("text", ""),
+        signer=record.get("signer"),
+        flags=tuple(record["flags"]),
+        members=places,
+        failed_frames=record["failed_frames"],
+    )
+
+
+def member_header(key: str, name: str, size: int) -> bytes:
+    """Return what webdataset's writer puts before a member: nothing of the day or the host."""
+    info = tarfile.TarInfo(f"{key}.{name}")
+    info.size, info.mode, info.uname, info.gname = size, _MODE, _OWNER, _OWNER
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def tar_end(position: int) -> bytes:
+    """Return what ends a tar after ``position`` bytes: two blocks, filled up to a whole record."""
+    blocks = 2 * tarfile.BLOCKSIZE
+    return bytes(blocks + -(position + blocks) % tarfile.RECORDSIZE)
+
+
 def read_clip(
-    folder: Path,
+    folder: Folder,
     shard: str,
     members: Mapping[str, tuple[int, int]],
     frame_indices: Sequence[int] | None = None,
+    frame_size: int | None = None,
+    cache: RangeCache | None = None,
+    into: NDArray[np.uint8] | None = None,
 ) -> Clip:
     """Read a clip by the offsets of its members, all frames or the chosen ones.
 
     ``members`` is :attr:`SampleEntry.members`; ``frame_indices`` may repeat and go in any order.
-    Only the span of bytes between the first and the last chosen frame is read. Raises
-    :class:`ShardError` naming shard, clip and damage.
+    Of a local shard only the bytes between the first and the last chosen frame are read; a clip of
+    a remote one is fetched whole, through ``cache``. The frames are decoded ``into`` uint8
+    ``[n, size, size, 3]`` where it is given; else, with a ``frame_size``, frames of another one are
+    refused before there is memory for them. Raises :class:`ShardError` naming shard, clip and
+    damage.
     """
     try:
-        with (folder / shard).open("rb", buffering=0) as file:
-            return _ClipReader(file, shard, members).read(frame_indices)
+        with open_ranges(folder / shard, span_of(members), cache) as read:
+            return _ClipReader(read, shard, members).read(frame_indices, frame_size, into)
     except OSError as error:
         raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
 
 
+def read_pose(
+    folder: Folder,
+    shard: str,
+    members: Mapping[str, tuple[int, int]],
+    frame_indices: Sequence[int] | None = None,
+    cache: RangeCache | None = None,
+) -> ClipPose:
+    """Read the joints of a clip, of a pose set or of whole clips, as :func:`read_clip` does."""
+    try:
+        with open_ranges(folder / shard, span_of(members), cache) as read:
+            return _ClipReader(read, shard, members).read_pose(frame_indices)
+    except OSError as error:
+        raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
+
+
+def span_of(members: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """Return the first and the last byte of a clip in its tar."""
+    ends = [offset + size for offset, size in members.values()]
+    return min(offset for offset, _ in members.values()), max(ends)
+
+
 class _ClipReader:
-    def __init__(self, file: BinaryIO | io.RawIOBase, shard: str, members: Any) -> None:
-        self._descriptor, self._shard, self._members = file.fileno(), shard, members
+    def __init__(self, read: Read, shard: str, members: Mapping[str, tuple[int, int]]) -> None:
+        self._read, self._shard, self._members = read, shard, members
         self._key = f"at byte {members['json'][0]}"
 
-    def read(self, frame_indices: Sequence[int] | None) -> Clip:
+    def read(
+        self,
+        frame_indices: Sequence[int] | None,
+        frame_size: int | None,
+        into: NDArray[np.uint8] | None,
+    ) -> Clip:
+        joints, chosen = self._joints(frame_indices)
+        count = joints.record["num_frames"]
+        offsets = self._array("offsets.npy", np.dtype("<i8"), (count + 1,))
+        frames = self._frames(offsets, chosen, frame_size, into)
+        return Clip(joints.record, frames, joints.pose, joints.mask)
+
+    def read_pose(self, frame_indices: Sequence[int] | None) -> ClipPose:
+        return self._joints(frame_indices)[0]
+
+    def _joints(self, frame_indices: Sequence[int] | None) -> tuple[ClipPose, NDArray[np.int64]]:
+        """Return the joints of the chosen frames, and which those are."""
         record = self._record()
         count = record["num_frames"]
-        offsets = self._array("offsets.npy", np.dtype("<i8"), (count + 1,))
+        pose = self._array("pose.npy", np.dtype("<f4"), (count, NUM_JOINTS, 2))
+        mask = self._array("mask.npy", np.dtype("?"), (count, NUM_JOINTS))
         chosen = np.arange(count) if frame_indices is None else np.asarray(frame_indices, np.int64)
         if not len(chosen) or chosen.min() < 0 or chosen.max() >= count:
             raise ValueError(f"frame indices {chosen.tolist()} of a clip of {count} frames")
-        pose = self._array("pose.npy", np.dtype("<f4"), (count, NUM_JOINTS, 2))
-        mask = self._array("mask.npy", np.dtype("?"), (count, NUM_JOINTS))
-        frames = self._frames(offsets, chosen)
-        return Clip(record, frames, pose[chosen], mask[chosen])
+        return ClipPose(record, pose[chosen], mask[chosen]), chosen
 
     def _bytes(self, member: str, start: int = 0, stop: int | None = None) -> bytes:
         offset, size = self._members[member]
         stop = size if stop is None else stop
-        content = os.pread(self._descriptor, stop - start, offset + start)
+        content = self._read(offset + start, offset + stop)
         if len(content) != stop - start:
             self._refuse(f"torn: {member} ends after {len(content)} of {stop - start} bytes")
         return content
@@ -176,46 +293,56 @@ class _ClipReader:
     def _record(self) -> dict[str, Any]:
         try:
             record = json.loads(self._bytes("json"))
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-            raise ShardError(self._shard, self._key, "the record is no JSON object with an id")
-        self._key = key_of(record["id"])
+            self._key = key_of(record["id"])
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise ShardError(
+                self._shard, self._key, "the record is no JSON object with an id"
+            ) from error
         count = record.get("num_frames")
-        if type(count) is not int or not 1 <= count <= self._members["offsets.npy"][1]:
+        if type(count) is not int or not 1 <= count <= self._members["mask.npy"][1]:
             self._refuse(f"num_frames of the record is {count!r}")
-        return record
+        return dict(record)
 
     def _array(self, member: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """Read a .npy member that must have this type and shape; nothing else is allocated."""
-        file = io.BytesIO(self._bytes(member))
-        try:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"version {version}")
-            found = np.lib.format.read_array_header_1_0(file)
-        except (ValueError, TypeError, SyntaxError) as error:
-            raise ShardError(self._shard, self._key, f"{member} is no array ({error})") from error
-        content = file.read()
-        if found != (shape, False, dtype) or len(content) != dtype.itemsize * int(np.prod(shape)):
-            self._refuse(f"{member} is {found[2]} {list(found[0])}, not {dtype} {list(shape)}")
-        return np.frombuffer(content, dtype).reshape(shape)
+        """Read a .npy member that must have this type and shape.
 
-    def _frames(self, offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
+        Its header is compared with the one such an array has, and never evaluated.
+        """
+        content = self._bytes(member)
+        start = len(_NPY_MAGIC) + 2
+        length = int.from_bytes(content[start - 2 : start], "little")
+        if not content.startswith(_NPY_MAGIC) or len(content) < start + length:
+            self._refuse(f"{member} is no array")
+        header = content[start : start + length].decode("latin-1").strip()
+        wanted = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
+        data = content[start + length :]
+        if header != wanted or len(data) != dtype.itemsize * math.prod(shape):
+            found = f"{header[:_SHOWN]!r} and {len(data)} bytes"
+            self._refuse(f"{member} is {found}, not {dtype} {list(shape)}")
+        return np.frombuffer(data, dtype).reshape(shape)
+
+    def _frames(
+        self,
+        offsets: NDArray[np.int64],
+        chosen: NDArray[np.int64],
+        frame_size: int | None,
+        into: NDArray[np.uint8] | None,
+    ) -> NDArray[np.uint8]:
         size = self._members["jpegs"][1]
-        if offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) <= 0).any():
+        if offsets[0] != 0 or offsets[-1] != size or (offsets[1:] <= offsets[:-1]).any():
             self._refuse("the offsets do not cut the JPEGs")
-        first, last = int(offsets[chosen.min()]), int(offsets[chosen.max() + 1])
-        blob = memoryview(self._bytes("jpegs", first, last))
-        bounds = [(int(offsets[i]) - first, int(offsets[i + 1]) - first) for i in chosen]
-        side = self._side(blob[slice(*bounds[0])], int(chosen[0]))
-        frames = np.empty((len(chosen), side, side, 3), dtype=np.uint8)
-        for frame, (start, stop), index in zip(frames, bounds, chosen, strict=True):
-            jpeg = blob[start:stop]
-            if self._side(jpeg, int(index)) != side:
-                self._refuse(f"frame {index} is not of the size of the others")
-            self._decode(jpeg, frame, int(index))
-        return frames
+        starts, ends = offsets[chosen], offsets[chosen + 1]
+        first = int(starts.min())
+        blob = memoryview(self._bytes("jpegs", first, int(ends.max())))
+        bounds = list(zip((starts - first).tolist(), (ends - first).tolist(), strict=True))
+        if into is None:
+            side = self._side(blob[slice(*bounds[0])], int(chosen[0]))
+            if frame_size not in (None, side):
+                self._refuse(f"frames of {side} pixels, not of {frame_size}")
+            into = np.empty((len(chosen), side, side, 3), dtype=np.uint8)
+        for frame, (start, end), index in zip(into, bounds, chosen.tolist(), strict=True):
+            self._decode(blob[start:end], frame, index)
+        return into
 
     def _side(self, jpeg: memoryview, index: int) -> int:
         try:
@@ -228,11 +355,14 @@ class _ClipReader:
 
     def _decode(self, jpeg: memoryview, into: NDArray[np.uint8], index: int) -> None:
         try:
-            simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into)
+            decoded = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into)
         except ValueError as error:
             raise ShardError(
                 self._shard, self._key, f"frame {index}: damaged JPEG ({error})"
             ) from error
+        if decoded.shape != into.shape:
+            height, width, _ = decoded.shape
+            self._refuse(f"frame {index} is {width}x{height}, not {len(into)}x{len(into)}")
 
 
 def _npy(array: NDArray[Any]) -> bytes:
@@ -241,20 +371,6 @@ def _npy(array: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def _located(path: Path, records: Sequence[Mapping[str, Any]]) -> tuple[SampleEntry, ...]:
-    """Find each member's data in the tar that was just written."""
-    with tarfile.open(path, "r:") as tar:
-        places = [(member.offset_data, member.size) for member in tar]
-    groups = [places[i : i + len(MEMBERS)] for i in range(0, len(places), len(MEMBERS))]
-    return tuple(
-        SampleEntry(
-            key=key_of(record["id"]),
-            id=record["id"],
-            num_frames=record["num_frames"],
-            text=record["text"],
-            signer=record["signer"],
-            flags=tuple(record["flags"]),
-            members=dict(zip(MEMBERS, group, strict=True)),
-        )
-        for record, group in zip(records, groups, strict=True)
-    )
+def _json(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    return text.encode("utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from signfuse_dist.data.corpora import Corpus, Rejected
+from signfuse_dist.data.corpora import Corpus, Orphan, Rejected
 from signfuse_dist.data.manifest import ShardIndex
 
 _SHOWN = 5  # rows named for each kind; the files name them all
@@ -21,13 +21,16 @@ class _Timed(Protocol):
     def seconds(self) -> float: ...
     @property
     def pose_seconds(self) -> float: ...
+    @property
+    def failure(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class PackSummary:
     """The end of a packing; ``str()`` of it is what the user is shown."""
 
-    split: str
+    title: str
+    """The split, or the pose set and its split."""
     num_rows: int
     num_packed: int
     num_frames: int
@@ -39,6 +42,13 @@ class PackSummary:
     """Shards that are whole in the folder, of ``num_shards``."""
     complete: bool
     """True when the manifest is written; False while shards of other tasks are missing."""
+    orphans: tuple[Orphan, ...] = ()
+    notes: tuple[str, ...] = ()
+    failed_clips: tuple[str, ...] = ()
+    """Ids of the clips with frames at which the extractor failed."""
+    num_failed_frames: int = 0
+    failure: str = ""
+    """Of the frames that this call packed, the first at which the extractor failed, and how."""
     new_frames: int = 0
     """Frames packed by this call; the other shards were there already."""
     seconds: float = 0.0
@@ -52,12 +62,30 @@ class PackSummary:
         cls, rows: Corpus, indexes: Sequence[ShardIndex], complete: bool, num_shards: int
     ) -> PackSummary:
         """Count what is in ``indexes``, and the rows the table itself was rejected for."""
-        samples = [sample for index in indexes for sample in index.samples]
+        num_rows = len(rows.rows) + len(rows.rejected)
         dropped = [*rows.rejected, *(row for index in indexes for row in index.dropped)]
+        counted = cls._counted(rows.split, num_rows, dropped, indexes, complete, num_shards)
+        return replace(counted, orphans=rows.orphans, notes=rows.notes)
+
+    @classmethod
+    def of_poses(
+        cls, name: str, split: str, num_clips: int, indexes: Sequence[ShardIndex], complete: bool,
+        num_shards: int,
+    ) -> PackSummary:  # fmt: skip
+        """Count what is in the ``indexes`` of a pose set, whose rows are the packed clips."""
+        title = f"{split}, poses {name}"
+        return cls._counted(title, num_clips, [], indexes, complete, num_shards)
+
+    @classmethod
+    def _counted(
+        cls, title: str, num_rows: int, dropped: Sequence[Rejected],
+        indexes: Sequence[ShardIndex], complete: bool, num_shards: int,
+    ) -> PackSummary:  # fmt: skip
+        samples = [sample for index in indexes for sample in index.samples]
         flags = sorted({flag for sample in samples for flag in sample.flags})
         return cls(
-            split=rows.split,
-            num_rows=len(rows.rows) + len(rows.rejected),
+            title=title,
+            num_rows=num_rows,
             num_packed=len(samples),
             num_frames=sum(sample.num_frames for sample in samples),
             dropped=tuple(sorted(dropped, key=lambda row: row.row)),
@@ -65,6 +93,8 @@ class PackSummary:
             num_shards=num_shards,
             num_finished=len(indexes),
             complete=complete,
+            failed_clips=tuple(s.id for s in samples if s.failed_frames),
+            num_failed_frames=sum(sample.failed_frames for sample in samples),
         )
 
     def timed(self, seconds: float, results: Sequence[_Timed]) -> PackSummary:
@@ -75,6 +105,7 @@ class PackSummary:
             new_frames=sum(s.num_frames for r in results for s in r.index.samples),
             clip_seconds=sum(result.seconds for result in results),
             pose_seconds=sum(result.pose_seconds for result in results),
+            failure=next((result.failure for result in results if result.failure), ""),
         )
 
     @property
@@ -87,6 +118,11 @@ class PackSummary:
         lines = [f"{row.row}\t{_plain(row.id)}\t{_plain(row.reason)}\n" for row in self.dropped]
         return "".join(["row\tid\treason\n", *lines])
 
+    def orphans_table(self) -> str:
+        """Return orphans.tsv: what is on the disk only, or annotated only."""
+        lines = [f"{_plain(orphan.id)}\t{_plain(orphan.reason)}\n" for orphan in self.orphans]
+        return "".join(["id\treason\n", *lines])
+
     def __str__(self) -> str:
         lines = [self._headline()]
         for reason, count in sorted(self.reasons.items()):
@@ -95,8 +131,13 @@ class PackSummary:
             lines += [f"    row {r.row} {_plain(r.id)}: {_plain(r.reason)}" for r in examples]
             lines += [f"    and {count - _SHOWN} more"] if count > _SHOWN else []
         for flag, ids in self.flagged.items():
-            more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-            lines.append(f"  packed, flagged {flag}: {len(ids)} ({', '.join(ids[:_SHOWN])}{more})")
+            lines.append(f"  packed, flagged {flag}: {len(ids)} ({_some(ids)})")
+        if self.num_failed_frames:
+            lines.append(self._failures())
+        for kind in sorted(set(map(_kind, self.orphans))):
+            orphans = [_plain(orphan.id) for orphan in self.orphans if _kind(orphan) == kind]
+            lines.append(f"  orphans, {kind}: {len(orphans)} ({_some(orphans)})")
+        lines += [f"  note: {note}" for note in self.notes]
         if self.clip_seconds and self.new_frames:
             rate = self.new_frames / self.clip_seconds
             line = f"  {self.new_frames} frames in {self.seconds:.1f} s; {rate:.1f} a worker-second"
@@ -105,23 +146,35 @@ class PackSummary:
             lines.append(line)
         return "\n".join(lines)
 
+    def _failures(self) -> str:
+        line = (
+            f"  the extractor failed at {self.num_failed_frames} of {self.num_frames} frames, in "
+            f"{len(self.failed_clips)} clips; they are packed with all joints masked"
+        )
+        return f"{line} (the first: {_plain(self.failure)})" if self.failure else line
+
     def _headline(self) -> str:
         if not self.complete:
             return (
-                f"{self.split}: {self.num_finished} of {self.num_shards} shards are whole; the "
+                f"{self.title}: {self.num_finished} of {self.num_shards} shards are whole; the "
                 "task that finishes last writes the manifest"
             )
         return (
-            f"{self.split}: {self.num_rows} rows = {self.num_packed} packed + "
+            f"{self.title}: {self.num_rows} rows = {self.num_packed} packed + "
             f"{len(self.dropped)} dropped; {self.num_frames} frames in {self.num_shards} shards"
         )
 
 
-def _kind(row: Rejected) -> str:
+def _kind(row: Rejected | Orphan) -> str:
     return row.reason.partition(":")[0]
 
 
+def _some(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return f"{', '.join(ids[:_SHOWN])}{more}"
+
+
 def _plain(text: str) -> str:
-    """Return ``text`` on one line and without characters that steer a terminal."""
-    control = ("Cc", "Cf", "Zl", "Zp")
+    """Return ``text`` on one line, without what steers a terminal or cannot be encoded."""
+    control = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join("\ufffd" if unicodedata.category(c) in control else c for c in text)

@@ -60,16 +60,17 @@ class _Scaler:
 class _DecodedPicture:
     """A frame of a video file, turned upright and with square pixels when it is asked for."""
 
-    def __init__(self, frame: AvFrame, aspect: Fraction, scaler: _Scaler) -> None:
+    def __init__(self, frame: AvFrame, aspect: tuple[int, int], scaler: _Scaler) -> None:
         self._frame, self._scaler = frame, scaler
         self._quarters = round(frame.rotation / 90) % 4
-        width, height = max(1, round(frame.width * aspect)), frame.height
+        width, height = max(1, round(frame.width * aspect[0] / aspect[1])), frame.height
         self.width, self.height = (height, width) if self._quarters % 2 else (width, height)
 
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
         if self._quarters % 2:
             width, height = height, width
-        return np.rot90(self._scaler.rgb(self._frame, width, height), self._quarters)
+        picture = self._scaler.rgb(self._frame, width, height)
+        return np.rot90(picture, self._quarters) if self._quarters else picture
 
 
 class VideoFile:
@@ -124,7 +125,7 @@ class VideoFile:
 
     @property
     def _time_base(self) -> Fraction:
-        return self._stream.time_base or Fraction(1, 1000)
+        return _fraction(self._stream.time_base or Fraction(1, 1000))
 
     def _open(self) -> tuple[InputContainer, VideoStream]:
         try:
@@ -155,14 +156,19 @@ class VideoFile:
     def _decode(self, start: float, seeked: bool) -> Iterator[TimedPicture]:
         """Decode to the end of the file; frames are only refused as damaged from ``start`` on."""
         count, discarded, index, origin = 0, 0, -1, self._stream.start_time
-        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        aspect = _fraction(self._stream.sample_aspect_ratio or 1).as_integer_ratio()
+        # Integers give the same times as fractions, which are slow for something done every frame.
+        numerator, denominator = self._time_base.as_integer_ratio()
         try:
             for packet in self._container.demux(self._stream):
                 discarded += packet.is_discard
                 for frame in packet.decode():
                     if frame.pts is not None and origin is None:
                         origin = frame.pts
-                    time = self._time(frame, origin, count)
+                    if frame.pts is None:
+                        time = count / self.fps
+                    else:
+                        time = (frame.pts - (origin or 0)) * numerator / denominator
                     index = round(time * self.fps) if seeked else count
                     if (frame.is_corrupt or packet.is_corrupt) and time >= start:
                         raise VideoError(self._missing(index, "a damaged frame"))
@@ -171,11 +177,6 @@ class VideoFile:
         except (av.FFmpegError, OSError) as error:
             raise VideoError(self._missing(index + 1, _cause(error))) from error
         self._refuse_missing(index + 1, discarded)
-
-    def _time(self, frame: AvFrame, origin: int | None, count: int) -> float:
-        if frame.pts is None:
-            return count / self.fps
-        return float((frame.pts - (origin or 0)) * self._time_base)
 
     def _refuse_missing(self, got: int, discarded: int) -> None:
         if self.expected_frames is None:
@@ -204,16 +205,19 @@ class _FilePicture:
 
 
 class FrameFolder:
-    """A folder of png or jpg frames, which has no rate of its own: ``fps`` says what it is."""
+    """A folder of png or jpg frames, which has no rate of its own: ``fps`` says what it is.
 
-    def __init__(self, path: Path, fps: float | None) -> None:
+    ``suffix`` is the ending of its frames; None: any of png and jpg.
+    """
+
+    def __init__(self, path: Path, fps: float | None, suffix: str | None = None) -> None:
         if fps is None:
             raise VideoError(
                 f"unknown frame rate: {path.name} is a folder of frames, which has none of its "
                 "own; say the frames per second to pack at"
             )
         self.path, self.fps = path, fps
-        self._files = image_files(path)
+        self._files = image_files(path, suffix)
         self.expected_frames: int | None = len(self._files)
 
     def __enter__(self) -> FrameFolder:
@@ -240,14 +244,16 @@ class FrameFolder:
             ) from error
 
 
-def open_video(path: Path, folder_fps: float | None = None) -> VideoFile | FrameFolder:
+def open_video(
+    path: Path, folder_fps: float | None = None, folder_suffix: str | None = None
+) -> VideoFile | FrameFolder:
     """Open a video file or a folder of frames; use it as a context manager.
 
-    ``folder_fps`` is the rate of a folder's frames. Raises :class:`VideoError` when the path does
-    not exist or holds no frames.
+    ``folder_fps`` is the rate of a folder's frames, ``folder_suffix`` their ending. Raises
+    :class:`VideoError` when the path does not exist or holds no frames.
     """
     if path.is_dir():
-        return FrameFolder(path, folder_fps)
+        return FrameFolder(path, folder_fps, folder_suffix)
     if not path.is_file():
         raise VideoError(f"missing video: {path.name} is no file and no folder of frames")
     return VideoFile(path)
@@ -273,6 +279,11 @@ def read_frames(
         timed = resampled(timed, begin, end, span, fps)
     for picture in timed:
         yield picture.framed(frame_size)
+
+
+def _fraction(ratio: Any) -> Fraction:
+    """Return a ratio as a fraction; from version 19 on PyAV has a type of its own for them."""
+    return Fraction(ratio.numerator, ratio.denominator)
 
 
 def _cause(error: BaseException) -> str:

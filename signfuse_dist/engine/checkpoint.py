@@ -34,13 +34,14 @@ def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint: trained parameters and persistent buffers."""
-    parameters = dict(model.named_parameters())
-    return {
-        name: tensor.detach()
-        for name, tensor in model.state_dict().items()
-        if name not in parameters or parameters[name].requires_grad
-    }
+    """Return the tensors of a checkpoint: trained parameters and persistent buffers.
+
+    A state also holds second names of tied weights and the scales of quantized ones, which belong
+    to a frozen LLM and are neither.
+    """
+    kept = {name for name, _ in trained_parameters(model)}
+    kept.update(name for name, _ in model.named_buffers())
+    return {n: tensor.detach() for n, tensor in model.state_dict().items() if n in kept}
 
 
 def save(

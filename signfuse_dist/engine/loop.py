@@ -19,6 +19,7 @@ from signfuse_dist.engine import checkpoint
 from signfuse_dist.engine.log import MetricsLog
 from signfuse_dist.engine.optim import set_learning_rate
 from signfuse_dist.engine.signals import StopRequest
+from signfuse_dist.errors import UserError
 from signfuse_dist.plan import Plan, learning_rate
 
 
@@ -61,6 +62,7 @@ class Loop:
         if accelerator.num_processes > 1:
             self._hosts = dist.new_group(backend="gloo")
         self._since = _Interval(self.names, accelerator.device)
+        self._broken = 0  # clips of this epoch that could not be read, over all processes
 
     def run(self, batches: Iterator[Batch], start_step: int, set_mode: Callable[[], None]) -> bool:
         """Train; return whether the stage is finished (False: stopped on request, resumable).
@@ -76,10 +78,13 @@ class Loop:
         done = start_step
         with StopRequest() as stop:
             while done < self.plan.total_steps:
+                if done % self.plan.steps_per_epoch == 0:
+                    self._broken = 0
                 started = time.perf_counter()
                 window = [next(batches) for _ in range(self.plan.accumulation)]
                 self._since.waited += time.perf_counter() - started
                 counts, stopping = self._agree(window, stop.asked)
+                self._name_broken(done, window)
                 if stopping:
                     break
                 self._step(done, window, counts)
@@ -95,19 +100,38 @@ class Loop:
 
     def _agree(self, window: Sequence[Batch], asked: bool) -> tuple[dict[str, float], bool]:
         """Return the counts over all processes and micro batches, and whether any must stop."""
-        local = torch.zeros(len(self.names) + 3, dtype=torch.float64)
+        local = torch.zeros(len(self.names) + 4, dtype=torch.float64)
         for batch in window:
             counts = self.objective.counts(batch)
             frames = float((batch.frame_lengths * batch.weight).sum())
             clips = float(batch.weight.sum())
-            local += torch.tensor([*(counts[n] for n in self.names), frames, clips, 0.0])
+            broken = float(len(batch.faults))
+            local += torch.tensor([*(counts[n] for n in self.names), frames, clips, broken, 0.0])
         local[-1] = float(asked)
         if self._hosts is not None:
             dist.all_reduce(local, group=self._hosts)
-        *counts_of, frames, clips, stops = local.tolist()
+        *counts_of, frames, clips, broken, stops = local.tolist()
         self._since.frames += frames
         self._since.clips += clips
+        self._since.broken += int(broken)
+        self._broken += int(broken)
         return dict(zip(self.names, counts_of, strict=True)), stops > 0
+
+    def _name_broken(self, done: int, window: Sequence[Batch]) -> None:
+        """Name the clips that could not be read; stop all processes when there are too many.
+
+        Counted from the beginning of the epoch, or from where the run was resumed in it.
+        """
+        for fault in (fault for batch in window for fault in batch.faults):
+            print(f"step {done + 1}: clip left out: {fault}", flush=True)
+        share = self._broken / self.plan.num_clips
+        if share > self.train.max_broken_share:
+            raise UserError(
+                f"step {done + 1}: {self._broken} of {self.plan.num_clips} clips of this epoch "
+                f"could not be read, a share of {share:.2%} (train.max_broken_share is "
+                f"{self.train.max_broken_share:.2%}). They are named above; `signfuse verify` "
+                "shows all that is wrong, `signfuse pack` repairs it, and the same command goes on"
+            )
 
     def _step(self, step: int, window: Sequence[Batch], counts: dict[str, float]) -> None:
         """One optimizer step. Sums over global counts: no process's mean enters (Eq. 21-23).
@@ -119,8 +143,6 @@ class Loop:
         torch.manual_seed(_seed(self.train.seed, step, self.accelerator.process_index))
         scale = self.accelerator.num_processes * self.plan.accumulation
         for batch in window:
-            for fault in batch.faults:
-                print(f"step {step + 1}: clip left out: {fault}", flush=True)
             with self.accelerator.accumulate(self.model):
                 sums = self.objective(self.model, batch.to(self.accelerator.device))
                 terms = [self.objective.weights[n] * sums[n] / max(counts[n], 1) for n in sums]
@@ -156,6 +178,7 @@ class Loop:
                 "epoch": (done - 1) // self.plan.steps_per_epoch + 1,
                 "stage": self.stage.name,
                 **losses,
+                "skipped": self._since.broken,
                 "learning_rate": learning_rate(done - 1, self.plan, self.stage.learning_rate),
                 **self._since.rates(),
             }
@@ -188,7 +211,7 @@ class _Interval:
         self.names = names
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.started = time.perf_counter()
-        self.steps, self.waited, self.frames, self.clips = 0, 0.0, 0.0, 0.0
+        self.steps, self.waited, self.frames, self.clips, self.broken = 0, 0.0, 0.0, 0.0, 0
         self.gradient_norm: Any = 0.0
 
     def add(self, sums: dict[str, Tensor], counts: dict[str, float]) -> None:

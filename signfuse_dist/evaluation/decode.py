@@ -12,10 +12,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from signfuse_dist.augment import ClipFrames
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import RunConfig
+from signfuse_dist.config import AugmentConfig, RunConfig
 from signfuse_dist.config_load import load_resolved
-from signfuse_dist.data.loader import ClipBatches, Split, batches, open_split
+from signfuse_dist.data.loader import ClipBatches, batches, count_workers
+from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.evaluation.control import score_control
@@ -24,7 +26,9 @@ from signfuse_dist.evaluation.metrics import format_scores, score
 from signfuse_dist.evaluation.presets import find_preset
 from signfuse_dist.evaluation.results import write_scores
 from signfuse_dist.model import saved
+from signfuse_dist.model.attention_choice import choose_for
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.plan import MicroBatch
 from signfuse_dist.stages import needs_language_model
 
 
@@ -75,6 +79,7 @@ def load_translator(run_folder: Path, device: torch.device) -> Translator:
     run = load_resolved(run_folder / "config.yaml")
     if not needs_language_model(run.stage.name):
         raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
+    choose_for(run.model, run.train.precision, device)  # or say why not, at once
     # The LLM may have moved since: the run's configuration says where it is now.
     moved = {key: getattr(run.model, key) for key in saved.MOVABLE}
     model = SignFuse.from_pretrained(run_folder / "model", **moved)
@@ -111,15 +116,15 @@ def evaluate(run_folder: Path, split_name: str) -> Path:
 
 
 def _own_share(translator: Translator, split: Split, rank: int, world: int) -> Share:
-    data, size = translator.run.data, translator.run.evaluation.batch_size
-    lengths = np.array(split.lengths(data.max_frames))
-    order = np.argsort(-lengths, kind="stable").tolist()
-    places = [order[i : i + size] for i in range(0, len(order), size)][rank::world]
-    dataset = ClipBatches(split, places, data.max_frames, encode=None)
-    workers = translator.run.train.num_workers
+    run, size = translator.run, translator.run.evaluation.batch_size
+    frames = ClipFrames(split.lengths, run.data.max_frames, AugmentConfig(), run.train.seed)
+    order = np.argsort(-frames.counts(0, np.arange(len(split))), kind="stable").tolist()
+    places = [MicroBatch(order[i : i + size], 0) for i in range(0, len(order), size)][rank::world]
+    dataset = ClipBatches(split, places, frames, encode=None)
+    workers = count_workers(run.train.num_workers)
     done: list[Translation] = []
     faults: list[str] = []
-    with tqdm(total=sum(map(len, places)), unit="clip", desc="translating",
+    with tqdm(total=sum(len(batch.clips) for batch in places), unit="clip", desc="translating",
               disable=rank > 0) as bar:  # fmt: skip
         for batch in batches(dataset, workers, translator.device.type == "cuda"):
             faults += batch.faults
@@ -129,7 +134,7 @@ def _own_share(translator: Translator, split: Split, rank: int, world: int) -> S
 
 
 def _write(folder: Path, run: RunConfig, split: Split, found: dict[str, Translation]) -> None:
-    references = {entry.id: entry.text for entry in split.entries}
+    references = {entry.id: entry.text for entry in split.entries()}
     if found.keys() != references.keys():
         odd = sorted(found.keys() ^ references.keys())
         raise RuntimeError(f"{len(odd)} clips have no translation or no reference: {odd[:10]}")
@@ -158,7 +163,9 @@ def _processes() -> tuple[int, int, torch.device]:
         dist.init_process_group("gloo")
     if not torch.cuda.is_available():
         return rank, world, torch.device("cpu")
-    return rank, world, torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)  # a quantized LLM is loaded onto the current one
+    return rank, world, device
 
 
 def _gathered(own: Share, world: int) -> list[Share]:

@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from pathlib import Path
 
-import numpy as np
-
-from signfuse_dist.data.draw import contact_sheet
 from signfuse_dist.data.manifest import Manifest, SampleEntry, load_index, load_manifest
-from signfuse_dist.data.shard import Clip, read_clip
+from signfuse_dist.data.shard import read_clip
+from signfuse_dist.data.show import sheet, spread
+from signfuse_dist.data.storage import Folder, open_folder
 from signfuse_dist.errors import UserError
 
 NUM_KEY_FRAMES = 6
 _COLUMNS = 3
 _QUALITY = 85
-# Smaller frames are enlarged by a whole factor, or the skeleton would cover the signer.
-_READABLE_SIDE = 192  # pixels
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Sheet:
 class PackedSplit:
     """A packed split on the disk."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
 
     def facts(self) -> dict[str, str]:
@@ -62,12 +58,12 @@ class PackedSplit:
         if clip_id not in self._places:
             raise UserError(f"{self._folder} holds no clip of this id")
         shard, entry = self._places[clip_id]
-        last = entry.num_frames - 1
-        chosen = np.unique(np.linspace(0, last, NUM_KEY_FRAMES).round().astype(int)).tolist()
+        chosen = spread(entry.num_frames, NUM_KEY_FRAMES)
         clip = read_clip(self._folder, shard, entry.members, chosen)
         numbers = ", ".join(str(i + 1) for i in chosen)
-        jpeg = _sheet(clip)
-        return Sheet(jpeg, f"frames {numbers} of {entry.num_frames}")
+        buffer = BytesIO()
+        sheet(clip, _COLUMNS).save(buffer, format="JPEG", quality=_QUALITY)
+        return Sheet(buffer.getvalue(), f"frames {numbers} of {entry.num_frames}")
 
     @cached_property
     def _places(self) -> dict[str, tuple[str, SampleEntry]]:
@@ -76,22 +72,7 @@ class PackedSplit:
         return {entry.id: (index.shard, entry) for index in indexes for entry in index.samples}
 
 
-def open_packed(folder: Path) -> PackedSplit:
+def open_packed(location: str) -> PackedSplit:
     """Open a packed split; raise :class:`UserError` when it is not there or not whole."""
+    folder = open_folder(location)
     return PackedSplit(folder, load_manifest(folder))
-
-
-def _sheet(clip: Clip) -> bytes:
-    """Return the frames with their skeletons as one JPEG.
-
-    Joints far outside the frame are drawn at its rim, and those that are not finite are left out:
-    a shard is anybody's file, and the drawing library takes neither.
-    """
-    factor = max(1, _READABLE_SIDE // clip.frames.shape[1])
-    frames = clip.frames.repeat(factor, axis=1).repeat(factor, axis=2)
-    finite = np.isfinite(clip.pose).all(axis=-1)
-    pose = np.clip(np.nan_to_num(clip.pose), -1.0, 2.0)
-    buffer = BytesIO()
-    sheet = contact_sheet(frames, pose, clip.mask & finite, _COLUMNS)
-    sheet.save(buffer, format="JPEG", quality=_QUALITY)
-    return buffer.getvalue()

@@ -12,12 +12,14 @@ import numpy as np
 import simplejpeg
 import torch
 
+from signfuse_dist.augment import spread_frames
 from signfuse_dist.config import RunConfig
 from signfuse_dist.data.corpora import Row
 from signfuse_dist.data.encode import encode_clip
-from signfuse_dist.data.loader import collate, sampled_frames
+from signfuse_dist.data.loader import collate
 from signfuse_dist.data.manifest import PackConfig, Packing
-from signfuse_dist.data.pose import JointsFile, PoseExtractor, choose_extractor
+from signfuse_dist.data.pose import JointsFile, PoseExtractor
+from signfuse_dist.data.pose_mediapipe import choose_extractor
 from signfuse_dist.data.shard import Clip
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.decode import load_translator
@@ -47,8 +49,9 @@ def translate_videos(
             print(f"error: {video}: {e}", file=sys.stderr)
             failed += 1
             continue
-        size = translator.run.data.frame_size
-        (translation,) = translator.translate(collate([clip], size, encode=None))
+        frames, lengths = torch.from_numpy(clip.frames), np.array([len(clip.frames)])
+        batch = collate([clip], frames, lengths, encode=None)
+        (translation,) = translator.translate(batch)
         print(json.dumps(_line(video, translation.text, clip), ensure_ascii=False), flush=True)
     return 1 if failed else 0
 
@@ -73,7 +76,8 @@ def read_video(
         end=None, signer=None, language=None, split="", joints=joints,
     )  # fmt: skip
     encoded = encode_clip(row, packing, extractor)
-    chosen = sampled_frames(len(encoded.jpegs), run.data.max_frames)
+    count = len(encoded.jpegs)
+    chosen = spread_frames(count, min(count, run.data.max_frames))
     frames = np.stack([simplejpeg.decode_jpeg(encoded.jpegs[i]) for i in chosen])
     return Clip(dict(encoded.record), frames, encoded.pose[chosen], encoded.mask[chosen])
 

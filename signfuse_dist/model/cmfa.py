@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from signfuse_dist.model.attention import attend
+from signfuse_dist.model.attention import Attention
 
 
 class CrossAttention(nn.Module):
@@ -17,20 +17,19 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.attention = Attention(num_heads)
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim)
 
     def forward(self, queries_from: Tensor, keys_from: Tensor, key_mask: Tensor) -> Tensor:
-        """``[batch, steps, dim]`` twice to ``[batch, steps, dim]``."""
-        attended = attend(
-            self.query(queries_from),
-            self.key(keys_from),
-            self.value(keys_from),
-            self.num_heads,
-            key_mask,
+        """``[batch, steps, dim]`` twice to ``[batch, steps, dim]``.
+
+        Both streams of a clip have the same steps, so one mask serves queries and keys.
+        """
+        attended = self.attention(
+            self.query(queries_from), self.key(keys_from), self.value(keys_from), key_mask, key_mask
         )
         projected: Tensor = self.output(attended)
         return projected

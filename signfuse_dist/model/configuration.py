@@ -12,9 +12,11 @@ from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError, raise_together
 
 _FIELDS = {f.name for f in dataclasses.fields(ModelConfig)}
-# Keys that transformers writes beside a model's own.
+# Keys that transformers writes beside a model's own, and takes where it reads a configuration.
 _OF_TRANSFORMERS = {f.name for f in dataclasses.fields(PreTrainedConfig)}
-_OF_TRANSFORMERS |= {"model_type", "name_or_path", "_name_or_path"}
+_OF_TRANSFORMERS |= PreTrainedConfig().to_dict().keys()
+_OF_TRANSFORMERS |= {"name_or_path", "output_attentions", "attn_implementation",
+                     "experts_implementation", "torch_dtype", "num_labels"}  # fmt: skip
 
 
 class SignFuseConfig(PreTrainedConfig):
@@ -42,7 +44,8 @@ class SignFuseConfig(PreTrainedConfig):
         own = {name: value for name, value in values.items() if name in _FIELDS}
         model = config_fields.build("model", ModelConfig, own, errors)
         raise_together(errors, "not the configuration of a SignFuse model")
-        super().__init__(**{k: v for k, v in values.items() if k in _OF_TRANSFORMERS})
+        theirs = _OF_TRANSFORMERS - {"model_type", "transformers_version"}
+        super().__init__(**{k: v for k, v in values.items() if k in theirs})
         for name in _FIELDS:
             setattr(self, name, getattr(model, name))
         self.llm_commit, self.llm_fingerprint = llm_commit, llm_fingerprint
@@ -59,8 +62,11 @@ class SignFuseConfig(PreTrainedConfig):
         return ModelConfig(**{name: getattr(self, name) for name in _FIELDS})
 
     def __eq__(self, other: object) -> bool:
-        """Compare every value; what transformers generates compares its own only."""
-        return isinstance(other, SignFuseConfig) and self.to_dict() == other.to_dict()
+        """Compare the model's values; what transformers generates compares its own only."""
+        return isinstance(other, SignFuseConfig) and self._own() == other._own()
+
+    def _own(self) -> tuple[Any, ...]:
+        return self.model, self.llm_commit, self.llm_fingerprint, self.max_frames
 
     __hash__ = None  # type: ignore[assignment]  # values can be changed
 

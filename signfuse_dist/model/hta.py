@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from signfuse_dist.batch import length_mask, pooling_weights
-from signfuse_dist.model.attention import attend
+from signfuse_dist.model.attention import Attention
 
 
 class TimeScale(nn.Module):
@@ -49,7 +49,8 @@ class TemporalAggregation(nn.Module):
     def __init__(self, dim: int, kernels: Sequence[int], strides: Sequence[int],
                  pooled_length: int, num_heads: int) -> None:  # fmt: skip
         super().__init__()
-        self.pooled_length, self.num_heads = pooled_length, num_heads
+        self.pooled_length = pooled_length
+        self.attention = Attention(num_heads)
         self.scales = nn.ModuleList(
             TimeScale(dim, kernel, stride) for kernel, stride in zip(kernels, strides, strict=True)
         )
@@ -67,7 +68,7 @@ class TemporalAggregation(nn.Module):
         mask = length_mask(step_lengths, fused.shape[1])
         combined = self.combine(self.multi_scale(fused * mask[:, :, None], step_lengths))
         query, key, value = self.query_key_value(combined).chunk(3, dim=-1)
-        attended = attend(query, key, value, self.num_heads, key_mask=None)
+        attended = self.attention(query, key, value)  # every pooled position is real
         temporal: Tensor = self.norm(combined + self.output(attended))
         return temporal
 

@@ -36,8 +36,8 @@ from signfuse_dist.weights import load_exactly, refuse_difference
 _CONFIG, _WEIGHTS, _ADAPTER = "config.json", "model.safetensors", "adapter"
 _ADAPTER_WEIGHTS = f"{_ADAPTER}/adapter_model.safetensors"
 # What may differ where a model is loaded: where its LLM is and how the numbers are computed.
-MOVABLE = ("llm", "llm_revision", "llm_dtype", "attention", "visual_chunk", "visual_checkpoint",
-           "visual_channels_last", "visual_compile")  # fmt: skip
+MOVABLE = ("llm", "llm_revision", "llm_dtype", "llm_quantization", "attention", "visual_chunk",
+           "visual_checkpoint", "visual_channels_last", "visual_compile")  # fmt: skip
 # What a stage may change of the one before: also how the LLM is adapted and asked, and whose
 # statistics batch norms use (with others than batch norms, names of tensors differ).
 _FREE = (*MOVABLE, "lora_targets", "lora_rank", "lora_alpha", "prompt", "visual_weights", "norm",

@@ -18,6 +18,7 @@ from signfuse_dist.batch import SignBatch, length_mask
 from signfuse_dist.config import EvaluationConfig, ModelConfig
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.model import parts
+from signfuse_dist.model.attention import set_backend
 from signfuse_dist.model.configuration import SignFuseConfig
 from signfuse_dist.model.llm import LanguageModel, TextTokenizer
 from signfuse_dist.model.reference import LLMReference
@@ -104,6 +105,7 @@ class SignFuse(nn.Module):
             llm_dim, rms = llm if isinstance(llm, tuple) else (llm.llm_dim, llm.embedding_rms)
             gain = rms if config.adapter_gain == "embeddings" else 1.0
             self.adapter = SignLanguageAdapter(config.dim, llm_dim, config.num_sign_tokens, gain)
+        set_backend(self, config.attention)
 
     @classmethod
     def from_pretrained(

@@ -16,14 +16,17 @@ import torch
 from conftest import REPOSITORY, Project, environment, free_port  # tests/integration/conftest.py
 
 from signfuse_dist import stages
+from signfuse_dist.augment import ClipFrames
 from signfuse_dist.cli import main
+from signfuse_dist.config import AugmentConfig
 from signfuse_dist.config_load import load_run
-from signfuse_dist.data.loader import ClipBatches, open_split
+from signfuse_dist.data.loader import ClipBatches
+from signfuse_dist.data.split import open_split
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation import decode
 from signfuse_dist.evaluation.decode import evaluate, load_translator
 from signfuse_dist.model import saved
-from signfuse_dist.plan import make_plan
+from signfuse_dist.plan import MicroBatch, make_plan
 from signfuse_dist.train import open_folder
 
 NUM_TEST = 5
@@ -66,9 +69,10 @@ def test_evaluation_writes_sentences_scores_and_gates(folder: Path, evaluated: P
     assert evaluated == folder / "evaluation" / "test"
     rows = pairs(evaluated)
     split = open_split(*_split(folder))
-    assert rows.keys() == {entry.id for entry in split.entries}
+    assert rows.keys() == {entry.id for entry in split.entries()}
     assert list(rows) == sorted(rows)
-    assert {n: row["reference"] for n, row in rows.items()} == {e.id: e.text for e in split.entries}
+    references = {entry.id: entry.text for entry in split.entries()}
+    assert {n: row["reference"] for n, row in rows.items()} == references
     assert len({row["hypothesis"] for row in rows.values()}) > 1, "the clips must tell apart"
     assert "| BLEU-4 |" in (folder / "model" / "README.md").read_text(encoding="utf-8")
     scores = json.loads((evaluated / "scores.json").read_text())
@@ -77,7 +81,7 @@ def test_evaluation_writes_sentences_scores_and_gates(folder: Path, evaluated: P
         assert {"BLEU-1", "BLEU-4", "chrF", "ROUGE-L", "METEOR"} <= scores[part]["metrics"].keys()
         for metric in scores[part]["metrics"].values():
             assert metric["signature"]
-    steps = {entry.id: (entry.num_frames + 1) // 2 for entry in split.entries}
+    steps = {entry.id: (entry.num_frames + 1) // 2 for entry in split.entries()}
     with np.load(evaluated / "gates.npz", allow_pickle=False) as gates:
         assert {name: gates[name].shape for name in gates.files} == {
             name: (count,) for name, count in steps.items()
@@ -85,7 +89,7 @@ def test_evaluation_writes_sentences_scores_and_gates(folder: Path, evaluated: P
         assert all(((gates[n] > 0) & (gates[n] < 1)).all() for n in gates.files)
 
 
-def _split(folder: Path) -> tuple[Path, Any]:
+def _split(folder: Path) -> tuple[str, Any]:
     run = load_translator(folder, torch.device("cpu")).run
     return run.shards("test"), run.data
 
@@ -121,7 +125,8 @@ def test_a_clip_alone_gets_the_sentence_and_gate_it_got_among_others(
 ) -> None:
     rows, translator = pairs(evaluated), load_translator(folder, torch.device("cpu"))
     split = open_split(*_split(folder))
-    dataset = ClipBatches(split, [[i] for i in range(NUM_TEST)], 64, None)
+    frames = ClipFrames(split.lengths, 64, AugmentConfig(), seed=0)
+    dataset = ClipBatches(split, [MicroBatch([i], 0) for i in range(NUM_TEST)], frames, None)
     with np.load(evaluated / "gates.npz", allow_pickle=False) as gates:
         for place in range(NUM_TEST):
             (alone,) = translator.translate(dataset[place])
@@ -177,10 +182,10 @@ def with_damaged_clip(project: Project, folder: Path) -> tuple[str, str]:
     shutil.copytree(project.folder / "shards" / "test", folder / "test")
     run = load_run(project.experiment, "finetune", [f"data.shards={folder}"])
     split = open_split(run.shards("test"), run.data)
-    with (folder / "test" / split.shards[2]).open("r+b") as file:
-        file.seek(split.entries[2].members["jpegs"][0])
+    with (folder / "test" / split.shard_of(2)).open("r+b") as file:
+        file.seek(split.members_of(2)["jpegs"][0])
         file.write(bytes(64))
-    return split.entries[2].id, f"data.shards={folder}"
+    return split.ids[2], f"data.shards={folder}"
 
 
 def test_a_damaged_clip_is_named_and_no_score_over_fewer_clips_is_written(

@@ -3,9 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 from little_clips import COLUMNS, truncated, write_corpus, write_joints, write_table, write_video
 
 from signfuse_dist.data.pack import PackConfig, PackError, PackSummary, pack
+from signfuse_dist.data.pose import FrameTracker, Joints, NoJoints
 from signfuse_dist.data.shard import load_index, load_manifest, read_clip
 from signfuse_dist.data.verify import verify
 from signfuse_dist.errors import UserError
@@ -147,35 +146,6 @@ def test_finished_shards_are_kept_and_damaged_ones_packed_again(tmp_path):
         assert (path.stat().st_mtime_ns == stamps[path.name]) == (path.name == "shard-000002.tar")
 
 
-PROGRAM = """
-from pathlib import Path
-from signfuse_dist.data.pack import PackConfig, pack
-if __name__ == "__main__":
-    config = PackConfig(frame_size=32, clips_per_shard=1)
-    pack("table", Path({table!r}), "train", Path({out!r}), config, workers=1)
-"""
-
-
-def test_a_killed_packing_goes_on_where_it_was(tmp_path):
-    whole = [("a", "0.mp4", "x", "0.npz")]
-    write_corpus(tmp_path, 1)
-    rows = [(f"id{i}", *whole[0][1:]) for i in range(60)]
-    table, out = write_table(tmp_path / "t.tsv", rows, COLUMNS), tmp_path / "out"
-    (tmp_path / "program.py").write_text(PROGRAM.format(table=str(table), out=str(out)))
-    process = subprocess.Popen([sys.executable, tmp_path / "program.py"], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("*.index.json"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "manifest.json").exists(), "killed before its end"
-    config = PackConfig(frame_size=32, clips_per_shard=1)
-    summary = packed(table, out, config=config)
-    assert 0 < summary.new_frames < summary.num_frames
-    packed(table, tmp_path / "undisturbed", config=config)
-    assert files(out) == files(tmp_path / "undisturbed")
-
-
 def test_a_folder_with_another_packing_is_never_overwritten(tmp_path):
     table, out = write_corpus(tmp_path, 3), tmp_path / "out"
     packed(table, out)
@@ -210,7 +180,9 @@ class Tracker:
             os.kill(os.getpid(), signal.SIGSEGV)
         if len(indices) == 8:
             raise RuntimeError("the graph stopped")
-        return np.zeros((len(indices), 75, 2), np.float32), np.zeros((len(indices), 75), bool)
+        return Joints(
+            np.zeros((len(indices), 75, 2), np.float32), np.zeros((len(indices), 75), bool)
+        )
 
 
 def write_bare_corpus(folder: Path, clips: int) -> Path:
@@ -235,8 +207,6 @@ def test_a_worker_that_dies_is_reported_by_shard_and_clip(tmp_path):
 
 def test_wrong_arguments_are_named(tmp_path):
     table = write_corpus(tmp_path, 1)
-    with pytest.raises(PackError, match="brings its own joints"):
-        packed(table, tmp_path / "out", extractor=Tracker())
     with pytest.raises(PackError, match="task 2 of 2"):
         packed(table, tmp_path / "out", task_id=2, num_tasks=2)
     with pytest.raises(PackError, match="workers -1"):
@@ -264,7 +234,7 @@ def test_verify_names_each_fault(tmp_path):
         "shard-000000.tar: its content does not agree with its checksum",
         "shard-000000.tar, clip clip%2E0: frame 0: no JPEG",
         "shard-000001.tar: torn: ",
-        "shard-000001.tar: torn: the tar cannot be read to its end",
+        "shard-000001.tar: torn: the tar ends within clip clip%2E3",
         "shard-000001.tar, clip clip%2E3: torn: ",
         "shard-000002.index.json: no such file",
         "shard-000009.tar: a tar that the manifest does not name",
@@ -295,3 +265,87 @@ def test_verify_checks_joints_and_records(tmp_path):
     assert "joints that are not finite" in found
     assert "masked but not 0" in found
     assert "text of the record is 'sentence X'" in found
+
+
+class Failing(FrameTracker):
+    """Stands for a pose model that fails at every frame of one clip and at one of another."""
+
+    name, version = "failing", "0"
+
+    def restart(self, after_failure):
+        pass
+
+    def find(self, picture, number):
+        self.clip = 1 + getattr(self, "clip", -1) if number == 0 else self.clip
+        if self.clip == 0 or (self.clip == 1 and number == 3):
+            raise RuntimeError("no memory on the card")
+        return np.full((75, 2), 0.5 if self.clip < 3 else np.nan)
+
+
+def test_failed_frames_and_absent_people_are_packed_flagged_and_counted(tmp_path):
+    table, out = write_bare_corpus(tmp_path, 4), tmp_path / "out"
+    summary = packed(table, out, extractor=Failing())
+    assert (summary.num_packed, summary.num_failed_frames) == (4, 6 + 1)
+    assert summary.failed_clips == ("clip.0", "clip.1")
+    nobody = dict.fromkeys(("no_left_hand", "no_person", "no_right_hand"), ("clip.0", "clip.3"))
+    assert summary.flagged == {**nobody, "failed_frames": ("clip.0", "clip.1")}
+    assert (
+        "the extractor failed at 7 of 27 frames, in 2 clips; they are packed with all joints "
+        "masked (the first: clip.0: RuntimeError no memory on the card)"
+    ) in str(summary)
+    assert [sample.failed_frames for _, sample in samples(out)] == [6, 1, 0, 0]
+    manifest = load_manifest(out)
+    assert [e.num_failed_frames for e in manifest.shards] == [7, 0]
+    assert (manifest.num_failed_frames, manifest.num_flagged) == (7, 3)
+    shard, sample = samples(out)[1]
+    clip = read_clip(out, shard, sample.members)
+    assert clip.mask.any(axis=1).tolist() == [True, True, True, False, True, True, True]
+    assert clip.record["failed_frames"] == 1
+    assert verify(out, 0) == []
+
+
+def test_an_extractor_that_is_named_takes_the_place_of_the_tables_joints(tmp_path):
+    table = write_corpus(tmp_path, 1)
+    packed(table, tmp_path / "out", extractor=NoJoints())
+    assert load_manifest(tmp_path / "out").packing.extractor == "none"
+
+
+def test_shards_of_an_earlier_format_are_left_alone_and_refused(tmp_path):
+    table, out = write_corpus(tmp_path, 3), tmp_path / "out"
+    packed(table, out)
+    for name in ("manifest.json", "shard-000000.index.json", "shard-000001.index.json"):
+        path = out / name
+        path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    before = files(out)
+    words = r"is of version 1 of the format, this program reads 2; pack the split again"
+    with pytest.raises(UserError, match=words):
+        packed(table, out)
+    (fault,) = verify(out, 0)
+    assert "version 1" in fault.what
+    (out / "manifest.json").unlink()
+    with pytest.raises(UserError, match=words):
+        packed(table, out)
+    del before["manifest.json"]
+    assert files(out) == before
+
+
+def test_what_a_killed_writer_of_the_last_files_left_is_removed(tmp_path):
+    table, out = write_corpus(tmp_path, 3), tmp_path / "out"
+    packed(table, out)
+    before = files(out)
+    (out / ".manifest.json.01.tmp").write_bytes(b"half a man")
+    (out / ".dropped.tsv.02.tmp").write_bytes(b"")
+    (out / "manifest.json").unlink()
+    packed(table, out)
+    assert files(out) == before
+
+
+def test_tasks_that_end_at_the_same_moment_leave_a_manifest(tmp_path):
+    table, out = write_corpus(tmp_path, 6), tmp_path / "out"
+    with ThreadPoolExecutor(3) as pool:
+        ended = list(
+            pool.map(lambda i: packed(table, out, task_id=i, num_tasks=3).complete, range(3))
+        )
+    assert any(ended)
+    packed(table, tmp_path / "alone")
+    assert files(out) == files(tmp_path / "alone")

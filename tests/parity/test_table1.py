@@ -21,7 +21,6 @@ D, KERNEL, JOINTS_IN = 512, 9, 2
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
     values: dict[str, Any] = yaml.safe_load((ROOT / "configs/model/llama2_7b.yaml").read_text())
-    values["lora_targets"] = tuple(values["lora_targets"])
     return ModelConfig(**values)
 
 

@@ -28,7 +28,7 @@ from signfuse_dist.skeleton import JOINT_LAYOUT
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
-COMMANDS = ("check", "pack", "verify", "train", "evaluate", "score", "report", "translate", "bench")
+COMMANDS = ("check", "pack", "verify", "train", "evaluate", "score", "report", "translate")
 
 
 @pytest.fixture

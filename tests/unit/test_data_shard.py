@@ -54,6 +54,7 @@ def clip(clip_id: str, frames: int) -> EncodedClip:
         "num_frames": frames,
         "signer": None,
         "flags": [],
+        "failed_frames": 0,
         "split": "train",
     }
     pose = np.arange(frames * NUM_JOINTS * 2, dtype=np.float32).reshape(frames, NUM_JOINTS, 2)
@@ -170,7 +171,6 @@ def edit(path: Path, change) -> None:
         (lambda m: m["shards"].append(m["shards"][0]), "lists a shard twice"),
         (lambda m: m.update(num_frames=6), "totals are not the sums"),
         (lambda m: m.update(num_rows=9), "rows are not clips packed"),
-        (lambda m: m.update(version=2), "version 2"),
         (lambda m: m.update(joint_layout="coco-17"), "laid out as 'coco-17'"),
         (lambda m: m["settings"].update(frame_size=9999), "frame_size 9999"),
         (lambda m: m.pop("split"), "'split' is missing"),

@@ -17,6 +17,7 @@ import yaml
 
 from signfuse_dist import cli
 from signfuse_dist.config_load import SECTIONS, load_run
+from signfuse_dist.data.corpora import CORPORA, csl_daily, how2sign, phoenix14t
 from signfuse_dist.data.manifest import PackConfig, Packing
 from signfuse_dist.data.shard import EncodedClip, write_shard
 from signfuse_dist.evaluation.presets import PRESETS
@@ -58,18 +59,17 @@ def flags(words: str) -> list[str]:
 
 @cache
 def subcommands() -> dict[str, set[str]]:
-    parser = cli._parser()
-    (action,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return {name: _all_flags(sub) for name, sub in action.choices.items()}
+    """The flags of each subcommand; those of a group stand as `bench attention`."""
+    return _below(cli._parser(), "")
 
 
-def _all_flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Flags of a parser and of its own subcommands."""
-    found = set(parser._option_string_actions)
+def _below(parser: argparse.ArgumentParser, before: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for sub in action.choices.values():
-                found |= _all_flags(sub)
+            for name, sub in action.choices.items():
+                found[before + name] = set(sub._option_string_actions)
+                found.update(_below(sub, f"{before}{name} "))
     return found
 
 
@@ -110,6 +110,9 @@ def test_every_subcommand_and_flag_that_a_document_shows_exists(document: Path) 
     for line in commands(document):
         for found in re.finditer(r"(?<![\w/])(?:signfuse|signfuse_dist\.cli) ([a-z]+)(.*)", line):
             name, rest = found.groups()
+            if any(known.startswith(f"{name} ") for known in subcommands()) and rest.split():
+                what, *others = rest.split()
+                name, rest = f"{name} {what}", " ".join(others)
             assert name in subcommands(), f"no `signfuse {name}`: {line}"
             unknown = set(flags(rest)) - subcommands()[name]
             assert not unknown, f"`signfuse {name}` has no {unknown}: {line}"
@@ -222,15 +225,59 @@ def test_every_metric_preset_is_described() -> None:
     assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == set(PRESETS)
 
 
+def _first_cells(text: str) -> list[str]:
+    """Names in the first column of the tables of ``text``."""
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+def _data_sources() -> str:
+    return "".join(p.read_text() for p in (ROOT / "signfuse_dist" / "data").rglob("*.py"))
+
+
 def test_every_reason_for_dropping_a_row_is_one_that_the_packer_gives() -> None:
-    text = (ROOT / "shards" / "table.md").read_text(encoding="utf-8")
-    table = text[text.index("## Rows that are dropped") : text.index("## Clips that are flagged")]
-    reasons = [r for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
-               for r in re.findall(r"`([^`]+)`", row)]  # fmt: skip
-    source = "".join(p.read_text() for p in (ROOT / "signfuse_dist" / "data").glob("*.py"))
+    table = (ROOT / "shards" / "table.md").read_text(encoding="utf-8")
+    csl = (ROOT / "shards" / "csl_daily.md").read_text(encoding="utf-8")
+    reasons = _first_cells(table[table.index("## Rows that are dropped") : table.index("## Orph")])
+    own = _first_cells(csl[csl.index("| reason |") : csl.index("## Counts")])
     assert len(reasons) > 10
-    for reason in reasons:
-        assert re.search(rf'f?"{reason}[:" ]', source), f"nothing drops a row for {reason!r}"
+    assert "no annotation" in own
+    for reason in (*reasons, *own):
+        assert re.search(rf'f?"{reason}[:" ]', _data_sources()), f"nothing gives {reason!r}"
+
+
+def test_the_kinds_of_orphans_that_are_described_are_those_that_are_listed() -> None:
+    text = (ROOT / "shards" / "table.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r'Orphan\(f?"([a-z ]+):', _data_sources()))
+    table = text[text.index("## Orphans") : text.index("## Clips that are flagged")]
+    assert set(_first_cells(table)) == listed
+
+
+@pytest.mark.parametrize("corpus", ["phoenix14t", "csl_daily", "how2sign"])
+def test_the_page_of_a_corpus_packs_what_its_configuration_reads(corpus: str) -> None:
+    page = ROOT / "shards" / f"{corpus}.md"
+    data = load_run(str(ROOT / f"configs/experiment/{corpus}.yaml"), "finetune").data
+    assert (data.corpus, data.shards) == (corpus, f"shards/{corpus}")
+    assert data.frame_size == PackConfig().frame_size
+    packed = {}
+    for line in blocks(page)[1].splitlines():
+        if line.startswith("signfuse pack"):
+            options = cli._parse(line.split()[1:])
+            assert options.corpus == corpus
+            packed[options.split] = (str(options.out), options.fps)
+    splits = (data.train_split, data.dev_split, data.test_split)
+    assert packed == {s: (f"{data.shards}/{s}", data.fps) for s in splits}
+
+
+def test_every_corpus_has_a_page_and_its_published_counts() -> None:
+    for corpus in CORPORA:
+        page = ROOT / "shards" / f"{corpus.removesuffix('_precut')}.md"
+        assert f"`{corpus}`" in page.read_text(encoding="utf-8")
+    for module in (phoenix14t, csl_daily, how2sign):
+        text = (ROOT / "shards" / f"{module.NAME}.md").read_text(encoding="utf-8")
+        counts = re.findall(r"^\| (\w+) \| ([\d,]+) \|", text[text.index("## Counts") :], re.M)
+        found = {split: int(count.replace(",", "")) for split, count in counts}
+        assert found == {split: count for split, count in module.ROWS.items() if count}
 
 
 def test_the_example_reads_a_shard_with_stock_webdataset(
@@ -243,6 +290,7 @@ def test_the_example_reads_a_shard_with_stock_webdataset(
     packing = Packing("table", "t.tsv", "dev", JOINT_LAYOUT, "synthetic", "1", PackConfig(), "")
     black = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), dtype=np.uint8))
     record = {"id": "a.b", "text": "a", "num_frames": 3, "signer": None, "flags": []}
+    record["failed_frames"] = 0
     pose, mask = np.zeros((3, NUM_JOINTS, 2), np.float32), np.ones((3, NUM_JOINTS), bool)
     write_shard(shard, [EncodedClip(record, [black] * 3, pose, mask)], packing)
     monkeypatch.chdir(tmp_path)

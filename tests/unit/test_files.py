@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import STATE, checksum, read_state, write_folder, write_text
+from signfuse_dist.files import (
+    STATE,
+    checksum,
+    read_state,
+    remove_leftovers,
+    write_alike,
+    write_folder,
+    write_text,
+)
 
 
 def write(folder: Path, content: bytes = b"content", **state: Any) -> Path:
@@ -108,3 +118,53 @@ def test_a_checksum_is_sha256_of_all_of_a_large_file(tmp_path: Path) -> None:
     content = bytes(range(256)) * 4096 * 3 + b"end"  # more than two blocks
     (tmp_path / "large").write_bytes(content)
     assert checksum(tmp_path / "large") == hashlib.sha256(content).hexdigest()
+
+
+def test_leftovers_of_the_named_files_are_removed_and_no_others(tmp_path: Path) -> None:
+    for name in (".a.tar.0f.tmp", ".b.tar.1f.tmp", ".a.tar.tmp", "a.tar.2f.tmp", "a.tar"):
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path, {"a.tar"})
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".a.tar.tmp", ".b.tar.1f.tmp", "a.tar", "a.tar.2f.tmp"]
+
+
+def test_a_file_that_many_write_at_once_is_there_from_the_first_on(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    seen: list[bool] = []
+
+    def write_many(_: int) -> None:
+        for _ in range(40):
+            write_alike(path, b"alike")
+            seen.append(path.read_bytes() == b"alike")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write_many, range(8)))
+    assert len(seen) == 320
+    assert all(seen)
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_writer_whose_temporary_file_another_removed_has_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace = tmp_path / "manifest.json", os.replace
+
+    def overtaken(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        write_alike(path, b"alike")  # another process, from beginning to end
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", overtaken)
+    write_alike(path, b"alike")
+    assert path.read_bytes() == b"alike"
+
+
+def test_a_temporary_file_that_vanished_for_no_reason_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(source: Path, target: Path) -> None:
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr(os, "replace", lost)
+    with pytest.raises(FileNotFoundError):
+        write_alike(tmp_path / "manifest.json", b"alike")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import itertools
 import math
+import pickle
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +17,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signfuse_dist.config import StageConfig, TrainConfig
+from signfuse_dist.augment import ClipFrames
+from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import (
     PADDING,
+    MicroBatches,
     Plan,
     divisors_that_fit,
     epoch_order,
     global_batch,
     learning_rate,
     make_plan,
-    micro_batches,
     share_out,
 )
 
@@ -75,7 +81,13 @@ def test_without_warmup_the_first_step_has_the_peak() -> None:
 
 def _seen(plan: Plan, lengths: list[int], start: int = 0) -> list[list[list[int]]]:
     """Return, for each micro step, the clips of each rank."""
-    ranks = [list(micro_batches(plan, 7, lengths, r, start)) for r in range(plan.world_size)]
+    stored = np.array(lengths)
+
+    def frames_of(_: int, clips: np.ndarray) -> np.ndarray:
+        return stored[clips]
+
+    orders = [MicroBatches(plan, 7, frames_of, rank, start) for rank in range(plan.world_size)]
+    ranks = [[order[i].clips for i in range(len(order))] for order in orders]
     return [list(clips) for clips in zip(*ranks, strict=True)]
 
 
@@ -141,30 +153,79 @@ def test_a_step_beyond_the_order_is_all_padding() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_sharing_out_keeps_every_clip_and_gives_each_process_as_many(data: Any) -> None:
-    world = data.draw(st.sampled_from([1, 2, 4]))
-    each = data.draw(st.integers(1, 6))
-    real = data.draw(st.integers(0, world * each))
-    lengths = data.draw(st.lists(st.integers(1, 300), min_size=real, max_size=real))
-    clips = np.array([*range(real), *[PADDING] * (world * each - real)])
-    shares = share_out(clips, lengths, world)
+    world, each = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.integers(1, 6))
+    count = world * each
+    frames = data.draw(st.lists(st.integers(0, 300), min_size=count, max_size=count))
+    shares = share_out(np.array(frames), world)
     assert shares.shape == (world, each)
-    assert sorted(shares.flatten().tolist()) == sorted(clips.tolist())
+    assert sorted(shares.flatten().tolist()) == list(range(count))
 
 
-def test_sharing_out_balances_frames() -> None:
-    assert share_out(np.array([0, 1, 2, 3]), [9, 8, 2, 1], 2).tolist() == [[0, 3], [1, 2]]
-    drawn = np.random.default_rng(0)
-    balance = []
-    for _ in range(20):
-        lengths = drawn.integers(16, 257, 32)
-        loads = lengths[share_out(np.arange(32), lengths, 4)].sum(axis=1)
-        balance.append(loads.mean() / loads.max())
-    assert min(balance) > 0.95
+def test_sharing_out_balances_frames_by_swaps_that_longest_first_misses() -> None:
+    frames = np.array([8, 7, 6, 5, 4, 4])  # longest first, with room for three each: 16 and 18
+    shares = share_out(frames, 2)
+    assert sorted(frames[shares].sum(axis=1).tolist()) == [17, 17]
 
 
 def test_places_of_weight_zero_are_spread_where_there_is_least_to_do() -> None:
-    shares = share_out(np.array([0, 1, PADDING, PADDING]), [100, 10], 2)
-    assert shares.tolist() == [[0, PADDING], [1, PADDING]]
+    assert share_out(np.array([100, 10, 0, 0]), 2).tolist() == [[0, 3], [1, 2]]
+
+
+def drawn_lengths(corpus: str, count: int) -> np.ndarray:
+    """Clip lengths with the published mean, 99th percentile and maximum of a corpus, in frames."""
+    drawn = np.random.default_rng(1)
+    if corpus == "phoenix14t":  # mean 116.6, p99 259, max 475
+        frames = np.clip(drawn.gamma(5.44, 116.6 / 5.44, count), 16, 475)
+    else:  # How2Sign at 24 fps: mean 6.6 s, 0.11 s to 45.8 s, with a long tail
+        frames = 24 * np.clip(drawn.lognormal(np.log(6.6) - 0.26, 0.72, count), 0.11, 45.8)
+    return frames.astype(np.int64)
+
+
+def balance(lengths: np.ndarray, world: int, steps: int = 12) -> float:
+    """Return mean / max frames a process over steps of 8 clips a process: the time not waited."""
+    order, size = epoch_order(0, 0, len(lengths)), 8 * world
+    mean = most = 0.0
+    for step in range(min(steps, len(lengths) // size)):
+        frames = lengths[global_batch(order, step, size)]
+        loads = frames[share_out(frames, world)].sum(axis=1)
+        mean, most = mean + loads.mean(), most + loads.max()
+    return mean / most
+
+
+@pytest.mark.parametrize("world", [4, 5, 8, 16, 31, 32, 64, 128, 256])
+@pytest.mark.parametrize(("corpus", "count"), [("phoenix14t", 7096), ("how2sign", 31_000)])
+def test_processes_get_as_many_frames_as_each_other(corpus: str, count: int, world: int) -> None:
+    lengths = drawn_lengths(corpus, count)
+    assert balance(lengths, world) >= 0.97
+
+
+@pytest.mark.parametrize("world", [4, 16, 64, 256])
+def test_real_how2sign_clips_are_balanced(shared: Path, world: int) -> None:
+    rows = []
+    for name in ("val", "test"):
+        path = shared / "data" / "text" / f"how2sign_realigned_{name}.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            rows += list(csv.DictReader(file))
+    seconds = [float(r["END_REALIGNED"]) - float(r["START_REALIGNED"]) for r in rows]
+    # One clip of 58 s alone holds more frames than its process's share of 8 average ones.
+    lengths = np.array([max(1, round(24 * min(s, 45.8))) for s in seconds])
+    assert len(lengths) > 4000
+    assert balance(lengths, world) >= 0.97
+
+
+def test_any_position_in_a_million_clips_is_reached_in_under_a_second() -> None:
+    count = 1_000_000
+    plan = make_plan(count, dataclasses.replace(STAGE, epochs=30), _train(8, 32), 4)
+    config = AugmentConfig(speed=0.2, crop=0.1)
+    lengths = np.full(count, 100, dtype=np.int32)
+    began = time.process_time()
+    frames = ClipFrames(lengths, 128, config, seed=3)
+    order = MicroBatches(plan, 3, frames.counts, 2, start_step=plan.total_steps - 5)
+    last = order[len(order) - 1]
+    assert time.process_time() - began < 1.0
+    assert len(last.clips) == 8
+    assert last.epoch == 29
+    assert len(pickle.dumps(order)) < 10 * lengths.nbytes  # what a loader worker is sent
 
 
 def test_a_batch_that_does_not_divide_is_refused_and_what_divides_is_named() -> None:

@@ -51,6 +51,7 @@ def pack(folder, ids):
         jpegs = [simplejpeg.encode_jpeg(frame, colorspace="RGB") for frame in frames]
         pose = rng.random((5, NUM_JOINTS, 2), np.float32)
         record = {"id": name, "num_frames": 5, "text": "t", "signer": None, "flags": []}
+        record["failed_frames"] = 0
         clips.append(shard.EncodedClip(record, jpegs, pose, np.ones((5, NUM_JOINTS), bool)))
     index = shard.write_shard(folder / "shard-000000.tar", clips, packing)
     entry = index.entry()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_reference import loop_kernel
 from beartype import beartype
 from jaxtyping import Bool, Float, Float64, Int, Shaped, TypeCheckError, UInt8, jaxtyped
 from model_factory import draw_clips, join, small_model, tiny_tokenizer
@@ -27,6 +28,7 @@ from torch import Tensor
 import signfuse_dist.batch
 import signfuse_dist.loss
 import signfuse_dist.model
+import signfuse_dist.model.attention_packed
 from signfuse_dist.config import LossConfig
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.stages import StageObjective, prepare, set_mode
@@ -37,6 +39,11 @@ _Lengths = Int[Tensor, "batch"]
 _Weight = Float[Tensor, "batch"]
 _Features = Float[Tensor, "batch channels steps *rest"]
 _Frames = UInt8[Tensor, "frames 3 height width"]
+_Attention = {
+    "query": Float[Tensor, "batch queries dim"], "key": Float[Tensor, "batch keys dim"],
+    "value": Float[Tensor, "batch keys dim"], "key_mask": Bool[Tensor, "batch keys"] | None,
+    "query_mask": Bool[Tensor, "batch queries"] | None,
+}  # fmt: skip
 _TwoStreams = {"visual": _Fused, "skeletal": _Fused, "mask": _StepMask}
 _RETURN = "return"
 
@@ -62,10 +69,26 @@ SHAPES: dict[str, dict[str, Any]] = {
         "text_lengths": _Lengths, _RETURN: Float[Tensor, "batch"],
     },
     "loss.gather_rows": {"x": Shaped[Tensor, "batch *rest"], _RETURN: Shaped[Tensor, "all *rest"]},
-    "model.attention.attend": {
-        "query": Float[Tensor, "batch queries dim"], "key": Float[Tensor, "batch keys dim"],
-        "value": Float[Tensor, "batch keys dim"], "key_mask": Bool[Tensor, "batch keys"] | None,
-        _RETURN: Float[Tensor, "batch queries dim"],
+    "model.attention.attend": {**_Attention, _RETURN: Float[Tensor, "batch queries dim"]},
+    "model.attention.Attention.forward": {
+        **_Attention, _RETURN: Float[Tensor, "batch queries dim"],
+    },
+    "model.attention.attend_eagerly": {
+        **_Attention,
+        _RETURN: tuple[
+            Float[Tensor, "batch queries dim"], Float[Tensor, "batch {num_heads} queries keys"]
+        ],
+    },
+    "model.attention_packed.attend_packed": {
+        **_Attention, _RETURN: Float[Tensor, "batch queries dim"],
+    },
+    "model.attention_packed.find_tokens": {"mask": _StepMask | None},
+    "model.attention_packed.Packing.pack": {
+        "x": Float[Tensor, "batch steps *rest"], _RETURN: Float[Tensor, "tokens *rest"],
+    },
+    "model.attention_packed.Packing.unpack": {
+        "packed": Float[Tensor, "tokens *rest"],
+        _RETURN: Float[Tensor, "{self.shape[0]} {self.shape[1]} *rest"],
     },
     "model.cmfa.CrossAttention.forward": {
         "queries_from": _Fused, "keys_from": _Fused, "key_mask": _StepMask, _RETURN: _Fused,
@@ -226,8 +249,11 @@ def _run_everything() -> None:
     changes: list[dict[str, Any]] = [
         {"norm": "sync", "visual_norm": "sync"}, {"visual_chunk": 2},
         {"visual_norm": "frozen", "norm": "local"}, {"scales": (), "fusion": "concat"},
-        {"streams": "visual"}, {"fusion_layers": 0, "norm": "frozen"},
+        {"streams": "visual"}, {"fusion_layers": 0, "norm": "frozen"}, {"attention": "eager"},
     ]  # fmt: skip
+    query, key = torch.randn(3, 2, 12), torch.randn(3, 5, 12)
+    mask = torch.arange(5)[None] < torch.tensor([5, 1, 3])[:, None]
+    signfuse_dist.model.attention_packed.attend_packed(query, key, key, 2, mask, None, loop_kernel)
     batch = join(draw_clips([5, 1, 3]))
     for change in changes:
         model = small_model(**change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from signfuse_dist.loss import contrastive
 from signfuse_dist.model import llm as llm_module
 from signfuse_dist.model import saved
 from signfuse_dist.model.norm import ImageBatchNorm
-from signfuse_dist.model.reference import LLMReference
 from signfuse_dist.model.signfuse import SignFuse, Streams
 from signfuse_dist.stages import (
     StageObjective,
@@ -131,25 +131,18 @@ def test_the_contrastive_stage_loads_no_language_model(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("stage", ["alignment", "finetune"])
 def test_the_other_stages_load_the_language_model_of_the_configuration(
-    stage: StageName, monkeypatch: pytest.MonkeyPatch
+    stage: StageName, tmp_path: Path
 ) -> None:
-    asked: list[Any] = []
-
-    def load(name: str, **settings: Any) -> Any:
-        asked.append((name, settings))
-        return tiny_llama()
-
-    monkeypatch.setattr(
-        llm_module.AutoTokenizer, "from_pretrained", lambda name, **_: tiny_tokenizer()
-    )
-    monkeypatch.setattr(llm_module.AutoModelForCausalLM, "from_pretrained", load)
-    monkeypatch.setattr(saved, "refer", lambda name, revision: LLMReference(None, name))
-    model, tokenizer = saved.build(small_config(), needs_language_model(stage))
-    settings = {"revision": None, "dtype": torch.float32, "attn_implementation": "sdpa"}
-    assert asked == [("made-in-the-test", settings)]
+    tiny_llama().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = small_config(llm=str(tmp_path), llm_dtype="bfloat16", attention="eager")
+    model, tokenizer = saved.build(config, needs_language_model(stage))
     assert tokenizer is not None
+    assert model.language_model is not None
     assert model.adapter is not None
     assert model.adapter.mlp[2].out_features == 12  # d_LLM, read from the model
+    assert {p.dtype for p in model.language_model.parameters()} == {torch.bfloat16}
+    assert model.language_model.attention == "eager"
 
 
 def test_each_stage_starts_from_the_one_before() -> None:

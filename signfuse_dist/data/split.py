@@ -1,0 +1,142 @@
+"""A packed split as the loader holds it: columns of numbers, so that a million clips are small."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signfuse_dist.config import DataConfig
+from signfuse_dist.data.manifest import (
+    Manifest,
+    SampleEntry,
+    load_index,
+    load_manifest,
+    manifest_bytes,
+    pose_path,
+)
+from signfuse_dist.data.storage import Folder, RangeCache, is_local, open_folder
+from signfuse_dist.errors import UserError, raise_together
+
+
+@dataclass(frozen=True)
+class Split:
+    """A packed split: where each clip lies, without its text and pictures.
+
+    Arrays have one row a clip, in the order of the shards.
+    """
+
+    folder: Folder
+    manifest: Manifest
+    cache: RangeCache | None
+    ids: tuple[str, ...]
+    lengths: NDArray[np.int32]
+    """Frames as stored, ``[clips]``."""
+    shards: NDArray[np.int32]
+    """Place of the clip's shard in the manifest, ``[clips]``."""
+    members: NDArray[np.int64]
+    """Offset and size of each member in the tar, in bytes, ``[clips, members, 2]``."""
+    digests: NDArray[np.uint64]
+    """:func:`record_digest` of what the index says of each clip, ``[clips]``."""
+    poses: Split | None = None
+    """The pose set whose joints take the place of the clips' own: the same clips in its order."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def frame_size(self) -> int:
+        """Side of the stored square, in pixels."""
+        return self.manifest.packing.settings.frame_size
+
+    def shard_of(self, place: int) -> str:
+        """Return the name of the tar that holds a clip."""
+        return self.manifest.shards[int(self.shards[place])].name
+
+    def members_of(self, place: int) -> dict[str, tuple[int, int]]:
+        """Return (offset, size) of each member of a clip."""
+        spans = self.members[place].tolist()
+        names = self.manifest.packing.members
+        return {name: (span[0], span[1]) for name, span in zip(names, spans, strict=True)}
+
+    def entries(self) -> Iterator[SampleEntry]:
+        """Read the indexes again and yield all that they say of each clip, its text too."""
+        for shard in self.manifest.shards:
+            yield from load_index(self.folder, shard).samples
+
+
+def open_split(location: str | Path, data: DataConfig) -> Split:
+    """Read a split's manifest and indexes and compare its packing with the configuration.
+
+    Raises UserError when it, or the pose set that is asked for, is not packed, damaged, or packed
+    with other settings.
+    """
+    folder = open_folder(str(location))
+    manifest = load_manifest(folder)
+    settings, errors = manifest.packing.settings, []
+    if settings.frame_size != data.frame_size:
+        errors.append(f"packed at frame_size {settings.frame_size}, asked {data.frame_size}")
+    if settings.fps != data.fps:
+        errors.append(f"packed at fps {settings.fps}, asked {data.fps}")
+    raise_together(errors, f"{folder}: change data.* or pack again")
+    if not manifest.num_samples:
+        raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")
+    split = read_split(folder, manifest, None if is_local(folder) else _cache(manifest, data))
+    return split if data.poses is None else replace(split, poses=_open_poses(split, data))
+
+
+def _open_poses(split: Split, data: DataConfig) -> Split:
+    """Read the pose set ``data.poses`` and compare it with the clips it is to serve."""
+    name = str(data.poses)
+    try:
+        folder = split.folder / pose_path(name)
+        manifest = load_manifest(folder)
+    except UserError as error:
+        raise UserError(f"data.poses={name}: {error}") from error
+    poses = read_split(folder, manifest, split.cache and _cache(manifest, data))
+    extraction = (manifest.packing.extractor, manifest.packing.extractor_version)
+    if split.manifest.packing.of_poses(*extraction) != manifest.packing or (
+        (poses.ids, poses.lengths.tolist()) != (split.ids, split.lengths.tolist())
+    ):
+        raise UserError(
+            f"data.poses={name}: {folder} belongs to other clips; `signfuse verify` says how they "
+            "differ, `signfuse pose` extracts them again"
+        )
+    return poses
+
+
+def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> Split:
+    """Read one index after the other into columns that have their size from the manifest.
+
+    Raises :class:`~signfuse_dist.data.manifest.ShardError` for an index that is damaged.
+    """
+    count = manifest.num_samples
+    lengths, shards = np.zeros(count, np.int32), np.zeros(count, np.int32)
+    names = manifest.packing.members
+    members = np.zeros((count, len(names), 2), np.int64)
+    digests = np.zeros(count, np.uint64)
+    ids: list[str] = []
+    for number, shard in enumerate(manifest.shards):
+        for sample in load_index(folder, shard).samples:
+            place = len(ids)
+            ids.append(sample.id)
+            lengths[place], shards[place] = sample.num_frames, number
+            members[place] = [sample.members[name] for name in names]
+            digests[place] = record_digest(sample.id, sample.text, sample.num_frames)
+    return Split(folder, manifest, cache, tuple(ids), lengths, shards, members, digests)
+
+
+def record_digest(clip_id: str, text: str, num_frames: int) -> int:
+    """Return 64 bits that tell whether a record in a tar is the one that the index describes."""
+    said = f"{clip_id}\0{text}\0{num_frames}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
+
+
+def _cache(manifest: Manifest, data: DataConfig) -> RangeCache:
+    """Copies are kept under the manifest's digest: shards that are packed again are read again."""
+    namespace = hashlib.sha256(manifest_bytes(manifest)).hexdigest()
+    return RangeCache(Path(data.shard_cache), int(data.shard_cache_gb * 1e9), namespace)

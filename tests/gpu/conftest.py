@@ -1,0 +1,26 @@
+"""What the tests on a GPU need; each skips by the name of what is missing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def device() -> torch.device:
+    """The GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA GPU")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(params=["flash_attention_2", "varlen"])
+def kernel(request: pytest.FixtureRequest, device: torch.device) -> str:
+    """Each variable-length backend that is here."""
+    from signfuse_dist.model.attention_choice import why_not
+
+    reason = why_not(request.param, device, torch.bfloat16, 64)
+    if reason is not None:
+        pytest.skip(f"{request.param} is not here: {reason}")
+    name: str = request.param
+    return name
