@@ -17,7 +17,9 @@ def add_bench(commands: _Commands) -> None:
         help="measure a part of the system against what it could be",
         description="Measure one part of the system on this machine, and print a table.",
     )
-    parts = command.add_subparsers(title="what to measure", required=True, metavar="WHAT")
+    parts = command.add_subparsers(
+        title="what to measure", required=True, metavar="WHAT", help="each has its own --help"
+    )
     for add in (_add_pack,):
         add(parts)
 

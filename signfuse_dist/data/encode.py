@@ -27,7 +27,7 @@ def encode_clip(row: Row, packing: Packing, extractor: PoseExtractor | None) -> 
     settings = packing.settings
     finder = _finder(row, extractor)
     jpegs: list[bytes] = []
-    with open_video(row.video, settings.fps) as source:
+    with _opened(row, packing) as source:
         frames = _frames(source, row, packing, finder)
         joints = finder.extract(_compressing(frames, settings.jpeg_quality, jpegs))
         fps = settings.fps or source.fps
@@ -44,7 +44,7 @@ def encode_pose(row: Row, packing: Packing, extractor: PoseExtractor | None) -> 
     Raises as that does.
     """
     finder = _finder(row, extractor)
-    with open_video(row.video, packing.settings.fps) as source:
+    with _opened(row, packing) as source:
         joints = finder.extract(_frames(source, row, packing, finder))
     record = _pose_record(row, packing, joints, finder)
     return EncodedPose(record, joints.pose, joints.mask, joints.failure)
@@ -56,6 +56,10 @@ def _finder(row: Row, extractor: PoseExtractor | None) -> PoseExtractor:
     if row.joints is None:
         raise ValueError("a row without joints needs a pose extractor")
     return JointsFile(row.joints)
+
+
+def _opened(row: Row, packing: Packing) -> VideoFile | FrameFolder:
+    return open_video(row.video, packing.settings.fps)
 
 
 def _frames(

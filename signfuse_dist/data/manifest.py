@@ -247,7 +247,7 @@ def read_index(folder: Path, shard: str) -> ShardIndex:
 
 def _load(path: Path, absent: str) -> Fields:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
         raise ShardError(str(path), "", f"no such file, {absent}") from error
     except (OSError, ValueError, RecursionError) as error:

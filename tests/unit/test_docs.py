@@ -60,7 +60,14 @@ def flags(words: str) -> list[str]:
 def subcommands() -> dict[str, set[str]]:
     parser = cli._parser()
     (action,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return {name: set(sub._option_string_actions) for name, sub in action.choices.items()}
+    return {name: options_of(sub) for name, sub in action.choices.items()}
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a subcommand, and of those that stand below it."""
+    nested = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    below = [options_of(sub) for action in nested for sub in action.choices.values()]
+    return set(parser._option_string_actions).union(*below)
 
 
 @cache
