@@ -20,7 +20,9 @@ def add_bench(commands: _Commands) -> None:
         description="Measure a part of the system on this machine; the figures go to standard "
         "output.",
     )
-    whats = command.add_subparsers(title="what", required=True, metavar="WHAT")
+    whats = command.add_subparsers(
+        title="what to measure", required=True, metavar="WHAT", help="each has its own --help"
+    )
     for add in (_add_attention, _add_loader, _add_memory, _add_pack, _add_parameters):
         add(whats)
 

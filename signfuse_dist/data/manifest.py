@@ -247,7 +247,7 @@ def read_index(folder: Folder, shard: str) -> ShardIndex:
 
 def _load(path: Folder, absent: str) -> Fields:
     try:
-        value = json.loads(read_file(path))
+        value = json.loads(read_file(path).decode("utf-8"))
     except FileNotFoundError as error:
         raise ShardError(str(path), "", f"no such file, {absent}") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -292,7 +292,7 @@ class _ClipReader:
 
     def _record(self) -> dict[str, Any]:
         try:
-            record = json.loads(self._bytes("json"))
+            record = json.loads(self._bytes("json").decode("utf-8"))
             self._key = key_of(record["id"])
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise ShardError(

@@ -28,7 +28,10 @@ from signfuse_dist.skeleton import JOINT_LAYOUT
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
-COMMANDS = ("check", "pack", "verify", "train", "evaluate", "score", "report", "translate")
+COMMANDS = (
+    "check", "pack", "pose", "verify", "train", "evaluate", "score", "report", "translate", "bench",
+)  # fmt: skip
+NESTED = ("bench memory", "bench pack", "bench parameters")
 
 
 @pytest.fixture
@@ -68,14 +71,14 @@ def misread(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def told(text: str, name: str) -> bool:
     """Whether the line of an argument says more than its name and that of its value."""
-    (line,) = re.findall(rf"^  {re.escape(name)}.*$", text, re.MULTILINE)
+    (line,) = re.findall(rf"^  {re.escape(name)}(?![\w-]).*$", text, re.MULTILINE)
     return re.search(r"\S {2,}\S", line) is not None
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *NESTED])
 def test_every_subcommand_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: signfuse {command}")
@@ -267,6 +270,46 @@ def test_pack_says_what_is_wrong_with_what_it_was_given(
     assert "fps -1.0" in told("--fps", "-1")
     assert "absent.tsv" in told(root=str(tmp_path / "absent.tsv"))
     assert "tabel" in told(corpus="tabel")
+
+
+def test_tasks_share_the_shards_and_the_last_writes_the_manifest(
+    tmp_path: Path, packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = str(tmp_path / "corpus" / "corpus.tsv"), tmp_path / "tasks"
+    words = ["pack", "table", "--root", table, "--split", "train", "--out", str(out)]
+    words += ["--workers", "0", "--frame-size", "32", "--clips-per-shard", "2", "--num-tasks", "2"]
+    assert main([*words, "--task-id", "1"]) == 0
+    assert "1 of 2 shards are whole" in capsys.readouterr().out
+    assert main([*words, "--task-id", "0"]) == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {
+        p.name: p.read_bytes() for p in packed.iterdir()
+    }
+    capsys.readouterr()
+    assert "task 2 of 2: must be from 0" in refused(capsys, *words, "--task-id", "2")
+
+
+def test_a_pose_set_is_extracted_verified_and_named(
+    tmp_path: Path, packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = str(tmp_path / "corpus" / "corpus.tsv")
+    words = ["pose", "table", "--root", table, "--split", "train", "--shards", str(packed)]
+    assert main([*words, "--name", "v2", "--workers", "0"]) == 0
+    assert "train, poses v2: 3 rows = 3 packed" in capsys.readouterr().out
+    assert main(["verify", str(packed / "poses" / "v2"), "--workers", "0"]) == 0
+    capsys.readouterr()
+    assert "pose set '../v2'" in refused(capsys, *words, "--name", "../v2", "--workers", "0")
+
+
+def test_frames_are_packed_without_an_extractor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = str(write_corpus(tmp_path, 1)), tmp_path / "out"
+    words = ["pack", "table", "--root", table, "--split", "train", "--out", str(out)]
+    words += ["--workers", "0", "--extractor", "none"]
+    assert "leave one of them out" in refused(capsys, *words, "--pose-model", "x.task")
+    assert main(words) == 0
+    manifest = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
+    assert manifest["extractor"] == "none"
 
 
 def test_score_prints_figures_with_signatures(
