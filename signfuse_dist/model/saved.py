@@ -99,6 +99,8 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
     folder = _local(name, revision)
     files, config = _read(folder)
     numbers = dataclasses.replace(config.model, **changes)
+    if numbers.llm == config.model.llm and numbers.llm_revision is None:
+        numbers = dataclasses.replace(numbers, llm_revision=config.llm_commit)
     model, _ = build(numbers, config.llm_fingerprint is not None, config.max_frames)
     _refuse_another_llm(model, config, folder)
     load_exactly(load_file(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS)

@@ -121,7 +121,8 @@ class SignFuse(nn.Module):
                 has moved, ``llm_dtype``, ``attention``, ``visual_chunk`` and the like.
 
         Raises :class:`~signfuse_dist.errors.UserError` when a file is damaged or of another
-        configuration, or the LLM cannot be loaded or is another one. Nothing is unpickled.
+        configuration, or the LLM cannot be loaded or is another one. No file of the model is
+        unpickled.
         """
         from signfuse_dist.model import saved  # which builds models
 

@@ -23,6 +23,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.files import STATE, read_state
 from signfuse_dist.model import saved
 from signfuse_dist.model.configuration import SignFuseConfig
+from signfuse_dist.model.reference import LLMReference
 from signfuse_dist.model.signfuse import SignFuse
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -249,6 +250,26 @@ def test_another_llm_under_the_same_name_is_noticed(config: ModelConfig, tmp_pat
         SignFuse.from_pretrained(tmp_path / "m")
     assert str(there) in str(refused.value)
     SignFuse.from_pretrained(tmp_path / "m", llm=config.llm)  # where the right one has moved
+
+
+def test_the_commit_that_was_trained_with_is_loaded(
+    config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the folder were a name of the hub, whose newest commit may be another one by now."""
+    known = saved.refer(config.llm, None).fingerprint
+    monkeypatch.setattr(saved, "refer", lambda name, revision: LLMReference("c0ffee", known))
+    finetuned(config).save_pretrained(tmp_path / "model")
+    asked: list[str | None] = []
+    load = saved.load_language_model
+
+    def spy(numbers: ModelConfig, tokenizer: Any) -> Any:
+        asked.append(numbers.llm_revision)
+        return load(numbers, tokenizer)
+
+    monkeypatch.setattr(saved, "load_language_model", spy)
+    SignFuse.from_pretrained(tmp_path / "model")
+    SignFuse.from_pretrained(tmp_path / "model", llm_revision="v2")
+    assert asked == ["c0ffee", "v2"]
 
 
 def test_only_where_and_how_may_change_where_a_model_is_loaded(
