@@ -182,7 +182,7 @@ class RunConfig:
     stage: StageConfig
     train: TrainConfig
     evaluation: EvaluationConfig
-    augment: AugmentConfig
+    augment: AugmentConfig = AugmentConfig()
 
     @property
     def folder(self) -> Path:

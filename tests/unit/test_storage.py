@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -209,24 +210,26 @@ def test_a_cache_that_cannot_be_written_is_said_and_reading_goes_on(tmp_path: Pa
         assert cache.read("s", 0, 3, lambda start, stop: b"abc") == b"abc"
 
 
-def _fill(folder: Path, offset: int) -> None:
-    cache = RangeCache(folder, limit=5000, namespace="n")
-    for i in range(60):
-        start = 100 * ((i + offset) % 90)
-        found = cache.read("s", start, start + 100, lambda a, b: bytes([a // 100]) * (b - a))
-        assert found == bytes([start // 100]) * 100
+FILL = """
+import sys
+from pathlib import Path
+from signfuse_dist.data.storage import RangeCache
+
+cache = RangeCache(Path(sys.argv[1]), limit=5000, namespace="n")
+for i in range(60):
+    place = (i + int(sys.argv[2])) % 90
+    start = 100 * place
+    found = cache.read("s", start, start + 100, lambda a, b: bytes([a // 100]) * (b - a))
+    assert found == bytes([place]) * 100
+"""
 
 
 def test_processes_that_share_a_cache_keep_its_bound_and_read_what_is_theirs(
     tmp_path: Path,
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_fill, args=(tmp_path / "c", 30 * i)) for i in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    command = [sys.executable, "-c", FILL, str(tmp_path / "c")]
+    workers = [subprocess.Popen([*command, str(30 * i)]) for i in range(3)]
+    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
     assert 0 < used(tmp_path / "c") <= 5000
     assert not list((tmp_path / "c").glob("*.tmp"))
 
