@@ -42,20 +42,21 @@ SETTINGS = PackConfig()
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What is measured, and how long. The numbers of frames are at least so many."""
+    """What is measured, and how long; a run holds at least so many frames or seconds."""
 
     table: Path | None
     """Clips in the form of shards/table.md, of split ``train``; None draws one."""
     pose: bool = False
     pose_model: Path | None = None
-    frames: int = 600
-    """Of a run in one process."""
-    worker_frames: int = 6000
-    """Of a run of worker processes: enough that their start counts for little."""
-    pose_frames: int = 300
-    pose_worker_frames: int = 1000
+    frames: int = 300
+    """Of a run in one process, with or without pose."""
     repeats: int = 10
-    worker_repeats: int = 3
+    worker_seconds: float = 8.0
+    """Of a run of one worker process: enough that its start counts for little."""
+    worker_repeats: int = 5
+    pose_worker_seconds: float = 45.0
+    """The same with pose: MediaPipe takes longer to start."""
+    pose_worker_repeats: int = 2
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def bench_pack(config: BenchConfig) -> PackFigures:
     with tempfile.TemporaryDirectory(prefix="signfuse-bench-") as folder:
         bench = _Bench(config, Path(folder))
         bare, packing = bench.compare_with_bare_loop()
-        workers = bench.compare_workers(NoJoints(), config.worker_frames, config.worker_repeats)
+        frames = int(packing.wall * config.worker_seconds)
+        workers = bench.compare_workers(NoJoints(), frames, config.worker_repeats)
         pose = bench.measure_pose() if config.pose else None
         return PackFigures(bench.title(), bare, packing, workers, pose)
 
@@ -119,12 +121,12 @@ class _Bench:
     def measure_pose(self) -> PoseFigures:
         """Return where the time goes with pose, and what two workers make of it."""
         extractor = choose_extractor(self._config.pose_model)
-        rows = self._clips(self._config.pose_frames)
+        rows = self._clips(self._config.frames)
         packed = self._pack(rows, extractor, workers=0, shards=1)
         share = sum(r.pose_seconds for r in packed.results) / packed.run.wall
-        frames, repeats = self._config.pose_worker_frames, max(1, self._config.worker_repeats - 1)
+        frames = int(packed.run.frames / packed.run.wall * self._config.pose_worker_seconds)
         fresh = choose_extractor(self._config.pose_model)
-        workers = self.compare_workers(fresh, frames, repeats)
+        workers = self.compare_workers(fresh, frames, self._config.pose_worker_repeats)
         return PoseFigures(share, _share_found(packed), workers)
 
     def _clips(self, frames: int) -> list[Row]:

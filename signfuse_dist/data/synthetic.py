@@ -16,7 +16,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from signfuse_dist.data.synthetic_language import SPLITS, Sentence, SplitSizes, 
 from signfuse_dist.data.synthetic_signer import SIGNERS, Signer, draw_frame, dress
 from signfuse_dist.data.synthetic_signs import perform
 from signfuse_dist.errors import UserError
+from signfuse_dist.files import write_alike
 from signfuse_dist.skeleton import JOINT_LAYOUT, LEFT_HAND, NUM_JOINTS
 
 VERSION = 1
@@ -48,7 +48,9 @@ _FINISHED, _UNFINISHED = "corpus.json", "corpus.json.unfinished"
 _TREMBLE, _LOST_HAND = 0.003, 0.02
 _GRID = 1024  # joints are kept to a sixteenth of a pixel, which halves their files
 _CODECS = {
-    "libx264": {"crf": "17", "preset": "medium", "bf": "0", "threads": "1"},
+    # Its macroblock tree reads memory that nobody has written: the same clip would not always give
+    # the same bytes.
+    "libx264": {"crf": "17", "preset": "medium", "bf": "0", "threads": "1", "mbtree": "0"},
     "libopenh264": {"b": "400000"},
     "mpeg4": {"qmin": "1", "qmax": "3", "bf": "0"},
 }
@@ -127,16 +129,6 @@ def plan_corpus(seed: int, sizes: SplitSizes) -> list[PlannedClip]:
     ]
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it when it is whole on disk."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def _codec() -> str:
     return next(name for name in _CODECS if name in av.codecs_available)
 
@@ -173,8 +165,8 @@ def _write_clip(root: Path, planned: PlannedClip, frame_size: int, codec: str) -
     if video.is_file() and joints.is_file():
         return
     clip = render_clip(planned.sentence, planned.signer, planned.seed, frame_size=frame_size)
-    _replace(joints, _joint_bytes(clip))
-    _replace(video, _video_bytes(clip.frames, codec))
+    write_alike(joints, _joint_bytes(clip))
+    write_alike(video, _video_bytes(clip.frames, codec))
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:
@@ -232,6 +224,8 @@ def write_corpus(
 ) -> None:
     """Write the corpus to ``root``; a corpus that was interrupted is carried on.
 
+    Several processes may do so at once, such as the tasks of an array job that find none.
+
     Does nothing when the same corpus is already there. Raises :class:`UserError` when ``root``
     holds another corpus or is a file, and for sizes that the language cannot fill.
     """
@@ -242,11 +236,19 @@ def write_corpus(
         return
     for folder in ("clips", "joints"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    _replace(root / _UNFINISHED, (json.dumps(description, indent=2) + "\n").encode())
-    _replace(root / TABLE, _table_bytes(plan))
+    write_alike(root / _UNFINISHED, (json.dumps(description, indent=2) + "\n").encode())
+    write_alike(root / TABLE, _table_bytes(plan))
     for planned in tqdm(plan, desc="drawing the synthetic corpus", unit="clip"):
         _write_clip(root, planned, frame_size, description["codec"])
-    (root / _UNFINISHED).replace(root / _FINISHED)
+    _finish(root)
+
+
+def _finish(root: Path) -> None:
+    try:
+        (root / _UNFINISHED).replace(root / _FINISHED)
+    except FileNotFoundError:
+        if not is_written(root):  # else another process has drawn the same corpus beside this one
+            raise
 
 
 def read_rows(root: Path) -> Iterator[dict[str, str]]:

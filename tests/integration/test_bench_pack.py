@@ -14,7 +14,7 @@ from signfuse_dist.data.corpora import CorpusError, read_corpus
 from signfuse_dist.data.video import open_video, read_frames
 from signfuse_dist.errors import UserError
 
-QUICK = {"frames": 20, "worker_frames": 40, "repeats": 1, "worker_repeats": 1}
+QUICK = {"frames": 20, "worker_seconds": 0.05, "repeats": 1, "worker_repeats": 1}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,7 +197,7 @@ def test_a_written_corpus_has_a_table_clips_and_joints_that_agree(corpus: Path) 
     assert synthetic.is_written(corpus)
     assert len(rows) == 20
     assert tuple(rows[0]) == synthetic.COLUMNS
-    assert not list(corpus.rglob("*.part"))
+    assert not list(corpus.rglob("*.tmp"))
     for row in rows[::6]:
         with np.load(corpus / row["joints"], allow_pickle=False) as joints:
             num_frames = len(joints["pose"])
@@ -206,6 +207,18 @@ def test_a_written_corpus_has_a_table_clips_and_joints_that_agree(corpus: Path) 
             assert video.streams.video[0].average_rate == synthetic.FPS
         assert len(frames) == num_frames
         assert frames[0].shape == (32, 32, 3)
+
+
+def test_a_corpus_that_several_draw_at_once_is_the_same(corpus: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        drawn = [
+            pool.submit(synthetic.write_corpus, tmp_path, 3, SMALL, frame_size=32) for _ in range(3)
+        ]
+        assert [future.result() for future in drawn] == [None] * 3
+    assert synthetic.is_written(tmp_path)
+    files = {p.relative_to(corpus) for p in corpus.rglob("*") if p.is_file()}
+    assert {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()} == files
+    assert all((corpus / f).read_bytes() == (tmp_path / f).read_bytes() for f in files)
 
 
 def test_a_clip_survives_its_compression(corpus: Path) -> None:
