@@ -180,7 +180,7 @@ def _add_verify(commands: _Commands) -> None:
         help="check packed shards and name every fault",
         description="Check checksums, indexes, JPEGs, lengths and joints of a packed split.",
     )
-    command.add_argument("folder", type=Path, help="a split's folder (with manifest.json)")
+    command.add_argument("folder", type=Path, help="the folder of a split or of a pose set")
     command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     command.set_defaults(run=_verify)
 
