@@ -185,7 +185,7 @@ def _add_verify(commands: _Commands) -> None:
         help="check packed shards and name every fault",
         description="Check checksums, indexes, JPEGs, lengths and joints of a packed split.",
     )
-    command.add_argument("folder", help="a split's folder or address (with manifest.json)")
+    command.add_argument("folder", help="folder or address of a split, or of a pose set")
     command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     command.set_defaults(run=_verify)
 

@@ -51,9 +51,9 @@ class BenchConfig:
     frames: int = 300
     """Of a run in one process, with or without pose."""
     repeats: int = 10
-    worker_seconds: float = 8.0
+    worker_seconds: float = 20.0
     """Of a run of one worker process: enough that its start counts for little."""
-    worker_repeats: int = 5
+    worker_repeats: int = 3
     pose_worker_seconds: float = 45.0
     """The same with pose: MediaPipe takes longer to start."""
     pose_worker_repeats: int = 2

@@ -280,6 +280,8 @@ class _ClipReader:
         return ClipPose(record, pose[chosen], mask[chosen]), chosen
 
     def _bytes(self, member: str, start: int = 0, stop: int | None = None) -> bytes:
+        if member not in self._members:
+            self._refuse(f"has no member {member}; is this a pose set?")
         offset, size = self._members[member]
         stop = size if stop is None else stop
         content = self._read(offset + start, offset + stop)

@@ -116,10 +116,9 @@ def _check_files(
             yield Fault(entry.name, "", f"torn: {size} of {entry.size} bytes are there")
         elif _digest(folder / entry.name) != entry.sha256:
             yield Fault(entry.name, "", "its content does not agree with its checksum")
+        yield from _check_members(folder, entry.name, index)
     except OSError as error:
         yield Fault(entry.name, "", f"cannot be read ({error.strerror})")
-        return
-    yield from _check_members(folder, entry.name, index)
 
 
 def _digest(path: Folder) -> str:
@@ -199,6 +198,10 @@ def _estranged(folder: Folder, manifest: Manifest) -> Iterator[Fault]:
     if manifest.packing.contents == "clips" or whole.parent.name != POSES_FOLDER:
         return
     try:
+        frames = _frames_of(folder, manifest)
+    except ShardError:
+        return  # named by the shard's own check
+    try:
         there = read_manifest(clips)
         packing = there.packing.of_poses(
             manifest.packing.extractor, manifest.packing.extractor_version
@@ -206,7 +209,7 @@ def _estranged(folder: Folder, manifest: Manifest) -> Iterator[Fault]:
         if packing != manifest.packing:
             differences = "; ".join(packing.differences(manifest.packing))
             yield Fault(MANIFEST_NAME, "", f"belongs to other clips ({differences})")
-        elif _frames_of(clips, there) != _frames_of(folder, manifest):
+        elif _frames_of(clips, there) != frames:
             yield Fault(MANIFEST_NAME, "", "clips or their frames are not those that are packed")
     except ShardError as error:
         yield Fault(MANIFEST_NAME, "", f"the clips it belongs to cannot be read ({error.what})")

@@ -32,7 +32,7 @@ from signfuse_dist.train import open_folder
 NUM_TEST = 5
 
 
-def write_run(project: Project, output: Path, *words: str, seed: int = 0) -> Path:
+def write_run(project: Project, output: Path, *words: str, seed: int = 6) -> Path:
     """Write the run folder of a last stage whose weights are drawn, not trained."""
     run = load_run(project.experiment, "finetune", [f"train.output={output}", *words])
     torch.manual_seed(seed)

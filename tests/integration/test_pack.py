@@ -249,6 +249,18 @@ def test_verify_names_each_fault(tmp_path):
         verify(tmp_path / "nowhere", 0)
 
 
+def test_verify_names_what_is_no_file(tmp_path):
+    table, out = write_corpus(tmp_path, 3), tmp_path / "out"
+    packed(table, out)
+    (out / "shard-000000.tar").unlink()
+    (out / "shard-000000.tar").mkdir()
+    (out / "shard-000001.index.json").unlink()
+    (out / "shard-000001.index.json").mkdir()
+    faults = [str(fault) for fault in verify(out, 0)]
+    assert any("shard-000000.tar: cannot be read (Is a directory)" in f for f in faults), faults
+    assert any("shard-000001.index.json: cannot be read" in f for f in faults), faults
+
+
 def test_verify_checks_joints_and_records(tmp_path):
     table, out = write_corpus(tmp_path, 2), tmp_path / "out"
     write_joints(tmp_path / "0.npz", 6, slice(0, 21))

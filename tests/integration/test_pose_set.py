@@ -97,6 +97,8 @@ def test_chosen_frames_of_a_pose_set_come_in_the_order_asked(corpus):
     assert (chosen.pose == whole.pose[[4, 0, 0]]).all()
     with pytest.raises(ValueError, match="frame indices"):
         read_pose(folder, entry.name, members, [99])
+    with pytest.raises(ShardError, match=r"has no member offsets.npy; is this a pose set\?"):
+        read_clip(folder, entry.name, members)
 
 
 def test_workers_tasks_and_interruptions_do_not_show_in_a_pose_set(corpus):
@@ -185,6 +187,30 @@ def test_frames_alone_take_a_pose_set_later(tmp_path):
             assert clip.frames.any()
     extract(table, out)
     assert verify(out, 0) == [] == verify(out / "poses" / "again", 0)
+
+
+def test_mediapipe_finds_the_same_joints_with_the_frames_and_again(shared, tmp_path):
+    mediapipe = pytest.importorskip("mediapipe")
+    if not hasattr(mediapipe, "solutions"):
+        pytest.skip("this mediapipe has no models inside")
+    for name in ("SOUP", "FOOTBALL"):
+        (tmp_path / f"{name}.mp4").write_bytes((shared / "data/clips" / f"{name}.mp4").read_bytes())
+    rows = [("soup", "SOUP.mp4", "x", "", 0.3), ("football", "FOOTBALL.mp4", "y", 0.2, 0.5)]
+    columns = ("id", "video", "text", "start", "end")
+    table, out = write_table(tmp_path / "t.tsv", rows, columns), tmp_path / "out"
+    pack("table", table, "train", out, PackConfig(clips_per_shard=2), 0)
+    extract(table, out, extractor=None)
+    entry = load_manifest(out).shards[0]
+    clips, poses = (
+        load_index(out, entry),
+        load_index(out / "poses" / "again", load_manifest(out / "poses" / "again").shards[0]),
+    )
+    for shown, found in zip(clips.samples, poses.samples, strict=True):
+        with_frames = read_clip(out, entry.name, shown.members)
+        alone = read_pose(out / "poses" / "again", entry.name, found.members)
+        assert with_frames.mask.any()
+        assert (with_frames.pose == alone.pose).all()
+        assert (with_frames.mask == alone.mask).all()
 
 
 def test_verify_compares_a_pose_set_with_its_clips(corpus, tmp_path):
