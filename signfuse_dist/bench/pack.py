@@ -48,9 +48,9 @@ class BenchConfig:
     """Clips in the form of shards/table.md, of split ``train``; None draws one."""
     pose: bool = False
     pose_model: Path | None = None
-    frames: int = 300
+    frames: int = 600
     """Of a run in one process, with or without pose."""
-    repeats: int = 10
+    repeats: int = 8
     worker_seconds: float = 20.0
     """Of a run of one worker process: enough that its start counts for little."""
     worker_repeats: int = 3

@@ -207,6 +207,21 @@ def test_no_joints_are_masked_for_every_frame(tmp_path):
     assert joints.failed_frames == 0
 
 
+def test_mediapipe_runs_on_one_thread_and_leaves_the_cores_to_other_workers(monkeypatch, tmp_path):
+    base = pytest.importorskip("mediapipe.python.solution_base")
+    make, graphs = base.calculator_graph.CalculatorGraph, []
+
+    def seen(graph_config):
+        graphs.append(graph_config)
+        return make(graph_config=graph_config)
+
+    monkeypatch.setattr(base.calculator_graph, "CalculatorGraph", seen)
+    tracked(tmp_path, choose_extractor())
+    (graph,) = graphs
+    assert graph.num_threads == 1
+    assert not graph.executor
+
+
 def test_mediapipe_goes_on_after_a_frame_that_broke_its_graph(tmp_path, monkeypatch):
     mediapipe = pytest.importorskip("mediapipe")
     if not hasattr(mediapipe, "solutions"):
