@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def write_run(project: Project, output: Path, *words: str, seed: int = 6) -> Pat
     open_folder(run, make_plan(20, run.stage, run.train, 1), None, main=True)
     model.save_pretrained(run.folder / "model")
     return run.folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As launched processes have: more threads sum in another order, and drawn weights let it show.
+
+    What was trained is surer of its words.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
