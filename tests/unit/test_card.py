@@ -36,7 +36,8 @@ def written(folder: Path, run: RunConfig, **saved: Any) -> str:
 
 
 @pytest.fixture
-def run() -> RunConfig:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.chdir(tmp_path)  # where no demo has left an LLM: a folder is no name on the hub
     return load_run(DEMO, "finetune")
 
 
