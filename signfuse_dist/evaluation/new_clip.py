@@ -23,6 +23,7 @@ from signfuse_dist.data.manifest import PackConfig, Packing
 from signfuse_dist.data.pool import Report
 from signfuse_dist.data.pose import Joints, JointsFile, PoseExtractor
 from signfuse_dist.data.shard import Clip, EncodedClip
+from signfuse_dist.data.video import open_video
 from signfuse_dist.errors import UserError
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
@@ -72,8 +73,13 @@ class Limits:
     """Time for decoding it and finding its joints."""
     max_pixels: int = 3840 * 2160
 
+    def refuse_long(self, seconds: float) -> None:
+        """Raise VideoError for a clip that is longer than allowed."""
+        if seconds > self.max_seconds:
+            raise VideoError(f"the clip is longer than {self.max_seconds:g} s; cut it")
 
-class LimitedExtractor(PoseExtractor):
+
+class _LimitedExtractor(PoseExtractor):
     """An extractor that gives up on a clip that goes beyond the limits."""
 
     def __init__(self, inner: PoseExtractor, limits: Limits) -> None:
@@ -87,8 +93,7 @@ class LimitedExtractor(PoseExtractor):
     def _within(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
         limits, began = self._limits, time.monotonic()
         for frame in frames:
-            if frame.time > limits.max_seconds:
-                raise VideoError(f"the clip is longer than {limits.max_seconds:g} s; cut it")
+            limits.refuse_long(frame.time)
             if frame.picture.width * frame.picture.height > limits.max_pixels:
                 raise VideoError(
                     f"the picture of {frame.picture.width} x {frame.picture.height} is too large; "
@@ -143,6 +148,8 @@ class ClipReader:
     """None: each clip comes with a file of joints."""
     folder_fps: float | None = None
     """Rate of folders of frames, which have none of their own; None: ``data.fps``."""
+    limits: Limits | None = None
+    """None: the clips are the user's own, and may cost what they cost."""
 
     def read(self, video: Path, joints: Path | None = None) -> NewClip:
         """Decode a clip; raise UserError naming what is wrong with it."""
@@ -159,9 +166,17 @@ class ClipReader:
             end=None, signer=None, language=None, split="", joints=joints,
             folder=FolderFrames(rate, None),
         )  # fmt: skip
-        encoded = encode_clip(row, packing, self.extractor)
+        encoded = encode_clip(row, packing, self._limited(video))
         count = len(encoded.jpegs)
         return NewClip(encoded, spread_frames(count, min(count, self.data.max_frames)))
+
+    def _limited(self, video: Path) -> PoseExtractor | None:
+        """Refuse a file that says it is too long, and watch over one that does not say."""
+        if self.limits is None or self.extractor is None:
+            return self.extractor
+        with open_video(video, self.folder_fps) as source:
+            self.limits.refuse_long((source.expected_frames or 0) / source.fps)
+        return _LimitedExtractor(self.extractor, self.limits)
 
 
 class Source(NamedTuple):

@@ -19,7 +19,8 @@ from signfuse_dist.data.pose_mediapipe import choose_extractor
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.decode import Translation, Translator, load_translator
 from signfuse_dist.evaluation.figures import data_uri
-from signfuse_dist.evaluation.new_clip import ClipReader, LimitedExtractor, Limits
+from signfuse_dist.evaluation.markup import visible
+from signfuse_dist.evaluation.new_clip import ClipReader, Limits
 from signfuse_dist.evaluation.plots import DARK, LIGHT, gate_over_time
 from signfuse_dist.evaluation.translate import join
 from signfuse_dist.serve.overlay import write_overlay
@@ -78,11 +79,11 @@ class ClipTranslator:
         handle, overlay = tempfile.mkstemp(suffix=".mp4", dir=self._folder)
         os.close(handle)
         write_overlay(Path(overlay), clip.encoded)
-        return Answer(found.text, _remarks(clip.notes, found), overlay, _gate(found))
+        return Answer(visible(found.text), _remarks(clip.notes, found), overlay, _gate(found))
 
 
 def _refused(reason: str) -> Answer:
-    return Answer("", f'<p role="alert">{html.escape(reason)}</p>', None, "")
+    return Answer("", f'<p role="alert">{html.escape(visible(reason))}</p>', None, "")
 
 
 def _remarks(notes: Sequence[str], found: Translation) -> str:
@@ -90,7 +91,7 @@ def _remarks(notes: Sequence[str], found: Translation) -> str:
     shown = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     notes_list = f'<ul role="status" aria-label="Notes">{shown}</ul>' if notes else ""
     others = "".join(
-        f"<li>{html.escape(text)} <small>({score:.2f})</small></li>"
+        f"<li>{html.escape(visible(text))} <small>({score:.2f})</small></li>"
         for text, score in found.candidates[1:]
         if score is not None
     )
@@ -135,10 +136,11 @@ def build_page(clips: ClipTranslator, server: Server) -> Any:
                 clip = gradio.Video(
                     label="Clip",
                     sources=["upload", "webcam"],
-                    include_audio=True,  # anything else would be done by an ffmpeg of the system
+                    include_audio=False,
                     webcam_options=gradio.WebcamOptions(mirror=False),
                     elem_id="clip",
                 )
+                clip.preprocess = _as_it_is
                 start = gradio.Button("Translate", variant="primary", elem_id="start")
             with gradio.Column():
                 shown = [
@@ -152,6 +154,14 @@ def build_page(clips: ClipTranslator, server: Server) -> Any:
     return page
 
 
+def _as_it_is(payload: Any) -> str | None:
+    """Return the path of an upload; recordings have no sound, and others may keep theirs.
+
+    In the library's place, which would have an ffmpeg of the system take the sound out.
+    """
+    return None if payload is None else str(payload.path)
+
+
 def serve(run_folder: Path, server: Server, pose_model: Path | None) -> int:
     """Serve the page until ctrl-C or TERM; return 0.
 
@@ -161,8 +171,8 @@ def serve(run_folder: Path, server: Server, pose_model: Path | None) -> int:
     _require_gradio()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     translator = load_translator(run_folder, device)
-    extractor = LimitedExtractor(choose_extractor(pose_model), server.limits)
-    reader = ClipReader(translator.run.data, extractor)
+    extractor = choose_extractor(pose_model)
+    reader = ClipReader(translator.run.data, extractor, limits=server.limits)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="signfuse-serve-") as folder:
         # Read by gradio when it is imported; without network it would wait for answers.

@@ -18,7 +18,7 @@ from signfuse_dist.config_load import load_run
 from signfuse_dist.data.pose import NoJoints
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.decode import evaluate
-from signfuse_dist.evaluation.new_clip import ClipReader, LimitedExtractor, Limits, find_videos
+from signfuse_dist.evaluation.new_clip import ClipReader, Limits, find_videos
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,7 +176,7 @@ def test_clips_beyond_the_limits_are_refused_while_they_are_read(project: Projec
     video = Path(clip(project, 0)[0])
 
     def read(limits: Limits) -> None:
-        ClipReader(data, LimitedExtractor(NoJoints(), limits)).read(video)
+        ClipReader(data, NoJoints(), limits=limits).read(video)
 
     read(Limits(max_seconds=60, max_work_seconds=60))
     with pytest.raises(UserError, match=r"longer than 0\.5 s"):
