@@ -6,6 +6,7 @@ import argparse
 import ast
 import dataclasses
 import re
+import shlex
 import shutil
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import yaml
+from paper_map import find, tree
 
 from signfuse_dist import cli
 from signfuse_dist.config_load import SECTIONS, load_run
@@ -73,28 +75,6 @@ def _below(parser: argparse.ArgumentParser, before: str) -> dict[str, set[str]]:
     return found
 
 
-@cache
-def tree(module: Path) -> ast.Module:
-    return ast.parse(module.read_text(encoding="utf-8"))
-
-
-def find(node: ast.AST, names: list[str]) -> ast.AST | None:
-    """The class, function, variable or field that ``names`` lead to, from a module."""
-    for name in names:
-        found = None
-        for child in ast.iter_child_nodes(node):
-            targets = child.targets if isinstance(child, ast.Assign) else [
-                getattr(child, "target", None)
-            ]  # fmt: skip
-            assigned = [t.id for t in targets if isinstance(t, ast.Name)]
-            if getattr(child, "name", None) == name or name in assigned:
-                found = child
-        if found is None:
-            return None
-        node = found
-    return node
-
-
 def resolve(dotted: str) -> ast.AST | None:
     """The object of a dotted name that begins with ``signfuse_dist``."""
     parts = dotted.split(".")
@@ -118,6 +98,57 @@ def test_every_subcommand_and_flag_that_a_document_shows_exists(document: Path) 
             assert not unknown, f"`signfuse {name}` has no {unknown}: {line}"
 
 
+def command_words(line: str) -> list[str] | None:
+    """The words of `signfuse` that a line of a block runs, itself or through a launcher.
+
+    None where a line runs another command, or leaves a part of itself out.
+    """
+    if line.split("#")[0].split()[:1] not in (["signfuse"], ["accelerate"], ["sbatch"]):
+        return None
+    words = shlex.split(line, comments=True)
+    if words[0] == "sbatch":
+        (script,) = [word for word in words if word.startswith("slurm/")]
+        assert (ROOT / script).is_file(), line
+        commands = {"slurm/pack.sh": "pack", **{f"slurm/stage{n}.sh": "train" for n in (1, 2, 3)}}
+        if script not in commands:
+            return None
+        words = [commands[script], *words[words.index(script) + 1 :]]
+    elif words[0] == "accelerate":
+        assert words[1:3] == ["launch", "--config_file"], line
+        assert (ROOT / words[3]).is_file(), line
+        module = words.index("-m") + 1
+        as_train = words[module] == "signfuse_dist.train"
+        words = [*(["train"] if as_train else []), *words[module + 1 :]]
+    else:
+        words = words[1:]
+    return None if "..." in words else words
+
+
+@each_document
+def test_every_line_of_a_block_that_runs_signfuse_is_taken_by_its_parser(
+    document: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for block in blocks(document, ""):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = command_words(line)
+            try:
+                options = cli._parse(words) if words else None
+            except SystemExit:
+                pytest.fail(f"{document.name}: {line}\n{capsys.readouterr().err}")
+            if getattr(options, "launch", None) is not None:
+                assert (ROOT / options.launch).is_file(), line
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["signfuse pack table --root a --split b", "sbatch slurm/pack.sh table --rot a",
+     "accelerate launch --config_file launch/node_zero2.yaml -m signfuse_dist.cli evaluate"],
+)  # fmt: skip
+def test_a_command_that_the_parser_refuses_would_be_found(line: str) -> None:
+    with pytest.raises(SystemExit):
+        cli._parse(command_words(line))
+
+
 @each_document
 def test_every_module_that_a_document_runs_exists_with_its_flags(document: Path) -> None:
     for line in commands(document):
@@ -131,9 +162,11 @@ def test_every_module_that_a_document_runs_exists_with_its_flags(document: Path)
 
 @each_document
 def test_every_file_that_a_document_names_exists(document: Path) -> None:
-    for word in _PATH.findall(document.read_text(encoding="utf-8")):
+    text = document.read_text(encoding="utf-8")
+    written = set(re.findall(r"^```\w+\n# (\S+)$", text, re.MULTILINE))  # by the page itself
+    for word in _PATH.findall(text):
         name = word.rstrip(".")
-        made_by_a_run = name.startswith("shards/") and not name.endswith(".md")
+        made_by_a_run = (name.startswith("shards/") and not name.endswith(".md")) or name in written
         if not _PLACEHOLDER.search(name) and not made_by_a_run:
             assert (ROOT / name).exists(), f"{document.name} names {name}, which does not exist"
 
@@ -146,6 +179,9 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         name, _, anchor = target.partition("#")
         path = document.parent / name if name else document
         assert path.exists(), f"{document.name} links to {target}"
+        if re.fullmatch(r"L\d+", anchor):  # a line of code
+            assert int(anchor[1:]) <= len(path.read_text(encoding="utf-8").splitlines()), target
+            continue
         titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
         slugs = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
         assert not anchor or anchor in slugs, f"{document.name} links to {target}"
@@ -164,7 +200,7 @@ def test_every_configuration_key_that_a_document_names_exists(document: Path) ->
     keys = {name: {f.name for f in dataclasses.fields(cls)} for name, cls in SECTIONS.items()}
     for line in commands(document):
         for section, key in re.findall(r"(?<![\w./])([a-z]+)\.([a-z_]+)(?![\w./(])", line):
-            if section in keys and key not in ("py", "yaml", "json", "safetensors"):
+            if section in keys and key not in ("py", "yaml", "json", "safetensors", "tsv"):
                 assert key in keys[section], f"no {section}.{key}: {line}"
 
 
@@ -173,18 +209,6 @@ def test_every_object_that_a_document_names_by_its_full_name_exists(document: Pa
     for name in spans(document):
         if re.fullmatch(r"signfuse_dist(\.\w+)+", name):
             assert resolve(name) is not None, f"{document.name} names {name}"
-
-
-def test_every_object_of_the_paper_map_is_in_its_file() -> None:
-    rows = 0
-    for line in (ROOT / "docs" / "paper.md").read_text(encoding="utf-8").split("\n"):
-        cells = [re.findall(r"`([^`]+)`", cell) for cell in line.split("|")[1:-1]]
-        if len(cells) == 5 and cells[2] and cells[2][0].endswith(".py"):
-            rows += 1
-            assert cells[3], f"names no object: {line}"
-            for name in cells[3]:
-                assert find(tree(ROOT / cells[2][0]), name.split(".")), f"no {name}: {line}"
-    assert rows > 30
 
 
 def test_the_table_of_departures_is_exactly_the_docstrings_that_state_one() -> None:
