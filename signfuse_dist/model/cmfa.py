@@ -74,12 +74,18 @@ class FusionLayer(nn.Module):
         ``mask`` is bool ``[batch, steps]``, True = real; the result is zero elsewhere. A fusion
         without a gate returns None for it.
         """
-        mixed, gate = self._mix(visual, skeletal, mask)
+        mixed, gate = self.mix(visual, skeletal, mask)
         fused = self.fusion_norm(mixed) + (visual + skeletal) / 2
         fused = self.ffn_norm(fused + self.ffn(fused))
         return fused * mask[:, :, None], gate
 
-    def _mix(self, visual: Tensor, skeletal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def mix(self, visual: Tensor, skeletal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what is inside the norm of Eq. 11 and the gate, ``[batch, steps, dim]`` each.
+
+        Another fusion is a subclass with a ``mix`` of its own (docs/extending.md). Steps where
+        ``mask`` is False are padding: they may be given any value, and none that is real may
+        depend on them. The gate is the share of the visual side, or None.
+        """
         if self.fusion == "sum":
             return visual + skeletal, None
         if self.concat is not None:
@@ -113,11 +119,12 @@ class CrossModalFusion(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_layers: int, num_heads: int, ffn_dim: int, fusion: str
-    ) -> None:
+        self, dim: int, num_layers: int, num_heads: int, ffn_dim: int, fusion: str,
+        layer: type[FusionLayer] = FusionLayer,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.layers = nn.ModuleList(
-            FusionLayer(dim, num_heads, ffn_dim, fusion) for _ in range(num_layers)
+            layer(dim, num_heads, ffn_dim, fusion) for _ in range(num_layers)
         )
 
     def forward(
