@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from paper_map import COMMAND, PAGE, ROOT, files, find_line, objects, rewritten, rows
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -82,6 +83,13 @@ def test_a_key_of_a_configuration_file_is_found_where_it_stands() -> None:
     file = "configs/experiment/phoenix14t.yaml"
     line = find_line(file, "train.gradient_clipping")
     assert (ROOT / file).read_text().split("\n")[line - 1].strip() == "gradient_clipping: 1.0"
+
+
+def test_clipping_and_gpus_of_table_2_are_those_of_the_files_that_the_map_names() -> None:
+    for corpus in ("phoenix14t", "csl_daily", "how2sign"):
+        experiment = yaml.safe_load((ROOT / f"configs/experiment/{corpus}.yaml").read_text())
+        assert experiment["train"]["gradient_clipping"] == 1.0
+    assert yaml.safe_load((ROOT / "launch/node_zero2.yaml").read_text())["num_processes"] == 4
 
 
 @pytest.mark.parametrize(
