@@ -144,6 +144,11 @@ class TrainConfig:
     log_steps: int = _at_least(1, 10)
     checkpoint_steps: int = _at_least(1, 200)
     keep_checkpoints: int = _at_least(1, 2)
+    """The newest; the best by the development score is kept beside them."""
+    dev_epochs: int = _at_least(0, 1)
+    """Score the development split after every so many epochs and at the end; 0: never."""
+    select: Literal["last", "best"] = "last"
+    """Whose weights become the stage's model: the end's, or the best development score's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,6 +105,12 @@ def learning_rate(step: int, plan: Plan, peak: float) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def data_position(plan: Plan, seed: int, step: int) -> dict[str, int]:
+    """Return where the data stands after ``step`` steps; the next clips follow from it."""
+    epoch, within = divmod(step, plan.steps_per_epoch)
+    return {"seed": seed, "epoch": epoch, "step": within, "clips": plan.num_clips}
+
+
 def epoch_order(seed: int, epoch: int, num_clips: int) -> NDArray[np.int64]:
     """Return the clips of one epoch in order, each exactly once, on any number of processes."""
     return np.random.default_rng([seed, epoch]).permutation(num_clips)

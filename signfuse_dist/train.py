@@ -29,11 +29,13 @@ from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_resolved, load_run
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
-from signfuse_dist.engine import checkpoint, ds_config, process
+from signfuse_dist.development import DevelopmentScore
+from signfuse_dist.engine import checkpoint, checkpoint_folder, ds_config, process
+from signfuse_dist.engine.checkpoint_folder import refuse_other_run
 from signfuse_dist.engine.loop import Loop
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.engine.signals import REQUEUE
-from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.files import write_text
 from signfuse_dist.model import saved
@@ -41,16 +43,21 @@ from signfuse_dist.model.attention_choice import choose_for
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
-from signfuse_dist.plan import MicroBatches, Plan, make_plan
+from signfuse_dist.plan import MicroBatches, Plan, data_position, make_plan
+from signfuse_dist.resuming import identify
+from signfuse_dist.texts import refuse_long_texts
 
 # What may change between the parts of a run: nothing here touches the numbers of a step, beyond
-# rounding where memory made it necessary.
+# rounding where memory made it necessary. Where the micro batch does, checkpoints hold it fast.
 _FREE_ON_RESUME = (
     "train.num_workers",
     "train.max_broken_share",
     "train.log_steps",
     "train.checkpoint_steps",
     "train.keep_checkpoints",
+    "train.dev_epochs",
+    "train.select",
+    "train.micro_batch_size",
     "train.output",
     "data.shard_cache",
     "data.shard_cache_gb",
@@ -80,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(run: RunConfig) -> int:
     """Train one stage to its end or to a requested stop; return the exit status."""
     split = open_split(run.shards(run.data.train_split), run.data)
+    # Opened first: that it is not packed is said before a model is loaded.
+    dev = open_split(run.shards(run.data.dev_split), run.data) if run.train.dev_epochs else None
     plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
@@ -92,37 +101,59 @@ def train(run: RunConfig) -> int:
         return 0
     torch.manual_seed(run.train.seed)
     model, tokenizer = _build(run)
-    _refuse_long_texts(model, tokenizer, split, say)
+    refuse_long_texts(model, tokenizer, split, say)
+    if dev is not None:
+        refuse_long_texts(model, tokenizer, dev, say)
     _describe(model, run, plan, say)
     _record_attention(model, run, accelerator, say)
     for warning in caveats(run, plan.world_size):
         say(warning)
-    found = checkpoint.latest(run.folder / "checkpoints", say)
+    identity = identify(run, _fixed(run), split, plan)
+    found = checkpoint.find(run.folder / "checkpoints", accelerator, say)
     start_step = 0
     if found is not None:
-        checkpoint.load_weights(found[0], model)
-        start_step = found[1]
+        start_step = found.step
+        position = data_position(plan, run.train.seed, start_step)
+        refuse_other_run(found, {"run": identity, "data": position})
+        checkpoint.load_weights(found.path, model)
         say(f"resuming after step {start_step} of {plan.total_steps}")
     optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if resolved is not None:
         ds_config.verify_live(prepared, resolved, plan.world_size)
     if found is not None:
-        checkpoint.load_optimizer(found[0], accelerator, prepared, optimizer, start_step)
+        checkpoint.load_optimizer(found.path, accelerator, prepared, optimizer, start_step)
+    development = None
+    if dev is not None:
+        development = DevelopmentScore(run, model, dev, tokenizer, accelerator)
     loop = Loop(
         accelerator, prepared, optimizer, stages.StageObjective(run.stage.name, run.loss), plan,
-        run.stage, run.train, run.folder,
+        run.stage, run.train, run.folder, identity, development,
     )  # fmt: skip
     dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step)
     source = batches(dataset, workers, torch.cuda.is_available())
-    finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
-    if finished and accelerator.is_main_process:
-        model.save_pretrained(run.folder / "model")
-        write_card(run.folder)
-    accelerator.wait_for_everyone()
+    broken = found.broken_clips if found else 0
+    finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name), broken)
+    if finished:
+        process.do_on_main(accelerator, lambda: _write_model(run, model, say))
     say(f"{run.folder}: " + ("finished" if finished else "stopped; run the same command again"))
     accelerator.end_training()
     return 0 if finished else REQUEUE
+
+
+def _write_model(run: RunConfig, model: SignFuse, say: Any) -> None:
+    """Write ``model/`` from the weights that ``train.select`` asks for."""
+    if run.train.select == "best":
+        found = checkpoint_folder.best(run.folder / "checkpoints", say)
+        if found is None:
+            raise UserError(
+                f"{run.folder}: train.select=best, and no checkpoint has a development score; "
+                "the same command with train.select=last takes the last"
+            )
+        checkpoint.load_weights(found.path, model)
+        say(f"model of step {found.step}: its development score {found.state['score']:.4g} is best")
+    model.save_pretrained(run.folder / "model")
+    write_card(run.folder)
 
 
 def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
@@ -145,25 +176,6 @@ def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
         saved.load_into(folder, model, may_miss)
     stages.prepare(model, stage, run.loss)
     return model, tokenizer
-
-
-def _refuse_long_texts(
-    model: SignFuse, tokenizer: TextTokenizer | None, split: Split, say: Any
-) -> None:
-    """Raise UserError naming texts that the LLM's context has no room for; name unknown letters."""
-    if model.language_model is None or tokenizer is None:
-        return
-    texts = {entry.id: entry.text for entry in split.entries()}
-    room = model.language_model.room(model.built_from.num_sign_tokens)
-    too_long, unknown = tokenizer.find_unfit(texts, room)
-    if unknown:
-        say(f"{len(unknown)} of {len(texts)} texts hold letters that the LLM's tokenizer does not "
-            f"know, and are learned without them: {', '.join(unknown[:10])}")  # fmt: skip
-    raise_together(
-        too_long[:10],
-        f"{split.folder}: {len(too_long)} texts are too long for the LLM's context; take them out "
-        "of the corpus, or another LLM. The first",
-    )
 
 
 def _clips(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
+    broadcast_object_list,
 )
+from safetensors import SafetensorError
 
 from signfuse_dist.config import TrainConfig
 from signfuse_dist.engine.ds_config import resolve
@@ -66,6 +69,25 @@ def start(plan: Plan, train: TrainConfig) -> tuple[Accelerator, dict[str, Any] |
     )
     _assert_launched(accelerator, resolved is not None)
     return accelerator, resolved
+
+
+def do_on_main(accelerator: Accelerator, write: Callable[[], None]) -> None:
+    """Let the main process write something, and wait for it.
+
+    Every process raises UserError when the disk refuses, or what was to be written cannot be: one
+    that ended alone would leave the others waiting.
+    """
+    said: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            write()
+        except UserError as e:
+            said = [str(e)]
+        except (OSError, SafetensorError) as e:
+            said = [f"{e}. Make room there and run the same command again"]
+    broadcast_object_list(said)
+    if said[0] is not None:
+        raise UserError(said[0])
 
 
 def _assert_launched(accelerator: Accelerator, deepspeed: bool) -> None:
