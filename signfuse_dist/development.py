@@ -23,10 +23,22 @@ from signfuse_dist.augment import ClipFrames
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import AugmentConfig, RunConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
-from signfuse_dist.data.split import Split
+from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.errors import UserError
 from signfuse_dist.model.llm import TextTokenizer
+from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
 from signfuse_dist.plan import MicroBatches, make_plan
+
+
+def open_development(run: RunConfig) -> Split | None:
+    """Open the development split, or return None where no score is asked for; raise UserError."""
+    if not run.train.dev_epochs:
+        return None
+    try:
+        return open_split(run.shards(run.data.dev_split), run.data)
+    except UserError as e:
+        raise UserError(f"{e}; or train without a development score: train.dev_epochs=0") from e
 
 
 class DevelopmentScore:
@@ -124,6 +136,9 @@ class DevelopmentScore:
 
     def _share_statistics(self) -> None:
         """Give all processes the norm statistics that are saved: `local` ones are the first's."""
-        if self._accelerator.num_processes > 1:
-            for buffer in self._model.buffers():
-                dist.broadcast(buffer, src=0)
+        if self._accelerator.num_processes == 1:
+            return
+        for norm in self._model.modules():
+            if isinstance(norm, BatchNorm) and norm.policy == "local":
+                dist.broadcast(norm.running_mean, src=0)
+                dist.broadcast(norm.running_var, src=0)

@@ -29,7 +29,7 @@ from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_resolved, load_run
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
-from signfuse_dist.development import DevelopmentScore
+from signfuse_dist.development import DevelopmentScore, open_development
 from signfuse_dist.engine import checkpoint, checkpoint_folder, ds_config, process
 from signfuse_dist.engine.checkpoint_folder import refuse_other_run
 from signfuse_dist.engine.loop import Loop
@@ -87,8 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(run: RunConfig) -> int:
     """Train one stage to its end or to a requested stop; return the exit status."""
     split = open_split(run.shards(run.data.train_split), run.data)
-    # Opened first: that it is not packed is said before a model is loaded.
-    dev = open_split(run.shards(run.data.dev_split), run.data) if run.train.dev_epochs else None
+    dev = open_development(run)  # or say that it is not packed, before a model is loaded
     plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)

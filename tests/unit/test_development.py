@@ -23,14 +23,17 @@ from signfuse_dist.config import (
     StageName,
     TrainConfig,
 )
+from signfuse_dist.config_load import load_run
 from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import Split, open_split
-from signfuse_dist.development import DevelopmentScore
+from signfuse_dist.development import DevelopmentScore, open_development
+from signfuse_dist.errors import UserError
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.plan import MicroBatch, epoch_order
 
 LENGTHS = (4, 9, 6, 3, 5)
 GROUP = 4
+DEMO = str(Path(__file__).resolve().parents[2] / "configs" / "experiment" / "demo.yaml")
 
 
 def encode(text: str) -> list[int]:
@@ -131,3 +134,16 @@ def test_a_score_that_is_not_finite_is_none(tmp_path: Path) -> None:
         next(model.adapter.parameters()).fill_(float("nan"))
     assert development() == {}
     assert said == ["no development score: dev_language is nan"]
+
+
+def test_a_split_that_is_not_packed_is_named_with_what_to_write(tmp_path: Path) -> None:
+    run = load_run(DEMO, "finetune", [f"data.shards={tmp_path}"])
+    with pytest.raises(UserError, match=r"dev/manifest\.json.*train\.dev_epochs=0"):
+        open_development(run)
+    off = load_run(DEMO, "finetune", [f"data.shards={tmp_path}", "train.dev_epochs=0"])
+    assert open_development(off) is None
+
+
+def test_the_best_without_a_score_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.select=best needs a development score"):
+        load_run(DEMO, "finetune", ["train.select=best", "train.dev_epochs=0"])
