@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,12 @@ sys.exit(train.main())
 EPOCHS, STEPS, STOP = 2, 10, 7
 WHOLE = {
     "contrastive": ["stage=contrastive", f"stage.epochs={EPOCHS}"],
-    "finetune": ["stage=finetune", f"stage.epochs={EPOCHS}", "train.stages=[finetune]"],
+    "finetune": [
+        "stage=finetune",
+        f"stage.epochs={EPOCHS}",
+        "train.stages=[finetune]",
+        "train.keep_checkpoints=9",
+    ],
 }
 
 
@@ -216,13 +222,10 @@ def test_a_full_disk_is_said_and_the_run_ends_as_the_undisturbed_one_when_there_
         assert not (output / "small" / "finetune" / "model").exists()
         ballast.unlink()
         printed = watched.project.train(output, 2, *words)
-        assert "resuming after step 4 of 10" in printed
-        assert (
-            furthest(
-                weights(output, "finetune"), weights(watched.undisturbed("finetune"), "finetune")
-            )
-            == 0
-        )
+        # Step 4's may not have been on the disk yet when it was filled.
+        assert re.search(r"resuming after step [24] of 10", printed), printed
+        whole = watched.undisturbed("finetune")
+        assert furthest(weights(output, "finetune"), weights(whole, "finetune")) == 0.0
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
