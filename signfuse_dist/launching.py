@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,8 +53,10 @@ def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> in
     with tempfile.TemporaryDirectory() as own:
         # The launcher makes 1 of every status; whether a stop was asked for stands in the folder.
         folder = os.environ.get(JOB_FOLDER, own)
-        status = _wait(command, {**os.environ, JOB_FOLDER: folder})
-        return REQUEUE if status and JobFolder(Path(folder)).stopped else status
+        job = JobFolder(Path(folder))
+        with job.asking(signal.SIGTERM, signal.SIGUSR1):
+            status = _wait(command, {**os.environ, JOB_FOLDER: folder})
+        return REQUEUE if status and job.stopped else status
 
 
 def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -30,6 +30,7 @@ from signfuse_dist.engine.signals import JOB_FOLDER, REQUEUE
 from signfuse_dist.errors import UserError
 
 NUM_FUTILE_ATTEMPTS = 3
+_STDOUT = 1
 _ASKING = (signal.SIGUSR1, signal.SIGTERM)
 
 
@@ -100,7 +101,7 @@ class Batch:
 
     def _say(self, text: str) -> None:
         # Unbuffered, for a signal's handler may say something while something is being said.
-        os.write(sys.__stdout__.fileno(), f"job {self._job.name}: {text}\n".encode())
+        os.write(_STDOUT, f"job {self._job.name}: {text}\n".encode())
 
 
 def main(command: Sequence[str] | None = None) -> int:

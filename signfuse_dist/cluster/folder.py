@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,16 @@ class JobFolder:
         assert self._path is not None
         (self._path / STOP).touch()
 
+    @contextmanager
+    def asking(self, *numbers: int) -> Iterator[None]:
+        """Let these signals ask for a stop while the block runs."""
+        before = {n: signal.signal(n, lambda *_: self.ask_stop()) for n in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def begin(self, run_folder: Path) -> None:
         """Say that a run is being trained; the main process calls this."""
         if self._path is None:
@@ -104,9 +115,11 @@ class JobFolder:
         """Return how the attempt ended, whose command ended with exit status ``status``."""
         if status == 0:
             return Outcome("finished", "finished")
-        if self.stopped or status == REQUEUE:
-            return Outcome("stopped", "stopped on request")
         failure = self._read("failure.json")
+        # Of several runs at once the last to speak may be one that had finished in time.
+        heeded = self._path is not None and (self._path / STOP).exists() and not failure
+        if self.stopped or heeded or status == REQUEUE:
+            return Outcome("stopped", "stopped on request")
         if failure:
             why = f"process {failure['rank']} on {failure['host']}: {failure['error']}"
             return Outcome("refused" if failure["user"] else "failed", why)

@@ -151,7 +151,7 @@ class LocalSlurm:
         )  # fmt: skip
 
 
-# No accounting, no cgroups, no MPI. `cred_expire` is how long a requeued job waits: 120 s otherwise.
+# No accounting, no cgroups, no MPI. A requeued job waits for `cred_expire`, by default 120 s.
 _CONFIGURATION = """\
 ClusterName=private
 SlurmctldHost=localhost(127.0.0.1)

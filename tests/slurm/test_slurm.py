@@ -19,7 +19,7 @@ from signfuse_dist.config import STAGES
 pytestmark = pytest.mark.long
 TWO_NODES = ("--nodes=2", *SMALL)
 # From nothing, so that nothing has to be trained before; LoRA and every loss are in it.
-LAST_ALONE = ("stage=finetune", "train.stages=[finetune]", "stage.epochs=30",
+LAST_ALONE = ("stage=finetune", "train.stages=[finetune]", "stage.epochs=16",
               "train.checkpoint_steps=1000")  # fmt: skip
 
 
@@ -85,11 +85,11 @@ def test_a_stage_that_is_warned_in_the_middle_is_requeued_and_ends_as_if_it_was_
     assert slurm.wait(job) == "COMPLETED", log.read_text()
     printed = log.read_text()
     (stopped,) = re.findall(r"requeued as attempt 2, last checkpoint step (\d+)", printed)
-    assert 5 <= int(stopped) < 150, "stopped in the middle"
+    assert 5 <= int(stopped) < 80, "stopped in the middle"
     assert f"attempt 2, last checkpoint step {stopped}" in printed
-    assert f"resuming after step {stopped} of 150" in printed
+    assert f"resuming after step {stopped} of 80" in printed
     assert_same(tmp_path, undisturbed, "finetune")
-    assert [line["step"] for line in metrics(tmp_path, "finetune")] == list(range(1, 151))
+    assert [line["step"] for line in metrics(tmp_path, "finetune")] == list(range(1, 81))
 
 
 def test_a_stage_that_the_user_cancels_writes_a_checkpoint_and_is_not_brought_back(
@@ -104,12 +104,12 @@ def test_a_stage_that_the_user_cancels_writes_a_checkpoint_and_is_not_brought_ba
     checkpoints = tmp_path / "small" / "finetune" / "checkpoints"
     slurm.wait_until_idle()
     step = newest_checkpoint(checkpoints)
-    assert 5 <= step < 150, log.read_text()
+    assert 5 <= step < 80, log.read_text()
     assert "not requeued from here: Slurm says CANCELLED" in log.read_text()
     assert slurm.state(job) == "CANCELLED"
     again = slurm.submit(*TWO_NODES, f"--output={log}", *words)
     assert slurm.wait(again) == "COMPLETED", log.read_text()
-    assert f"resuming after step {step} of 150" in log.read_text()
+    assert f"resuming after step {step} of 80" in log.read_text()
     assert_same(tmp_path, undisturbed, "finetune")
 
 
