@@ -24,7 +24,10 @@ job.begin(run)
 if how == "until stopped":
     stop = StopRequest(stop_file())
     print("waiting", flush=True)
+    deadline = time.monotonic() + 30
     while not stop.asked:
+        if time.monotonic() > deadline:
+            sys.exit("nobody asked for a stop")
         time.sleep(0.05)
 (run / "checkpoints" / f"step_{step:08d}").mkdir(parents=True, exist_ok=True)
 if how == "until stopped":
@@ -132,7 +135,7 @@ def test_an_error_of_the_user_is_not_tried_again(slurm: Slurm) -> None:
     assert slurm.requeued() == []
 
 
-@pytest.mark.parametrize("state", ["CANCELLED", "PREEMPTED", "PENDING"])
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PREEMPTED", "PENDING"])
 def test_a_job_that_slurm_ends_itself_is_left_to_slurm(slurm: Slurm, state: str) -> None:
     status, printed = slurm.run("crash", 5, STATE=state)
     assert status == 75
