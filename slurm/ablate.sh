@@ -2,7 +2,7 @@
 # Ablations:  sbatch slurm/ablate.sh NAME [section.key=value ...]
 # An array job whose tasks share the variants of one table; `sbatch --array=0-15 ...` asks for more
 # tasks, `--array=0-7%2` for two at a time. The same command goes on where a job was stopped, with
-# any number of tasks. Each task trains on the GPUs of one node: LAUNCH names its launch file.
+# any number of tasks. Each task trains on the GPUs of one node. Options of the command may follow.
 #SBATCH --job-name=signfuse-ablate
 #SBATCH --array=0-7
 #SBATCH --nodes=1

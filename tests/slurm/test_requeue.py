@@ -35,7 +35,7 @@ exec python -m signfuse_dist.cluster.batch srun {python} {trainer} "$@"
 """
 
 
-def test_a_job_that_is_warned_is_requeued_once_and_finishes(
+def test_a_job_that_is_warned_is_requeued_once_and_finishes_before_the_next_starts(
     slurm: LocalSlurm, tmp_path: Path
 ) -> None:
     (tmp_path / "trainer.py").write_text(TRAINER)
@@ -44,6 +44,12 @@ def test_a_job_that_is_warned_is_requeued_once_and_finishes(
     run, log = tmp_path / "run", tmp_path / "job.log"
     run.mkdir()
     job = slurm.submit(*SMALL, f"--output={log}", script, run)
+    # As the pipeline does; it fails unless the last attempt has ended before it starts.
+    (tmp_path / "next.sh").write_text(f"#!/bin/sh\ngrep ': finished' {log}\n")
+    after = slurm.submit(
+        *SMALL, f"--output={tmp_path}/next.log", f"--dependency=afterok:{job}",
+        "--kill-on-invalid-dep=yes", tmp_path / "next.sh",
+    )  # fmt: skip
     slurm.wait_until(job, (run / "started").exists)
     slurm.signal_batch(job, "USR1")
     assert slurm.wait(job) == "COMPLETED", log.read_text()
@@ -56,4 +62,5 @@ def test_a_job_that_is_warned_is_requeued_once_and_finishes(
         "finished",
     ):
         assert printed.count(f"job {job}: {line}") == 1, printed
+    assert slurm.wait(after) == "COMPLETED"
     assert not (slurm.folder / "jobs" / job).exists(), "nothing is left of a job that has finished"
