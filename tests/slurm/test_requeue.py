@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from conftest import SMALL, LocalSlurm  # tests/slurm/conftest.py
+from local_slurm import SMALL, LocalSlurm
 
 # Trains one step a second until it is stopped; started again after a checkpoint, it finishes.
 TRAINER = """

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SMALL, LocalSlurm, Project  # tests/slurm/conftest.py
+from integration.conftest import Project
+from local_slurm import REPOSITORY, SMALL, LocalSlurm
 from safetensors.torch import load_file
 from torch import Tensor
 
