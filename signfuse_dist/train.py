@@ -48,6 +48,8 @@ from signfuse_dist.plan import MicroBatches, Plan, make_plan
 _FREE_ON_RESUME = (
     "train.num_workers",
     "train.max_broken_share",
+    "train.non_finite",
+    "train.hang_seconds",
     "train.log_steps",
     "train.checkpoint_steps",
     "train.keep_checkpoints",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint
 from signfuse_dist.engine.agreement import Agreement, BrokenClips
+from signfuse_dist.engine.finite import FiniteSteps
 from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.log import MetricsLog
 from signfuse_dist.engine.objective import Batch, Objective
@@ -37,7 +37,10 @@ class Loop:
         self.names = tuple(objective.weights)
         self._agreement = Agreement(objective, accelerator.num_processes)
         self._broken = BrokenClips(plan.num_clips, train.max_broken_share)
-        self._step = Step(accelerator, model, optimizer, objective, plan, stage, train)
+        self._finite = FiniteSteps(model, self._agreement, train.non_finite)
+        self._step = Step(
+            accelerator, model, optimizer, objective, plan, stage, train, self._finite
+        )
         self._since = Interval(self.names, accelerator.device)
 
     def run(self, batches: Iterator[Batch], start_step: int, set_mode: Callable[[], None]) -> bool:
@@ -81,9 +84,11 @@ class Loop:
         sums = self._since.sums.clone()
         if self.accelerator.num_processes > 1:
             dist.all_reduce(sums)
-        means = dict(zip(self.names, (sums / self._since.steps).tolist(), strict=True))
-        losses = self.objective.report(means)
-        self._refuse_not_finite(done, losses)
+        means = (sums / max(1, self._since.steps)).tolist()  # no step, no losses
+        losses = self.objective.report(dict(zip(self.names, means, strict=True)))
+        rates = self._since.rates()
+        if not self._since.steps:
+            losses, _ = {}, rates.pop("gradient_norm")
         log.write(
             {
                 "step": done,
@@ -91,25 +96,17 @@ class Loop:
                 "stage": self.stage.name,
                 **losses,
                 "skipped": self._since.broken,
+                "skipped_steps": self._finite.skipped,
                 "learning_rate": learning_rate(done - 1, self.plan, self.stage.learning_rate),
-                **self._since.rates(),
+                **rates,
             }
         )
         self._since = Interval(self.names, self.accelerator.device)
-
-    def _refuse_not_finite(self, step: int, losses: Any) -> None:
-        """Raise RuntimeError, on every process: the norm of the gradient is that of all of them."""
-        values = losses.values() if isinstance(losses, dict) else losses
-        norm = float(self._since.gradient_norm)
-        if not all(map(math.isfinite, (*values, norm))):
-            raise RuntimeError(
-                f"losses {losses} or the gradient's norm {norm} are not finite at step {step}. "
-                f"The last checkpoint is kept; lower stage.learning_rate or look for a broken "
-                f"clip (signfuse verify)"
-            )
+        self._finite.skipped = 0
 
     def _save(self, step: int) -> None:
-        self._refuse_not_finite(step, self._since.sums.tolist())
+        if not self._finite.taken:
+            return  # weights are what they were at the start, and there may be no moments yet
         checkpoint.save(
             self.folder / "checkpoints", self.accelerator, self.model, self.optimizer, step,
             self.train.keep_checkpoints,
