@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 from signfuse_dist import stages
 from signfuse_dist.augment import ClipFrames
@@ -31,8 +32,10 @@ from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.engine import checkpoint, ds_config, process
 from signfuse_dist.engine.loop import Loop
+from signfuse_dist.engine.marks import Marks
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.engine.signals import REQUEUE
+from signfuse_dist.engine.watch import watched
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.files import write_text
@@ -85,6 +88,14 @@ def train(run: RunConfig) -> int:
     plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
+    with watched(run.train.hang_seconds, run.folder) as marks:
+        return _train(run, split, plan, workers, accelerator, resolved, marks)
+
+
+def _train(
+    run: RunConfig, split: Split, plan: Plan, workers: int, accelerator: Accelerator,
+    resolved: dict[str, Any] | None, marks: Marks,
+) -> int:  # fmt: skip
     say = accelerator.print
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
     open_folder(run, plan, resolved, accelerator.is_main_process)
@@ -113,11 +124,12 @@ def train(run: RunConfig) -> int:
         checkpoint.load_optimizer(found[0], accelerator, prepared, optimizer, start_step)
     loop = Loop(
         accelerator, prepared, optimizer, stages.StageObjective(run.stage.name, run.loss), plan,
-        run.stage, run.train, run.folder,
+        run.stage, run.train, run.folder, marks,
     )  # fmt: skip
     dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step)
     source = batches(dataset, workers, torch.cuda.is_available())
     finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
+    marks.at("ending", plan.total_steps)
     if finished and accelerator.is_main_process:
         model.save_pretrained(run.folder / "model")
         write_card(run.folder)

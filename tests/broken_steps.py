@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine.loop import Loop
+from signfuse_dist.engine.marks import Marks
 from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.plan import Plan, make_plan
 
@@ -58,7 +59,7 @@ class Breaking:
 
 
 def batches(steps: Sequence[str]) -> Iterator[Any]:
-    """Yield two clips a step: one with a name of the step's own, one with the name that is given."""
+    """Yield two clips a step: one named after the step, one with the name that is given."""
     for number, name in enumerate(steps):
         batch = join(draw_clips([2, 3], seed=number))
         yield replace(batch, ids=(f"clip {number + 1}", name))
@@ -72,11 +73,14 @@ def little_loop(
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False, fused=False)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     stage = StageConfig(name="contrastive", epochs=1, learning_rate=1e-2, warmup_epochs=0)
-    return Loop(accelerator, prepared, optimizer, Breaking(), plan, stage, train, folder), prepared
+    loop = Loop(
+        accelerator, prepared, optimizer, Breaking(), plan, stage, train, folder, Marks()
+    )  # fmt: skip
+    return loop, prepared
 
 
 def little_plan(num_steps: int, world_size: int, **changes: Any) -> tuple[Plan, TrainConfig]:
-    """Return a plan of two clips a step on each process, every step with a checkpoint and a line."""
+    """Return a plan of two clips a step on each process; every step has a checkpoint and a line."""
     train = TrainConfig(
         micro_batch_size=2, global_batch_size=2 * world_size, precision="fp32",
         gradient_clipping=1.0, log_steps=1, checkpoint_steps=1, keep_checkpoints=num_steps,

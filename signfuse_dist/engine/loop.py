@@ -17,6 +17,7 @@ from signfuse_dist.engine.agreement import Agreement, BrokenClips
 from signfuse_dist.engine.finite import FiniteSteps
 from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.log import MetricsLog
+from signfuse_dist.engine.marks import WAITING, Marks
 from signfuse_dist.engine.objective import Batch, Objective
 from signfuse_dist.engine.signals import StopRequest
 from signfuse_dist.engine.step import Step
@@ -28,9 +29,10 @@ class Loop:
 
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
-        plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path,
+        plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path, marks: Marks,
     ) -> None:  # fmt: skip
         """Take a prepared ``model`` and ``optimizer``; ``folder`` is the run folder."""
+        self._marks = marks
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.objective, self.plan, self.stage, self.train = objective, plan, stage, train
         self.folder = folder
@@ -59,14 +61,17 @@ class Loop:
             while done < self.plan.total_steps:
                 if done % self.plan.steps_per_epoch == 0:
                     self._broken.begin_epoch()
+                self._marks.at("loading clips", done + 1)
                 started = time.perf_counter()
                 window = [next(batches) for _ in range(self.plan.accumulation)]
                 self._since.waited += time.perf_counter() - started
+                self._marks.at(WAITING, done + 1)
                 agreed = self._agreement.exchange(window, stop.asked)
                 self._since.count(agreed.frames, agreed.clips, agreed.broken)
                 self._broken.add(done + 1, window, agreed.broken)
                 if agreed.stopping:
                     break
+                self._marks.at("first step" if done == start_step else "computing", done + 1)
                 self._step.take(done, window, agreed.counts, self._since)
                 done += 1
                 log.advance()
@@ -107,6 +112,7 @@ class Loop:
     def _save(self, step: int) -> None:
         if not self._finite.taken:
             return  # weights are what they were at the start, and there may be no moments yet
+        self._marks.at("saving", step)
         checkpoint.save(
             self.folder / "checkpoints", self.accelerator, self.model, self.optimizer, step,
             self.train.keep_checkpoints,

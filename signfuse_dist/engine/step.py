@@ -34,8 +34,10 @@ class Step:
     ) -> None:
         """Take step ``step`` (from 0) and note its losses and gradient norm in ``interval``.
 
-        A step that is not finite is not taken and noted by ``finite`` alone. DeepSpeed and DDP average gradients over processes, and Accelerate over accumulation;
-        the factor takes both back.
+        A step that is not finite is not taken, and noted by ``finite`` alone.
+
+        DeepSpeed and DDP average gradients over processes, and Accelerate over accumulation; the
+        factor takes both back.
         """
         peak = self._stage.learning_rate
         set_learning_rate(self._optimizer, learning_rate(step, self._plan, peak))
