@@ -27,7 +27,7 @@ from signfuse_dist import stages
 from signfuse_dist.augment import ClipFrames
 from signfuse_dist.check import caveats
 from signfuse_dist.config import RunConfig
-from signfuse_dist.config_load import load_resolved, load_run
+from signfuse_dist.config_load import load_run
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.engine import checkpoint, ds_config, process
@@ -45,23 +45,8 @@ from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.plan import MicroBatches, Plan, make_plan
+from signfuse_dist.run_settings import refuse_other
 
-# What may change between the parts of a run: nothing here touches the numbers of a step, beyond
-# rounding where memory made it necessary.
-_FREE_ON_RESUME = (
-    "train.num_workers",
-    "train.max_broken_share",
-    "train.non_finite",
-    "train.hang_seconds",
-    "train.log_steps",
-    "train.checkpoint_steps",
-    "train.keep_checkpoints",
-    "train.output",
-    "data.shard_cache",
-    "data.shard_cache_gb",
-    "model.visual_chunk",
-    "model.visual_checkpoint",
-)
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 
 
@@ -192,16 +177,8 @@ def _clips(
 
 def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, main: bool) -> None:
     """Write the run folder's description once; refuse a folder of another configuration."""
+    refuse_other(run)
     path = run.folder / "config.yaml"
-    if path.exists():
-        before, now = _fixed(load_resolved(path)), _fixed(run)
-        changed = [k for k in now if now[k] != before.get(k)]
-        if changed:
-            lines = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed]
-            raise UserError(
-                f"{run.folder} holds a run of another configuration ({'; '.join(lines)}): "
-                f"a run folder is never overwritten; give train.output=FOLDER or remove it"
-            )
     if not main:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -210,14 +187,6 @@ def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, mai
     write_text(run.folder / "versions.json", json.dumps(_versions(), indent=1))
     if not path.exists():
         write_text(path, yaml.safe_dump(run.to_dict(), sort_keys=False, allow_unicode=True))
-
-
-def _fixed(run: RunConfig) -> dict[str, Any]:
-    """Return what must not change between the parts of a run, by section.key."""
-    sections = run.to_dict()
-    name, _ = sections.pop("name"), sections.pop("evaluation")
-    values = {f"{s}.{k}": v for s, section in sections.items() for k, v in section.items()}
-    return {"name": name, **{k: v for k, v in values.items() if k not in _FREE_ON_RESUME}}
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,74 @@
+"""All that is looked at before a job starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from signfuse_dist.config import RunConfig
+from signfuse_dist.plan import Plan
+from signfuse_dist.preflight import data, launch, llm_files, machine, memory, weights
+from signfuse_dist.preflight.finding import Finding, warning
+from signfuse_dist.preflight.llm_files import LLMFiles
+
+
+def examine(
+    runs: Sequence[RunConfig], plans: Sequence[Plan], launch_file: Path | None, world_size: int,
+    gigabytes: float | None,
+) -> list[Finding]:  # fmt: skip
+    """Return what ends the job, what may end it, and what is in order.
+
+    Args:
+        runs: the stages to be trained, in order.
+        plans: of each; empty where the batch does not divide or nothing is packed.
+        launch_file: a file of ``launch/``, or None: then nothing is said of it, and memory is
+            estimated as under ZeRO-2.
+        world_size: processes.
+        gigabytes: a GPU's memory; None asks this machine.
+
+    Raises UserError when the launch file cannot be read.
+    """
+    first = runs[0]
+    found = [*data.examine(first), *weights.examine(runs), *machine.examine(first)]
+    if any(_has_llm(run) for run in runs):
+        found += llm_files.examine(first.model)
+    bucket: int | None = 0
+    if launch_file is not None:
+        settings = launch.read(launch_file)
+        bucket = launch.bucket(settings)
+        plan = plans[0] if plans else None
+        found += launch.examine(launch_file, settings, first, plan, world_size)
+    return found + _sizes(runs, world_size, bucket, gigabytes or machine.gpu_gigabytes())
+
+
+def _sizes(
+    runs: Sequence[RunConfig], world_size: int, bucket: int | None, gigabytes: float | None
+) -> list[Finding]:
+    """Judge memory and disk; a stage whose LLM is not there cannot be judged."""
+    llms = {run.stage.name: _llm(run) for run in runs}
+    known = [run for run in runs if llms[run.stage.name] or not _has_llm(run)]
+    found = []
+    if known != list(runs):
+        fix = "Put the LLM where it is looked for and check again"
+        found.append(warning("memory and disk", "not estimated for stages with the LLM", fix))
+    longest = data.longest_clip(runs[0]) or runs[0].data.max_frames
+    for run in known:
+        need = memory.estimate(run, llms[run.stage.name], longest, world_size, bucket)
+        found.append(memory.judge_gpu(run.stage.name, need, gigabytes))
+    if known:
+        found.append(memory.judge_disk(known, [llms[run.stage.name] for run in known]))
+    return found
+
+
+def _llm(run: RunConfig) -> LLMFiles | None:
+    if not _has_llm(run):
+        return None
+    try:
+        files = llm_files.find(run.model)
+        return files if files and files.llm_dim and files.num_layers else None
+    except (ValueError, KeyError):
+        return None  # named by llm_files.examine
+
+
+def _has_llm(run: RunConfig) -> bool:
+    return run.stage.name != "contrastive"
