@@ -25,14 +25,14 @@ def write_stamp(folder: Folder) -> None:
     """
     if is_local(folder):
         with contextlib.suppress(PermissionError):
-            write_text(Path(folder) / STAMP_NAME, json.dumps({"manifest": _checksum(folder)}))
+            write_text(Path(str(folder)) / STAMP_NAME, json.dumps({"manifest": _checksum(folder)}))
 
 
 def remove_stamp(folder: Folder) -> None:
     """Take the stamp back, where there is one."""
     if is_local(folder):
         with contextlib.suppress(PermissionError):
-            (Path(folder) / STAMP_NAME).unlink(missing_ok=True)
+            (folder / STAMP_NAME).unlink(missing_ok=True)
 
 
 def is_verified(folder: Folder) -> bool:

@@ -17,7 +17,8 @@ class Beat(NamedTuple):
     rank: int
     host: str
     pid: int
-    count: int
+    number: int
+    """Of the beat: it grows while the process lives."""
     phase: str
     step: int
     seconds: float
@@ -50,7 +51,9 @@ def judge(beats: Sequence[Beat], seconds: float) -> str:
 
 
 def _silent(beat: Beat) -> str:
-    what = beat.ended or f"it was killed, or its machine is frozen or gone; last seen {_doing(beat)}"
+    what = (
+        beat.ended or f"it was killed, or its machine is frozen or gone; last seen {_doing(beat)}"
+    )
     return f"{_name(beat)} gives no sign of life: {what}"
 
 

@@ -19,7 +19,6 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,13 +28,14 @@ from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
 from signfuse_dist.engine.marks import LONG, Marks
 from signfuse_dist.engine.verdict import Beat, judge
 from signfuse_dist.errors import UserError
 
 HUNG = 70  # EX_SOFTWARE: a process of the job died or hung
-# Of `train.hang_seconds`: what a phase may take. The rest is for making sure and telling the others.
+# Of `train.hang_seconds`: what a phase may take. The rest is for making sure and telling others.
 _PATIENCE = 0.75
 _LONG_PATIENCE = 15.0
 _BEATS = 24  # in `train.hang_seconds`
@@ -50,19 +50,20 @@ class Watch:
     """
 
     def __init__(
-        self, store: dist.Store, rank: int, world_size: int, seconds: float, folder: Path,
+        self, store: Any, rank: int, world_size: int, seconds: float, folder: Path,
         end: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """Take a ``store`` of this thread's own; ``end`` ends the process and does not return.
+        """Take a ``store`` of torch.distributed that nobody else waits with.
 
-        ``seconds`` is ``train.hang_seconds``; stacks are written to ``folder``.
+        ``seconds`` is ``train.hang_seconds``; stacks are written to ``folder``; ``end`` ends the
+        process and does not return.
         """
         self.marks = Marks()
         self._store, self._rank, self._world_size = store, rank, world_size
         self._seconds, self._folder, self._end = seconds, folder, end
         self._interval = min(_LONGEST_INTERVAL, seconds / _BEATS)
-        self._count, self._ended = 0, ""
-        self._next_count, self._next_seen = -1, time.monotonic()
+        self._number, self._ended = 0, ""
+        self._next_number, self._next_seen = -1, time.monotonic()
         self._answered = time.monotonic()
         self._over = threading.Event()
         self._threads = [
@@ -143,8 +144,8 @@ class Watch:
         patience = self._seconds * (_LONG_PATIENCE if mark.phase in LONG else _PATIENCE)
         late = now - mark.since > patience
         after = self._read((self._rank + 1) % self._world_size)
-        if after.count != self._next_count or after.ended == "finished":
-            self._next_count, self._next_seen = after.count, now
+        if after.number != self._next_number or after.ended == "finished":
+            self._next_number, self._next_seen = after.number, now
         if late or now - self._next_seen > self._seconds * _PATIENCE:
             self._accuse(late)
 
@@ -158,22 +159,22 @@ class Watch:
 
     def _look_twice(self) -> list[Beat]:
         """Return the beats of all, silent where they have not changed for two intervals."""
-        before = [self._read(rank).count for rank in range(self._world_size)]
+        before = [self._read(rank).number for rank in range(self._world_size)]
         time.sleep(2.5 * self._interval)
         beats = [self._read(rank) for rank in range(self._world_size)]
         return [
-            beat._replace(silent=beat.ended != "finished" and beat.count == count)
+            beat._replace(silent=beat.ended != "finished" and beat.number == number)
             if beat.rank != self._rank
             else beat
-            for beat, count in zip(beats, before, strict=True)
+            for beat, number in zip(beats, before, strict=True)
         ]
 
     def _beat(self) -> None:
-        self._count += 1
+        self._number += 1
         mark = self.marks.last
         beat: dict[str, Any] = {
             "rank": self._rank, "host": socket.gethostname(), "pid": os.getpid(),
-            "count": self._count, "phase": mark.phase, "step": mark.step,
+            "number": self._number, "phase": mark.phase, "step": mark.step,
             "seconds": time.monotonic() - mark.since, "ended": self._ended,
         }  # fmt: skip
         self._store.set(_key(self._rank), json.dumps(beat))
@@ -193,7 +194,7 @@ class Watch:
             with (self._folder / f"stacks_{self._rank}.txt").open("w") as file:
                 faulthandler.dump_traceback(file)
         except OSError:
-            faulthandler.dump_traceback(sys.__stderr__)
+            faulthandler.dump_traceback(2)
         time.sleep(2 * self._interval)
         self._end(verdict)
 
@@ -208,15 +209,15 @@ def watched(seconds: float | None, folder: Path) -> contextlib.AbstractContextMa
     if seconds is None:
         return contextlib.nullcontext(Marks())
     alone = not dist.is_initialized()
-    store = dist.HashStore() if alone else _own_connection()
+    store: Any = HashStore() if alone else _own_connection()
     rank, world_size = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
     return Watch(store, rank, world_size, seconds, folder, end_process)
 
 
-def _own_connection() -> dist.Store:
+def _own_connection() -> Any:
     """Return a connection of its own: a thread that waits must not keep the job's collectives."""
     default = dist.distributed_c10d._get_default_store()
-    return dist.PrefixStore("signfuse/watch", default.clone())
+    return PrefixStore("signfuse/watch", default.clone())
 
 
 def _key(rank: int) -> str:

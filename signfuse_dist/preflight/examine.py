@@ -10,6 +10,7 @@ from signfuse_dist.plan import Plan
 from signfuse_dist.preflight import data, launch, llm_files, machine, memory, weights
 from signfuse_dist.preflight.finding import Finding, warning
 from signfuse_dist.preflight.llm_files import LLMFiles
+from signfuse_dist.stage_parts import needs_language_model
 
 
 def examine(
@@ -30,7 +31,7 @@ def examine(
     """
     first = runs[0]
     found = [*data.examine(first), *weights.examine(runs), *machine.examine(first)]
-    if any(_has_llm(run) for run in runs):
+    if any(needs_language_model(run.stage.name) for run in runs):
         found += llm_files.examine(first.model)
     bucket: int | None = 0
     if launch_file is not None:
@@ -46,7 +47,9 @@ def _sizes(
 ) -> list[Finding]:
     """Judge memory and disk; a stage whose LLM is not there cannot be judged."""
     llms = {run.stage.name: _llm(run) for run in runs}
-    known = [run for run in runs if llms[run.stage.name] or not _has_llm(run)]
+    known = [
+        run for run in runs if llms[run.stage.name] or not needs_language_model(run.stage.name)
+    ]
     found = []
     if known != list(runs):
         fix = "Put the LLM where it is looked for and check again"
@@ -61,14 +64,10 @@ def _sizes(
 
 
 def _llm(run: RunConfig) -> LLMFiles | None:
-    if not _has_llm(run):
+    if not needs_language_model(run.stage.name):
         return None
     try:
         files = llm_files.find(run.model)
         return files if files and files.llm_dim and files.num_layers else None
     except (ValueError, KeyError):
         return None  # named by llm_files.examine
-
-
-def _has_llm(run: RunConfig) -> bool:
-    return run.stage.name != "contrastive"

@@ -51,7 +51,9 @@ def _versions() -> Finding:
         if not wanted.specifier.contains(found, prereleases=True):
             odd.append(f"{wanted.name} is {found}, not {wanted.specifier}")
     if odd:
-        return error("packages", "; ".join(odd), "make install, or install what constraints.txt has")
+        return error(
+            "packages", "; ".join(odd), "make install, or install what constraints.txt has"
+        )
     torch, speed = (importlib.metadata.version(name) for name in ("torch", "deepspeed"))
     return ok("packages", f"Python {platform.python_version()}, torch {torch}, deepspeed {speed}")
 

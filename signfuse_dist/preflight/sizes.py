@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from signfuse_dist.config import SCALES, LossConfig, ModelConfig, StageName
 from signfuse_dist.skeleton import NUM_JOINTS, PARTITIONS
+from signfuse_dist.stage_parts import trained_parts
 
 _DEPTHS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
@@ -61,13 +62,13 @@ def frame_values(config: ModelConfig, frame_size: int) -> int:
     """Return how many numbers of one frame the ResNet holds for its backward pass.
 
     Of each convolution its output, and the norm's. By blocks (``model.visual_checkpoint``): each
-    block's input, and all of the largest block.
+    block's input, and all of the largest block with half as much again for its gradients.
     """
     blocks = [sum(2 * c.activations for c in block) for block in _blocks(config, frame_size)]
     if not config.visual_checkpoint:
         return sum(blocks)
     inputs = [block[0].inputs * _side_before(block) ** 2 for block in _blocks(config, frame_size)]
-    return sum(inputs) + max(blocks)
+    return sum(inputs) + 3 * max(blocks) // 2
 
 
 def _side_before(block: list[_Conv]) -> int:
@@ -89,20 +90,16 @@ def parameters(config: ModelConfig, llm_dim: int) -> dict[str, int]:
     return {name: count for name, count in counts.items() if name != absent}
 
 
-def trained(config: ModelConfig, loss: LossConfig, stage: StageName, llm_dim: int, lora: int) -> int:
+def trained(
+    config: ModelConfig, loss: LossConfig, stage: StageName, llm_dim: int, lora: int
+) -> int:
     """Return how many parameters of a stage train; ``lora`` are those of LoRA."""
     counts = parameters(config, llm_dim) | {"lora": lora}
-    parts: dict[StageName, tuple[str, ...]] = {
-        "contrastive": ("visual", "skeletal", "fusion"),
-        "alignment": ("fusion", "temporal", "adapter"),
-        "finetune": ("visual", "skeletal", "fusion", "temporal", "adapter", "lora"),
-    }
-    found = sum(counts.get(name, 0) for name in parts[stage])
-    if stage == "contrastive" and loss.contrastive_features != "unimodal":
-        found -= counts["fusion"]
-        if loss.contrastive_features == "attended":
-            found += 2 * _attention(config.dim)
-    return found
+    # Of CMFA "attended" features reach the first layer's attention alone, named below it.
+    return sum(
+        counts.get(part, _attention(config.dim) if "." in part else 0)
+        for part in trained_parts(stage, loss)
+    )
 
 
 def _visual(config: ModelConfig) -> int:

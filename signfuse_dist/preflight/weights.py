@@ -10,6 +10,7 @@ from signfuse_dist.config import ModelConfig, RunConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.preflight.finding import Finding, error, ok
 from signfuse_dist.run_settings import refuse_other
+from signfuse_dist.stage_parts import previous
 
 # torchvision's IMAGENET1K_V1, by the names under which torch keeps them.
 _FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-0676ba61.pth"}
@@ -35,9 +36,8 @@ def examine(runs: Sequence[RunConfig]) -> list[Finding]:
 
 
 def _start(run: RunConfig) -> list[Finding]:
-    place = run.train.stages.index(run.stage.name)
-    if place:
-        before = run.train.stages[place - 1]
+    before = previous(run.stage.name, run.train.stages)
+    if before is not None:
         folder = run.folder.with_name(before) / "model"
         what = f"stage {before}, where {run.stage.name} starts"
         if folder.is_dir():

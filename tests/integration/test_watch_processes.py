@@ -43,9 +43,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         process.communicate()
 
 
-def test_a_frozen_process_is_named_and_the_other_ends(
-    pair: Pair, tmp_path: Path
-) -> None:
+def test_a_frozen_process_is_named_and_the_other_ends(pair: Pair, tmp_path: Path) -> None:
     pair[1].send_signal(signal.SIGSTOP)
     _, said = pair[0].communicate(timeout=120)
     assert pair[0].returncode == HUNG
@@ -66,7 +64,7 @@ def test_a_killed_process_is_named_by_the_one_whose_collective_broke(
 
 @pytest.mark.long
 def test_a_frozen_trainer_is_named_and_ends_the_launch(project: Project, tmp_path: Path) -> None:
-    """The whole trainer under ZeRO-2, launched as a user does; both nodes' worth of processes go."""
+    """The whole trainer under ZeRO-2, launched as a user does; none of its processes is left."""
     words = ["stage=contrastive", "stage.epochs=400", "train.hang_seconds=24"]
     metrics = tmp_path / "small" / "contrastive" / "metrics.jsonl"
     with subprocess.Popen(

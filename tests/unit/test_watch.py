@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Job:
 
     def silent(self, rank: int, **changes: Any) -> None:
         """Leave the beat of a process that is no more."""
-        beat = {"rank": rank, "host": "a", "pid": 7, "count": 3, "phase": "computing", "step": 4}
+        beat = {"rank": rank, "host": "a", "pid": 7, "number": 3, "phase": "computing", "step": 4}
         self.store.set(f"beat/{rank}", json.dumps({**beat, "seconds": 0.1, "ended": "", **changes}))
 
     def wait_for(self, ranks: set[int]) -> str:
@@ -56,8 +56,8 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[Job]:
-    yield Job(tmp_path)
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
 
 
 def test_a_process_that_hangs_is_named_and_every_process_ends(
