@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from signfuse_dist.config import RunConfig
 from signfuse_dist.data.manifest import (
@@ -17,8 +19,11 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.stamp import is_verified
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.errors import UserError
+from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 
+_EPOCHS = 8  # are drawn: more find hardly fuller ones
+_UNEVEN = 1.05  # clips cannot be cut: what is left between processes
 _Says = Callable[[str, str, str], Finding]
 
 
@@ -30,20 +35,36 @@ def examine(run: RunConfig) -> list[Finding]:
     return found + _split(run, run.data.test_split, "test", missing=warning)
 
 
-def longest_clip(run: RunConfig) -> int | None:
-    """Return the frames of the longest training clip as the model meets it.
+def worst_frames(run: RunConfig, plan: Plan | None) -> int:
+    """Return the frames of the fullest micro batch of a process, as the plan draws them.
 
-    None when the indexes cannot be read, or lie at an address and would have to be fetched.
+    Clips of a micro batch are shared out evenly, so it is the frames of all processes over their
+    number, and never less than the longest clip. Without a plan, or where the indexes would have to
+    be fetched from an address: nothing but clips of ``data.max_frames``.
     """
+    lengths = _lengths(run)
+    if plan is None or lengths is None:
+        return run.train.micro_batch_size * run.data.max_frames
+    slowest = np.ceil(lengths * (1 + run.augment.speed)).astype(np.int64)
+    frames = np.minimum(slowest, run.data.max_frames)
+    fullest = 0
+    for epoch in range(min(run.stage.epochs, _EPOCHS)):
+        order = frames[epoch_order(run.train.seed, epoch, len(frames))]
+        padded = np.pad(order, (0, -len(order) % plan.global_batch_size))
+        fullest = max(fullest, int(padded.reshape(-1, plan.num_pairs).sum(axis=1).max()))
+    return max(int(frames.max()), math.ceil(fullest / plan.world_size * _UNEVEN))
+
+
+def _lengths(run: RunConfig) -> NDArray[np.int64] | None:
+    """Return the frames of each training clip, None where they are not at hand."""
     try:
         folder = open_folder(run.shards(run.data.train_split))
         if not is_local(folder):
             return None
         shards = load_manifest(folder).shards
-        lengths = [s.num_frames for entry in shards for s in load_index(folder, entry).samples]
+        return np.array([s.num_frames for e in shards for s in load_index(folder, e).samples])
     except UserError:
-        return None
-    return min(int(np.max(lengths)), run.data.max_frames) if lengths else None
+        return None  # named by examine
 
 
 def _split(run: RunConfig, split: str, role: str, missing: _Says) -> list[Finding]:

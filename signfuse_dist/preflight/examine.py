@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from signfuse_dist.config import RunConfig
@@ -39,12 +39,15 @@ def examine(
         bucket = launch.bucket(settings)
         plan = plans[0] if plans else None
         found += launch.examine(launch_file, settings, first, plan, world_size)
-    return found + _sizes(runs, world_size, bucket, gigabytes or machine.gpu_gigabytes())
+    planned = {run.stage.name: plan for run, plan in zip(runs, plans, strict=False)}
+    known = gigabytes or machine.gpu_gigabytes()
+    return found + _sizes(runs, planned, world_size, bucket, known)
 
 
 def _sizes(
-    runs: Sequence[RunConfig], world_size: int, bucket: int | None, gigabytes: float | None
-) -> list[Finding]:
+    runs: Sequence[RunConfig], planned: Mapping[str, Plan], world_size: int, bucket: int | None,
+    gigabytes: float | None,
+) -> list[Finding]:  # fmt: skip
     """Judge memory and disk; a stage whose LLM is not there cannot be judged."""
     llms = {run.stage.name: _llm(run) for run in runs}
     known = [
@@ -54,10 +57,10 @@ def _sizes(
     if known != list(runs):
         fix = "Put the LLM where it is looked for and check again"
         found.append(warning("memory and disk", "not estimated for stages with the LLM", fix))
-    longest = data.longest_clip(runs[0]) or runs[0].data.max_frames
     for run in known:
-        need = memory.estimate(run, llms[run.stage.name], longest, world_size, bucket)
-        found.append(memory.judge_gpu(run.stage.name, need, gigabytes))
+        frames = data.worst_frames(run, planned.get(run.stage.name))
+        need = memory.estimate(run, llms[run.stage.name], frames, world_size, bucket)
+        found.append(memory.judge_gpu(run.stage.name, need, frames, gigabytes))
     if known:
         found.append(memory.judge_disk(known, [llms[run.stage.name] for run in known]))
     return found

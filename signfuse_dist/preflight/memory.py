@@ -49,14 +49,14 @@ class Need:
 
 
 def estimate(
-    run: RunConfig, llm: LLMFiles | None, longest: int, world_size: int, bucket: int | None
+    run: RunConfig, llm: LLMFiles | None, frames: int, world_size: int, bucket: int | None
 ) -> Need:
     """Return the bytes that a process of a stage needs on its GPU.
 
     Args:
         run: the stage.
         llm: its LLM, None in the contrastive stage.
-        longest: frames of the longest clip: the worst micro batch has nothing but such.
+        frames: of the fullest micro batch.
         world_size: processes that share gradients and moments.
         bucket: numbers in a bucket of ZeRO-2, None for plain DDP, 0 where it is not known.
     """
@@ -71,14 +71,13 @@ def estimate(
         llm=llm.bytes_loaded(run.model) if llm else 0.0,
         weights=4.0 * every,
         optimizer=buckets + sharded,
-        resnet=_encoders(run, longest),
+        resnet=_encoders(run, frames),
         language=_language(run, llm) if llm else 0.0,
     )
 
 
-def _encoders(run: RunConfig, longest: int) -> float:
-    """Return the activations of the worst micro batch; a frozen ResNet holds none of them."""
-    frames = run.train.micro_batch_size * longest
+def _encoders(run: RunConfig, frames: int) -> float:
+    """Return the activations of the fullest micro batch; a frozen ResNet holds none of them."""
     each = 2.2 if run.train.precision == "bf16" else 4.0
     pictures = 0.0
     if run.model.streams != "skeletal":
@@ -100,10 +99,10 @@ def _language(run: RunConfig, llm: LLMFiles) -> float:
     return tokens * (each * llm.llm_dim * llm.num_layers + 12.0 * vocabulary)
 
 
-def judge_gpu(stage: str, need: Need, gigabytes: float | None) -> Finding:
+def judge_gpu(stage: str, need: Need, frames: int, gigabytes: float | None) -> Finding:
     """Compare a stage's need with a GPU's memory in GB, where that is known."""
     what = f"memory of a GPU in stage {stage}"
-    said = f"about {need.total / 1e9:.1f} GB ({need})"
+    said = f"about {need.total / 1e9:.1f} GB ({need}; {frames} frames at most)"
     if gigabytes is None:
         return ok(what, f"{said}; no GPU here to compare with, --gpu-memory GB names one")
     said += f" of {gigabytes:.0f} GB"

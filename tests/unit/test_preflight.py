@@ -307,15 +307,25 @@ def test_memory_of_a_gpu_is_judged_where_it_is_named(job: Job) -> None:
     job.check(0)
 
 
-def test_the_worst_micro_batch_is_one_of_the_longest_clips(job: Job) -> None:
-    """Those that are packed: the corpus has 8 frames at most, whatever data.max_frames allows."""
-    job.words = ["stage=contrastive", "model.visual_width=512"]
+@pytest.mark.parametrize(
+    ("longest", "frames"),
+    # Four clips of 6, 7, 8 and 6 frames in a step, two to a process, with 5 % for what is uneven.
+    [(64, 15), (7, 14), (6, 13)],
+)
+def test_the_fullest_micro_batch_is_that_of_the_plan(job: Job, longest: int, frames: int) -> None:
+    job.words = [
+        "stage=contrastive", "train.micro_batch_size=2", "train.global_batch_size=4",
+        f"data.max_frames={longest}",
+    ]  # fmt: skip
     (line,) = [line for line in job.check(0) if "memory of a GPU" in line]
-    job.words.append("data.max_frames=4")
-    (shorter,) = [line for line in job.check(0) if "memory of a GPU" in line]
-    job.words[-1] = "data.max_frames=800"
-    assert line != shorter
-    assert any(other == line for other in job.check(0))
+    assert f"; {frames} frames at most)" in line
+
+
+def test_without_a_plan_every_clip_is_as_long_as_it_may_be(job: Job) -> None:
+    shutil.rmtree(job.split("train"))
+    job.words = ["stage=contrastive", "data.max_frames=40"]
+    (line,) = [line for line in job.check(1) if "memory of a GPU" in line]
+    assert "; 160 frames at most)" in line
 
 
 def test_a_disk_that_is_too_small_is_an_error(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
