@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from signfuse_dist.config import RunConfig
+from signfuse_dist.config import RunConfig, StageName
 from signfuse_dist.plan import Plan
 from signfuse_dist.preflight import data, launch, llm_files, machine, memory, weights
 from signfuse_dist.preflight.finding import Finding, warning
@@ -45,7 +45,7 @@ def examine(
 
 
 def _sizes(
-    runs: Sequence[RunConfig], planned: Mapping[str, Plan], world_size: int, bucket: int | None,
+    runs: Sequence[RunConfig], planned: Mapping[StageName, Plan], world_size: int, bucket: int | None,
     gigabytes: float | None,
 ) -> list[Finding]:  # fmt: skip
     """Judge memory and disk; a stage whose LLM is not there cannot be judged."""
