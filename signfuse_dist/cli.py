@@ -166,7 +166,10 @@ def _verify(options: argparse.Namespace) -> int:
 
     folder = open_folder(options.folder)
     faults = verify(folder, options.workers)
-    (remove_stamp if faults else write_stamp)(folder)
+    if faults:
+        remove_stamp(folder)
+    elif not write_stamp(folder):
+        print(f"{options.folder}: cannot be written to, so `signfuse check` will not know of this")
     for fault in faults:
         print(fault)
     print(f"{options.folder}: {len(faults)} faults" if faults else f"{options.folder}: whole")

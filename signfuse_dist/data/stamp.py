@@ -6,7 +6,6 @@ that were packed again have no stamp. A shard that rots on the disk afterwards k
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 from pathlib import Path
@@ -18,21 +17,21 @@ from signfuse_dist.files import digest, write_text
 STAMP_NAME = "verified.json"
 
 
-def write_stamp(folder: Folder) -> None:
-    """Say that the content of a folder was verified; an address is not written to.
-
-    A folder that may not be written to goes without.
-    """
-    if is_local(folder):
-        with contextlib.suppress(PermissionError):
-            write_text(Path(str(folder)) / STAMP_NAME, json.dumps({"manifest": _checksum(folder)}))
+def write_stamp(folder: Folder) -> bool:
+    """Say that the content of a folder was verified; return whether that could be written."""
+    if not is_local(folder):
+        return False
+    try:
+        write_text(Path(str(folder)) / STAMP_NAME, json.dumps({"manifest": _checksum(folder)}))
+    except OSError:  # a folder of somebody else's, or a full disk
+        return False
+    return True
 
 
 def remove_stamp(folder: Folder) -> None:
-    """Take the stamp back, where there is one."""
+    """Take the stamp back, where there is one; raise OSError where that is not allowed."""
     if is_local(folder):
-        with contextlib.suppress(PermissionError):
-            (folder / STAMP_NAME).unlink(missing_ok=True)
+        (folder / STAMP_NAME).unlink(missing_ok=True)
 
 
 def is_verified(folder: Folder) -> bool:

@@ -45,8 +45,8 @@ def examine(
 
 
 def _sizes(
-    runs: Sequence[RunConfig], planned: Mapping[StageName, Plan], world_size: int, bucket: int | None,
-    gigabytes: float | None,
+    runs: Sequence[RunConfig], planned: Mapping[StageName, Plan], world_size: int,
+    bucket: int | None, gigabytes: float | None,
 ) -> list[Finding]:  # fmt: skip
     """Judge memory and disk; a stage whose LLM is not there cannot be judged."""
     llms = {run.stage.name: _llm(run) for run in runs}

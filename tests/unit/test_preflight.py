@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import socket
@@ -13,6 +14,7 @@ import yaml
 from little_clips import write_corpus
 
 from signfuse_dist.cli import main
+from signfuse_dist.data import stamp
 from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import pack
 from signfuse_dist.preflight import machine, memory
@@ -153,6 +155,17 @@ def test_verify_takes_its_word_back_when_it_finds_a_fault(job: Job) -> None:
     shard.write_bytes(content)
     assert main(["verify", str(job.split("train")), "--workers", "0"]) == 1
     job.finds("warning", "not verified")
+
+
+def test_verify_says_where_it_cannot_leave_its_word(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(stamp, "write_text", refuse)
+    assert main(["verify", str(job.split("train")), "--workers", "0"]) == 0
+    assert "`signfuse check` will not know of this" in job.capsys.readouterr().out
 
 
 def test_another_packing_than_the_run_asks_is_an_error(job: Job) -> None:
