@@ -22,6 +22,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.weights import load_exactly
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_TAKEN = "steps_taken"  # in the moments' file: steps that Adam took, fewer where some were skipped
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -71,6 +72,7 @@ def load_optimizer(
 ) -> None:
     """Give a prepared optimizer the moments of a checkpoint; every process calls this."""
     moments = load_file(path / OPTIMIZER)
+    taken = float(moments.pop(_TAKEN, torch.tensor(step)))
     module = accelerator.unwrap_model(model)
     names = {f"{name}.{key}" for name, _ in trained_parameters(module) for key in MOMENTS}
     if names != moments.keys():
@@ -81,7 +83,7 @@ def load_optimizer(
     for group in base.param_groups:
         for p in group["params"]:
             base.state[p] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(taken),
                 **{key: torch.zeros_like(p) for key in MOMENTS},
             }
     if sharded:
@@ -112,6 +114,8 @@ def _gather_moments(accelerator: Accelerator, module: nn.Module, optimizer: Any)
                 value = _base_optimizer(optimizer).state[parameter][key]
             if accelerator.is_main_process:
                 gathered[f"{name}.{key}"] = _copied(value)
+    if accelerator.is_main_process:
+        gathered[_TAKEN] = _copied(next(iter(_base_optimizer(optimizer).state.values()))["step"])
     return gathered
 
 

@@ -21,6 +21,7 @@ from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint, checkpoint_folder
 from signfuse_dist.engine.checkpoint_folder import Snapshot
 from signfuse_dist.engine.loop import Loop
+from signfuse_dist.engine.marks import Marks
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import read_state
@@ -126,7 +127,7 @@ class Run:
             checkpoint.load_optimizer(self.found.path, accelerator, prepared, optimizer, self.start)
         self.loop = Loop(
             accelerator, prepared, optimizer, Squares(), make_plan(CLIPS, stage, config, 1),
-            stage, config, folder, {"stage": "finetune"}, development,
+            stage, config, folder, Marks(), {"stage": "finetune"}, development,
         )  # fmt: skip
 
     def train(self, source: Iterator[Numbers] | None = None) -> bool:
@@ -293,26 +294,6 @@ def test_another_error_of_the_writer_is_not_taken_for_a_full_disk(
     monkeypatch.setattr(checkpoint_folder, "write", fail)
     with pytest.raises(RuntimeError, match="a fault of the program"):
         Run(tmp_path / "run", accelerator).train()
-
-
-def test_a_log_that_finds_no_room_is_named_and_its_lines_come_later(
-    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    from signfuse_dist.engine.log import MetricsLog
-
-    write = MetricsLog.write
-
-    def write_or_fail(log: MetricsLog, values: dict[str, Any]) -> None:
-        if values["step"] == 5:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(log, values)
-
-    monkeypatch.setattr(MetricsLog, "write", write_or_fail)
-    run = Run(tmp_path / "run", accelerator)
-    assert run.train()
-    assert "step 5: the log could not be written" in "".join(capsys.readouterr())
-    assert [line["step"] for line in run.lines()][-1] == STEPS
 
 
 def test_a_checkpoint_says_where_the_data_stands_and_what_the_run_is(
