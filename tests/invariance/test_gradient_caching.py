@@ -105,6 +105,8 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     from accelerate.state import AcceleratorState, GradientState
 
     from signfuse_dist.engine import process
+    from signfuse_dist.engine.agreement import Agreement
+    from signfuse_dist.engine.finite import FiniteSteps
     from signfuse_dist.engine.interval import Interval
     from signfuse_dist.engine.step import Step
 
@@ -126,7 +128,8 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     assert isinstance(prepared, nn.parallel.DistributedDataParallel) == (world > 1)
     window = _batches(case.accumulation * world)[rank::world]
     interval = Interval(tuple(objective.weights), accelerator.device)
-    step = Step(accelerator, prepared, wrapped, objective, plan, stage, train)
+    finite = FiniteSteps(prepared, Agreement(objective, world), "stop")
+    step = Step(accelerator, prepared, wrapped, objective, plan, stage, train, finite)
     step.take(3, window, objective.counts(_batches(1)[0]), interval)
     return {
         "gradients": dict(zip(names, optimizer.found, strict=True)),
