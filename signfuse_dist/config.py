@@ -134,6 +134,8 @@ class TrainConfig:
     # Which stages there are; each starts from the one before it here (section 5.4).
     stages: tuple[StageName, ...] = STAGES
     global_batch_size: int = _at_least(1, 32)
+    # Eq. 21 over the global batch, whatever is held at once, for another run of the encoders.
+    gradient_caching: bool = True
     weight_decay: float = _at_least(0.0, 0.01)
     seed: int = _at_least(0, 0)
     output: str = "runs"

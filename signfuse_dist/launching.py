@@ -72,6 +72,7 @@ def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
 def _default_launch() -> Path:
     import torch
 
-    name = "node_zero2" if torch.cuda.is_available() else "cpu_zero2"
+    gpus = torch.cuda.device_count()
+    name = "cpu_zero2" if gpus == 0 else "gpu" if gpus == 1 else "node_zero2"
     print(f"no --launch given: using launch/{name}.yaml")
     return Path("launch") / f"{name}.yaml"

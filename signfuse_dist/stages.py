@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from signfuse_dist import loss
@@ -69,11 +71,37 @@ class StageObjective:
             counts["language"] = float((batch.text_lengths * batch.weight).sum())
         return counts
 
-    def __call__(self, model: nn.Module, batch: SignBatch) -> dict[str, Tensor]:
-        """Return each loss summed over this process's real clips, 0-dim with a gradient."""
+    @property
+    def compares(self) -> bool:
+        """Whether a loss compares the clips of a step with each other: Eq. 21 does."""
+        return self._contrastive is not None
+
+    def summarise(self, model: nn.Module, batch: SignBatch) -> tuple[Tensor, Tensor]:
+        """Return f_v and f_s, what Eq. 21 compares, ``[batch, dim]`` each; nothing else is run."""
+        output: SignFuseOutput = model(batch.augmented(), self._contrastive, False)
+        assert output.summaries is not None
+        return output.summaries
+
+    def compare(
+        self, batches: Sequence[SignBatch], summaries: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[loss.Compared]:
+        """Return each micro batch's part of Eq. 21 over the clips of all of them."""
+        device = summaries[0][0].device
+        weights = [batch.weight.to(device) for batch in batches]
+        return loss.contrastive_in_parts(summaries, weights, self.config.temperature)
+
+    def __call__(
+        self, model: nn.Module, batch: SignBatch, compared: loss.Compared | None = None
+    ) -> dict[str, Tensor]:
+        """Return each loss summed over this process's real clips, 0-dim with a gradient.
+
+        Without ``compared``, Eq. 21 is over the clips of this batch on all processes.
+        """
         output: SignFuseOutput = model(batch.augmented(), self._contrastive, self._language)
         sums: dict[str, Tensor] = {}
-        if output.summaries is not None:
+        if output.summaries is not None and compared is not None:
+            sums["contrastive"] = loss.replay(output.summaries, compared)
+        elif output.summaries is not None:
             terms = loss.contrastive(*output.summaries, batch.weight, self.config.temperature)
             sums["contrastive"] = terms.sum()
         if output.negative_log_likelihood is not None:

@@ -36,25 +36,44 @@ def launched_world_size() -> int:
 
 
 def launched_template() -> Path | None:
-    """Return the DeepSpeed template that the launch file names, or None for plain DDP."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
-        return None
+    """Return the DeepSpeed template that the launcher names, or None for plain DDP.
+
+    `accelerate launch` passes on what its launch file says in two variables, which are set by
+    hand for torchrun. Raises UserError where one of them is there without the other.
+    """
+    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     template = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    if template == "none":
-        raise UserError("the launch file names no deepspeed_config_file (see launch/)")
-    return Path(template)
+    if asked and template == "none":
+        raise UserError(
+            "DeepSpeed is asked for without a template: a launch file names one as "
+            "deepspeed_config_file (see launch/), torchrun needs "
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE=ds_configs/zero2.json"
+        )
+    if not asked and template != "none":
+        raise UserError(
+            f"ACCELERATE_DEEPSPEED_CONFIG_FILE={template} without ACCELERATE_USE_DEEPSPEED=true: "
+            "set both for DeepSpeed, neither for plain DDP"
+        )
+    return Path(template) if asked else None
 
 
 def start(plan: Plan, train: TrainConfig) -> tuple[Accelerator, dict[str, Any] | None]:
     """Make the Accelerator; return it with the DeepSpeed dictionary (None for plain DDP).
 
-    Raises RuntimeError when the processes do not see each other: each would train alone, and
-    nothing else would say so.
+    Raises UserError for `accelerate launch --cpu`, and RuntimeError when the processes do not see
+    each other: each would train alone, and nothing else would say so.
     """
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"):
+        raise UserError(
+            "ACCELERATE_USE_CPU is set (`accelerate launch --cpu`, or use_cpu: true in the launch "
+            "file): Accelerate then starts one process, whatever was asked for. Leave it out; a "
+            "machine without a GPU trains on the CPU (hide GPUs with CUDA_VISIBLE_DEVICES=)"
+        )
     template = launched_template()
     resolved = resolve(template, plan, train) if template else None
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    if not torch.cuda.is_available():
+    # Without a launcher there is one process and no group; Accelerate would look for it.
+    if not torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     plugin = None
     if resolved is not None:
@@ -103,6 +122,13 @@ def _assert_launched(accelerator: Accelerator, deepspeed: bool) -> None:
             f"DeepSpeed was {'' if deepspeed else 'not '}asked for, and Accelerate runs "
             f"{accelerator.distributed_type}"
         )
+    if world > 1 and not deepspeed and accelerator.distributed_type not in _PLAIN:
+        raise RuntimeError(
+            f"plain DDP was asked for, Accelerate runs {accelerator.distributed_type}"
+        )
+
+
+_PLAIN = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 def _skip_shared_memory_op() -> None:

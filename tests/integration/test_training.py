@@ -9,22 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from bare_loop import train_bare
 from conftest import NUM_TRAIN, Project  # tests/integration/conftest.py
-from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
 from signfuse_dist import stages
-from signfuse_dist.augment import ClipFrames
 from signfuse_dist.config import STAGES
 from signfuse_dist.config_load import load_run
-from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import open_split
-from signfuse_dist.engine.optim import make_optimizer, set_learning_rate
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import read_state
 from signfuse_dist.model import saved
-from signfuse_dist.plan import MicroBatches, learning_rate, make_plan
+from signfuse_dist.plan import make_plan
 
 STEPS = NUM_TRAIN // 4
 
@@ -120,32 +117,8 @@ def test_zero2_on_two_processes_is_plain_adamw_on_one(
     torch.manual_seed(run.train.seed)
     model, tokenizer = saved.build(run.model, language=True)
     saved.load_into(run.folder.with_name("alignment") / "model", model)
-    stages.prepare(model, "finetune", run.loss)
-    stages.set_mode(model, "finetune")
-    assert tokenizer is not None
-    split = open_split(run.shards("train"), run.data)
-    train = run.to_dict()["train"] | {"micro_batch_size": 4}
-    plan = make_plan(NUM_TRAIN, run.stage, type(run.train)(**train), 1)
-    frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, run.train.seed)
-    order = MicroBatches(plan, run.train.seed, frames.counts, 0, 0)
-    dataset = ClipBatches(split, order, frames, tokenizer.encode)
-    objective = stages.StageObjective("finetune", run.loss)
-    optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
-    clipped = 0
-    for step in range(STEPS):
-        set_learning_rate(optimizer, learning_rate(step, plan, run.stage.learning_rate))
-        batch = dataset[step]
-        sums, counts = objective(model, batch), objective.counts(batch)
-        optimizer.zero_grad()
-        torch.stack([objective.weights[n] * sums[n] / counts[n] for n in sums]).sum().backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            [p for p in model.parameters() if p.requires_grad], run.train.gradient_clipping
-        )
-        clipped += int(norm > run.train.gradient_clipping)
-        optimizer.step()
+    ours, clipped = train_bare(run, model, tokenizer)
     assert clipped > 0
-    assert model.language_model is not None
-    ours = saved.own_state(model) | get_peft_model_state_dict(model.language_model.model)
     assert furthest(ours, weights(two_processes, "finetune")) <= TOLERANCE
 
 
