@@ -134,6 +134,8 @@ class TrainConfig:
     # Which stages there are; each starts from the one before it here (section 5.4).
     stages: tuple[StageName, ...] = STAGES
     global_batch_size: int = _at_least(1, 32)
+    # Eq. 21 over the global batch, whatever is held at once, for another run of the encoders.
+    gradient_caching: bool = True
     weight_decay: float = _at_least(0.0, 0.01)
     seed: int = _at_least(0, 0)
     output: str = "runs"
@@ -141,9 +143,18 @@ class TrainConfig:
     """Loader processes of each training process; None: the cores it is given, less one."""
     max_broken_share: float = _at_least(0.0, 0.001)
     """Share of an epoch's clips that may be unreadable; above it the run stops."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: stop the run, or leave the step out."""
+    hang_seconds: float | None = _at_least(1.0, 120.0)
+    """After so long without a sign of a process the job ends and names it; null: never."""
     log_steps: int = _at_least(1, 10)
     checkpoint_steps: int = _at_least(1, 200)
     keep_checkpoints: int = _at_least(1, 2)
+    """The newest; the best by the development score is kept beside them."""
+    dev_epochs: int = _at_least(0, 1)
+    """Score the development split after every so many epochs and at the end; 0: never."""
+    select: Literal["last", "best"] = "last"
+    """Whose weights become the stage's model: the end's, or the best development score's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ def contradictions(sections: Mapping[str, Any]) -> list[str]:
     return [
         *_of_scales(model),
         *_of_stages(sections["train"], sections["stage"]),
+        *_of_selection(sections["train"]),
         *_of_pairs(model, loss, sections["train"]),
         *_of_summaries(model, loss),
         *_of_memory(model),
@@ -52,6 +53,12 @@ def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
     if stage.name not in train.stages:
         return [f"stage {stage.name} is not among train.stages {list(train.stages)}"]
     return []
+
+
+def _of_selection(train: TrainConfig) -> list[str]:
+    if train.select == "last" or train.dev_epochs:
+        return []
+    return ["train.select=best needs a development score: write train.dev_epochs=1 or more"]
 
 
 def _of_pairs(model: ModelConfig, loss: LossConfig, train: TrainConfig) -> list[str]:

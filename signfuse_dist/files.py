@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO
 from signfuse_dist.errors import UserError
 
 STATE = "state.json"
+PART = ".part"  # ends the name of a folder that is being written
 
 
 def write_folder(
@@ -23,13 +24,26 @@ def write_folder(
     """Write files and a ``state.json`` with their checksums, synced, then rename into place.
 
     ``writers`` maps a name to what writes the file, or folder of files, of that name. An earlier
-    ``folder`` is replaced.
+    ``folder`` is replaced. When a file cannot be written, whatever its writer raises is raised and
+    nothing of the new folder is left: half of it would keep a full disk full.
     """
-    part = folder.with_name(f".{folder.name}.part")
+    part = folder.with_name(f".{folder.name}{PART}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for name, write in writers.items():
-        write(part / name)
+    try:
+        for name, write in writers.items():
+            write(part / name)
+        _write_state(part, state)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    sync(folder.parent)
+
+
+def _write_state(part: Path, state: dict[str, Any]) -> None:
+    """Sync what is there and write its checksums."""
     files = sorted(path for path in part.rglob("*") if path.is_file())
     for path in (*files, *{file.parent for file in files}):
         sync(path)
@@ -37,9 +51,7 @@ def write_folder(
     text = json.dumps({"version": 1, **state, "files": checksums}, indent=1, sort_keys=True)
     (part / STATE).write_text(text, encoding="utf-8")
     sync(part / STATE)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
-    sync(folder.parent)
+    sync(part)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

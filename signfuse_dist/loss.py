@@ -6,7 +6,8 @@ so no process's mean ever enters.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,66 @@ def contrastive(
             similarity.masked_fill(~allowed, float("-inf")), own, reduction="none"
         )
     return terms / 2 * weight
+
+
+class Compared(NamedTuple):
+    """One micro batch's part of Eq. 21 over several.
+
+    Attributes:
+        value: the sum of its clips' terms, 0-dim, without a graph.
+        gradients: of the terms of all clips of all processes, by this part's f_v and f_s.
+    """
+
+    value: Tensor
+    gradients: tuple[Tensor, Tensor]
+
+
+def contrastive_in_parts(
+    summaries: Sequence[tuple[Tensor, Tensor]], weights: Sequence[Tensor], temperature: float
+) -> list[Compared]:
+    """Compare the clips of several micro batches (and processes), which are too many to hold.
+
+    Gradient caching (Gao et al., 2021): the gradient of Eq. 21 by the summaries needs the
+    summaries alone. :func:`replay` carries it on into a micro batch that is computed again.
+
+    Args:
+        summaries: f_v and f_s of each micro batch, ``[batch, dim]``; no graph is needed.
+        weights: of each micro batch, ``[batch]``, as in :func:`contrastive`.
+        temperature: tau.
+    """
+    sides = [torch.cat(side).detach() for side in zip(*summaries, strict=True)]
+    visual, skeletal = (
+        side.to(torch.promote_types(side.dtype, torch.float32)).requires_grad_() for side in sides
+    )
+    sizes = [len(weight) for weight in weights]
+    with torch.enable_grad():
+        terms = contrastive(visual, skeletal, torch.cat(list(weights)), temperature)
+        gradients = torch.autograd.grad(terms.sum(), (visual, skeletal))
+    parts = [x.split(sizes) for x in (terms.detach(), *gradients)]
+    return [Compared(own.sum(), (v, s)) for own, v, s in zip(*parts, strict=True)]
+
+
+def replay(summaries: tuple[Tensor, Tensor], compared: Compared) -> Tensor:
+    """Return the value of a part of Eq. 21 with its gradient by ``summaries``, 0-dim."""
+    value: Tensor = _Replay.apply(*summaries, compared.value, *compared.gradients)
+    return value
+
+
+class _Replay(torch.autograd.Function):
+    """A value and the gradient that was found with it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, visual: Tensor, skeletal: Tensor, value: Tensor, *gradients: Tensor
+    ) -> Tensor:
+        ctx.dtypes = visual.dtype, skeletal.dtype
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        known = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return (*((grad * gradient).to(dtype) for gradient, dtype in known), None, None, None)
 
 
 def distance(

@@ -26,8 +26,8 @@ PADDING = -1  # the place of a clip of weight zero: keeps every process in step 
 class Plan:
     """Counts derived from the configuration; nothing here is typed by a user.
 
-    ``num_pairs`` is B of Eq. 21: the clips of one micro batch over all processes. InfoNCE does not
-    accumulate, so it is smaller than the global batch when there is accumulation.
+    ``num_pairs`` is B of Eq. 21: the global batch with gradient caching, and without it the clips
+    of one micro batch over all processes, since InfoNCE does not accumulate.
     """
 
     num_clips: int
@@ -40,8 +40,19 @@ class Plan:
     total_steps: int
     warmup_steps: int
 
+    @property
+    def num_together(self) -> int:
+        """The clips of one micro batch over all processes."""
+        return self.micro_batch_size * self.world_size
+
+    @property
+    def caches_gradients(self) -> bool:
+        """Whether more clips meet in Eq. 21 than are held at once."""
+        return self.num_pairs > self.num_together
+
     def describe(self) -> str:
         """Return the plan as lines for a terminal."""
+        how = ", by gradient caching" if self.caches_gradients else ""
         return "\n".join(
             (
                 f"  {self.num_clips} clips, {self.world_size} processes x "
@@ -49,7 +60,7 @@ class Plan:
                 f"{self.global_batch_size} a step",
                 f"  {self.steps_per_epoch} steps an epoch, {self.total_steps} in all, "
                 f"{self.warmup_steps} of warmup",
-                f"  {self.num_pairs} pairs in each contrastive loss (B of Eq. 21)",
+                f"  {self.num_pairs} pairs in each contrastive loss (B of Eq. 21){how}",
             )
         )
 
@@ -78,7 +89,7 @@ def make_plan(num_clips: int, stage: StageConfig, train: TrainConfig, world_size
         micro_batch_size=train.micro_batch_size,
         global_batch_size=train.global_batch_size,
         accumulation=train.global_batch_size // together,
-        num_pairs=together,
+        num_pairs=train.global_batch_size if train.gradient_caching else together,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * stage.epochs,
         warmup_steps=steps_per_epoch * stage.warmup_epochs,
@@ -103,6 +114,12 @@ def learning_rate(step: int, plan: Plan, peak: float) -> float:
         return peak * (step + 1) / plan.warmup_steps
     progress = (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def data_position(plan: Plan, seed: int, step: int) -> dict[str, int]:
+    """Return where the data stands after ``step`` steps; the next clips follow from it."""
+    epoch, within = divmod(step, plan.steps_per_epoch)
+    return {"seed": seed, "epoch": epoch, "step": within, "clips": plan.num_clips}
 
 
 def epoch_order(seed: int, epoch: int, num_clips: int) -> NDArray[np.int64]:
@@ -171,8 +188,9 @@ class MicroBatches:
     """One process's micro batches from a step to the end of training, each found when asked for.
 
     Going to any place costs one permutation of the clips and, the first time in an epoch, nothing
-    else: a million clips take tens of milliseconds. The clips that meet in one contrastive loss
-    are chosen before they are shared out, so that they depend on the accumulation only.
+    else: a million clips take tens of milliseconds. The clips that all processes hold at once are
+    chosen before they are shared out, so that what meets in a batch norm, and without gradient
+    caching in a contrastive loss, depends on the accumulation only.
     """
 
     def __init__(
@@ -192,7 +210,7 @@ class MicroBatches:
         steps, part = divmod(item, plan.accumulation)
         epoch, step = divmod(self.start_step + steps, plan.steps_per_epoch)
         batch = global_batch(self._order_of(epoch), step, plan.global_batch_size)
-        together = batch.reshape(plan.accumulation, plan.num_pairs)[part]
+        together = batch.reshape(plan.accumulation, plan.num_together)[part]
         real = together != PADDING
         frames = np.zeros(len(together), dtype=np.int64)
         frames[real] = self.frames_of(epoch, together[real])

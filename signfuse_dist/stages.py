@@ -10,26 +10,10 @@ from signfuse_dist import loss
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import LossConfig, StageName
 from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
-
-# Components of SignFuse that train; `lora` is the LLM's adapter. The LLM itself never trains.
-TRAINABLE: dict[StageName, tuple[str, ...]] = {
-    "contrastive": ("visual", "skeletal", "fusion"),
-    "alignment": ("fusion", "temporal", "adapter"),
-    "finetune": ("visual", "skeletal", "fusion", "temporal", "adapter", "lora"),
-}
-# Part of CMFA that Eq. 21 reaches when its features are `attended`.
-_ATTENDED = ("fusion.layers.0.visual_from_skeletal", "fusion.layers.0.skeletal_from_visual")
-
-
-def previous(stage: StageName, used: Sequence[StageName]) -> StageName | None:
-    """Return the stage that ``stage`` starts from: the one before it among those ``used``."""
-    place = used.index(stage)
-    return used[place - 1] if place else None
-
-
-def needs_language_model(stage: StageName) -> bool:
-    """Return whether the stage computes a language loss; the contrastive stage loads no LLM."""
-    return stage != "contrastive"
+from signfuse_dist.stage_parts import TRAINABLE as TRAINABLE
+from signfuse_dist.stage_parts import needs_language_model as needs_language_model
+from signfuse_dist.stage_parts import previous as previous
+from signfuse_dist.stage_parts import trained_parts as trained_parts
 
 
 def loss_weights(stage: StageName, config: LossConfig) -> dict[str, float]:
@@ -47,19 +31,6 @@ def loss_weights(stage: StageName, config: LossConfig) -> dict[str, float]:
     if config.contrastive_weight > 0:
         weights["contrastive"] = config.contrastive_weight
     return weights
-
-
-def trained_parts(stage: StageName, config: LossConfig) -> tuple[str, ...]:
-    """Return the parts of SignFuse that train: those of the table that a loss reaches.
-
-    Paper: stage 1 trains CMFA. Here: not what Eq. 21 does not reach, all of CMFA for `streams`,
-    all but the first layer's attention for `attended`. Because: a trained parameter without a
-    gradient stops distributed training.
-    """
-    if stage != "contrastive" or config.contrastive_features == "unimodal":
-        return TRAINABLE[stage]
-    reached = _ATTENDED if config.contrastive_features == "attended" else ()
-    return (*(part for part in TRAINABLE[stage] if part != "fusion"), *reached)
 
 
 def prepare(model: SignFuse, stage: StageName, config: LossConfig) -> None:
@@ -100,11 +71,37 @@ class StageObjective:
             counts["language"] = float((batch.text_lengths * batch.weight).sum())
         return counts
 
-    def __call__(self, model: nn.Module, batch: SignBatch) -> dict[str, Tensor]:
-        """Return each loss summed over this process's real clips, 0-dim with a gradient."""
+    @property
+    def compares(self) -> bool:
+        """Whether a loss compares the clips of a step with each other: Eq. 21 does."""
+        return self._contrastive is not None
+
+    def summarise(self, model: nn.Module, batch: SignBatch) -> tuple[Tensor, Tensor]:
+        """Return f_v and f_s, what Eq. 21 compares, ``[batch, dim]`` each; nothing else is run."""
+        output: SignFuseOutput = model(batch.augmented(), self._contrastive, False)
+        assert output.summaries is not None
+        return output.summaries
+
+    def compare(
+        self, batches: Sequence[SignBatch], summaries: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[loss.Compared]:
+        """Return each micro batch's part of Eq. 21 over the clips of all of them."""
+        device = summaries[0][0].device
+        weights = [batch.weight.to(device) for batch in batches]
+        return loss.contrastive_in_parts(summaries, weights, self.config.temperature)
+
+    def __call__(
+        self, model: nn.Module, batch: SignBatch, compared: loss.Compared | None = None
+    ) -> dict[str, Tensor]:
+        """Return each loss summed over this process's real clips, 0-dim with a gradient.
+
+        Without ``compared``, Eq. 21 is over the clips of this batch on all processes.
+        """
         output: SignFuseOutput = model(batch.augmented(), self._contrastive, self._language)
         sums: dict[str, Tensor] = {}
-        if output.summaries is not None:
+        if output.summaries is not None and compared is not None:
+            sums["contrastive"] = loss.replay(output.summaries, compared)
+        elif output.summaries is not None:
             terms = loss.contrastive(*output.summaries, batch.weight, self.config.temperature)
             sums["contrastive"] = terms.sum()
         if output.negative_log_likelihood is not None:

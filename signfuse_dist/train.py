@@ -21,19 +21,25 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 from signfuse_dist import stages
 from signfuse_dist.augment import ClipFrames
 from signfuse_dist.check import caveats
+from signfuse_dist.cluster.folder import JobFolder
 from signfuse_dist.config import RunConfig
-from signfuse_dist.config_load import load_resolved, load_run
+from signfuse_dist.config_load import load_run
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
-from signfuse_dist.engine import checkpoint, ds_config, process
+from signfuse_dist.development import DevelopmentScore, open_development
+from signfuse_dist.engine import checkpoint, checkpoint_folder, ds_config, process
+from signfuse_dist.engine.checkpoint_folder import refuse_other_run
 from signfuse_dist.engine.loop import Loop
+from signfuse_dist.engine.marks import Marks
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.engine.signals import REQUEUE
-from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.engine.watch import watched
+from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.files import write_text
 from signfuse_dist.model import saved
@@ -41,22 +47,11 @@ from signfuse_dist.model.attention_choice import choose_for
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
-from signfuse_dist.plan import MicroBatches, Plan, make_plan
+from signfuse_dist.plan import MicroBatches, Plan, data_position, make_plan
+from signfuse_dist.resuming import identify
+from signfuse_dist.run_settings import fixed, refuse_other
+from signfuse_dist.texts import refuse_long_texts
 
-# What may change between the parts of a run: nothing here touches the numbers of a step, beyond
-# rounding where memory made it necessary.
-_FREE_ON_RESUME = (
-    "train.num_workers",
-    "train.max_broken_share",
-    "train.log_steps",
-    "train.checkpoint_steps",
-    "train.keep_checkpoints",
-    "train.output",
-    "data.shard_cache",
-    "data.shard_cache_gb",
-    "model.visual_chunk",
-    "model.visual_checkpoint",
-)
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 
 
@@ -71,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="stage=NAME and section.key=value")
     options = parser.parse_args(arguments)
     try:
-        return train(load_run(options.experiment, None, options.overrides))
+        with JobFolder.from_environment().failures_named():
+            return train(load_run(options.experiment, None, options.overrides))
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -80,49 +76,87 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(run: RunConfig) -> int:
     """Train one stage to its end or to a requested stop; return the exit status."""
     split = open_split(run.shards(run.data.train_split), run.data)
+    dev = open_development(run)  # or say that it is not packed, before a model is loaded
     plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
+    with watched(run.train.hang_seconds, run.folder) as marks:
+        return _train(run, split, dev, plan, workers, accelerator, resolved, marks)
+
+
+def _train(
+    run: RunConfig, split: Split, dev: Split | None, plan: Plan, workers: int,
+    accelerator: Accelerator, resolved: dict[str, Any] | None, marks: Marks,
+) -> int:  # fmt: skip
     say = accelerator.print
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
     open_folder(run, plan, resolved, accelerator.is_main_process)
+    job = JobFolder.from_environment()
+    if accelerator.is_main_process:
+        job.begin(run.folder)
     accelerator.wait_for_everyone()
     if (run.folder / "model").is_dir():
         say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
         return 0
     torch.manual_seed(run.train.seed)
     model, tokenizer = _build(run)
-    _refuse_long_texts(model, tokenizer, split, say)
+    refuse_long_texts(model, tokenizer, split, say)
+    if dev is not None:
+        refuse_long_texts(model, tokenizer, dev, say)
     _describe(model, run, plan, say)
     _record_attention(model, run, accelerator, say)
     for warning in caveats(run, plan.world_size):
         say(warning)
-    found = checkpoint.latest(run.folder / "checkpoints", say)
+    identity = identify(run, fixed(run), split, plan)
+    found = checkpoint.find(run.folder / "checkpoints", accelerator, say)
     start_step = 0
     if found is not None:
-        checkpoint.load_weights(found[0], model)
-        start_step = found[1]
+        start_step = found.step
+        position = data_position(plan, run.train.seed, start_step)
+        refuse_other_run(found, {"run": identity, "data": position})
+        checkpoint.load_weights(found.path, model)
         say(f"resuming after step {start_step} of {plan.total_steps}")
     optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if resolved is not None:
         ds_config.verify_live(prepared, resolved, plan.world_size)
     if found is not None:
-        checkpoint.load_optimizer(found[0], accelerator, prepared, optimizer, start_step)
+        checkpoint.load_optimizer(found.path, accelerator, prepared, optimizer, start_step)
+    development = None
+    if dev is not None:
+        development = DevelopmentScore(run, model, dev, tokenizer, accelerator)
     loop = Loop(
         accelerator, prepared, optimizer, stages.StageObjective(run.stage.name, run.loss), plan,
-        run.stage, run.train, run.folder,
+        run.stage, run.train, run.folder, marks, identity, development,
     )  # fmt: skip
     dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step)
     source = batches(dataset, workers, torch.cuda.is_available())
-    finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
-    if finished and accelerator.is_main_process:
-        model.save_pretrained(run.folder / "model")
-        write_card(run.folder)
+    broken = found.broken_clips if found else 0
+    finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name), broken)
+    marks.at("ending", plan.total_steps)
+    if finished:
+        process.do_on_main(accelerator, lambda: _write_model(run, model, say))
+    if accelerator.is_main_process:
+        job.end(finished=finished)
     accelerator.wait_for_everyone()
     say(f"{run.folder}: " + ("finished" if finished else "stopped; run the same command again"))
     accelerator.end_training()
     return 0 if finished else REQUEUE
+
+
+def _write_model(run: RunConfig, model: SignFuse, say: Any) -> None:
+    """Write ``model/`` from the weights that ``train.select`` asks for."""
+    if run.train.select == "best":
+        found = checkpoint_folder.best(run.folder / "checkpoints", say)
+        if found is None:
+            raise UserError(
+                f"{run.folder}: train.select=best, and no checkpoint has a development score; "
+                "the same command with train.select=last takes the last"
+            )
+        checkpoint.load_weights(found.path, model)
+        say(f"model of step {found.step}: its development score {found.state['score']:.4g} is best")
+    model.save_pretrained(run.folder / "model")
+    write_card(run.folder)
 
 
 def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
@@ -147,25 +181,6 @@ def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
     return model, tokenizer
 
 
-def _refuse_long_texts(
-    model: SignFuse, tokenizer: TextTokenizer | None, split: Split, say: Any
-) -> None:
-    """Raise UserError naming texts that the LLM's context has no room for; name unknown letters."""
-    if model.language_model is None or tokenizer is None:
-        return
-    texts = {entry.id: entry.text for entry in split.entries()}
-    room = model.language_model.room(model.built_from.num_sign_tokens)
-    too_long, unknown = tokenizer.find_unfit(texts, room)
-    if unknown:
-        say(f"{len(unknown)} of {len(texts)} texts hold letters that the LLM's tokenizer does not "
-            f"know, and are learned without them: {', '.join(unknown[:10])}")  # fmt: skip
-    raise_together(
-        too_long[:10],
-        f"{split.folder}: {len(too_long)} texts are too long for the LLM's context; take them out "
-        "of the corpus, or another LLM. The first",
-    )
-
-
 def _clips(
     run: RunConfig, split: Split, plan: Plan, tokenizer: TextTokenizer | None, rank: int,
     start_step: int,
@@ -178,16 +193,8 @@ def _clips(
 
 def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, main: bool) -> None:
     """Write the run folder's description once; refuse a folder of another configuration."""
+    refuse_other(run)
     path = run.folder / "config.yaml"
-    if path.exists():
-        before, now = _fixed(load_resolved(path)), _fixed(run)
-        changed = [k for k in now if now[k] != before.get(k)]
-        if changed:
-            lines = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed]
-            raise UserError(
-                f"{run.folder} holds a run of another configuration ({'; '.join(lines)}): "
-                f"a run folder is never overwritten; give train.output=FOLDER or remove it"
-            )
     if not main:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -196,14 +203,6 @@ def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, mai
     write_text(run.folder / "versions.json", json.dumps(_versions(), indent=1))
     if not path.exists():
         write_text(path, yaml.safe_dump(run.to_dict(), sort_keys=False, allow_unicode=True))
-
-
-def _fixed(run: RunConfig) -> dict[str, Any]:
-    """Return what must not change between the parts of a run, by section.key."""
-    sections = run.to_dict()
-    name, _ = sections.pop("name"), sections.pop("evaluation")
-    values = {f"{s}.{k}": v for s, section in sections.items() for k, v in section.items()}
-    return {"name": name, **{k: v for k, v in values.items() if k not in _FREE_ON_RESUME}}
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -110,4 +111,8 @@ def find(node: ast.AST, names: list[str]) -> ast.AST | None:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    try:
+        found = rewritten(PAGE.read_text(encoding="utf-8"))
+    except LookupError as error:
+        sys.exit(f"{error}: put the row right, then run this again")
+    PAGE.write_text(found, encoding="utf-8")

@@ -49,29 +49,38 @@ class Agreement:
         named = dict(zip(self._names, counts_of, strict=True))
         return Agreed(named, frames, clips, int(broken), stops > 0)
 
+    def gather(self, mine: list[str]) -> list[list[str]]:
+        """Return what every process gives, by rank; for what happens rarely."""
+        if self._hosts is None:
+            return [mine]
+        everyones: list[list[str]] = [[]] * dist.get_world_size(self._hosts)
+        dist.all_gather_object(everyones, mine, group=self._hosts)
+        return everyones
+
 
 class BrokenClips:
     """Names the clips that could not be read, and refuses to go on when there are too many.
 
-    Counted over all processes, from the beginning of the epoch, or from where the run was resumed.
+    Counted over all processes, from the beginning of the epoch. ``found`` is how many there have
+    been; a checkpoint carries it.
     """
 
     def __init__(self, num_clips: int, max_share: float) -> None:
-        self._num_clips, self._max_share, self._found = num_clips, max_share, 0
+        self._num_clips, self._max_share, self.found = num_clips, max_share, 0
 
     def begin_epoch(self) -> None:
         """Count from zero."""
-        self._found = 0
+        self.found = 0
 
     def add(self, step: int, window: Sequence[Batch], found: int) -> None:
         """Name this process's, count ``found`` of all; raise UserError above the allowed share."""
         for fault in (fault for batch in window for fault in batch.faults):
             print(f"step {step}: clip left out: {fault}", flush=True)
-        self._found += found
-        share = self._found / self._num_clips
+        self.found += found
+        share = self.found / self._num_clips
         if share > self._max_share:
             raise UserError(
-                f"step {step}: {self._found} of {self._num_clips} clips of this epoch "
+                f"step {step}: {self.found} of {self._num_clips} clips of this epoch "
                 f"could not be read, a share of {share:.2%} (train.max_broken_share is "
                 f"{self._max_share:.2%}). They are named above; `signfuse verify` "
                 "shows all that is wrong, `signfuse pack` repairs it, and the same command goes on"

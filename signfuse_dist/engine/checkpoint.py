@@ -1,31 +1,28 @@
-"""Checkpoints: trainable weights and Adam moments by parameter name, on any number of processes.
+"""Checkpoints in memory: trainable weights and Adam moments by parameter name.
 
-A checkpoint is a folder ``step_00000123`` with ``weights.safetensors`` (trainable parameters and
-norm buffers), ``optimizer.safetensors`` (``NAME.exp_avg``, ``NAME.exp_avg_sq``) and
-``state.json`` (step and checksums). ZeRO-2 keeps the moments in flat slices, one a process; here
-they are gathered by name, so a checkpoint does not know how many processes wrote it. It is
-written to a temporary folder, synced and renamed: a folder that is there is whole.
+ZeRO-2 keeps the moments in flat slices, one a process; here they are gathered by name, so that one
+format serves ZeRO-2 and plain DDP on any number of processes. What a checkpoint is on the disk is
+``checkpoint_folder``'s, when it is written ``checkpoint_writer``'s.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from safetensors.torch import load_file, save_file
+from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from signfuse_dist.engine.checkpoint_folder import OPTIMIZER, WEIGHTS, Found, Snapshot, latest
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import read_state, write_folder
 from signfuse_dist.weights import load_exactly
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+_TAKEN = "steps_taken"  # in the moments' file: steps that Adam took, fewer where some were skipped
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -44,60 +41,49 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {n: tensor.detach() for n, tensor in model.state_dict().items() if n in kept}
 
 
-def save(
-    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int, keep: int
-) -> None:
-    """Write the checkpoint of ``step`` finished steps; every process calls this.
+def take(
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int, state: dict[str, Any]
+) -> Snapshot:
+    """Copy the state after ``step`` finished steps out of the device; every process calls this.
 
-    Keeps the newest ``keep``. Raises OSError when the disk refuses.
+    Only the main process's snapshot holds tensors. They are copies on a CPU too: training goes on
+    while they are written.
     """
     module = accelerator.unwrap_model(model)
     moments = _gather_moments(accelerator, module, optimizer)
-    if accelerator.is_main_process:
-        write_folder(
-            folder / f"step_{step:08d}",
-            {
-                _WEIGHTS: lambda path: save_file(_on_cpu(trained_state(module)), path),
-                _OPTIMIZER: lambda path: save_file(moments, path),
-            },
-            {"step": step},
-        )
-        for old in _steps(folder)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+    weights = trained_state(module) if accelerator.is_main_process else {}
+    return Snapshot(step, {name: _copied(t) for name, t in weights.items()}, moments, state)
 
 
-def latest(folder: Path, say: Callable[[str], None]) -> tuple[Path, int] | None:
-    """Return the newest whole checkpoint and its step; name a damaged one and go on to the next."""
-    for path in reversed(_steps(folder)):
-        try:
-            return path, int(read_state(path)["step"])
-        except (UserError, KeyError) as e:
-            say(f"checkpoint {path} is not used: {e}")
-    return None
+def find(folder: Path, accelerator: Accelerator, say: Callable[[str], None]) -> Found | None:
+    """Return the checkpoint to go on from: the main process looks, and all take the same."""
+    found = [latest(folder, say) if accelerator.is_main_process else None]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Put a checkpoint's weights into a model that has not been prepared yet."""
-    load_exactly(load_file(path / _WEIGHTS), trained_state(model), model, path / _WEIGHTS)
+    load_exactly(load_file(path / WEIGHTS), trained_state(model), model, path / WEIGHTS)
 
 
 def load_optimizer(
     path: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int
 ) -> None:
     """Give a prepared optimizer the moments of a checkpoint; every process calls this."""
-    moments = load_file(path / _OPTIMIZER)
+    moments = load_file(path / OPTIMIZER)
+    taken = float(moments.pop(_TAKEN, torch.tensor(step)))
     module = accelerator.unwrap_model(model)
     names = {f"{name}.{key}" for name, _ in trained_parameters(module) for key in MOMENTS}
     if names != moments.keys():
         odd = sorted(names ^ moments.keys())
-        raise UserError(f"{path / _OPTIMIZER} is of another model: {len(odd)} differ, {odd[:3]}")
+        raise UserError(f"{path / OPTIMIZER} is of another model: {len(odd)} differ, {odd[:3]}")
     sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
     base = _base_optimizer(optimizer)
     for group in base.param_groups:
         for p in group["params"]:
             base.state[p] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(taken),
                 **{key: torch.zeros_like(p) for key in MOMENTS},
             }
     if sharded:
@@ -127,7 +113,9 @@ def _gather_moments(accelerator: Accelerator, module: nn.Module, optimizer: Any)
             else:
                 value = _base_optimizer(optimizer).state[parameter][key]
             if accelerator.is_main_process:
-                gathered[f"{name}.{key}"] = value.detach().cpu().contiguous()
+                gathered[f"{name}.{key}"] = _copied(value)
+    if accelerator.is_main_process:
+        gathered[_TAKEN] = _copied(next(iter(_base_optimizer(optimizer).state.values()))["step"])
     return gathered
 
 
@@ -150,9 +138,5 @@ def _base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return base
 
 
-def _steps(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step_*") if p.is_dir())
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.cpu().contiguous() for name, t in tensors.items()}
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,19 @@ from torch import nn
 from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint
 from signfuse_dist.engine.agreement import Agreement, BrokenClips
+from signfuse_dist.engine.checkpoint_writer import CheckpointWriter
+from signfuse_dist.engine.finite import FiniteSteps
 from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.log import MetricsLog
+from signfuse_dist.engine.marks import WAITING, Marks, Phase
 from signfuse_dist.engine.objective import Batch, Objective
-from signfuse_dist.engine.signals import StopRequest
+from signfuse_dist.engine.signals import StopRequest, stop_file
 from signfuse_dist.engine.step import Step
-from signfuse_dist.plan import Plan, learning_rate
+from signfuse_dist.plan import Plan, data_position, learning_rate
+
+Development = Callable[[], dict[str, float]]
+"""Scores the development split on every process: the same figures on each, the first of them the
+score by which checkpoints are compared (lower is better); none when it could not be scored."""
 
 
 class Loop:
@@ -28,89 +34,143 @@ class Loop:
 
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
-        plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path,
+        plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path, marks: Marks,
+        identity: Mapping[str, Any], development: Development | None,
     ) -> None:  # fmt: skip
-        """Take a prepared ``model`` and ``optimizer``; ``folder`` is the run folder."""
+        """Take a prepared ``model`` and ``optimizer``.
+
+        Args:
+            folder: the run folder.
+            marks: where this process says what it does.
+            identity: what checkpoints say of the run, to be compared when it goes on.
+            development: called every ``train.dev_epochs`` epochs; it must leave the model as it
+                was and draw nothing, so that a run is the same with it and without.
+        """
+        self._marks = marks
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.objective, self.plan, self.stage, self.train = objective, plan, stage, train
-        self.folder = folder
+        self.folder, self.identity, self.development = folder, identity, development
         self.names = tuple(objective.weights)
         self._agreement = Agreement(objective, accelerator.num_processes)
         self._broken = BrokenClips(plan.num_clips, train.max_broken_share)
-        self._step = Step(accelerator, model, optimizer, objective, plan, stage, train)
+        self._finite = FiniteSteps(model, self._agreement, train.non_finite)
+        self._step = Step(
+            accelerator, model, optimizer, objective, plan, stage, train, self._finite
+        )
         self._since = Interval(self.names, accelerator.device)
 
-    def run(self, batches: Iterator[Batch], start_step: int, set_mode: Callable[[], None]) -> bool:
+    def run(
+        self, batches: Iterator[Batch], start_step: int, set_mode: Callable[[], None],
+        broken_clips: int = 0,
+    ) -> bool:  # fmt: skip
         """Train; return whether the stage is finished (False: stopped on request, resumable).
 
         Args:
             batches: this process's micro batches from ``start_step`` on.
             start_step: optimizer steps already done.
             set_mode: puts the model's parts into training or evaluation mode.
+            broken_clips: clips of the epoch of ``start_step`` that could not be read before.
+
+        Raises UserError on every process when the last checkpoint cannot be written.
         """
         main = self.accelerator.is_main_process
         log = MetricsLog(self.folder, self.plan.total_steps, start_step, main)
         set_mode()
-        done = start_step
-        with StopRequest() as stop:
+        self._broken.found = broken_clips
+        checkpoints = self.folder / "checkpoints"
+        keep = self.train.keep_checkpoints
+        with (
+            StopRequest(stop_file() if main else None) as stop,
+            CheckpointWriter(checkpoints, keep, self.accelerator, log.say) as writer,
+        ):
+            done = saved = start_step
             while done < self.plan.total_steps:
-                if done % self.plan.steps_per_epoch == 0:
-                    self._broken.begin_epoch()
-                started = time.perf_counter()
-                window = [next(batches) for _ in range(self.plan.accumulation)]
-                self._since.waited += time.perf_counter() - started
-                agreed = self._agreement.exchange(window, stop.asked)
-                self._since.count(agreed.frames, agreed.clips, agreed.broken)
-                self._broken.add(done + 1, window, agreed.broken)
-                if agreed.stopping:
+                computing: Phase = "first step" if done == start_step else "computing"
+                if not self._take_step(done, batches, stop, computing):
                     break
-                self._step.take(done, window, agreed.counts, self._since)
                 done += 1
                 log.advance()
-                self._report(done, log)
-                if done % self.train.checkpoint_steps == 0 and done < self.plan.total_steps:
-                    self._save(done)
-            if done > start_step:
-                self._save(done)
+                scores = self._score(done)
+                self._report(done, log, scores)
+                if scores or done % self.train.checkpoint_steps == 0:
+                    self._save(done, writer, scores)
+                    saved = done
+            if done > saved:
+                self._save(done, writer, {})
+            self._marks.at("saving", done)
+            writer.finish()
         log.close()
         return done == self.plan.total_steps
 
-    def _report(self, done: int, log: MetricsLog) -> None:
-        if done % self.train.log_steps and done != self.plan.total_steps:
+    def _take_step(
+        self, done: int, batches: Iterator[Batch], stop: StopRequest, computing: Phase
+    ) -> bool:
+        """Take the step after ``done``; return False where a process was asked to stop."""
+        if done % self.plan.steps_per_epoch == 0:
+            self._broken.begin_epoch()
+        self._marks.at("loading clips", done + 1)
+        started = time.perf_counter()
+        window = [next(batches) for _ in range(self.plan.accumulation)]
+        self._since.waited += time.perf_counter() - started
+        self._marks.at(WAITING, done + 1)
+        agreed = self._agreement.exchange(window, stop.asked)
+        if agreed.stopping:  # the window comes again, and its clips count then
+            return False
+        self._since.count(agreed.frames, agreed.clips, agreed.broken)
+        self._broken.add(done + 1, window, agreed.broken)
+        self._marks.at(computing, done + 1)
+        self._step.take(done, window, agreed.counts, self._since)
+        return True
+
+    def _score(self, done: int) -> dict[str, float]:
+        """Return the development scores, empty where none are due; no speed counts their time."""
+        epoch, within = divmod(done, self.plan.steps_per_epoch)
+        last = done == self.plan.total_steps
+        if self.development is None or within or (epoch % self.train.dev_epochs and not last):
+            return {}
+        started = time.perf_counter()
+        self._marks.at("scoring", done)
+        scores = self.development()
+        self._since.started += time.perf_counter() - started
+        return scores
+
+    def _report(self, done: int, log: MetricsLog, scores: dict[str, float]) -> None:
+        if done % self.train.log_steps and done != self.plan.total_steps and not scores:
             return
         sums = self._since.sums.clone()
         if self.accelerator.num_processes > 1:
             dist.all_reduce(sums)
-        means = dict(zip(self.names, (sums / self._since.steps).tolist(), strict=True))
-        losses = self.objective.report(means)
-        self._refuse_not_finite(done, losses)
+        means = (sums / max(1, self._since.steps)).tolist()  # no step, no losses
+        losses = self.objective.report(dict(zip(self.names, means, strict=True)))
+        rates = self._since.rates()
+        if not self._since.steps:
+            losses, _ = {}, rates.pop("gradient_norm")
         log.write(
             {
                 "step": done,
                 "epoch": (done - 1) // self.plan.steps_per_epoch + 1,
                 "stage": self.stage.name,
                 **losses,
+                **scores,
                 "skipped": self._since.broken,
+                "skipped_steps": self._finite.skipped,
                 "learning_rate": learning_rate(done - 1, self.plan, self.stage.learning_rate),
-                **self._since.rates(),
+                **rates,
             }
         )
         self._since = Interval(self.names, self.accelerator.device)
+        self._finite.skipped = 0
 
-    def _refuse_not_finite(self, step: int, losses: Any) -> None:
-        """Raise RuntimeError, on every process: the norm of the gradient is that of all of them."""
-        values = losses.values() if isinstance(losses, dict) else losses
-        norm = float(self._since.gradient_norm)
-        if not all(map(math.isfinite, (*values, norm))):
-            raise RuntimeError(
-                f"losses {losses} or the gradient's norm {norm} are not finite at step {step}. "
-                f"The last checkpoint is kept; lower stage.learning_rate or look for a broken "
-                f"clip (signfuse verify)"
-            )
-
-    def _save(self, step: int) -> None:
-        self._refuse_not_finite(step, self._since.sums.tolist())
-        checkpoint.save(
-            self.folder / "checkpoints", self.accelerator, self.model, self.optimizer, step,
-            self.train.keep_checkpoints,
-        )  # fmt: skip
+    def _save(self, step: int, writer: CheckpointWriter, scores: dict[str, float]) -> None:
+        if not self._finite.taken:
+            return  # weights are what they were at the start, and there may be no moments yet
+        state = {
+            "data": data_position(self.plan, self.train.seed, step),
+            "broken_clips": self._broken.found,
+            "development": scores,
+            "score": next(iter(scores.values()), None),
+            "run": dict(self.identity),
+        }
+        self._marks.at("saving", step)
+        writer.wait()  # before the copy: two at once would need the host's memory twice
+        writer.start(checkpoint.take(self.accelerator, self.model, self.optimizer, step, state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,8 @@ class Batch(Protocol):
     """What the loop asks of a batch."""
 
     @property
+    def ids(self) -> tuple[str, ...]: ...
+    @property
     def frame_lengths(self) -> Tensor: ...
     @property
     def weight(self) -> Tensor: ...
@@ -21,10 +24,20 @@ class Batch(Protocol):
 
 
 class Objective(Protocol):
-    """Named losses as sums, and what each is averaged over."""
+    """Named losses as sums, and what each is averaged over.
+
+    Where a loss ``compares`` the clips of a step with each other, gradient caching asks for it in
+    three calls: ``summarise`` for every micro batch without a graph, ``compare`` for what each
+    micro batch has of the loss over all of them, and the losses of a micro batch given that. Both
+    runs of the model find the same seed, and must draw in the same order up to the summaries.
+    """
 
     weights: dict[str, float]
 
+    @property
+    def compares(self) -> bool: ...
     def counts(self, batch: Any) -> dict[str, float]: ...
-    def __call__(self, model: nn.Module, batch: Any) -> dict[str, Tensor]: ...
+    def summarise(self, model: nn.Module, batch: Any) -> Any: ...
+    def compare(self, batches: Sequence[Any], summaries: Sequence[Any]) -> Sequence[Any]: ...
+    def __call__(self, model: nn.Module, batch: Any, compared: Any = None) -> dict[str, Tensor]: ...
     def report(self, means: dict[str, float]) -> dict[str, float]: ...

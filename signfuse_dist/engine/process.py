@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
+    broadcast_object_list,
 )
+from safetensors import SafetensorError
 
 from signfuse_dist.config import TrainConfig
 from signfuse_dist.engine.ds_config import resolve
@@ -33,25 +36,44 @@ def launched_world_size() -> int:
 
 
 def launched_template() -> Path | None:
-    """Return the DeepSpeed template that the launch file names, or None for plain DDP."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
-        return None
+    """Return the DeepSpeed template that the launcher names, or None for plain DDP.
+
+    `accelerate launch` passes on what its launch file says in two variables, which are set by
+    hand for torchrun. Raises UserError where one of them is there without the other.
+    """
+    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     template = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    if template == "none":
-        raise UserError("the launch file names no deepspeed_config_file (see launch/)")
-    return Path(template)
+    if asked and template == "none":
+        raise UserError(
+            "DeepSpeed is asked for without a template: a launch file names one as "
+            "deepspeed_config_file (see launch/), torchrun needs "
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE=ds_configs/zero2.json"
+        )
+    if not asked and template != "none":
+        raise UserError(
+            f"ACCELERATE_DEEPSPEED_CONFIG_FILE={template} without ACCELERATE_USE_DEEPSPEED=true: "
+            "set both for DeepSpeed, neither for plain DDP"
+        )
+    return Path(template) if asked else None
 
 
 def start(plan: Plan, train: TrainConfig) -> tuple[Accelerator, dict[str, Any] | None]:
     """Make the Accelerator; return it with the DeepSpeed dictionary (None for plain DDP).
 
-    Raises RuntimeError when the processes do not see each other: each would train alone, and
-    nothing else would say so.
+    Raises UserError for `accelerate launch --cpu`, and RuntimeError when the processes do not see
+    each other: each would train alone, and nothing else would say so.
     """
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"):
+        raise UserError(
+            "ACCELERATE_USE_CPU is set (`accelerate launch --cpu`, or use_cpu: true in the launch "
+            "file): Accelerate then starts one process, whatever was asked for. Leave it out; a "
+            "machine without a GPU trains on the CPU (hide GPUs with CUDA_VISIBLE_DEVICES=)"
+        )
     template = launched_template()
     resolved = resolve(template, plan, train) if template else None
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    if not torch.cuda.is_available():
+    # Without a launcher there is one process and no group; Accelerate would look for it.
+    if not torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     plugin = None
     if resolved is not None:
@@ -68,6 +90,25 @@ def start(plan: Plan, train: TrainConfig) -> tuple[Accelerator, dict[str, Any] |
     return accelerator, resolved
 
 
+def do_on_main(accelerator: Accelerator, write: Callable[[], None]) -> None:
+    """Let the main process write something, and wait for it.
+
+    Every process raises UserError when the disk refuses, or what was to be written cannot be: one
+    that ended alone would leave the others waiting.
+    """
+    said: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            write()
+        except UserError as e:
+            said = [str(e)]
+        except (OSError, SafetensorError) as e:
+            said = [f"{e}. Make room there and run the same command again"]
+    broadcast_object_list(said)
+    if said[0] is not None:
+        raise UserError(said[0])
+
+
 def _assert_launched(accelerator: Accelerator, deepspeed: bool) -> None:
     world = launched_world_size()
     seen = dist.get_world_size() if dist.is_initialized() else 1
@@ -81,6 +122,13 @@ def _assert_launched(accelerator: Accelerator, deepspeed: bool) -> None:
             f"DeepSpeed was {'' if deepspeed else 'not '}asked for, and Accelerate runs "
             f"{accelerator.distributed_type}"
         )
+    if world > 1 and not deepspeed and accelerator.distributed_type not in _PLAIN:
+        raise RuntimeError(
+            f"plain DDP was asked for, Accelerate runs {accelerator.distributed_type}"
+        )
+
+
+_PLAIN = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 def _skip_shared_memory_op() -> None:

@@ -88,7 +88,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
     folder = tmp_path_factory.mktemp("project")
     write_corpus(folder / "corpus", sizes=SplitSizes(NUM_TRAIN, 3, 5), frame_size=FRAME_SIZE)
-    for split in ("train", "test"):
+    for split in ("train", "dev", "test"):
         config = PackConfig(frame_size=FRAME_SIZE, fps=10)
         pack("synthetic", folder / "corpus", split, folder / "shards" / split, config, workers=0)
     _write_llm(folder)

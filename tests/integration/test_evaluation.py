@@ -224,9 +224,9 @@ def test_a_mistaken_preset_is_found_before_anything_is_decoded(
 def test_a_split_that_was_not_packed_is_named(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(folder), "--split", "dev"]) == 2
+    assert main(["evaluate", str(folder), "--split", "other"]) == 2
     error = capsys.readouterr().err
-    assert os.path.join("shards", "dev", "manifest.json") in error
+    assert os.path.join("shards", "other", "manifest.json") in error
 
 
 def test_a_damaged_model_is_named(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from signfuse_dist.loss import contrastive
+from signfuse_dist.loss import contrastive, contrastive_in_parts, replay
 from signfuse_dist.model.norm import BatchNorm, ImageBatchNorm
 
 WORLD = 2
@@ -34,6 +34,20 @@ def _info_nce(part: dict[str, Tensor]) -> dict[str, Tensor]:
     terms = contrastive(visual, skeletal, part["weight"], 0.07)
     gradients = torch.autograd.grad(terms.sum(), (visual, skeletal))
     return {"terms": terms.detach(), "visual": gradients[0], "skeletal": gradients[1]}
+
+
+def _info_nce_in_parts(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Held one and two clips at a time: compared without a graph, then given their gradient."""
+    sizes = [1, len(part["weight"]) - 1]
+    sides = [part[name].clone().split(sizes) for name in ("visual", "skeletal")]
+    parts = list(zip(*sides, strict=True))
+    compared = contrastive_in_parts(parts, part["weight"].split(sizes), 0.07)
+    gradients = []
+    for pair, own in zip(parts, compared, strict=True):
+        leaves = [x.detach().requires_grad_() for x in pair]
+        gradients.append(torch.autograd.grad(2 * replay((leaves[0], leaves[1]), own), leaves))
+    visual, skeletal = (torch.cat(side) / 2 for side in zip(*gradients, strict=True))
+    return {"sum": sum(own.value for own in compared), "visual": visual, "skeletal": skeletal}
 
 
 def _batch_norm(part: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
@@ -72,6 +86,7 @@ def _image_norm(part: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
 def _results(part: dict[str, Tensor], empty: Tensor) -> dict[str, dict[str, Tensor]]:
     return {
         "info_nce": _info_nce(part),
+        "in_parts": _info_nce_in_parts(part),
         "batch_norm": _batch_norm(part, part["weight"]),
         "batch_norm_empty_rank": _batch_norm(part, empty),
         "image_norm_empty_rank": _image_norm(part, empty),
@@ -113,6 +128,33 @@ def test_info_nce_of_local_rows_is_that_of_one_process(
     torch.testing.assert_close(found, single["info_nce"][name], rtol=1e-9, atol=1e-9)
     alone = _info_nce({k: v[:3].clone() for k, v in _draw().items()})[name]
     assert not torch.allclose(found[:3], alone)  # the other process's columns do count
+
+
+def test_info_nce_in_parts_is_that_of_one_process_at_once(ranks: list[Any], single: Any) -> None:
+    """The same values and gradients, in parts on one process and in parts on two."""
+    expected = single["info_nce"]
+    for found in ([single["in_parts"]], [rank["in_parts"] for rank in ranks]):
+        total = sum(part["sum"] for part in found)
+        torch.testing.assert_close(total, expected["terms"].sum(), rtol=1e-9, atol=1e-9)
+        for name in ("visual", "skeletal"):
+            gradient = torch.cat([part[name] for part in found])
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-9)
+
+
+def test_info_nce_in_parts_compares_in_float32_and_answers_in_the_summaries_type() -> None:
+    drawn = {name: value.bfloat16() for name, value in _draw().items() if value.ndim == 2}
+    pair, weight = (drawn["visual"], drawn["skeletal"]), WEIGHT
+    (compared,) = contrastive_in_parts([pair], [weight], 0.07)
+    whole = contrastive(pair[0].float(), pair[1].float(), weight, 0.07).sum()
+    assert compared.value.dtype == torch.float32
+    torch.testing.assert_close(compared.value, whole, rtol=1e-6, atol=0.0)
+    assert [g.dtype for g in compared.gradients] == [torch.float32] * 2
+    leaves = [x.requires_grad_() for x in pair]
+    for gradient, known in zip(
+        torch.autograd.grad(replay((leaves[0], leaves[1]), compared), leaves),
+        compared.gradients, strict=True,
+    ):  # fmt: skip
+        assert torch.equal(gradient, known.bfloat16())
 
 
 @pytest.mark.parametrize(

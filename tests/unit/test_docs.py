@@ -121,7 +121,7 @@ def command_words(line: str) -> list[str] | None:
         words = [*(["train"] if as_train else []), *words[module + 1 :]]
     else:
         words = words[1:]
-    return None if "..." in words else words
+    return None if "..." in words else ["1" if word == "N" else word for word in words]
 
 
 @each_document

@@ -27,7 +27,7 @@ from model_factory import (
 )
 from safetensors.torch import save_file
 
-from signfuse_dist import stages, train
+from signfuse_dist import stages
 from signfuse_dist.config import EvaluationConfig, LossConfig, ModelConfig
 from signfuse_dist.engine.checkpoint import trained_state
 from signfuse_dist.errors import UserError
@@ -35,6 +35,7 @@ from signfuse_dist.model import attention_choice, llm_load, saved
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.stages import StageObjective
+from signfuse_dist.texts import refuse_long_texts
 
 LLMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
     "llama": (tiny_llama, tiny_tokenizer), "qwen": (tiny_qwen, tiny_tokenizer),
@@ -237,11 +238,11 @@ def test_training_refuses_texts_beyond_the_context_before_it_starts(tmp_path: Pa
     entries = [SimpleNamespace(id=f"clip{i}", text="i see " * i) for i in range(9)]
     split: Any = SimpleNamespace(folder=Path("shards/x"), entries=lambda: entries)
     with pytest.raises(UserError, match=r"4 texts are too long") as error:
-        train._refuse_long_texts(model, tokenizer, split, said.append)
+        refuse_long_texts(model, tokenizer, split, said.append)
     assert "clip5: 11 tokens, and there is room for 10" in str(error.value)
     assert said == []
     split.entries = lambda: [*entries[:3], SimpleNamespace(id="odd", text="zebra")]
-    train._refuse_long_texts(model, tokenizer, split, said.append)
+    refuse_long_texts(model, tokenizer, split, said.append)
     assert said == ["1 of 4 texts hold letters that the LLM's tokenizer does not know, and are "
                     "learned without them: odd"]  # fmt: skip
 

@@ -35,10 +35,11 @@ from signfuse_dist.plan import (
 STAGE = StageConfig(name="alignment", epochs=4, learning_rate=1e-3, warmup_epochs=1)
 
 
-def _train(micro: int, size: int = 8) -> TrainConfig:
+def _train(micro: int, size: int = 8, **changes: Any) -> TrainConfig:
     return TrainConfig(
-        micro_batch_size=micro, global_batch_size=size, precision="fp32", gradient_clipping=1.0
-    )
+        micro_batch_size=micro, global_batch_size=size, precision="fp32", gradient_clipping=1.0,
+        **changes,
+    )  # fmt: skip
 
 
 def _plan(num_clips: int = 21, micro: int = 2, world: int = 2) -> Plan:
@@ -48,10 +49,19 @@ def _plan(num_clips: int = 21, micro: int = 2, world: int = 2) -> Plan:
 def test_counts_follow_from_clips_batch_and_processes() -> None:
     plan = _plan(num_clips=21, micro=2, world=2)
     assert plan.accumulation == 2  # 8 = 2 clips x 2 processes x 2
-    assert plan.num_pairs == 4  # InfoNCE does not accumulate
+    assert plan.num_together == 4
     assert plan.steps_per_epoch == 3
     assert plan.total_steps == 12
     assert plan.warmup_steps == 3
+
+
+def test_all_clips_of_a_step_are_pairs_only_with_gradient_caching() -> None:
+    assert _plan(micro=2, world=2).num_pairs == 8
+    assert _plan(micro=2, world=2).caches_gradients
+    plain = make_plan(21, STAGE, _train(2, gradient_caching=False), 2)
+    assert plain.num_pairs == 4  # InfoNCE does not accumulate
+    assert not plain.caches_gradients
+    assert not _plan(micro=4, world=2).caches_gradients  # all are held at once
 
 
 def test_exactly_full_batches_need_no_extra_step() -> None:
@@ -123,7 +133,8 @@ def test_the_global_batches_do_not_depend_on_the_number_of_processes() -> None:
     assert len({str(steps) for steps in by_world.values()}) == 1
 
 
-def test_pairs_of_one_contrastive_loss_depend_on_the_accumulation_only() -> None:
+def test_the_clips_that_are_held_at_once_depend_on_the_accumulation_only() -> None:
+    """They share norm statistics, and without gradient caching they are the pairs of Eq. 21."""
     lengths = [3 + (i * i) % 11 for i in range(21)]
     pairs = [
         [sorted(c for rank in ranks for c in rank) for ranks in _seen(plan, lengths)]
@@ -260,5 +271,8 @@ def test_fitting_micro_batches() -> None:
 
 def test_the_plan_describes_itself() -> None:
     text = _plan().describe()
-    for part in ("21 clips", "2 processes x 2 clips x 2 accumulated = 8", "12 in all", "4 pairs"):
+    for part in ("21 clips", "2 processes x 2 clips x 2 accumulated = 8", "12 in all"):
         assert part in text
+    assert "8 pairs in each contrastive loss (B of Eq. 21), by gradient caching" in text
+    plain = make_plan(21, STAGE, _train(2, gradient_caching=False), 2).describe()
+    assert plain.endswith("4 pairs in each contrastive loss (B of Eq. 21)")

@@ -1,0 +1,144 @@
+"""The development score: how well a stage does what it minimises, on clips that it does not see.
+
+Paper: names no model selection. Here: the contrastive stage is scored by Eq. 21, the others by
+L_LM, nats a token, both lower is better. Because: BLEU needs beam search, which for a 7B LLM costs
+more than the epoch it would judge; a loss is one pass without a gradient, 2 to 3% of an epoch on
+the paper's corpora. L_LM rises before BLEU falls, so it chooses early; `signfuse evaluate` decodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from signfuse_dist import loss, stages
+from signfuse_dist.augment import ClipFrames
+from signfuse_dist.batch import SignBatch
+from signfuse_dist.config import AugmentConfig, RunConfig
+from signfuse_dist.data.loader import ClipBatches, batches, count_workers
+from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.errors import UserError
+from signfuse_dist.model.llm import TextTokenizer
+from signfuse_dist.model.norm import BatchNorm
+from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
+from signfuse_dist.plan import MicroBatches, make_plan
+
+
+def open_development(run: RunConfig) -> Split | None:
+    """Open the development split, or return None where no score is asked for; raise UserError."""
+    if not run.train.dev_epochs:
+        return None
+    try:
+        return open_split(run.shards(run.data.dev_split), run.data)
+    except UserError as e:
+        raise UserError(f"{e}; or train without a development score: train.dev_epochs=0") from e
+
+
+class DevelopmentScore:
+    """Scores a model in training; called by every process at the same step.
+
+    Clips come in one order, in groups of ``train.global_batch_size`` that all processes share, and
+    B of Eq. 21 is such a group: the score does not depend on the number of processes beyond
+    rounding. The model is in evaluation mode meanwhile, nothing is drawn, and the training modes
+    are restored, so that training goes on as if it had not been scored.
+    """
+
+    def __init__(
+        self, run: RunConfig, model: SignFuse, split: Split, tokenizer: TextTokenizer | None,
+        accelerator: Any,
+    ) -> None:  # fmt: skip
+        """``model`` is the bare one: neither DDP nor DeepSpeed may see calls that do not train."""
+        self._run, self._model, self._accelerator = run, model, accelerator
+        once = replace(run.stage, epochs=1, warmup_epochs=0)
+        self._plan = make_plan(len(split), once, run.train, accelerator.num_processes)
+        frames = ClipFrames(split.lengths, run.data.max_frames, AugmentConfig(), run.train.seed)
+        order = MicroBatches(
+            self._plan, run.train.seed, frames.counts, accelerator.process_index, 0
+        )
+        self._clips = ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
+        self._language = stages.needs_language_model(run.stage.name)
+
+    def __call__(self) -> dict[str, float]:
+        """Return `dev_contrastive` or `dev_language`, the same on every process.
+
+        Empty, with a message, when clips cannot be read or the score is not finite: a score over
+        fewer clips than before would compare with nothing.
+        """
+        self._share_statistics()
+        self._model.eval()
+        try:
+            with torch.no_grad():
+                total, count, broken = self._sums()
+        finally:
+            stages.set_mode(self._model, self._run.stage.name)
+        name = "dev_language" if self._language else "dev_contrastive"
+        if broken:
+            self._accelerator.print(
+                f"no development score: {broken:.0f} of {self._plan.num_clips} clips of "
+                f"{self._run.data.dev_split} could not be read; they are named above"
+            )
+        elif not math.isfinite(total / count):
+            self._accelerator.print(f"no development score: {name} is {total / count}")
+        else:
+            return {name: total / count}
+        return {}
+
+    def _sums(self) -> tuple[float, float, float]:
+        """Return the summed loss, what it is averaged over, and unreadable clips, of all."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self._accelerator.device)
+        on_gpu = self._accelerator.device.type == "cuda"
+        source = batches(self._clips, count_workers(self._run.train.num_workers), on_gpu)
+        for _ in range(self._plan.total_steps):
+            sums += self._of_group(islice(source, self._plan.accumulation))
+        if self._accelerator.num_processes > 1:
+            dist.all_reduce(sums)
+        total, count, broken = sums.tolist()
+        return total, count, broken
+
+    def _of_group(self, group: Iterator[SignBatch]) -> Tensor:
+        """Return this process's part of a group: summed loss, count, unreadable clips."""
+        summaries, weights = [], []
+        sums = torch.zeros(3, dtype=torch.float64, device=self._accelerator.device)
+        for batch in group:
+            for fault in batch.faults:
+                print(f"development clip left out: {fault}", flush=True)
+            sums[2] += len(batch.faults)
+            batch = batch.to(self._accelerator.device)
+            output = self._forward(batch)
+            if output.negative_log_likelihood is not None:
+                assert batch.text_lengths is not None
+                sums[0] += (output.negative_log_likelihood * batch.weight).sum()
+                sums[1] += (batch.text_lengths * batch.weight).sum()
+            if output.summaries is not None:
+                summaries.append(output.summaries)
+                weights.append(batch.weight)
+        if summaries:
+            visual, skeletal = (torch.cat(part) for part in zip(*summaries, strict=True))
+            weight = torch.cat(weights)
+            temperature = self._run.loss.temperature
+            sums[0] += loss.contrastive(visual, skeletal, weight, temperature).sum()
+            sums[1] += weight.sum()
+        return sums
+
+    def _forward(self, batch: SignBatch) -> SignFuseOutput:
+        features = None if self._language else self._run.loss.contrastive_features
+        bf16 = self._run.train.precision == "bf16"
+        with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=bf16):
+            output: SignFuseOutput = self._model(batch, features, self._language)
+        return output
+
+    def _share_statistics(self) -> None:
+        """Give all processes the norm statistics that are saved: `local` ones are the first's."""
+        if self._accelerator.num_processes == 1:
+            return
+        for norm in self._model.modules():
+            if isinstance(norm, BatchNorm) and norm.policy == "local":
+                dist.broadcast(norm.running_mean, src=0)
+                dist.broadcast(norm.running_var, src=0)

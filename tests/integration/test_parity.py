@@ -1,0 +1,180 @@
+"""The same weights however many processes there are, and however they were started.
+
+The last stage trains everything from nothing: LoRA on a frozen LLM, and Eq. 21 over the global
+batch. Norms are of one step, so that a micro batch does not depend on what else is held.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bare_loop import train_bare
+from conftest import REPOSITORY, Project, environment, free_port
+from safetensors.torch import load_file
+from torch import Tensor
+
+from signfuse_dist.config_load import load_run
+from signfuse_dist.model import saved
+
+BATCH = 4
+STAGE = ("stage=finetune", "train.stages=[finetune]", "model.norm=layer")
+# As in the paper, narrow: its batch norms keep their statistics.
+RESNET_50 = ("model.visual_backbone=resnet50", "model.visual_norm=frozen")
+TRAINER = ("tests/integration/counted_train.py",)
+ZERO2 = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds_configs/zero2.json",
+}
+# The rate is Table 2's: 5 steps move a weight by up to 1e-4.
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has left: its weights, its plan, and what each process's optimizer held."""
+
+    weights: dict[str, Tensor]
+    plan: dict[str, Any]
+    optimizers: list[dict[str, Any]]
+
+
+def accelerate(launch: str, processes: int, *words: str) -> list[str]:
+    return [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+        f"launch/{launch}.yaml", "--num_processes", str(processes), *words, *TRAINER,
+    ]  # fmt: skip
+
+
+def run_together(commands: Sequence[list[str]], variables: dict[str, str]) -> None:
+    """Run all at the same time; every one must end well."""
+    started = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment() | variables, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for command in commands
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate(timeout=400)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, text in zip(started, printed, strict=True):
+        assert process.returncode == 0, text
+
+
+def trained(
+    project: Project, folder: Path, launchers: Sequence[list[str]], *words: str,
+    variables: dict[str, str] | None = None,
+) -> Trained:  # fmt: skip
+    """Train with one or several launchers, all given the same words."""
+    rest = [str(folder), project.experiment, f"train.output={folder}", *STAGE, *words]
+    run_together([[*launcher, *rest] for launcher in launchers], variables or {})
+    run = folder / "small" / "finetune"
+    found = load_file(run / "model" / "model.safetensors")
+    found |= load_file(run / "model" / "adapter" / "adapter_model.safetensors")
+    counts = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return Trained(found, json.loads((run / "plan.json").read_text()), counts)
+
+
+def trained_bare(project: Project, *words: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights before and after, without the engine."""
+    run = load_run(project.experiment, None, [*STAGE, *words])
+    torch.manual_seed(run.train.seed)
+    model, tokenizer = saved.build(run.model, language=True)
+    before = {name: value.clone() for name, value in saved.own_state(model).items()}
+    return before, train_bare(run, model, tokenizer)[0]
+
+
+@pytest.fixture(scope="module")
+def bare(project: Project) -> dict[str, Tensor]:
+    return trained_bare(project)[1]
+
+
+def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[n].double() - other[n].double()).abs().max()) for n in one)
+
+
+def held(run: Trained) -> list[float]:
+    """What each process held of Adam's two moments, as a share of them."""
+    return [count["held"] / (2 * count["trained"]) for count in run.optimizers]
+
+
+def test_plain_ddp_on_two_processes_with_accumulation_is_a_bare_loop(
+    project: Project, bare: dict[str, Tensor], tmp_path: Path
+) -> None:
+    launcher = accelerate("node_ddp", 2, "--main_process_port", str(free_port()))
+    run = trained(project, tmp_path, [launcher], "train.micro_batch_size=1")
+    assert furthest(run.weights, bare) <= TOLERANCE
+    assert run.plan["accumulation"] == 2
+    assert run.plan["num_pairs"] == BATCH
+    assert [count["kind"] for count in run.optimizers] == ["DistributedType.MULTI_CPU"] * 2
+    assert held(run) == [1.0, 1.0]
+
+
+def test_zero2_by_two_launchers_with_accumulation_is_a_bare_loop(
+    project: Project, bare: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """As on two machines: each launcher starts its own process and is told where the first is."""
+    meeting = ("--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()))
+    launchers = [
+        accelerate("cluster_zero2", 2, "--num_machines", "2", "--machine_rank", rank, *meeting)
+        for rank in ("0", "1")
+    ]
+    run = trained(project, tmp_path, launchers, "train.micro_batch_size=1")
+    assert furthest(run.weights, bare) <= TOLERANCE
+    assert [count["kind"] for count in run.optimizers] == ["DistributedType.DEEPSPEED"] * 2
+    assert held(run) == pytest.approx([0.5, 0.5], abs=1e-3)  # padded to a few numbers
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variables", [ZERO2, {}], ids=["zero2", "ddp"])
+def test_torchrun_starts_the_same(
+    project: Project, bare: dict[str, Tensor], tmp_path: Path, variables: dict[str, str]
+) -> None:
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+        "--master_port", str(free_port()), *TRAINER,
+    ]  # fmt: skip
+    run = trained(project, tmp_path, [launcher], variables=variables)
+    assert furthest(run.weights, bare) <= TOLERANCE
+    kind = "DEEPSPEED" if variables else "MULTI_CPU"
+    assert [count["kind"] for count in run.optimizers] == [f"DistributedType.{kind}"] * 2
+
+
+@pytest.fixture(scope="module")
+def bare_resnet_50(project: Project) -> dict[str, Tensor]:
+    before, after = trained_bare(project, *RESNET_50)
+    moved = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert moved > 50 * TOLERANCE
+    return after
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kind", ["zero2", "ddp"])
+def test_weights_do_not_depend_on_processes_accumulation_or_zero2(
+    project: Project, bare_resnet_50: dict[str, Tensor], tmp_path: Path, kind: str, processes: int,
+    accumulation: int,
+) -> None:  # fmt: skip
+    """ResNet-50, LoRA on a frozen LLM, 5 steps."""
+    plain = "gpu" if processes == 1 else "node_ddp"
+    launch = "cpu_zero2" if kind == "zero2" else plain
+    launcher = accelerate(launch, processes, "--main_process_port", str(free_port()))
+    micro = BATCH // processes // accumulation
+    words = (f"train.micro_batch_size={micro}", *RESNET_50)
+    run = trained(project, tmp_path, [launcher], *words)
+    assert run.plan["accumulation"] == accumulation
+    assert furthest(run.weights, bare_resnet_50) <= TOLERANCE
+    share = 0.5 if (kind, processes) == ("zero2", 2) else 1.0
+    assert held(run) == pytest.approx([share] * processes, abs=1e-3)

@@ -1,0 +1,149 @@
+"""The development score: what it is, and that training does not notice it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_factory import small_config, small_model
+from test_loader import damage, data_config, write_split
+
+from signfuse_dist import loss, stages
+from signfuse_dist.augment import ClipFrames
+from signfuse_dist.config import (
+    AugmentConfig,
+    EvaluationConfig,
+    LossConfig,
+    RunConfig,
+    StageConfig,
+    StageName,
+    TrainConfig,
+)
+from signfuse_dist.config_load import load_run
+from signfuse_dist.data.loader import ClipBatches
+from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.development import DevelopmentScore, open_development
+from signfuse_dist.errors import UserError
+from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.plan import MicroBatch, epoch_order
+
+LENGTHS = (4, 9, 6, 3, 5)
+GROUP = 4
+DEMO = str(Path(__file__).resolve().parents[2] / "configs" / "experiment" / "demo.yaml")
+
+
+def encode(text: str) -> list[int]:
+    return [2 + len(text), 3, 1] if len(text) % 4 else [2 + len(text), 1]
+
+
+def make(
+    tmp_path: Path, stage: StageName, **train: Any
+) -> tuple[DevelopmentScore, SignFuse, Split, list[str]]:
+    split = open_split(write_split(tmp_path / "dev", LENGTHS), data_config())
+    values = {"micro_batch_size": 2, "global_batch_size": GROUP, "num_workers": 0, **train}
+    run = RunConfig(
+        name="small", data=data_config(), model=small_config(norm="sync"), loss=LossConfig(),
+        stage=StageConfig(name=stage, epochs=3, learning_rate=1e-3, warmup_epochs=0),
+        train=TrainConfig(precision="fp32", gradient_clipping=1.0, **values),
+        evaluation=EvaluationConfig(), augment=AugmentConfig(speed=0.5, colour=0.5),
+    )  # fmt: skip
+    model = small_model(norm="sync")
+    stages.set_mode(model, stage)
+    said: list[str] = []
+    here: Any = SimpleNamespace(
+        num_processes=1, process_index=0, device=torch.device("cpu"), print=said.append
+    )
+    tokenizer: Any = SimpleNamespace(encode=encode) if stage != "contrastive" else None
+    return DevelopmentScore(run, model, split, tokenizer, here), model, split, said
+
+
+def batch_of(split: Split, clips: list[int]) -> Any:
+    frames = ClipFrames(split.lengths, 64, AugmentConfig(), 0)
+    return ClipBatches(split, [MicroBatch(clips, 0)], frames, encode)[0]
+
+
+@torch.no_grad()
+def test_it_is_the_language_loss_a_token_over_the_whole_split(tmp_path: Path) -> None:
+    development, model, split, _ = make(tmp_path, "finetune")
+    scores = development()
+    batch = batch_of(split, list(range(len(LENGTHS))))
+    expected = model.eval()(batch, None, True).negative_log_likelihood
+    assert batch.text_lengths is not None
+    assert scores == {
+        "dev_language": pytest.approx(float(expected.sum() / batch.text_lengths.sum()), rel=1e-6)
+    }
+
+
+@torch.no_grad()
+def test_the_contrastive_stage_compares_groups_whatever_the_micro_batch(tmp_path: Path) -> None:
+    """The clips of a group come from one order, and B is the group's, not the micro batch's."""
+    development, model, split, _ = make(tmp_path, "contrastive")
+    scores = development()
+    order = epoch_order(0, 0, len(LENGTHS)).tolist()
+    model.eval()
+    total = 0.0
+    for group in (order[:GROUP], order[GROUP:]):
+        batch = batch_of(split, group)
+        summaries = model(batch, "unimodal", False).summaries
+        total += float(loss.contrastive(*summaries, batch.weight, 0.07).sum())
+    assert scores == {"dev_contrastive": pytest.approx(total / len(LENGTHS), rel=1e-5)}
+    whole, *_ = make(tmp_path, "contrastive", micro_batch_size=GROUP)
+    assert whole()["dev_contrastive"] == pytest.approx(total / len(LENGTHS), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "alignment", "finetune"])
+def test_training_does_not_notice_it(tmp_path: Path, stage: StageName) -> None:
+    """Modes, statistics, weights and torch's randomness are what they were; twice is the same."""
+    development, model, _, _ = make(tmp_path, stage)
+    modes = {name: part.training for name, part in model.named_modules()}
+    assert any(modes.values())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    drawn, numpy_drawn = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = development()
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert np.array_equal(np.random.get_state()[1], numpy_drawn)
+    assert {name: part.training for name, part in model.named_modules()} == modes
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in state.items())
+    assert all(p.grad is None for p in model.parameters())
+    assert development() == first
+
+
+def test_a_clip_that_cannot_be_read_is_named_and_there_is_no_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    development, model, split, said = make(tmp_path, "finetune")
+    damage(split, 2, "jpegs", bytes(8))
+    assert development() == {}
+    assert said == [
+        "no development score: 1 of 5 clips of dev could not be read; they are named above"
+    ]
+    assert "development clip left out: clip 2: shard-000000.tar" in capsys.readouterr().out
+    assert model.training
+
+
+def test_a_score_that_is_not_finite_is_none(tmp_path: Path) -> None:
+    development, model, _, said = make(tmp_path, "finetune")
+    assert model.adapter is not None
+    with torch.no_grad():
+        next(model.adapter.parameters()).fill_(float("nan"))
+    assert development() == {}
+    assert said == ["no development score: dev_language is nan"]
+
+
+def test_a_split_that_is_not_packed_is_named_with_what_to_write(tmp_path: Path) -> None:
+    run = load_run(DEMO, "finetune", [f"data.shards={tmp_path}"])
+    with pytest.raises(UserError, match=r"dev/manifest\.json.*train\.dev_epochs=0"):
+        open_development(run)
+    off = load_run(DEMO, "finetune", [f"data.shards={tmp_path}", "train.dev_epochs=0"])
+    assert open_development(off) is None
+
+
+def test_the_best_without_a_score_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.select=best needs a development score"):
+        load_run(DEMO, "finetune", ["train.select=best", "train.dev_epochs=0"])
