@@ -16,6 +16,10 @@ StageName = Literal["contrastive", "alignment", "finetune"]
 STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")
 ScaleName = Literal["frame", "segment", "sequence"]
 SCALES: tuple[ScaleName, ...] = ("frame", "segment", "sequence")
+# Accelerate's, see engine/trackers.py.
+TrackerName = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
 # `auto` chooses among the others, see model/attention_choice.py.
 AttentionName = Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"]
 
@@ -142,6 +146,8 @@ class TrainConfig:
     max_broken_share: float = _at_least(0.0, 0.001)
     """Share of an epoch's clips that may be unreadable; above it the run stops."""
     log_steps: int = _at_least(1, 10)
+    trackers: tuple[TrackerName, ...] = ()
+    """What gets the figures beside metrics.jsonl."""
     checkpoint_steps: int = _at_least(1, 200)
     keep_checkpoints: int = _at_least(1, 2)
 

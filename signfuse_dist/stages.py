@@ -89,8 +89,10 @@ class StageObjective:
     def __init__(self, stage: StageName, config: LossConfig) -> None:
         self.config = config
         self.weights = loss_weights(stage, config)
-        self._language = needs_language_model(stage)
-        self._contrastive = config.contrastive_features if "contrastive" in self.weights else None
+        self.language = needs_language_model(stage)
+        self.contrastive_features: str | None = None
+        if "contrastive" in self.weights:
+            self.contrastive_features = config.contrastive_features
 
     def counts(self, batch: SignBatch) -> dict[str, float]:
         """Return what each loss is averaged over: real clips, or real tokens for ``language``."""
@@ -102,7 +104,7 @@ class StageObjective:
 
     def __call__(self, model: nn.Module, batch: SignBatch) -> dict[str, Tensor]:
         """Return each loss summed over this process's real clips, 0-dim with a gradient."""
-        output: SignFuseOutput = model(batch.augmented(), self._contrastive, self._language)
+        output: SignFuseOutput = model(batch.augmented(), self.contrastive_features, self.language)
         sums: dict[str, Tensor] = {}
         if output.summaries is not None:
             terms = loss.contrastive(*output.summaries, batch.weight, self.config.temperature)

@@ -29,10 +29,11 @@ from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_resolved, load_run
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
-from signfuse_dist.engine import checkpoint, ds_config, process
+from signfuse_dist.engine import checkpoint, ds_config, process, trackers
 from signfuse_dist.engine.loop import Loop
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.engine.signals import REQUEUE
+from signfuse_dist.engine.startup import Startup
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.files import write_text
@@ -42,6 +43,7 @@ from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.plan import MicroBatches, Plan, make_plan
+from signfuse_dist.watched import say_what_is_unknown, watched
 
 # What may change between the parts of a run: nothing here touches the numbers of a step, beyond
 # rounding where memory made it necessary.
@@ -49,6 +51,7 @@ _FREE_ON_RESUME = (
     "train.num_workers",
     "train.max_broken_share",
     "train.log_steps",
+    "train.trackers",
     "train.checkpoint_steps",
     "train.keep_checkpoints",
     "train.output",
@@ -79,7 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(run: RunConfig) -> int:
     """Train one stage to its end or to a requested stop; return the exit status."""
+    startup = Startup()
+    trackers.refuse_missing(run.train.trackers)
     split = open_split(run.shards(run.data.train_split), run.data)
+    startup.lap("data")
     plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
@@ -90,28 +96,37 @@ def train(run: RunConfig) -> int:
     if (run.folder / "model").is_dir():
         say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
         return 0
+    startup.lap("processes")
     torch.manual_seed(run.train.seed)
-    model, tokenizer = _build(run)
+    model, tokenizer = _build(run, startup)
     _refuse_long_texts(model, tokenizer, split, say)
     _describe(model, run, plan, say)
     _record_attention(model, run, accelerator, say)
     for warning in caveats(run, plan.world_size):
         say(warning)
+    startup.lap("texts")
     found = checkpoint.latest(run.folder / "checkpoints", say)
     start_step = 0
     if found is not None:
         checkpoint.load_weights(found[0], model)
         start_step = found[1]
         say(f"resuming after step {start_step} of {plan.total_steps}")
+    startup.lap("resume")
     optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if resolved is not None:
         ds_config.verify_live(prepared, resolved, plan.world_size)
+    startup.lap("prepare")
     if found is not None:
         checkpoint.load_optimizer(found[0], accelerator, prepared, optimizer, start_step)
+    startup.lap("resume")
+    trackers.start(accelerator, run.train.trackers, run.folder, run.to_dict(), start_step)
+    objective = stages.StageObjective(run.stage.name, run.loss)
+    watch = watched(model, objective, run, accelerator.device)
+    say_what_is_unknown(watch, accelerator.device, say)
     loop = Loop(
-        accelerator, prepared, optimizer, stages.StageObjective(run.stage.name, run.loss), plan,
-        run.stage, run.train, run.folder,
+        accelerator, prepared, optimizer, objective, plan, run.stage, run.train, run.folder,
+        watch, startup,
     )  # fmt: skip
     dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step)
     source = batches(dataset, workers, torch.cuda.is_available())
@@ -125,11 +140,12 @@ def train(run: RunConfig) -> int:
     return 0 if finished else REQUEUE
 
 
-def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
+def _build(run: RunConfig, startup: Startup) -> tuple[SignFuse, TextTokenizer | None]:
     """Build the stage's model from the stage before it, or from ImageNet weights."""
     stage = run.stage.name
     language = stages.needs_language_model(stage)
     model, tokenizer = saved.build(run.model, language, run.data.max_frames)
+    startup.lap("model")
     before = stages.previous(stage, run.train.stages)
     if before is None:
         load_visual_weights(model, run.model)
@@ -144,6 +160,7 @@ def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
         may_miss = () if stages.needs_language_model(before) else ("adapter.",)
         saved.load_into(folder, model, may_miss)
     stages.prepare(model, stage, run.loss)
+    startup.lap("weights")
     return model, tokenizer
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
@@ -19,7 +18,10 @@ from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.log import MetricsLog
 from signfuse_dist.engine.objective import Batch, Objective
 from signfuse_dist.engine.signals import StopRequest
+from signfuse_dist.engine.startup import Startup
 from signfuse_dist.engine.step import Step
+from signfuse_dist.engine.timeline import Timeline
+from signfuse_dist.engine.watch import NOTHING, Watch
 from signfuse_dist.plan import Plan, learning_rate
 
 
@@ -28,7 +30,8 @@ class Loop:
 
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
-        plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path,
+        plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path, watch: Watch = NOTHING,
+        startup: Startup | None = None,
     ) -> None:  # fmt: skip
         """Take a prepared ``model`` and ``optimizer``; ``folder`` is the run folder."""
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
@@ -38,7 +41,9 @@ class Loop:
         self._agreement = Agreement(objective, accelerator.num_processes)
         self._broken = BrokenClips(plan.num_clips, train.max_broken_share)
         self._step = Step(accelerator, model, optimizer, objective, plan, stage, train)
-        self._since = Interval(self.names, accelerator.device)
+        self._watch, self.startup = watch, startup or Startup()
+        self._timeline = Timeline(accelerator.device, watch.components)
+        self._since = self._interval()
 
     def run(self, batches: Iterator[Batch], start_step: int, set_mode: Callable[[], None]) -> bool:
         """Train; return whether the stage is finished (False: stopped on request, resumable).
@@ -52,6 +57,7 @@ class Loop:
         log = MetricsLog(self.folder, self.plan.total_steps, start_step, main)
         set_mode()
         done = start_step
+        self._since = self._interval()
         with StopRequest() as stop:
             while done < self.plan.total_steps:
                 if done % self.plan.steps_per_epoch == 0:
@@ -59,13 +65,15 @@ class Loop:
                 started = time.perf_counter()
                 window = [next(batches) for _ in range(self.plan.accumulation)]
                 self._since.waited += time.perf_counter() - started
+                self.startup.lap("first batch")
                 agreed = self._agreement.exchange(window, stop.asked)
-                self._since.count(agreed.frames, agreed.clips, agreed.broken)
+                self._since.count(agreed, window)
                 self._broken.add(done + 1, window, agreed.broken)
                 if agreed.stopping:
                     break
                 self._step.take(done, window, agreed.counts, self._since)
                 done += 1
+                self._end_startup(log)
                 log.advance()
                 self._report(done, log)
                 if done % self.train.checkpoint_steps == 0 and done < self.plan.total_steps:
@@ -78,24 +86,29 @@ class Loop:
     def _report(self, done: int, log: MetricsLog) -> None:
         if done % self.train.log_steps and done != self.plan.total_steps:
             return
-        sums = self._since.sums.clone()
-        if self.accelerator.num_processes > 1:
-            dist.all_reduce(sums)
-        means = dict(zip(self.names, (sums / self._since.steps).tolist(), strict=True))
+        means, figures = self._since.close(self.accelerator.num_processes)
         losses = self.objective.report(means)
         self._refuse_not_finite(done, losses)
-        log.write(
-            {
-                "step": done,
-                "epoch": (done - 1) // self.plan.steps_per_epoch + 1,
-                "stage": self.stage.name,
-                **losses,
-                "skipped": self._since.broken,
-                "learning_rate": learning_rate(done - 1, self.plan, self.stage.learning_rate),
-                **self._since.rates(),
-            }
-        )
-        self._since = Interval(self.names, self.accelerator.device)
+        values = {
+            "epoch": (done - 1) // self.plan.steps_per_epoch + 1,
+            **losses,
+            "skipped": self._since.broken,
+            "learning_rate": learning_rate(done - 1, self.plan, self.stage.learning_rate),
+            **figures,
+        }
+        log.write({"step": done, "stage": self.stage.name, **values})
+        self.accelerator.log(values, step=done)
+        self._since = self._interval()
+
+    def _end_startup(self, log: MetricsLog) -> None:
+        self.startup.lap("first step")
+        main = self.accelerator.is_main_process
+        line = self.startup.end(self.folder / "startup.json" if main else None)
+        if line is not None:
+            log.say(line)
+
+    def _interval(self) -> Interval:
+        return Interval(self.names, self.accelerator.device, self._watch, self._timeline)
 
     def _refuse_not_finite(self, step: int, losses: Any) -> None:
         """Raise RuntimeError, on every process: the norm of the gradient is that of all of them."""

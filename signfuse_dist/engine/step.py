@@ -14,6 +14,7 @@ from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.objective import Batch, Objective
 from signfuse_dist.engine.optim import set_learning_rate
+from signfuse_dist.engine.timeline import OPTIMIZER, OTHER
 from signfuse_dist.plan import Plan, learning_rate
 
 
@@ -45,10 +46,12 @@ class Step:
                 sums = self._objective(self._model, batch.to(self._accelerator.device))
                 terms = [weights[n] * sums[n] / max(counts[n], 1) for n in sums]
                 self._accelerator.backward(torch.stack(terms).sum() * scale)
+                interval.enter(OPTIMIZER)
                 if self._accelerator.sync_gradients:
                     interval.gradient_norm = self._clip()
                 self._optimizer.step()
                 self._optimizer.zero_grad()
+            interval.enter(OTHER)
             interval.add(sums, counts)
         interval.steps += 1
 
