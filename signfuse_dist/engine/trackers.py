@@ -62,6 +62,8 @@ def start(
     if accelerator.is_main_process:
         kept.mkdir(exist_ok=True)
     accelerator.log_with = filter_trackers(list(names), kept)
+    if len(accelerator.log_with) != len(set(names)):
+        raise RuntimeError(f"of the trackers {list(names)} Accelerate takes {accelerator.log_with}")
     accelerator.project_configuration.set_directories(str(folder))
     accelerator.project_configuration.logging_dir = str(kept)
     options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": start_step + 1}}

@@ -45,6 +45,10 @@ class Flops(NamedTuple):
         """Return the sum of two costs."""
         return Flops(self.forward + other.forward, self.backward + other.backward)
 
+    def times(self, count: float) -> Flops:
+        """Return the cost of so many of the same."""
+        return Flops(self.forward * count, self.backward * count)
+
 
 NOTHING = Flops(0.0, 0.0)
 
@@ -72,6 +76,7 @@ class StepFlops:
         """
         self._model, self._features, self._language = model, contrastive_features, language
         self._llm = None
+        self._of_frames: dict[tuple[int, int], tuple[Flops, Flops]] = {}
         if language and model.language_model is not None:
             self._llm = LanguageModelFlops(model.language_model)
 
@@ -83,13 +88,23 @@ class StepFlops:
         found = {"fusion": self._fusion(steps)}
         if batch.visual is None and batch.skeletal is None:
             if model.visual is not None:
-                found["visual"] = _visual(model.visual, batch.frames.shape[-2:], frames, steps)
+                found["visual"] = self._visual(model.visual, batch.frames.shape, frames, steps)
             if model.skeletal is not None:
                 found["skeletal"] = _skeletal(model.skeletal, frames)
         if self._llm is not None and batch.text_lengths is not None:
             tokens = batch.text_lengths.numpy()[real].astype(np.int64)
             found["language_model"] = Flops(*self._llm(model.built_from.num_sign_tokens, tokens))
         return {name: found[name] for name in COMPONENTS if name in found}
+
+    def _visual(
+        self, stream: VisualStream, shape: torch.Size, frames: Lengths, steps: Lengths
+    ) -> Flops:
+        """Frames are alike, so the layers are walked through once for each size of a picture."""
+        size = (shape[2], shape[3])
+        if size not in self._of_frames:
+            self._of_frames[size] = _visual(stream, size)
+        a_frame, a_step = self._of_frames[size]
+        return a_frame.times(float(frames.sum())).plus(a_step.times(float(steps.sum())))
 
     def _fusion(self, steps: Lengths) -> Flops:
         """CMFA as often as the stage runs it, then HTA and SLA where there is a language loss."""
@@ -129,38 +144,38 @@ def _linears(part: nn.Module, positions: float, input_grad: bool = True) -> Flop
     return cost
 
 
-def _visual(stream: VisualStream, size: torch.Size, frames: Lengths, steps: Lengths) -> Flops:
+def _visual(stream: VisualStream, size: tuple[int, int]) -> tuple[Flops, Flops]:
+    """Return the cost of one frame through the ResNet, and of one step through Eq. 3."""
     graph = any(p.requires_grad for p in stream.parameters())
-    cost = _resnet(stream.backbone, size[0], size[1], float(frames.sum()), graph)
-    conv = stream.conv
-    macs = float(steps.sum()) * conv.in_channels * conv.out_channels * conv.kernel_size[0]
     backbone = any(p.requires_grad for p in stream.backbone.parameters())
-    return cost.plus(product(macs, conv, backbone, graph))
+    conv = stream.conv
+    macs = float(conv.in_channels * conv.out_channels * conv.kernel_size[0])
+    return _resnet(stream.backbone, size, graph), product(macs, conv, backbone, graph)
 
 
-def _resnet(net: ResNet, height: int, width: int, frames: float, graph: bool) -> Flops:
-    """Follow the size of the feature maps through the network."""
-    cost, size = _conv(net.conv1, (height, width), frames, False, graph)
+def _resnet(net: ResNet, size: tuple[int, int], graph: bool) -> Flops:
+    """Follow the size of one frame's feature maps through the network."""
+    cost, size = _conv(net.conv1, size, False, graph)
     size = _strided(size, 2)  # the max pooling
     for block in (*net.layer1, *net.layer2, *net.layer3, *net.layer4):
         inner = size
         for name in ("conv1", "conv2", "conv3"):
             if (conv := getattr(block, name, None)) is not None:
-                one, inner = _conv(conv, inner, frames, True, graph)
+                one, inner = _conv(conv, inner, True, graph)
                 cost = cost.plus(one)
         if block.downsample is not None:
-            cost = cost.plus(_conv(block.downsample[0], size, frames, True, graph)[0])
+            cost = cost.plus(_conv(block.downsample[0], size, True, graph)[0])
         size = inner
     return cost
 
 
 def _conv(
-    conv: nn.Conv2d, size: tuple[int, int], images: float, input_grad: bool, graph: bool
+    conv: nn.Conv2d, size: tuple[int, int], input_grad: bool, graph: bool
 ) -> tuple[Flops, tuple[int, int]]:
     """Return the cost of a padded convolution without dilation, and the size of its maps."""
     out = _strided(size, int(conv.stride[0]))
     taps = conv.kernel_size[0] * conv.kernel_size[1]
-    macs = images * out[0] * out[1] * conv.in_channels * conv.out_channels * taps / conv.groups
+    macs = out[0] * out[1] * conv.in_channels * conv.out_channels * taps / conv.groups
     return product(macs, conv, input_grad, graph), out
 
 
