@@ -106,6 +106,19 @@ class SignBatch:
             frames[part] = _changed(self.frames[part], self.warp[which], self.colour[which])
         return replace(self, frames=frames, warp=None, colour=None)
 
+    def with_features(self, visual: Tensor | None, skeletal: Tensor | None) -> SignBatch:
+        """Return the batch with features in place of its frames and joints."""
+        return replace(
+            self,
+            frames=self.frames[:0],
+            pose=self.pose[:, :0],
+            joint_mask=self.joint_mask[:, :0],
+            warp=None,
+            colour=None,
+            visual=visual,
+            skeletal=skeletal,
+        )
+
     def __post_init__(self) -> None:
         """Raise :class:`UserError` naming clips with a joint that was found and is not finite.
 
