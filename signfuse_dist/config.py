@@ -146,6 +146,8 @@ class TrainConfig:
     max_broken_share: float = _at_least(0.0, 0.001)
     """Share of an epoch's clips that may be unreadable; above it the run stops."""
     log_steps: int = _at_least(1, 10)
+    features: Literal["computed", "cached"] = "computed"
+    """Of the frozen encoders, in the alignment stage: from frames at every step, or once."""
     trackers: tuple[TrackerName, ...] = ()
     """What gets the figures beside metrics.jsonl."""
     checkpoint_steps: int = _at_least(1, 200)

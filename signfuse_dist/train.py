@@ -22,12 +22,13 @@ from typing import Any
 import torch
 import yaml
 
-from signfuse_dist import stages
+from signfuse_dist import cached, stages
 from signfuse_dist.augment import ClipFrames
 from signfuse_dist.check import caveats
 from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_resolved, load_run
-from signfuse_dist.data.loader import ClipBatches, batches, count_workers
+from signfuse_dist.data.features import FeatureBatches, FeatureSet
+from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.engine import checkpoint, ds_config, process, trackers
 from signfuse_dist.engine.loop import Loop
@@ -112,6 +113,10 @@ def train(run: RunConfig) -> int:
         start_step = found[1]
         say(f"resuming after step {start_step} of {plan.total_steps}")
     startup.lap("resume")
+    features = None
+    if run.train.features == "cached":
+        features = cached.find_or_compute(model, run, split, accelerator, workers, say)
+        startup.lap("features")
     optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if resolved is not None:
@@ -128,7 +133,7 @@ def train(run: RunConfig) -> int:
         accelerator, prepared, optimizer, objective, plan, run.stage, run.train, run.folder,
         watch, startup,
     )  # fmt: skip
-    dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step)
+    dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step, features)
     source = batches(dataset, workers, torch.cuda.is_available())
     finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
     if finished and accelerator.is_main_process:
@@ -185,11 +190,15 @@ def _refuse_long_texts(
 
 def _clips(
     run: RunConfig, split: Split, plan: Plan, tokenizer: TextTokenizer | None, rank: int,
-    start_step: int,
-) -> ClipBatches:  # fmt: skip
+    start_step: int, features: FeatureSet | None,
+) -> BatchSource:  # fmt: skip
     seed = run.train.seed
     frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, seed)
     order = MicroBatches(plan, seed, frames.counts, rank, start_step)
+    if features is not None:
+        assert tokenizer is not None  # the alignment stage has an LLM
+        stride = run.model.visual_stride
+        return FeatureBatches(features, split, order, frames, tokenizer.encode, stride)
     return ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
 
 
