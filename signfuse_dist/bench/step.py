@@ -35,11 +35,6 @@ class StepFigures:
     bare: Sequence[Taken]
     engine: Sequence[Taken]
 
-    @property
-    def ratio(self) -> float:
-        """Return the engine's median step over the bare loop's."""
-        return _median(self.engine) / _median(self.bare)
-
 
 def bench_step(bench: StepBench) -> str:
     """Measure and return the tables. Raises UserError for what cannot be measured."""
@@ -102,11 +97,12 @@ def _headline(bench: StepBench, case: Case, device: torch.device) -> list[str]:
 def _totals(bench: StepBench, figures: StepFigures) -> list[str]:
     lines = [f"{'a step':24}{'bare':>12}{'engine':>12}{'ratio':>8}"]
     bare, engine = _median(figures.bare), _median(figures.engine)
-    met = "met" if figures.ratio <= RATIO_GOAL else "missed"
-    lines.append(
-        f"{'milliseconds':24}{1000 * bare:12.1f}{1000 * engine:12.1f}{figures.ratio:8.3f}"
-        f"   goal {RATIO_GOAL}: {met}"
-    )
+    by_processor = not any(step.peak_bytes for step in figures.bare)
+    lines.append(_compared("milliseconds", bare, engine, judged=not by_processor))
+    if by_processor:
+        own = statistics.median(step.processor for step in figures.bare)
+        ours = statistics.median(step.processor for step in figures.engine)
+        lines.append(_compared("milliseconds, processor", own, ours, judged=True))
     pairs = [e.seconds / b.seconds for b, e in zip(figures.bare, figures.engine, strict=True)]
     lines.append(f"{'ratios of pairs, median':24}{'':24}{statistics.median(pairs):8.3f}")
     frames = bench.clips * bench.frames
@@ -118,6 +114,15 @@ def _totals(bench: StepBench, figures: StepFigures) -> list[str]:
             f"{memory[1] / memory[0]:8.3f}"
         )
     return lines
+
+
+def _compared(name: str, bare: float, engine: float, judged: bool) -> str:
+    """Return a row. On a CPU processor time is judged: it does not count other work there."""
+    line = f"{name:24}{1000 * bare:12.1f}{1000 * engine:12.1f}{engine / bare:8.3f}"
+    if not judged:
+        return line
+    met = "met" if engine / bare <= RATIO_GOAL else "missed"
+    return f"{line}   goal {RATIO_GOAL}: {met}"
 
 
 def _components(case: Case, figures: StepFigures, watch: Watch) -> list[str]:

@@ -26,9 +26,10 @@ from signfuse_dist.watched import watched
 
 @dataclass(frozen=True)
 class Taken:
-    """One step: its seconds, and those of each part of it by the timeline."""
+    """One step: its seconds of wall and of processor time, and those of each of its parts."""
 
     seconds: float
+    processor: float
     parts: dict[str, float]
     peak_bytes: float
 
@@ -89,11 +90,18 @@ class EngineLoop:
         names, device = tuple(self._case.objective.weights), self.accelerator.device
         interval = Interval(names, device, self.watch, self._timeline)
         taken = timed(lambda: self._take(batch, interval), self._timeline, device)
-        began = time.perf_counter()
+        line = timed(lambda: self._log(interval), None, device)
+        share = 1 / self._case.run.train.log_steps
+        return Taken(
+            taken.seconds + share * line.seconds,
+            taken.processor + share * line.processor,
+            taken.parts,
+            max(taken.peak_bytes, line.peak_bytes),
+        )
+
+    def _log(self, interval: Interval) -> None:
         means, _ = interval.close(1)
         self._case.objective.report(means)
-        line = (time.perf_counter() - began) / self._case.run.train.log_steps
-        return Taken(taken.seconds + line, taken.parts, taken.peak_bytes)
 
     def _take(self, batch: SignBatch, interval: Interval) -> None:
         agreed = self._agreement.exchange([batch], False)
@@ -110,13 +118,13 @@ def timed(step: Callable[[], None], timeline: Timeline | None, device: torch.dev
         torch.cuda.reset_peak_memory_stats(device)
     if timeline is not None:
         timeline.restart()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     step()
     if gpu:
         torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - began
+    seconds, processor = time.perf_counter() - began, time.process_time() - cpu
     parts = {} if timeline is None else timeline.take()
-    return Taken(seconds, parts, torch.cuda.max_memory_allocated(device) if gpu else 0.0)
+    return Taken(seconds, processor, parts, torch.cuda.max_memory_allocated(device) if gpu else 0.0)
 
 
 def _launch_alone(template: Path | None) -> None:

@@ -56,8 +56,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "frames": _Frames, "pose": Float[Tensor, "batch longest joints 2"],
         "joint_mask": Bool[Tensor, "batch longest joints"], "frame_lengths": _Lengths,
         "weight": _Weight, "tokens": Int[Tensor, "batch tokens"] | None,
-        "text_lengths": _Lengths | None,
+        "text_lengths": _Lengths | None, "visual": _Fused | None, "skeletal": _Fused | None,
     },
+    "batch.SignBatch.with_features": {"visual": _Fused | None, "skeletal": _Fused | None},
     "loss.contrastive": {
         "visual_summary": Float[Tensor, "batch dim"],
         "skeletal_summary": Float[Tensor, "batch dim"],
