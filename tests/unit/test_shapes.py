@@ -265,7 +265,9 @@ def _run_everything() -> None:
         sums = StageObjective("finetune", config)(model, batch)
         torch.stack(list(sums.values())).sum().backward()
         if model.built_from.fusion == "cmfa" and model.built_from.fusion_layers and features:
-            model.summarise(model.encode(batch), features)
+            streams = model.encode(batch)
+            model.summarise(streams, features)
+            model.encode(batch.with_features(streams.visual, streams.skeletal))
         model.tokenizer = TextTokenizer(tiny_tokenizer(), "translate the sign")
         model.eval().generate(batch, num_beams=1, max_new_tokens=2)
 
