@@ -69,6 +69,10 @@ class SignBatch:
         warp: float32 ``[batch, 2, 3]``, a change of place and size that the frames still need, in
             the coordinates of ``grid_sample``; the joints have had theirs. None: no augmentation.
         colour: float32 ``[batch, 3, 4]``, new RGB from (R, G, B, 1), or None like ``warp``.
+        visual: F^_v of Eq. 3, ``[batch, steps, dim]``, zero beyond each clip's end, computed
+            before in place of the frames: then there are no frames and no joints, and the
+            encoders are not run. None: not computed, or a model without this stream.
+        skeletal: F^_s of Eq. 5, likewise.
     """
 
     ids: tuple[str, ...]
@@ -82,6 +86,8 @@ class SignBatch:
     faults: tuple[str, ...] = ()
     warp: Tensor | None = None
     colour: Tensor | None = None
+    visual: Tensor | None = None
+    skeletal: Tensor | None = None
 
     def augmented(self) -> SignBatch:
         """Return the batch with ``colour`` and ``warp`` applied to its frames, on their device.
@@ -99,6 +105,19 @@ class SignBatch:
             which = clip[part]
             frames[part] = _changed(self.frames[part], self.warp[which], self.colour[which])
         return replace(self, frames=frames, warp=None, colour=None)
+
+    def with_features(self, visual: Tensor | None, skeletal: Tensor | None) -> SignBatch:
+        """Return the batch with features in place of its frames and joints."""
+        return replace(
+            self,
+            frames=self.frames[:0],
+            pose=self.pose[:, :0],
+            joint_mask=self.joint_mask[:, :0],
+            warp=None,
+            colour=None,
+            visual=visual,
+            skeletal=skeletal,
+        )
 
     def __post_init__(self) -> None:
         """Raise :class:`UserError` naming clips with a joint that was found and is not finite.

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from signfuse_dist.config import ModelConfig
+from signfuse_dist.config import STAGES, ModelConfig
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -23,7 +23,7 @@ def add_bench(commands: _Commands) -> None:
     whats = command.add_subparsers(
         title="what to measure", required=True, metavar="WHAT", help="each has its own --help"
     )
-    for add in (_add_attention, _add_loader, _add_memory, _add_pack, _add_parameters):
+    for add in (_add_attention, _add_loader, _add_memory, _add_pack, _add_parameters, _add_step):
         add(whats)
 
 
@@ -199,6 +199,60 @@ def _parameters(options: argparse.Namespace) -> int:
     from signfuse_dist.bench.parameters import count_variants
 
     print(count_variants(options.experiment, options.overrides))
+    return 0
+
+
+def _add_step(whats: _Commands) -> None:
+    command = whats.add_parser(
+        "step",
+        help="a training step by component, against the same modules in a bare PyTorch loop",
+        description="Take steps of the engine and of a bare loop in turn, over the same drawn "
+        "batch, and say how they compare (goal: 1.05 at most), by component. The LLM has random "
+        "weights; no data and no weights are read. How the model runs is said as in training: "
+        "model.visual_chunk=16, model.visual_checkpoint=true, model.visual_compile=true, "
+        "model.attention=sdpa, train.precision=bf16.",
+    )
+    _add_experiment(command)
+    command.add_argument("--stage", choices=STAGES, default=STAGES[-1], help="default: %(default)s")
+    command.add_argument(
+        "--llm-shape", choices=("tiny", "smollm2_135m", "llama2_7b"), default="tiny",
+        help="architecture of the LLM (default: %(default)s, for a CPU)",
+    )  # fmt: skip
+    command.add_argument("--clips", type=int, default=2, help="default: %(default)s")
+    command.add_argument(
+        "--frames", type=int, default=16, help="frames of each clip (default: %(default)s)"
+    )
+    command.add_argument(
+        "--tokens", type=int, default=24, help="tokens of each text (default: %(default)s)"
+    )
+    command.add_argument(
+        "--repeats", type=int, default=9, help="steps of each loop (default: %(default)s)"
+    )
+    command.add_argument(
+        "--ds-config", type=Path, metavar="TEMPLATE",
+        help="run the engine under DeepSpeed with this template (default: plain)",
+    )  # fmt: skip
+    command.add_argument(
+        "--cached",
+        action="store_true",
+        help="also take steps from cached features; with --stage alignment",
+    )
+    command.add_argument(
+        "--profile", action="store_true", help="also list the five largest costs of a step"
+    )
+    command.set_defaults(run=_step)
+
+
+def _step(options: argparse.Namespace) -> int:
+    from signfuse_dist.bench.step import bench_step
+    from signfuse_dist.bench.step_case import StepBench
+
+    bench = StepBench(
+        options.experiment, options.overrides, options.stage, options.llm_shape, options.clips,
+        options.frames, options.tokens, options.repeats, options.ds_config, options.cached,
+        options.profile,
+    )  # fmt: skip
+    print(bench_step(bench))
     return 0
 
 

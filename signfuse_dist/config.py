@@ -16,6 +16,10 @@ StageName = Literal["contrastive", "alignment", "finetune"]
 STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")
 ScaleName = Literal["frame", "segment", "sequence"]
 SCALES: tuple[ScaleName, ...] = ("frame", "segment", "sequence")
+# Accelerate's, see engine/trackers.py.
+TrackerName = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
 # `auto` chooses among the others, see model/attention_choice.py.
 AttentionName = Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"]
 
@@ -148,6 +152,10 @@ class TrainConfig:
     hang_seconds: float | None = _at_least(1.0, 120.0)
     """After so long without a sign of a process the job ends and names it; null: never."""
     log_steps: int = _at_least(1, 10)
+    features: Literal["computed", "cached"] = "computed"
+    """Of the frozen encoders, in the alignment stage: from frames at every step, or once."""
+    trackers: tuple[TrackerName, ...] = ()
+    """What gets the figures beside metrics.jsonl."""
     checkpoint_steps: int = _at_least(1, 200)
     keep_checkpoints: int = _at_least(1, 2)
     """The newest; the best by the development score is kept beside them."""

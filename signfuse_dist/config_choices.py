@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ def contradictions(sections: Mapping[str, Any]) -> list[str]:
         *_of_pairs(model, loss, sections["train"]),
         *_of_summaries(model, loss),
         *_of_memory(model),
+        *_of_features(sections),
     ]
 
 
@@ -100,5 +102,24 @@ def _of_memory(model: ModelConfig) -> list[str]:
         errors.append(
             f"model.visual_channels_last=true needs model.visual_width of {_CHANNELS_LAST_WIDTH} "
             f"or more, not {model.visual_width}: torch's convolutions are unsound below"
+        )
+    return errors
+
+
+def _of_features(sections: Mapping[str, Any]) -> list[str]:
+    """Features can be kept only of encoders that do not change, and of frames that do not."""
+    if sections["train"].features == "computed":
+        return []
+    errors = []
+    if sections["stage"].name != "alignment":
+        errors.append(
+            f"train.features=cached is for stage alignment, whose encoders are frozen; in stage "
+            f"{sections['stage'].name} they train: write train.features=computed"
+        )
+    augment = sections.get("augment")
+    if augment is not None and any(dataclasses.asdict(augment).values()):
+        errors.append(
+            "train.features=cached keeps one set of features a clip, and augment.* changes each "
+            "clip every epoch: write train.features=computed, or set augment.* to 0"
         )
     return errors

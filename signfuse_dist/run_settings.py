@@ -16,6 +16,7 @@ _FREE_ON_RESUME = (
     "train.non_finite",
     "train.hang_seconds",
     "train.log_steps",
+    "train.trackers",
     "train.checkpoint_steps",
     "train.keep_checkpoints",
     "train.dev_epochs",

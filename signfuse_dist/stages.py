@@ -60,8 +60,10 @@ class StageObjective:
     def __init__(self, stage: StageName, config: LossConfig) -> None:
         self.config = config
         self.weights = loss_weights(stage, config)
-        self._language = needs_language_model(stage)
-        self._contrastive = config.contrastive_features if "contrastive" in self.weights else None
+        self.language = needs_language_model(stage)
+        self.contrastive_features: str | None = None
+        if "contrastive" in self.weights:
+            self.contrastive_features = config.contrastive_features
 
     def counts(self, batch: SignBatch) -> dict[str, float]:
         """Return what each loss is averaged over: real clips, or real tokens for ``language``."""
@@ -74,11 +76,11 @@ class StageObjective:
     @property
     def compares(self) -> bool:
         """Whether a loss compares the clips of a step with each other: Eq. 21 does."""
-        return self._contrastive is not None
+        return self.contrastive_features is not None
 
     def summarise(self, model: nn.Module, batch: SignBatch) -> tuple[Tensor, Tensor]:
         """Return f_v and f_s, what Eq. 21 compares, ``[batch, dim]`` each; nothing else is run."""
-        output: SignFuseOutput = model(batch.augmented(), self._contrastive, False)
+        output: SignFuseOutput = model(batch.augmented(), self.contrastive_features, False)
         assert output.summaries is not None
         return output.summaries
 
@@ -97,7 +99,7 @@ class StageObjective:
 
         Without ``compared``, Eq. 21 is over the clips of this batch on all processes.
         """
-        output: SignFuseOutput = model(batch.augmented(), self._contrastive, self._language)
+        output: SignFuseOutput = model(batch.augmented(), self.contrastive_features, self.language)
         sums: dict[str, Tensor] = {}
         if output.summaries is not None and compared is not None:
             sums["contrastive"] = loss.replay(output.summaries, compared)

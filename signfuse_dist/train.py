@@ -23,25 +23,28 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from signfuse_dist import stages
+from signfuse_dist import cached, stages
 from signfuse_dist.augment import ClipFrames
 from signfuse_dist.check import caveats
 from signfuse_dist.cluster.folder import JobFolder
 from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_run
-from signfuse_dist.data.loader import ClipBatches, batches, count_workers
+from signfuse_dist.data.features import FeatureBatches, FeatureSet
+from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.development import DevelopmentScore, open_development
-from signfuse_dist.engine import checkpoint, checkpoint_folder, ds_config, process
+from signfuse_dist.engine import checkpoint, checkpoint_folder, ds_config, process, trackers
 from signfuse_dist.engine.checkpoint_folder import refuse_other_run
 from signfuse_dist.engine.loop import Loop
 from signfuse_dist.engine.marks import Marks
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.engine.signals import REQUEUE
+from signfuse_dist.engine.startup import Startup
 from signfuse_dist.engine.watch import watched
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.files import write_text
+from signfuse_dist.metering import meter_of, say_what_is_unknown
 from signfuse_dist.model import saved
 from signfuse_dist.model.attention_choice import choose_for
 from signfuse_dist.model.llm import TextTokenizer
@@ -75,18 +78,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(run: RunConfig) -> int:
     """Train one stage to its end or to a requested stop; return the exit status."""
+    startup = Startup()
+    trackers.refuse_missing(run.train.trackers)
     split = open_split(run.shards(run.data.train_split), run.data)
     dev = open_development(run)  # or say that it is not packed, before a model is loaded
+    startup.lap("data")
     plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
     with watched(run.train.hang_seconds, run.folder) as marks:
-        return _train(run, split, dev, plan, workers, accelerator, resolved, marks)
+        return _train(run, split, dev, plan, workers, accelerator, resolved, marks, startup)
 
 
 def _train(
     run: RunConfig, split: Split, dev: Split | None, plan: Plan, workers: int,
-    accelerator: Accelerator, resolved: dict[str, Any] | None, marks: Marks,
+    accelerator: Accelerator, resolved: dict[str, Any] | None, marks: Marks, startup: Startup,
 ) -> int:  # fmt: skip
     say = accelerator.print
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
@@ -98,8 +104,9 @@ def _train(
     if (run.folder / "model").is_dir():
         say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
         return 0
+    startup.lap("processes")
     torch.manual_seed(run.train.seed)
-    model, tokenizer = _build(run)
+    model, tokenizer = _build(run, startup)
     refuse_long_texts(model, tokenizer, split, say)
     if dev is not None:
         refuse_long_texts(model, tokenizer, dev, say)
@@ -107,6 +114,7 @@ def _train(
     _record_attention(model, run, accelerator, say)
     for warning in caveats(run, plan.world_size):
         say(warning)
+    startup.lap("texts")
     identity = identify(run, fixed(run), split, plan)
     found = checkpoint.find(run.folder / "checkpoints", accelerator, say)
     start_step = 0
@@ -116,20 +124,31 @@ def _train(
         refuse_other_run(found, {"run": identity, "data": position})
         checkpoint.load_weights(found.path, model)
         say(f"resuming after step {start_step} of {plan.total_steps}")
+    startup.lap("resume")
+    features = None
+    if run.train.features == "cached":
+        features = cached.find_or_compute(model, run, split, accelerator, workers, say)
+        startup.lap("features")
     optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if resolved is not None:
         ds_config.verify_live(prepared, resolved, plan.world_size)
+    startup.lap("prepare")
     if found is not None:
         checkpoint.load_optimizer(found.path, accelerator, prepared, optimizer, start_step)
+    startup.lap("resume")
+    trackers.start(accelerator, run.train.trackers, run.folder, run.to_dict(), start_step)
     development = None
     if dev is not None:
         development = DevelopmentScore(run, model, dev, tokenizer, accelerator)
+    objective = stages.StageObjective(run.stage.name, run.loss)
+    meter = meter_of(model, objective, run, accelerator.device)
+    say_what_is_unknown(meter, accelerator.device, say)
     loop = Loop(
-        accelerator, prepared, optimizer, stages.StageObjective(run.stage.name, run.loss), plan,
-        run.stage, run.train, run.folder, marks, identity, development,
+        accelerator, prepared, optimizer, objective, plan, run.stage, run.train, run.folder,
+        marks, identity, development, meter, startup,
     )  # fmt: skip
-    dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step)
+    dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step, features)
     source = batches(dataset, workers, torch.cuda.is_available())
     broken = found.broken_clips if found else 0
     finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name), broken)
@@ -159,11 +178,12 @@ def _write_model(run: RunConfig, model: SignFuse, say: Any) -> None:
     write_card(run.folder)
 
 
-def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
+def _build(run: RunConfig, startup: Startup) -> tuple[SignFuse, TextTokenizer | None]:
     """Build the stage's model from the stage before it, or from ImageNet weights."""
     stage = run.stage.name
     language = stages.needs_language_model(stage)
     model, tokenizer = saved.build(run.model, language, run.data.max_frames)
+    startup.lap("model")
     before = stages.previous(stage, run.train.stages)
     if before is None:
         load_visual_weights(model, run.model)
@@ -178,16 +198,21 @@ def _build(run: RunConfig) -> tuple[SignFuse, TextTokenizer | None]:
         may_miss = () if stages.needs_language_model(before) else ("adapter.",)
         saved.load_into(folder, model, may_miss)
     stages.prepare(model, stage, run.loss)
+    startup.lap("weights")
     return model, tokenizer
 
 
 def _clips(
     run: RunConfig, split: Split, plan: Plan, tokenizer: TextTokenizer | None, rank: int,
-    start_step: int,
-) -> ClipBatches:  # fmt: skip
+    start_step: int, features: FeatureSet | None,
+) -> BatchSource:  # fmt: skip
     seed = run.train.seed
     frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, seed)
     order = MicroBatches(plan, seed, frames.counts, rank, start_step)
+    if features is not None:
+        assert tokenizer is not None  # the alignment stage has an LLM
+        stride = run.model.visual_stride
+        return FeatureBatches(features, split, order, frames, tokenizer.encode, stride)
     return ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from lone_objective import LoneObjective  # tests/lone_objective.py
 from model_factory import draw_clips, join
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ class Little(nn.Module):
         return self.line(self.norm(x[:, :, None], mask)[:, :, 0])
 
 
-class Breaking:
+class Breaking(LoneObjective):
     """A mean square, and what the clip's name says."""
 
     def __init__(self) -> None:
@@ -45,7 +46,9 @@ class Breaking:
     def counts(self, batch: SignBatch) -> dict[str, float]:
         return {"total": float(batch.weight.sum())}
 
-    def __call__(self, model: nn.Module, batch: SignBatch) -> dict[str, Tensor]:
+    def __call__(
+        self, model: nn.Module, batch: SignBatch, compared: None = None
+    ) -> dict[str, Tensor]:
         x = batch.pose.mean(dim=(1, 2))
         total = model(x * float("nan") if INPUT in batch.ids else x).square().sum()
         if GRADIENT in batch.ids:  # the square root of 0 is 0, its slope is not finite

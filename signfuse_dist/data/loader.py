@@ -39,6 +39,13 @@ class MicroBatchSequence(Protocol):
     def __getitem__(self, item: int, /) -> MicroBatch: ...
 
 
+class BatchSource(Protocol):
+    """Micro batches that :func:`batches` makes ahead."""
+
+    def __len__(self) -> int: ...
+    def load(self, item: int, each: Each, pin_memory: bool) -> SignBatch: ...
+
+
 class ClipBatches:
     """Item i is the i-th micro batch: clips read, tokenised and collated.
 
@@ -133,7 +140,8 @@ def collate(
             moved = clip.pose if drawn is None else drawn.moved(clip.pose, i)
             pose[i, : len(moved)] = np.where(clip.mask[..., None], moved, 0)
             mask[i, : len(moved)] = clip.mask
-    tokens, text_lengths = _tokens(clips, encode) if encode else (None, None)
+    texts = ["" if clip is None else clip.record["text"] for clip in clips]
+    tokens, text_lengths = tokens_of(texts, encode) if encode else (None, None)
     return SignBatch(
         ids=tuple("" if clip is None else clip.record["id"] for clip in clips),
         frames=frames.permute(0, 3, 1, 2),
@@ -149,7 +157,7 @@ def collate(
     )
 
 
-def batches(dataset: ClipBatches, num_workers: int, pin_memory: bool) -> Iterator[SignBatch]:
+def batches(dataset: BatchSource, num_workers: int, pin_memory: bool) -> Iterator[SignBatch]:
     """Yield the batches in order, read ahead by ``num_workers`` threads (0: none, when asked for).
 
     Threads, not processes: JPEGs are decoded without Python's lock, straight into the memory that
@@ -224,8 +232,9 @@ class _FrameMemory:
         return torch.from_numpy(part).view(shape)
 
 
-def _tokens(clips: Sequence[Clip | None], encode: Encode) -> tuple[Tensor, Tensor]:
-    rows = [encode("" if clip is None else clip.record["text"]) for clip in clips]
+def tokens_of(texts: Sequence[str], encode: Encode) -> tuple[Tensor, Tensor]:
+    """Return the texts' tokens, padded, and how many each has."""
+    rows = [encode(text) for text in texts]
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for i, row in enumerate(rows):

@@ -20,6 +20,8 @@ class Agreed(NamedTuple):
 
     counts: dict[str, float]
     frames: float
+    most_frames: float
+    """Of the process with the most; the only maximum."""
     clips: float
     broken: int
     stopping: bool
@@ -31,23 +33,30 @@ class Agreement:
     def __init__(self, objective: Objective, num_processes: int) -> None:
         self._objective = objective
         self._names = tuple(objective.weights)
+        self._num_processes = num_processes
         self._hosts: Any = dist.new_group(backend="gloo") if num_processes > 1 else None
 
     def exchange(self, window: Sequence[Batch], stop_asked: bool) -> Agreed:
         """Return the sums over all processes, and whether any of them must stop."""
-        local = torch.zeros(len(self._names) + 4, dtype=torch.float64)
+        # Each process puts its frames into a place of its own, so that a sum brings them all.
+        own = dist.get_rank() if self._num_processes > 1 else 0
+        each = torch.zeros(self._num_processes, dtype=torch.float64)
+        local = torch.zeros(len(self._names) + 3, dtype=torch.float64)
         for batch in window:
             counts = self._objective.counts(batch)
-            frames = float((batch.frame_lengths * batch.weight).sum())
+            each[own] += float((batch.frame_lengths * batch.weight).sum())
             clips = float(batch.weight.sum())
             broken = float(len(batch.faults))
-            local += torch.tensor([*(counts[n] for n in self._names), frames, clips, broken, 0.0])
+            local += torch.tensor([*(counts[n] for n in self._names), clips, broken, 0.0])
         local[-1] = float(stop_asked)
+        together = torch.cat((each, local))
         if self._hosts is not None:
-            dist.all_reduce(local, group=self._hosts)
-        *counts_of, frames, clips, broken, stops = local.tolist()
+            dist.all_reduce(together, group=self._hosts)
+        each, local = together.split((len(each), len(local)))
+        *counts_of, clips, broken, stops = local.tolist()
         named = dict(zip(self._names, counts_of, strict=True))
-        return Agreed(named, frames, clips, int(broken), stops > 0)
+        frames, most = float(each.sum()), float(each.max())
+        return Agreed(named, frames, most, clips, int(broken), stops > 0)
 
     def gather(self, mine: list[str]) -> list[list[str]]:
         """Return what every process gives, by rank; for what happens rarely."""

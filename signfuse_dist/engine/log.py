@@ -34,12 +34,11 @@ class MetricsLog:
         self._bar.update()
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line and show the losses in the bar."""
+        """Append one line to the file, and say the same in short."""
         if self._file is None:
             return
         self._append(f"{json.dumps(values)}\n".encode())
-        shown = ("total", "language", "contrastive", "clips_per_second")
-        self._bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values})
+        self._bar.write(in_short(values))
 
     def _append(self, line: bytes) -> None:
         """Write what is pending; what a full disk refuses is said, and tried again next time."""
@@ -65,6 +64,32 @@ class MetricsLog:
         if self._file is not None:
             self._append(b"")
             self._file.close()
+
+
+# What the line a log interval has of each figure; the file has them all.
+_SHORT = (
+    ("epoch", "epoch {:d}"),
+    ("total", "total {:.4g}"),
+    ("contrastive", "contrastive {:.4g}"),
+    ("language", "language {:.4g}"),
+    ("alignment", "alignment {:.4g}"),
+    ("learning_rate", "rate {:.3g}"),
+    ("gradient_norm", "gradient {:.3g}"),
+    ("clips_per_second", "{:.3g} clips/s"),
+    ("frames_per_second_per_device", "{:.4g} frames/s a device"),
+    ("data_wait", "{:.0%} waiting for data"),
+    ("balance", "balance {:.3g}"),
+    ("mfu", "MFU {:.1%}"),
+    ("peak_memory_gb", "{:.3g} GB"),
+)
+
+
+def in_short(values: Mapping[str, Any]) -> str:
+    """Return the line that a terminal shows for the values of a log interval."""
+    parts = [form.format(values[key]) for key, form in _SHORT if key in values]
+    if values.get("skipped"):
+        parts.append(f"{values['skipped']} clips skipped")
+    return ", ".join([f"step {values['step']}", *parts])
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
@@ -19,9 +18,12 @@ from signfuse_dist.engine.finite import FiniteSteps
 from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.log import MetricsLog
 from signfuse_dist.engine.marks import WAITING, Marks, Phase
+from signfuse_dist.engine.meter import NOTHING, Meter
 from signfuse_dist.engine.objective import Batch, Objective
 from signfuse_dist.engine.signals import StopRequest, stop_file
+from signfuse_dist.engine.startup import Startup
 from signfuse_dist.engine.step import Step
+from signfuse_dist.engine.timeline import Timeline
 from signfuse_dist.plan import Plan, data_position, learning_rate
 
 Development = Callable[[], dict[str, float]]
@@ -36,6 +38,7 @@ class Loop:
         self, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
         plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path, marks: Marks,
         identity: Mapping[str, Any], development: Development | None,
+        meter: Meter = NOTHING, startup: Startup | None = None,
     ) -> None:  # fmt: skip
         """Take a prepared ``model`` and ``optimizer``.
 
@@ -45,6 +48,8 @@ class Loop:
             identity: what checkpoints say of the run, to be compared when it goes on.
             development: called every ``train.dev_epochs`` epochs; it must leave the model as it
                 was and draw nothing, so that a run is the same with it and without.
+            meter: what of the model its figures are divided into.
+            startup: where the time before the first step went so far.
         """
         self._marks = marks
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
@@ -57,7 +62,9 @@ class Loop:
         self._step = Step(
             accelerator, model, optimizer, objective, plan, stage, train, self._finite
         )
-        self._since = Interval(self.names, accelerator.device)
+        self._meter, self.startup = meter, startup or Startup()
+        self._timeline = Timeline(accelerator.device, meter.components)
+        self._since = self._interval()
 
     def run(
         self, batches: Iterator[Batch], start_step: int, set_mode: Callable[[], None],
@@ -76,6 +83,7 @@ class Loop:
         main = self.accelerator.is_main_process
         log = MetricsLog(self.folder, self.plan.total_steps, start_step, main)
         set_mode()
+        self._since = self._interval()
         self._broken.found = broken_clips
         checkpoints = self.folder / "checkpoints"
         keep = self.train.keep_checkpoints
@@ -89,6 +97,7 @@ class Loop:
                 if not self._take_step(done, batches, stop, computing):
                     break
                 done += 1
+                self._end_startup(log)
                 log.advance()
                 scores = self._score(done)
                 self._report(done, log, scores)
@@ -112,11 +121,12 @@ class Loop:
         started = time.perf_counter()
         window = [next(batches) for _ in range(self.plan.accumulation)]
         self._since.waited += time.perf_counter() - started
+        self.startup.lap("first batch")
         self._marks.at(WAITING, done + 1)
         agreed = self._agreement.exchange(window, stop.asked)
         if agreed.stopping:  # the window comes again, and its clips count then
             return False
-        self._since.count(agreed.frames, agreed.clips, agreed.broken)
+        self._since.count(agreed, window)
         self._broken.add(done + 1, window, agreed.broken)
         self._marks.at(computing, done + 1)
         self._step.take(done, window, agreed.counts, self._since)
@@ -128,38 +138,37 @@ class Loop:
         last = done == self.plan.total_steps
         if self.development is None or within or (epoch % self.train.dev_epochs and not last):
             return {}
-        started = time.perf_counter()
         self._marks.at("scoring", done)
-        scores = self.development()
-        self._since.started += time.perf_counter() - started
-        return scores
+        with self._since.paused():
+            return self.development()
 
     def _report(self, done: int, log: MetricsLog, scores: dict[str, float]) -> None:
         if done % self.train.log_steps and done != self.plan.total_steps and not scores:
             return
-        sums = self._since.sums.clone()
-        if self.accelerator.num_processes > 1:
-            dist.all_reduce(sums)
-        means = (sums / max(1, self._since.steps)).tolist()  # no step, no losses
-        losses = self.objective.report(dict(zip(self.names, means, strict=True)))
-        rates = self._since.rates()
-        if not self._since.steps:
-            losses, _ = {}, rates.pop("gradient_norm")
-        log.write(
-            {
-                "step": done,
-                "epoch": (done - 1) // self.plan.steps_per_epoch + 1,
-                "stage": self.stage.name,
-                **losses,
-                **scores,
-                "skipped": self._since.broken,
-                "skipped_steps": self._finite.skipped,
-                "learning_rate": learning_rate(done - 1, self.plan, self.stage.learning_rate),
-                **rates,
-            }
-        )
-        self._since = Interval(self.names, self.accelerator.device)
+        means, figures = self._since.close(self.accelerator.num_processes)
+        values = {
+            "epoch": (done - 1) // self.plan.steps_per_epoch + 1,
+            **(self.objective.report(means) if means else {}),
+            **scores,
+            "skipped": self._since.broken,
+            "skipped_steps": self._finite.skipped,
+            "learning_rate": learning_rate(done - 1, self.plan, self.stage.learning_rate),
+            **figures,
+        }
+        log.write({"step": done, "stage": self.stage.name, **values})
+        self.accelerator.log(values, step=done)
+        self._since = self._interval()
         self._finite.skipped = 0
+
+    def _end_startup(self, log: MetricsLog) -> None:
+        self.startup.lap("first step")
+        main = self.accelerator.is_main_process
+        line = self.startup.end(self.folder / "startup.json" if main else None)
+        if line is not None:
+            log.say(line)
+
+    def _interval(self) -> Interval:
+        return Interval(self.names, self.accelerator.device, self._meter, self._timeline)
 
     def _save(self, step: int, writer: CheckpointWriter, scores: dict[str, float]) -> None:
         if not self._finite.taken:

@@ -17,6 +17,7 @@ from signfuse_dist.engine.finite import FiniteSteps, marked
 from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.objective import Batch, Objective
 from signfuse_dist.engine.optim import set_learning_rate
+from signfuse_dist.engine.timeline import OPTIMIZER, OTHER
 from signfuse_dist.plan import Plan, learning_rate
 
 
@@ -55,12 +56,14 @@ class Step:
                 sums = self._objective(self._model, batch, compared)
                 terms = [weights[n] * sums[n] / max(counts[n], 1) for n in sums]
                 self._accelerator.backward(marked(torch.stack(terms).sum()) * scale)
+                interval.enter(OPTIMIZER)
                 if self._accelerator.sync_gradients:
                     norm = self._clip()
                     taken = self._finite.allows(norm)
                     if taken:
                         self._optimizer.step()
                 self._optimizer.zero_grad()
+            interval.enter(OTHER)
             losses.append({name: loss.detach() for name, loss in sums.items()})
         if not taken:
             self._finite.refuse(step + 1, window, [list(of.values()) for of in losses])

@@ -45,7 +45,7 @@ def find_projections(model: nn.Module) -> list[str]:
     """
     found = [
         f"{block}.{name}"
-        for block, module in _attention_blocks(model).items()
+        for block, module in attention_blocks(model).items()
         for name, layer in module.named_modules()
         if isinstance(layer, (nn.Linear, Conv1D))
     ]
@@ -57,7 +57,7 @@ def find_projections(model: nn.Module) -> list[str]:
     return found
 
 
-def _attention_blocks(model: nn.Module) -> dict[str, nn.Module]:
+def attention_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Return the innermost modules that say whether they are causal.
 
     transformers' attention functions read that attribute of the block that calls them, so every

@@ -184,11 +184,14 @@ class SignFuse(nn.Module):
     def encode(self, batch: SignBatch) -> Streams:
         """Run the streams (Eq. 2-5); without a graph through a stream that is frozen.
 
-        Raises UserError when a clip is longer than ``max_frames``.
+        Features that the batch brings are taken in their place. Raises UserError when a clip is
+        longer than ``max_frames``.
         """
         self._refuse_long(batch)
         steps = torch.div(batch.frame_lengths + self.stride - 1, self.stride, rounding_mode="floor")
-        found = []
+        found = [features for features in (batch.visual, batch.skeletal) if features is not None]
+        if found:
+            return Streams(found[0], found[-1], steps)
         if self.visual is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
                 found.append(self.visual(batch.frames, batch.frame_lengths, steps, batch.weight))

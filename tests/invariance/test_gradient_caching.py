@@ -108,7 +108,9 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     from signfuse_dist.engine.agreement import Agreement
     from signfuse_dist.engine.finite import FiniteSteps
     from signfuse_dist.engine.interval import Interval
+    from signfuse_dist.engine.meter import NOTHING
     from signfuse_dist.engine.step import Step
+    from signfuse_dist.engine.timeline import Timeline
 
     AcceleratorState._reset_state(reset_partial_state=world == 1)
     GradientState._reset_state()
@@ -127,7 +129,9 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     prepared, wrapped = accelerator.prepare(model, optimizer)
     assert isinstance(prepared, nn.parallel.DistributedDataParallel) == (world > 1)
     window = _batches(case.accumulation * world)[rank::world]
-    interval = Interval(tuple(objective.weights), accelerator.device)
+    interval = Interval(
+        tuple(objective.weights), accelerator.device, NOTHING, Timeline(accelerator.device, {})
+    )
     finite = FiniteSteps(prepared, Agreement(objective, world), "stop")
     step = Step(accelerator, prepared, wrapped, objective, plan, stage, train, finite)
     step.take(3, window, objective.counts(_batches(1)[0]), interval)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from lone_objective import LoneObjective  # tests/lone_objective.py
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -52,7 +53,7 @@ class Numbers:
         return self
 
 
-class Squares:
+class Squares(LoneObjective):
     """What is minimised: squares of the model's output."""
 
     def __init__(self) -> None:
@@ -61,7 +62,9 @@ class Squares:
     def counts(self, batch: Numbers) -> dict[str, float]:
         return {"language": float(len(batch.x))}
 
-    def __call__(self, model: nn.Module, batch: Numbers) -> dict[str, Tensor]:
+    def __call__(
+        self, model: nn.Module, batch: Numbers, compared: None = None
+    ) -> dict[str, Tensor]:
         return {"language": model(batch.x).square().sum()}
 
     def report(self, means: dict[str, float]) -> dict[str, float]:

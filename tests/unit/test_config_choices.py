@@ -106,3 +106,15 @@ def test_all_contradictions_are_reported_together() -> None:
     message = refused("model.streams=visual", "model.scales=[sequence,frame]",
                       "model.visual_chunk=2", "model.visual_norm=sync")  # fmt: skip
     assert "(4)" in message
+
+
+def test_cached_features_are_refused_where_they_would_change() -> None:
+    assert load_run(DEMO, "alignment", ["train.features=cached"]).train.features == "cached"
+    assert "in stage finetune they train" in refused("train.features=cached")
+    said = refused("train.features=cached", "augment.crop=0.1", stage="alignment")
+    assert "set augment.* to 0" in said
+
+
+def test_a_tracker_that_accelerate_does_not_know_is_refused() -> None:
+    assert load_run(DEMO, "alignment", ["train.trackers=[wandb]"]).train.trackers == ("wandb",)
+    assert "'tensorbord' is not one of" in refused("train.trackers=[tensorbord]")

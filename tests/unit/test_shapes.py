@@ -56,8 +56,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "frames": _Frames, "pose": Float[Tensor, "batch longest joints 2"],
         "joint_mask": Bool[Tensor, "batch longest joints"], "frame_lengths": _Lengths,
         "weight": _Weight, "tokens": Int[Tensor, "batch tokens"] | None,
-        "text_lengths": _Lengths | None,
+        "text_lengths": _Lengths | None, "visual": _Fused | None, "skeletal": _Fused | None,
     },
+    "batch.SignBatch.with_features": {"visual": _Fused | None, "skeletal": _Fused | None},
     "loss.contrastive": {
         "visual_summary": Float[Tensor, "batch dim"],
         "skeletal_summary": Float[Tensor, "batch dim"],
@@ -264,7 +265,9 @@ def _run_everything() -> None:
         sums = StageObjective("finetune", config)(model, batch)
         torch.stack(list(sums.values())).sum().backward()
         if model.built_from.fusion == "cmfa" and model.built_from.fusion_layers and features:
-            model.summarise(model.encode(batch), features)
+            streams = model.encode(batch)
+            model.summarise(streams, features)
+            model.encode(batch.with_features(streams.visual, streams.skeletal))
         model.tokenizer = TextTokenizer(tiny_tokenizer(), "translate the sign")
         model.eval().generate(batch, num_beams=1, max_new_tokens=2)
 
