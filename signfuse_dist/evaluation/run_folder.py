@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from signfuse_dist.config import STAGES, EvaluationConfig, RunConfig
 from signfuse_dist.config_load import load_resolved
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.files import read_gate, read_pairs
+from signfuse_dist.evaluation.files import read_array, read_pairs
 from signfuse_dist.evaluation.metrics import Scores
 from signfuse_dist.evaluation.results import read_scores
 
@@ -81,7 +81,7 @@ class RunFolder:
             with zipfile.ZipFile(path) as archive:
                 for name in ids:
                     try:
-                        found[name] = read_gate(archive, name)
+                        found[name] = read_array(archive, name, 1)
                     except KeyError:
                         self.note("gate", f"{path.name} has none for {name!r}")
                     except UserError as e:

@@ -22,7 +22,7 @@ from signfuse_dist.data.pose import JointsFile, PoseExtractor
 from signfuse_dist.data.pose_mediapipe import choose_extractor
 from signfuse_dist.data.shard import Clip
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.decode import load_translator
+from signfuse_dist.evaluation.translator import load_translator
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 
