@@ -14,7 +14,7 @@ from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.evaluation.control import score_control
 from signfuse_dist.evaluation.files import write_arrays, write_hypotheses
 from signfuse_dist.evaluation.journal import AS_IS
-from signfuse_dist.evaluation.metrics import Scores, format_scores, score
+from signfuse_dist.evaluation.metrics import Scores, format_scores, score, score_with_intervals
 from signfuse_dist.evaluation.presets import find_preset
 from signfuse_dist.evaluation.results import Results, write_results
 from signfuse_dist.evaluation.samples import rank_samples, spread
@@ -64,7 +64,7 @@ def _results(outcome: Outcome, sentences: dict[str, str]) -> Results:
     run = outcome.run
     preset = find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
     language, references = run.data.language, outcome.references
-    scores = score(sentences, references, preset, language)
+    scores = score_with_intervals(sentences, references, preset, language)
     controls: dict[str, Scores] = {}
     for control in (name for name, reason in outcome.reasons.items() if reason is None):
         if control == "shuffled":
