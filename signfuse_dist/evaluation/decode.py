@@ -113,6 +113,7 @@ def _own_share(
     """Decode the batches that this process gets hold of; return them and what was wrong."""
     found: Found = {}
     faults: list[str] = []
+    shown_frames = 0
     with _progress(work, processes, todo) as bar:
         for number, batch in _claimed(translator, work, processes, list(todo)):
             faults += batch.faults
@@ -127,7 +128,9 @@ def _own_share(
                     return found, faults
                 if not batch.faults:
                     journal.append(unit, found[unit])
-                _advance(bar, processes.add("frames", work.size(unit)))
+                done = processes.add("frames", work.size(unit))
+                bar.update(done - shown_frames)  # by what the others have done meanwhile as well
+                shown_frames = done
     return found, faults
 
 
@@ -163,11 +166,6 @@ def _progress(work: Work, processes: Processes, todo: Mapping[int, list[str]]) -
         desc=f"translating {len(work.split)} clips{ways}", dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
     )  # fmt: skip
-
-
-def _advance(bar: Any, frames: int) -> None:
-    """Move the bar to what all processes have done since they began."""
-    bar.update(frames + bar.initial - bar.n)
 
 
 def _by_id(found: Found, work: Work) -> dict[str, dict[str, Translation]]:
