@@ -203,6 +203,10 @@ def test_the_page_needs_no_other_file_and_no_network(whole):
 
 def test_the_page_can_be_heard_and_walked_by_keyboard(whole):
     page = Page(whole[1])
+    assert page.all("main") == [{"id": "content", "tabindex": "-1"}]
+    assert len(page.all("summary")) == len(page.all("details"))
+    # What a plot draws stands in a table as well: curves, gates and maps.
+    assert len(page.all("details")) == 2 + 2 * len(PAIRS) + 1
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -266,6 +270,18 @@ def test_damaged_pieces_are_named(run):
     listed = missing_of(Page(read(run)[0]))
     for piece in ("gates.npz cannot be read", "not a file of scores", "line 32", "torn"):
         assert piece in listed
+
+
+def test_a_known_corpus_is_shown_among_published_results(run, whole):
+    assert "Among published results" not in Page(whole[1]).text  # of the synthetic corpus
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["corpus"] = "phoenix14t"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    text, markdown = read(run)
+    page = Page(text)
+    for piece in ("Among published results", "GFSLT-VLP", "21.44", "(ours)", "protocol not known"):
+        assert piece in page.text
+    assert "GFSLT-VLP" in markdown
 
 
 def test_after_a_resume_the_later_row_of_a_step_counts(run):
