@@ -1,10 +1,10 @@
 """Intervals and paired tests by sacrebleu, for every metric.
 
 Paired bootstrap (Koehn, 2004): both systems are scored on the same sentences drawn with
-replacement, and p is the share of draws whose difference, moved to a mean of zero, exceeds the one
-observed. Approximate randomisation (Riezler and Maxwell, 2005): translations change sides at
-random, and p is the share of trials whose difference exceeds the one observed. The 95% interval is
-the middle of the bootstrap distribution, centred at its mean, as sacrebleu gives it.
+replacement, and p is the share of draws whose absolute difference, less the mean of these, exceeds
+the one observed. Approximate randomisation (Riezler and Maxwell, 2005): translations change sides
+at random, and p is the share of trials whose absolute difference exceeds the one observed. The 95%
+interval is the middle of the bootstrap distribution, centred at its mean, as sacrebleu gives it.
 """
 
 from __future__ import annotations

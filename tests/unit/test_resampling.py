@@ -100,7 +100,7 @@ def test_the_interval_of_a_mean_is_that_of_drawing_sentences() -> None:
 
 def test_randomization_approaches_counting_every_exchange() -> None:
     rng = np.random.default_rng(5)
-    ours = {f"a{i}": v for i, v in enumerate(rng.random(10) + 0.2)}
+    ours = {f"a{i}": v for i, v in enumerate(rng.random(10) + 0.4)}
     theirs = {f"b{i}": v for i, v in enumerate(rng.random(10))}
     difference = np.array(list(ours.values())) - np.array(list(theirs.values()))
     observed = abs(difference.mean())
@@ -115,7 +115,7 @@ def test_randomization_approaches_counting_every_exchange() -> None:
 
 def test_a_seed_gives_the_same_figures_and_another_gives_others() -> None:
     def run(seed: int) -> object:
-        return resample(MEASURES["chrF"], [BAD, GOOD], REFERENCES, Resampling(seed=seed))
+        return resample(MEASURES["BLEU-1"], [BAD, GOOD], REFERENCES, Resampling(seed=seed))
 
     assert run(7) == run(7)
     assert run(7) != run(8)

@@ -113,3 +113,12 @@ def test_a_sentence_longer_than_the_stack_is_scored_by_the_package():
     expected = 2 * 3 / (len(words) + 3)
     assert package_rouge_l(words, words[:3]) == pytest.approx(expected, abs=1e-6)
     assert sys.getrecursionlimit() == limit
+
+
+UNIQUE = st.lists(st.sampled_from("abcdefghij"), max_size=9, unique=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(UNIQUE, UNIQUE)
+def test_without_repeated_words_the_package_is_beta_1(a, b):
+    assert package_rouge_l(a, b) == pytest.approx(sentence_rouge_l(a, b, 1.0), abs=1e-6)
