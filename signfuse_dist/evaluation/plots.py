@@ -65,7 +65,7 @@ def learning_rates(stages: Mapping[str, Rows], theme: Theme) -> bytes:
     return _png(figure)
 
 
-def gate_over_time(gate: NDArray[np.float32], seconds: float | None, theme: Theme) -> bytes:
+def gate_over_time(gate: NDArray[np.float32], theme: Theme, seconds: float | None = None) -> bytes:
     """Draw the mean gate of Eq. 10, float ``[steps]`` in 0..1, over the steps of a clip.
 
     ``seconds`` is the clip's length, None where it is not known.

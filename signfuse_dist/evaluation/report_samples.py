@@ -74,7 +74,7 @@ def _gate_figure(
     rows = [(_time(t), f"{g:.3f}") for t, g in zip(times, gate, strict=True)]
     return plot(
         f"sample-{number:02d}-gate",
-        partial(plots.gate_over_time, gate, seconds),
+        partial(plots.gate_over_time, gate, seconds=seconds),
         f"Mean gate over {len(gate)} steps of the clip {sample.id}: {span}.",
         "Mean gate of the first fusion layer (Eq. 10) over time: 1 takes the picture's queries "
         f"alone, 0 the joints' alone. {span[0].upper()}{span[1:]}.",
