@@ -18,11 +18,7 @@ def train_stages(
 
     With ``stage=NAME`` among the overrides, only that stage.
     """
-    if num_processes is not None and num_processes < 1:
-        raise UserError(f"--num-processes {num_processes}: at least one process is needed")
-    launch = launch or _default_launch()
-    if not launch.is_file():
-        raise UserError(f"--launch {launch}: no such file (see launch/)")
+    launch = find_launch(launch, num_processes)
     others = [word for word in overrides if not word.startswith("stage=")]
     # All stages are read first: an error in the last must not show after the first has trained.
     for run in load_stages(experiment, overrides):
@@ -41,10 +37,7 @@ def train_stages(
 
 
 def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> int:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
-    if num_processes is not None:
-        command += ["--num_processes", str(num_processes)]
-    command += ["-m", "signfuse_dist.train", *words]
+    command = launch_command(launch, num_processes, "signfuse_dist.train", words)
     with subprocess.Popen(command) as process:
         while True:
             try:
@@ -52,6 +45,26 @@ def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> in
             except KeyboardInterrupt:
                 # ctrl-C reaches the workers as well: they write a checkpoint, then end.
                 print("stopping after this step ...", flush=True)
+
+
+def find_launch(launch: Path | None, num_processes: int | None) -> Path:
+    """Return the launch file, the default where none is given; raise UserError for what is not."""
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num-processes {num_processes}: at least one process is needed")
+    launch = launch or _default_launch()
+    if not launch.is_file():
+        raise UserError(f"--launch {launch}: no such file (see launch/)")
+    return launch
+
+
+def launch_command(
+    launch: Path, num_processes: int | None, module: str, words: Sequence[str], *options: str
+) -> list[str]:
+    """Return ``accelerate launch -m module words``; ``options`` are more of the launcher's."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
+    if num_processes is not None:
+        command += ["--num_processes", str(num_processes)]
+    return [*command, *options, "-m", module, *words]
 
 
 def _default_launch() -> Path:

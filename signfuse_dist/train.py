@@ -26,6 +26,7 @@ from signfuse_dist import stages
 from signfuse_dist.augment import ClipFrames
 from signfuse_dist.check import caveats
 from signfuse_dist.config import RunConfig
+from signfuse_dist.config_fixed import fixed
 from signfuse_dist.config_load import load_resolved, load_run
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
@@ -43,20 +44,6 @@ from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.plan import MicroBatches, Plan, make_plan
 
-# What may change between the parts of a run: nothing here touches the numbers of a step, beyond
-# rounding where memory made it necessary.
-_FREE_ON_RESUME = (
-    "train.num_workers",
-    "train.max_broken_share",
-    "train.log_steps",
-    "train.checkpoint_steps",
-    "train.keep_checkpoints",
-    "train.output",
-    "data.shard_cache",
-    "data.shard_cache_gb",
-    "model.visual_chunk",
-    "model.visual_checkpoint",
-)
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 
 
@@ -180,7 +167,7 @@ def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, mai
     """Write the run folder's description once; refuse a folder of another configuration."""
     path = run.folder / "config.yaml"
     if path.exists():
-        before, now = _fixed(load_resolved(path)), _fixed(run)
+        before, now = fixed(load_resolved(path)), fixed(run)
         changed = [k for k in now if now[k] != before.get(k)]
         if changed:
             lines = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed]
@@ -196,14 +183,6 @@ def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, mai
     write_text(run.folder / "versions.json", json.dumps(_versions(), indent=1))
     if not path.exists():
         write_text(path, yaml.safe_dump(run.to_dict(), sort_keys=False, allow_unicode=True))
-
-
-def _fixed(run: RunConfig) -> dict[str, Any]:
-    """Return what must not change between the parts of a run, by section.key."""
-    sections = run.to_dict()
-    name, _ = sections.pop("name"), sections.pop("evaluation")
-    values = {f"{s}.{k}": v for s, section in sections.items() for k, v in section.items()}
-    return {"name": name, **{k: v for k, v in values.items() if k not in _FREE_ON_RESUME}}
 
 
 def _versions() -> dict[str, str]:
