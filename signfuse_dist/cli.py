@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from signfuse_dist.cli_ablate import add_ablate
 from signfuse_dist.cli_bench import add_bench
 from signfuse_dist.cli_look import add_show, add_stats
 from signfuse_dist.cli_pose import add_division, add_extractor, add_pose, chosen_extractor
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_score,
         _add_report,
         _add_translate,
+        add_ablate,
         add_bench,
     ):
         add(commands)

@@ -26,7 +26,10 @@ def flat(run: RunConfig) -> dict[str, Any]:
     """Return every value of a run by ``section.key``, and its name."""
     sections = run.to_dict()
     name = sections.pop("name")
-    return {"name": name, **{f"{s}.{k}": v for s, part in sections.items() for k, v in part.items()}}
+    return {
+        "name": name,
+        **{f"{s}.{k}": v for s, part in sections.items() for k, v in part.items()},
+    }
 
 
 def fixed(run: RunConfig) -> dict[str, Any]:

@@ -125,9 +125,7 @@ class Chains:
         key = f"{self._name(run)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         output = str(self.root / key)
         run = dataclasses.replace(run, train=dataclasses.replace(run.train, output=output))
-        return StageRun(
-            key, run, (f"stage={stage}", *words, _word("train.output", output)), before
-        )
+        return StageRun(key, run, (f"stage={stage}", *words, _word("train.output", output)), before)
 
     def _name(self, run: RunConfig) -> str:
         """Return what differs from the experiment and the seed, as part of a folder's name."""

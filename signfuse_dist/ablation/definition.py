@@ -107,8 +107,8 @@ def _find(name: str) -> Path:
 
 
 def _known() -> str:
-    return ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml"))) or "none (run from the folder " \
-        "that holds configs/)"  # fmt: skip
+    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return ", ".join(names) or "none (run from the folder that holds configs/)"
 
 
 def _build(name: str, raw: Any, errors: list[str]) -> Ablation | None:
