@@ -122,10 +122,10 @@ def _same(rows: Sequence[PlannedRow]) -> list[str]:
     new = rows[-1]
     seed, run = next(iter(new.runs.items()))
     errors = []
-    for row in rows[:-1]:
-        other = row.runs[seed]
-        differing = [k for k, v in flat(run.run).items() if v != flat(other.run)[k]]
-        if other.key == run.key and differing:
+    for row in [row for row in rows[:-1] if row.runs[seed].key == run.key]:
+        theirs = flat(row.runs[seed].run)
+        differing = [k for k, v in flat(run.run).items() if v != theirs[k]]
+        if differing:
             errors.append(f"rows {row.row.name!r} and {new.row.name!r} differ in "
                           f"{', '.join(differing)} alone, which makes no other run")  # fmt: skip
     return errors

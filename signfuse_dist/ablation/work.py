@@ -136,8 +136,8 @@ class Work:
             if unit.is_done():
                 self._say(f"{unit.name}: done in {seconds:.0f} s")
             elif self._stopping:
-                self._say(f"{unit.name}: stopped after {seconds:.0f} s")
                 self._pending.append(unit.name)
+                self._say(f"{unit.name}: stopped after {seconds:.0f} s")
             else:
                 self._fail(unit.name, f"ended with status {status}; {unit.log}:\n{_tail(unit.log)}")
 
