@@ -87,10 +87,9 @@ def make_plan(
     ablations: Sequence[Ablation], experiment: str, words: Sequence[str], seeds: Sequence[int],
     split: str | None,
 ) -> Plan:  # fmt: skip
-    """Plan ablations of an experiment; ``split`` None means its development split.
+    """Plan ablations; ``split`` None means the development split, which section 5.4 asks for.
 
-    Paper: the ablations are on the development set (section 5.4). Raises :class:`UserError` with
-    every error of every row together.
+    Raises :class:`UserError` with every error of every row together.
     """
     chains = Chains(experiment, words)
     errors: list[str] = []
