@@ -13,6 +13,7 @@ from signfuse_dist.cli_ablate import add_ablate
 from signfuse_dist.cli_bench import add_bench
 from signfuse_dist.cli_look import add_show, add_stats
 from signfuse_dist.cli_pose import add_division, add_extractor, add_pose, chosen_extractor
+from signfuse_dist.cli_score import add_compare, add_score
 from signfuse_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         add_show,
         _add_train,
         _add_evaluate,
-        _add_score,
+        add_score,
+        add_compare,
         _add_report,
         _add_translate,
         add_ablate,
@@ -246,38 +248,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     from signfuse_dist.evaluation.decode import evaluate
 
     evaluate(options.run_folder, options.split)
-    return 0
-
-
-def _add_score(commands: _Commands) -> None:
-    command = commands.add_parser(
-        "score",
-        help="score anybody's translations",
-        description="Score hypotheses against references; every figure carries its signature.",
-    )
-    command.add_argument(
-        "--hypotheses",
-        type=Path,
-        required=True,
-        help="JSON lines, TSV with a header, or one sentence a line",
-    )
-    command.add_argument(
-        "--references",
-        type=Path,
-        help="the same; not needed when the hypotheses file holds references",
-    )
-    command.add_argument(
-        "--preset",
-        required=True,
-        help="sacrebleu, neccam, twostream, unisign or char (see docs/evaluation.md)",
-    )
-    command.set_defaults(run=_score)
-
-
-def _score(options: argparse.Namespace) -> int:
-    from signfuse_dist.evaluation.metrics import format_scores, score_files
-
-    print(format_scores(score_files(options.hypotheses, options.references, options.preset)))
     return 0
 
 

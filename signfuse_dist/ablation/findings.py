@@ -8,14 +8,17 @@ bootstrap. With one seed this says nothing about what another seed would give.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from signfuse_dist.ablation.collect import Results, RowResult, mean_and_deviation
-from signfuse_dist.ablation.paired import SIGNIFICANT, bleu_p_value
-from signfuse_dist.evaluation.presets import Preset
+from signfuse_dist.evaluation.measures import build_measures
+from signfuse_dist.evaluation.presets import Preset, normalize
+from signfuse_dist.evaluation.resampling import Resampling, resample
 
 METRIC = "BLEU-4"
+SIGNIFICANT = 0.05
 Verdict = Literal["agrees", "contradicts", "within noise", "not known"]
 
 
@@ -75,7 +78,20 @@ def difference(ours: RowResult, others: RowResult, preset: Preset) -> Difference
         for found in (first, second)
     ]
     value = values[0] - values[1]
-    return Difference(value, bleu_p_value(*texts, preset), both)
+    return Difference(value, p_value(*texts, preset), both)
+
+
+def p_value(
+    ours: Sequence[str], others: Sequence[str], references: Sequence[str], preset: Preset
+) -> float:
+    """Return p of a difference in BLEU-4: sacrebleu's paired bootstrap, two-sided."""
+    theirs, mine, yours = (
+        [normalize(text, preset) for text in texts] for texts in (references, ours, others)
+    )
+    (_, found), _ = resample(build_measures(preset, None)[METRIC], [yours, mine], theirs,
+                             Resampling())  # fmt: skip
+    assert found.p_value is not None
+    return found.p_value
 
 
 def _verdict(found: Difference | None, side: str) -> Verdict:

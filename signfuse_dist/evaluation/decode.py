@@ -22,7 +22,7 @@ from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.evaluation.control import score_control
 from signfuse_dist.evaluation.files import write_gates, write_hypotheses
-from signfuse_dist.evaluation.metrics import format_scores, score
+from signfuse_dist.evaluation.metrics import format_scores, score_with_intervals
 from signfuse_dist.evaluation.presets import find_preset
 from signfuse_dist.evaluation.results import write_scores
 from signfuse_dist.model import saved
@@ -146,7 +146,7 @@ def _write(folder: Path, run: RunConfig, split: Split, found: dict[str, Translat
         write_gates(folder / "gates.npz", gates)
     preset = find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
     language = run.data.language
-    scores = score(hypotheses, references, preset, language)
+    scores = score_with_intervals(hypotheses, references, preset, language)
     control = score_control(hypotheses, references, preset, run.train.seed, language)
     write_scores(folder / "scores.json", scores, control)
     print(format_scores(scores))

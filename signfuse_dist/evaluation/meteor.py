@@ -46,13 +46,11 @@ def find_wordnet(language: str | None) -> tuple[Any, str]:
     return wordnet, f"exact+stem+wordnet{version}"
 
 
-def meteor(
-    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[str]], synonyms: Any
-) -> float:
-    """Return the mean METEOR of a corpus of token lists, 0..100; 0 for an empty hypothesis."""
-    pairs = zip(hypotheses, references, strict=True)
-    values = [single_meteor_score(r, h, wordnet=synonyms) if h else 0.0 for h, r in pairs]
-    return 100.0 * sum(values) / len(values)
+def sentence_meteor(hypothesis: Sequence[str], reference: Sequence[str], synonyms: Any) -> float:
+    """Return METEOR of one sentence's tokens in 0..1; 0.0 for an empty hypothesis."""
+    if not hypothesis:
+        return 0.0
+    return float(single_meteor_score(reference, hypothesis, wordnet=synonyms))
 
 
 def nltk_version() -> str:

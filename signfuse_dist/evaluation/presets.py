@@ -1,9 +1,7 @@
 """Scoring protocols as data: which tokens, which case, which punctuation, which ROUGE-L.
 
 Scores of one set of translations differ by points through these choices alone, so each published
-protocol is one frozen record and every score carries its signature. A piece of a protocol that
-this project cannot compute as published is named in ``unavailable`` and is not scored; it is never
-replaced by a look-alike.
+protocol is one record of ``presets.yaml`` and every score carries its signature.
 """
 
 from __future__ import annotations
@@ -11,18 +9,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.resources import files
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, get_args
+
+import yaml
 
 from signfuse_dist.errors import UserError
 
 Tokenizer = Literal["13a", "zh", "char", "none"]
 Smoothing = Literal["exp", "floor"]
 Beta = float | Literal["p/r"]
+RougeL = float | Literal["p/r", "package"]
 
 BLEU_NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
-METRICS = (*BLEU_NAMES, "chrF", "ROUGE-L", "METEOR")
+METRICS = (*BLEU_NAMES, "chrF", "ROUGE-L", "METEOR", "BLEURT")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -30,32 +32,18 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda n: (METRICS.index(n) if n in METRICS else len(METRICS), n))
 
 
-# The two marks that differ between CSL-Daily's annotation and the output of a half-width tokenizer.
-_HALF_WIDTH = (("\uff0c", ","), ("\uff1f", "?"))
-PUNCTUATION: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
-    {"kept": (), "half-width": _HALF_WIDTH}
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One protocol.
-
-    ``tokenizer`` is sacrebleu's name and cuts the tokens of every word metric alike: ``none`` means
-    at white space, ``char`` at every character (white space dropped). ``punctuation`` is a key of
-    :data:`PUNCTUATION` and is applied to both sides. ``smoothing`` and ``effective_order`` are
-    sacrebleu's; ``floor`` is used with the value 0, that is without smoothing.
-    """
+    """One protocol; ``presets.yaml`` says what its fields mean."""
 
     name: str
     tokenizer: Tokenizer
     lowercase: bool
-    punctuation: Literal["kept", "half-width"] = "kept"
-    smoothing: Smoothing = "exp"
-    effective_order: bool = False
-    rouge_beta: Beta | None = 1.0
-    about: str = ""
-    unavailable: Mapping[str, str] = field(default_factory=dict)
+    punctuation: str
+    smoothing: Smoothing
+    effective_order: bool
+    rouge_l: RougeL
+    about: str
 
     @property
     def units(self) -> Literal["words", "characters"]:
@@ -63,43 +51,41 @@ class Preset:
         return "characters" if self.tokenizer == "char" else "words"
 
 
-_ALL = (
-    Preset(
-        name="sacrebleu", tokenizer="13a", lowercase=False,
-        about="sacrebleu's defaults; with the tokenizer `zh` for Chinese",
-    ),
-    Preset(
-        name="neccam", tokenizer="none", lowercase=True, smoothing="floor", effective_order=True,
-        rouge_beta=1.2,
-        about="Camgoz et al., Sign Language Transformers: text lower-cased and cut at white space, "
-        "a trailing ' .' kept, ROUGE-L with beta 1.2",
-    ),
-    Preset(
-        name="twostream", tokenizer="none", lowercase=False, smoothing="floor",
-        effective_order=True, rouge_beta="p/r",
-        about="Chen et al., Two-Stream Network, words: cut at white space, ROUGE-L with beta = P/R",
-    ),
-    Preset(
-        name="twostream-char", tokenizer="char", lowercase=False, smoothing="floor",
-        effective_order=True, rouge_beta="p/r",
-        about="Chen et al., Two-Stream Network, characters (Chinese), ROUGE-L with beta = P/R",
-    ),
-    Preset(
-        name="unisign", tokenizer="char", lowercase=False, punctuation="half-width",
-        rouge_beta=None,
-        about="Li et al., Uni-Sign on Chinese: characters, comma and question mark half-width",
-        unavailable={
-            "ROUGE-L": "the protocol takes it from the Python package `rouge`, whose score is "
-            "another one; the preset `char` gives ROUGE-L with beta 1"
-        },
-    ),
-    Preset(
-        name="char", tokenizer="char", lowercase=False,
-        about="characters, text as it is, ROUGE-L with beta 1",
-    ),
-)  # fmt: skip
+def read_presets(text: str) -> tuple[dict[str, dict[str, str]], dict[str, Preset]]:
+    """Return the sets of punctuation and the presets of a file like ``presets.yaml``.
 
-PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
+    Raises ValueError naming the record that has another set of keys, or a value of a wrong kind.
+    """
+    raw = yaml.safe_load(text)
+    punctuation = {name: dict(marks) for name, marks in raw["punctuation"].items()}
+    presets = {name: _read(name, record, punctuation) for name, record in raw["presets"].items()}
+    return punctuation, presets
+
+
+def _read(name: str, record: dict[str, Any], punctuation: Mapping[str, Any]) -> Preset:
+    keys = {field.name for field in dataclasses.fields(Preset)} - {"name"}
+    if set(record) != keys:
+        raise ValueError(f"preset {name!r}: its keys are not {sorted(keys)}")
+    rouge_l = record["rouge_l"]
+    right = {
+        "tokenizer": record["tokenizer"] in get_args(Tokenizer),
+        "lowercase": isinstance(record["lowercase"], bool),
+        "punctuation": record["punctuation"] in punctuation,
+        "smoothing": record["smoothing"] in get_args(Smoothing),
+        "effective_order": isinstance(record["effective_order"], bool),
+        "rouge_l": rouge_l in ("p/r", "package") or (isinstance(rouge_l, float) and rouge_l > 0),
+        "about": isinstance(record["about"], str),
+    }
+    for key, fits in right.items():
+        if not fits:
+            raise ValueError(f"preset {name!r}: {key} is {record[key]!r}")
+    return Preset(name=name, **record)
+
+
+_PUNCTUATION, _PRESETS = read_presets(
+    (files("signfuse_dist.evaluation") / "presets.yaml").read_text(encoding="utf-8")
+)
+PRESETS: Mapping[str, Preset] = MappingProxyType(_PRESETS)
 
 
 def find_preset(name: str, tokenizer: str | None = None) -> Preset:
@@ -124,6 +110,6 @@ def find_preset(name: str, tokenizer: str | None = None) -> Preset:
 
 def normalize(text: str, preset: Preset) -> str:
     """Return ``text`` with the preset's punctuation; case is left to each metric."""
-    for mark, replacement in PUNCTUATION[preset.punctuation]:
+    for mark, replacement in _PUNCTUATION[preset.punctuation].items():
         text = text.replace(mark, replacement)
     return text

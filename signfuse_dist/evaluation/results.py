@@ -1,8 +1,9 @@
 """``scores.json``: the scores of a split beside those of the shuffled control.
 
 ``{"version": 1, "scores": {...}, "control": {...} or null}``, each with ``preset``,
-``num_samples``, ``metrics`` (name -> ``value``, ``signature``), ``unavailable``, ``empty`` and
-``notes``. Values are not rounded. ``control`` is null when it does not apply (one sample).
+``num_samples``, ``metrics`` (name -> ``value``, ``signature``), ``unavailable``, ``empty``,
+``notes``, and where intervals were asked for ``resampling`` and each metric's ``interval``: low and
+high of 95%. Values are not rounded. ``control`` is null when it does not apply (one sample).
 """
 
 from __future__ import annotations
@@ -37,17 +38,21 @@ def read_scores(path: Path) -> tuple[Scores, Scores | None]:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except UserError:
         raise
-    except (KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (KeyError, TypeError, AttributeError, RecursionError, IndexError) as e:
         raise UserError(f"{path}: not a file of scores ({e!r})") from e
     except ValueError as e:
         raise UserError(f"{path}: not a file of scores ({e})") from e
 
 
 def _to_dict(scores: Scores) -> dict[str, Any]:
+    metrics: dict[str, dict[str, Any]] = {n: s._asdict() for n, s in scores.scores.items()}
+    for name, interval in scores.intervals.items():
+        metrics[name]["interval"] = list(interval)
     return {
         "preset": scores.preset,
         "num_samples": scores.num_samples,
-        "metrics": {name: s._asdict() for name, s in scores.scores.items()},
+        "metrics": metrics,
+        "resampling": scores.resampling,
         "unavailable": dict(scores.unavailable),
         "empty": list(scores.empty),
         "notes": list(scores.notes),
@@ -59,7 +64,14 @@ def _from_dict(raw: dict[str, Any]) -> Scores:
         str(name): Score(float(s["value"]), str(s["signature"]))
         for name, s in raw["metrics"].items()
     }
-    if not all(math.isfinite(s.value) for s in metrics.values()):
+    # Files written before there were intervals have none.
+    intervals = {
+        str(name): (float(s["interval"][0]), float(s["interval"][1]))
+        for name, s in raw["metrics"].items()
+        if "interval" in s
+    }
+    numbers = [s.value for s in metrics.values()] + [n for pair in intervals.values() for n in pair]
+    if not all(map(math.isfinite, numbers)):
         raise ValueError("a score is not a finite number")
     return Scores(
         preset=str(raw["preset"]),
@@ -68,4 +80,6 @@ def _from_dict(raw: dict[str, Any]) -> Scores:
         unavailable={str(k): str(v) for k, v in raw["unavailable"].items()},
         empty=tuple(map(str, raw["empty"])),
         notes=tuple(map(str, raw["notes"])),
+        intervals=intervals,
+        resampling=str(raw.get("resampling", "")),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from signfuse_dist.evaluation.metrics import sentence_chrf
+from signfuse_dist.evaluation.measures import sentence_chrf
 
 
 @dataclass(frozen=True)

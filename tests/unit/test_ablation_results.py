@@ -17,8 +17,7 @@ from signfuse_dist.ablation.chain import StageRun
 from signfuse_dist.ablation.collect import Results, collect
 from signfuse_dist.ablation.contrasts import Contrast, measure
 from signfuse_dist.ablation.definition import read_ablations
-from signfuse_dist.ablation.findings import find
-from signfuse_dist.ablation.paired import bleu_p_value
+from signfuse_dist.ablation.findings import find, p_value
 from signfuse_dist.ablation.planning import Plan, make_plan
 from signfuse_dist.ablation.table import write_table
 from signfuse_dist.cli import main
@@ -233,5 +232,5 @@ def test_p_is_one_for_equal_translations_and_small_for_a_clear_difference() -> N
     draw = random.Random(1)
     bad = [worse(text, draw) for text in SENTENCES]
     preset = find_preset("sacrebleu")
-    assert bleu_p_value(SENTENCES, SENTENCES, SENTENCES, preset) == 1.0
-    assert bleu_p_value(SENTENCES, bad, SENTENCES, preset) < 0.01
+    assert p_value(SENTENCES, SENTENCES, SENTENCES, preset) == 1.0
+    assert p_value(SENTENCES, bad, SENTENCES, preset) < 0.01

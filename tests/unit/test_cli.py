@@ -29,7 +29,8 @@ from signfuse_dist.skeleton import JOINT_LAYOUT
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 COMMANDS = (
-    "check", "pack", "pose", "verify", "train", "evaluate", "score", "report", "translate", "bench",
+    "check", "pack", "pose", "verify", "train", "evaluate", "score", "compare", "report",
+    "translate", "bench",
 )  # fmt: skip
 NESTED = ("bench memory", "bench pack", "bench parameters")
 

@@ -15,7 +15,7 @@ from signfuse_dist.evaluation.files import (
     write_gates,
     write_hypotheses,
 )
-from signfuse_dist.evaluation.metrics import score, score_files
+from signfuse_dist.evaluation.metrics import score, score_files, score_with_intervals
 from signfuse_dist.evaluation.results import read_scores, write_scores
 
 IDS = {"-b/1": ('Grüße\u2028an "alle"', "Gruß an alle"), "a": ("", "today rain")}
@@ -80,7 +80,9 @@ def test_two_text_files_are_matched_by_line(tmp_path):
     ours, theirs = read_pairs(hypotheses, references)
     assert ours == {"1": "one", "2": "", "3": "three\u2028more"}
     assert theirs["3"] == "drei"
-    assert score_files(hypotheses, references, "sacrebleu").empty == ("2",)
+    with pytest.raises(UserError, match=r"h\.txt: 1 hypotheses are empty: '2'.*--allow-empty"):
+        score_files(hypotheses, references, "sacrebleu")
+    assert score_files(hypotheses, references, "sacrebleu", allow_empty=True).empty == ("2",)
 
 
 def test_text_files_with_different_numbers_of_lines_are_refused(tmp_path):
@@ -150,8 +152,9 @@ def test_ids_are_checked_before_anything_is_scored(tmp_path):
 
 
 def test_scores_are_read_as_they_were_written(tmp_path):
-    scores = score(HYPOTHESES, REFERENCES, "unisign")
-    for control in (None, scores):
+    scores = score_with_intervals(HYPOTHESES, REFERENCES, "unisign")
+    assert scores.intervals != {}
+    for control in (None, score(HYPOTHESES, REFERENCES, "unisign")):
         write_scores(tmp_path / "scores.json", scores, control)
         assert read_scores(tmp_path / "scores.json") == (scores, control)
 

@@ -13,7 +13,14 @@ from nltk.corpus.util import LazyCorpusLoader
 
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation import meteor as meteor_module
-from signfuse_dist.evaluation.metrics import format_scores, score, score_files, tokens
+from signfuse_dist.evaluation.files import read_pairs
+from signfuse_dist.evaluation.measures import tokens
+from signfuse_dist.evaluation.metrics import (
+    format_scores,
+    score,
+    score_files,
+    score_with_intervals,
+)
 from signfuse_dist.evaluation.presets import METRICS, PRESETS, find_preset
 
 REFERENCES = {
@@ -89,11 +96,55 @@ def test_unisign_reads_full_width_punctuation_as_half_width():
     assert signature.endswith("|punct:half-width")
 
 
-def test_unisign_does_not_pass_another_rouge_off_as_its_own():
-    scores = score(HYPOTHESES, REFERENCES, "unisign")
-    assert "ROUGE-L" not in scores.scores
-    assert "package `rouge`" in scores.unavailable["ROUGE-L"]
-    assert "not scored" in format_scores(scores)
+def test_unisign_takes_rouge_from_the_package_of_its_protocol():
+    references, hypotheses = {"x": "\u4eca\u5929\u597d"}, {"x": "\u4eca\u5929\u597d\u597d\u597d"}
+    both = {p: score(hypotheses, references, p)["ROUGE-L"] for p in ("unisign", "char")}
+    # The package counts a repeated character once, so nothing is wrong here but the length.
+    assert both["unisign"].value == pytest.approx(100.0, abs=1e-4)
+    assert both["char"].value == pytest.approx(100 * 2 * 0.6 / 1.6)
+    assert both["unisign"].signature.endswith("|mean:sentences|version:rouge-1.0.1")
+    assert "beta" not in both["unisign"].signature
+
+
+def test_what_is_not_scored_is_named_with_what_it_wants():
+    scores = score(HYPOTHESES, REFERENCES, "sacrebleu")
+    assert set(scores.unavailable) == {"BLEURT"}
+    assert "BLEURT   " in format_scores(scores)
+    assert "not scored: needs the package `bleurt`" in format_scores(scores)
+
+
+def test_a_spaced_full_stop_raises_every_word_score(shared):
+    """PHOENIX-2014T as some loaders give it, with ' .' at the end, and as it is annotated."""
+    path = shared / "data" / "hypotheses" / "phoenix14t_sample_pairs.tsv"
+    ours, theirs = read_pairs(path, None)
+    assert all(text.endswith(" .") for text in theirs.values())
+    with_stop = score(ours, theirs, "neccam")
+    ours, theirs = ({i: t.removesuffix(" .") for i, t in texts.items()} for texts in (ours, theirs))
+    without = score(ours, theirs, "neccam")
+    for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
+        assert with_stop[name].value > without[name].value, name
+    assert with_stop.notes != ()
+    assert without.notes == ()
+
+
+def test_intervals_hold_the_score_and_are_the_same_each_time():
+    plain = score(HYPOTHESES, REFERENCES, "sacrebleu")
+    scores = score_with_intervals(HYPOTHESES, REFERENCES, "sacrebleu")
+    assert scores == score_with_intervals(HYPOTHESES, REFERENCES, "sacrebleu")
+    assert set(scores.intervals) == set(scores.scores)
+    assert scores.scores == plain.scores  # signatures too: intervals change no figure
+    assert scores.resampling == "bs:1000|seed:12345"
+    for name, (low, high) in scores.intervals.items():
+        assert low < scores[name].value < high, name
+    assert "95% intervals: bs:1000|seed:12345" in format_scores(scores)
+    assert plain.intervals == {}
+
+
+def test_one_sentence_has_no_interval():
+    one = {"a": HYPOTHESES["a"]}
+    scores = score_with_intervals(one, {"a": REFERENCES["a"]}, "sacrebleu")
+    assert scores.intervals == {}
+    assert scores.resampling == ""
 
 
 def test_chinese_is_nothing_to_13a_and_something_to_characters():

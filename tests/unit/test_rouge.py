@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import combinations
 
 import pytest
@@ -9,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.rouge import f_measure, lcs_length, rouge_l, sentence_rouge_l
+from signfuse_dist.evaluation.rouge import (
+    f_measure,
+    lcs_length,
+    package_rouge_l,
+    rouge_l,
+    sentence_rouge_l,
+)
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=9)
 
@@ -85,3 +92,33 @@ def test_a_beta_that_is_not_positive_is_refused():
         rouge_l([["a"]], [["a"]], -1.0)
     with pytest.raises(UserError, match="no sentences"):
         rouge_l([], [], 1.0)
+
+
+def test_the_score_of_the_package_counts_distinct_words():
+    # Distinct words: 2 of the hypothesis, 3 of the reference, and "a b" shared.
+    expected = 2 * 1.0 * (2 / 3) / (1 + 2 / 3)
+    assert package_rouge_l(list("aab"), list("abc")) == pytest.approx(expected, abs=1e-6)
+    assert sentence_rouge_l(list("aab"), list("abc"), 1.0) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("empty", [[], ["."], [".", "."], [" "]])
+def test_what_the_package_refuses_scores_zero(empty):
+    assert package_rouge_l(empty, REFERENCE) == 0.0
+    assert package_rouge_l(REFERENCE, empty) == 0.0
+
+
+def test_a_sentence_longer_than_the_stack_is_scored_by_the_package():
+    limit = sys.getrecursionlimit()
+    words = [str(i) for i in range(limit + 100)]
+    expected = 2 * 3 / (len(words) + 3)
+    assert package_rouge_l(words, words[:3]) == pytest.approx(expected, abs=1e-6)
+    assert sys.getrecursionlimit() == limit
+
+
+UNIQUE = st.lists(st.sampled_from("abcdefghij"), max_size=9, unique=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(UNIQUE, UNIQUE)
+def test_without_repeated_words_the_package_is_beta_1(a, b):
+    assert package_rouge_l(a, b) == pytest.approx(sentence_rouge_l(a, b, 1.0), abs=1e-6)

@@ -1,0 +1,144 @@
+"""Comparing systems: intervals, p values against a baseline, mean and deviation over seeds.
+
+Every system is scored on the same sentences under one preset. The first is the baseline. A p value
+is of the difference between two sets of translations; it says nothing about other seeds of the
+same experiment, whose mean and standard deviation stand beside it where runs are grouped.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.metrics import find_measures
+from signfuse_dist.evaluation.presets import Preset, in_order, normalize
+from signfuse_dist.evaluation.resampling import Figure, Resampling, resample
+from signfuse_dist.evaluation.systems import System, find_language, group_by_seed
+
+
+class Spread(NamedTuple):
+    """A metric over the seeds of one experiment; the deviation of one seed is None."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone, and their scores by metric name."""
+
+    names: tuple[str, ...]
+    seeds: tuple[int, ...]
+    spreads: Mapping[str, Spread]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every system's figures by metric name, in the order of ``systems``; the baseline is first.
+
+    ``signatures`` name the method, its number of samples and its seed as well. ``groups`` is empty
+    unless runs were grouped by seed.
+    """
+
+    preset: str
+    num_samples: int
+    resampling: str
+    systems: tuple[str, ...]
+    figures: Mapping[str, tuple[Figure, ...]]
+    signatures: Mapping[str, str]
+    unavailable: Mapping[str, str]
+    groups: tuple[Group, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers: what ``--json`` writes."""
+        plain = asdict(self)
+        plain["figures"] = {
+            name: [figure._asdict() for figure in figures] for name, figures in self.figures.items()
+        }
+        for group, written in zip(self.groups, plain["groups"], strict=True):
+            written["spreads"] = {name: s._asdict() for name, s in group.spreads.items()}
+        return plain
+
+
+def compare(
+    systems: Sequence[System],
+    preset: Preset,
+    how: Resampling,
+    *,
+    language: str | None = None,
+    bleurt: Path | None = None,
+    seeds: bool = False,
+) -> Comparison:
+    """Score systems that have the same references, and test each against the first.
+
+    ``language`` None means that of the runs among them. ``seeds`` groups runs that differ in their
+    seed alone. Raises :class:`UserError` for fewer than two sentences, and as
+    :func:`~signfuse_dist.evaluation.systems.group_by_seed` does.
+    """
+    groups = group_by_seed(systems) if seeds else []
+    references = systems[0].references
+    if len(references) < 2:
+        raise UserError("there is one sentence only: nothing can be resampled")
+    ids = sorted(references)
+    theirs = [normalize(references[i], preset) for i in ids]
+    texts = [[normalize(system.hypotheses[i], preset) for i in ids] for system in systems]
+    measures, unavailable = find_measures(preset, language or find_language(systems), bleurt)
+    figures: dict[str, tuple[Figure, ...]] = {}
+    signatures: dict[str, str] = {}
+    for name in in_order(measures):
+        found, signatures[name] = resample(measures[name], texts, theirs, how)
+        figures[name] = tuple(found)
+    names = tuple(system.name for system in systems)
+    return Comparison(
+        preset.name, len(ids), str(how), names, figures, signatures, unavailable,
+        tuple(_group(members, names, figures) for members in groups),
+    )  # fmt: skip
+
+
+def _group(
+    members: Sequence[System], names: Sequence[str], figures: Mapping[str, Sequence[Figure]]
+) -> Group:
+    places = [names.index(system.name) for system in members]
+    spreads = {}
+    for metric, found in figures.items():
+        values = [found[place].value for place in places]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        spreads[metric] = Spread(statistics.fmean(values), deviation)
+    seeds = tuple(s.config.train.seed for s in members if s.config is not None)
+    return Group(tuple(system.name for system in members), seeds, spreads)
+
+
+def format_comparison(found: Comparison) -> str:
+    """Return the comparison as text: a block for each metric, a line for each system."""
+    lines = [f"preset {found.preset}, {found.num_samples} sentences, {found.resampling}"]
+    lines.append(f"p: two-sided, against the baseline {found.systems[0]}")
+    width = max(map(len, found.systems))
+    for metric, figures in found.figures.items():
+        lines += ["", f"{metric}  {found.signatures[metric]}"]
+        for name, figure in zip(found.systems, figures, strict=True):
+            lines.append(f"  {name:<{width}}  {_shown(figure, figures[0])}")
+    lines += ["", *(f"{name}: not scored: {why}" for name, why in found.unavailable.items())]
+    for group in found.groups:
+        lines += ["", *_shown_group(group)]
+    return "\n".join(lines).rstrip()
+
+
+def _shown(figure: Figure, baseline: Figure) -> str:
+    low, high = figure.interval
+    text = f"{figure.value:6.2f}  95% [{low:.2f}, {high:.2f}]"
+    if figure.p_value is None:
+        return text
+    return f"{text}  {figure.value - baseline.value:+.2f}  p {figure.p_value:.4f}"
+
+
+def _shown_group(group: Group) -> list[str]:
+    seeds = ", ".join(map(str, group.seeds))
+    lines = [f"mean and standard deviation over the seeds {seeds}: {', '.join(group.names)}"]
+    for metric, (mean, deviation) in group.spreads.items():
+        spread = "one seed, no deviation" if deviation is None else f"± {deviation:.2f}"
+        lines.append(f"  {metric:<8} {mean:6.2f}  {spread}")
+    return lines
