@@ -55,7 +55,7 @@ ablation-demo: synthetic
 	$(TINY_LLM) --num-layers 2 --out $(SYNTHETIC)/tiny_llm_shallow
 	$(ABLATE) components,stages ablation_demo $(ABLATE_ON)
 	$(ABLATE) fusion,scales,configs/ablation/tiny/backbones.yaml ablation_demo \
-	  'train.stages=[finetune]' $(ABLATE_ON)
+	  'train.stages=[finetune]' stage.epochs=4 $(ABLATE_ON)
 	@echo "tables and charts: runs/ablation/tables/ablation_demo/"
 
 lint: install

@@ -14,6 +14,7 @@ from signfuse_dist.cli_bench import add_bench
 from signfuse_dist.cli_look import add_show, add_stats
 from signfuse_dist.cli_pose import add_division, add_extractor, add_pose, chosen_extractor
 from signfuse_dist.cli_score import add_compare, add_score
+from signfuse_dist.cli_translate import add_serve, add_translate
 from signfuse_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         add_score,
         add_compare,
         _add_report,
-        _add_translate,
+        add_translate,
+        add_serve,
         add_ablate,
         add_bench,
     ):
@@ -267,40 +269,6 @@ def _report(options: argparse.Namespace) -> int:
 
     print(write_report(options.run_folder, options.split))
     return 0
-
-
-def _add_translate(commands: _Commands) -> None:
-    command = commands.add_parser(
-        "translate",
-        help="translate new clips",
-        description="Print one JSON line a video: its path and the translation.",
-    )
-    command.add_argument("run_folder", type=Path, metavar="RUN", help="runs/EXPERIMENT/STAGE")
-    command.add_argument(
-        "videos",
-        type=Path,
-        nargs="+",
-        metavar="VIDEO",
-        help="a video file or a folder of frames; write -- before names that begin with -",
-    )
-    command.add_argument(
-        "--joints",
-        type=Path,
-        nargs="+",
-        help="an .npz of joints for each video, in place of MediaPipe",
-    )
-    command.add_argument(
-        "--pose-model",
-        type=Path,
-        help="a holistic_landmarker.task, where mediapipe is 1.0 or newer",
-    )
-    command.set_defaults(run=_translate)
-
-
-def _translate(options: argparse.Namespace) -> int:
-    from signfuse_dist.evaluation.translate import translate_videos
-
-    return translate_videos(options.run_folder, options.videos, options.joints, options.pose_model)
 
 
 if __name__ == "__main__":

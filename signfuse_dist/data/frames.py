@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from signfuse_dist.errors import UserError
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 FULL_SIDE = 1280  # pixels: landmark models see at most 256 x 256 crops, so more only costs copies
 _SLACK = 1e-6  # seconds: far below a frame, far above the rounding of a sum of times
 
@@ -161,7 +162,7 @@ def image_files(folder: Path, suffix: str | None = None) -> list[Path]:
     With ``suffix`` only the files that end so. Raises :class:`VideoError` when there is none, or
     when one is a link that leaves the folder.
     """
-    suffixes = {suffix} if suffix else {".png", ".jpg", ".jpeg"}
+    suffixes = {suffix} if suffix else set(IMAGE_SUFFIXES)
     files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     if not files:
         kind = suffix or "png or jpg"

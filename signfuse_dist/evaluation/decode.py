@@ -34,11 +34,15 @@ from signfuse_dist.stages import needs_language_model
 
 @dataclass(frozen=True)
 class Translation:
-    """One clip's translation and its gate over time, float32 ``[steps]``, None without a gate."""
+    """One clip's translation and its gate over time, float32 ``[steps]``, None without a gate.
+
+    ``candidates`` are the best sentences that beam search found, with their scores.
+    """
 
     id: str
     text: str
     gate: NDArray[np.float32] | None
+    candidates: list[tuple[str, float | None]]
 
 
 Share = tuple[list[Translation], list[str]]  # one process's translations and faults
@@ -52,21 +56,22 @@ class Translator:
         self.device = next(model.parameters()).device
 
     @torch.no_grad()
-    def translate(self, batch: SignBatch) -> list[Translation]:
+    def translate(self, batch: SignBatch, num_candidates: int = 1) -> list[Translation]:
         """Translate the clips of a batch; nothing is sampled."""
         tokenizer = self.model.tokenizer
         assert tokenizer is not None
         batch = batch.to(self.device)
         bf16 = self.run.train.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            found = self.model.decode(batch, self.run.evaluation)
+            found = self.model.decode(batch, self.run.evaluation, num_candidates)
         gates: list[NDArray[np.float32] | None] = [None] * len(batch.ids)
         if found.gate is not None:
             rows, lengths = found.gate.float().cpu().numpy(), found.step_lengths.tolist()
             gates = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+        sentences = [[(tokenizer.decode(c.tokens), c.score) for c in of] for of in found.candidates]
         return [
-            Translation(name, tokenizer.decode(tokens), over_time)
-            for name, tokens, over_time in zip(batch.ids, found.tokens, gates, strict=True)
+            Translation(name, candidates[0][0], over_time, candidates)
+            for name, candidates, over_time in zip(batch.ids, sentences, gates, strict=True)
         ]
 
 

@@ -4,88 +4,167 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
+from tqdm import tqdm
 
-from signfuse_dist.augment import spread_frames
-from signfuse_dist.config import RunConfig
-from signfuse_dist.data.corpora import Row
-from signfuse_dist.data.encode import encode_clip
+from signfuse_dist.batch import SignBatch
 from signfuse_dist.data.loader import collate
-from signfuse_dist.data.manifest import PackConfig, Packing
-from signfuse_dist.data.pose import JointsFile, PoseExtractor
+from signfuse_dist.data.pool import Death, WorkerPool
 from signfuse_dist.data.pose_mediapipe import choose_extractor
-from signfuse_dist.data.shard import Clip
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.decode import load_translator
-from signfuse_dist.skeleton import JOINT_LAYOUT
+from signfuse_dist.evaluation.decode import Translation, Translator, load_translator
+from signfuse_dist.evaluation.new_clip import (
+    ClipReader,
+    NewClip,
+    Source,
+    find_videos,
+    read_source,
+)
+from signfuse_dist.files import STATE, checksum, write_text
 
 
-def translate_videos(
-    run_folder: Path, videos: Sequence[Path], joints: Sequence[Path] | None,
-    pose_model: Path | None,
-) -> int:  # fmt: skip
-    """Print ``{"video", "translation", "num_frames", "flags"}`` for each video.
+@dataclass(frozen=True)
+class Choices:
+    """How `signfuse translate` is asked to work."""
 
-    Frames go through the packer's decoding and JPEG, so the model sees what it was trained on. A
-    video that cannot be read is named on standard error and the others are translated; returns 1
-    then, else 0. Raises UserError when there is no model or no pose extractor.
+    joints: Sequence[Path] | None = None
+    """A file of joints for each video, in place of MediaPipe."""
+    pose_model: Path | None = None
+    folder_fps: float | None = None
+    """Rate of folders of frames; None: the corpus's."""
+    nbest: int = 1
+    workers: int = 0
+    """Processes that decode and find joints; 0: this one."""
+    out: Path | None = None
+    """Where lines go; None: standard output. What it holds already is not done again."""
+
+
+def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices) -> int:
+    """Write a JSON line for each video at ``places``, in their order; return 0, or 1 after errors.
+
+    A line holds ``video``, ``translation``, ``num_frames``, ``flags``, ``notes``, ``model`` (a
+    checksum of it) and, with ``nbest`` above 1, ``candidates`` with their scores. Frames go
+    through the packer's decoding and JPEG, so the model sees what it was trained on. A video that
+    cannot be read is named on standard error and the others are translated. Raises UserError when
+    there is no model or no pose extractor.
     """
-    if joints is not None and len(joints) != len(videos):
-        raise UserError(f"--joints names {len(joints)} files for {len(videos)} videos")
+    sources = _sources(find_videos(places), choices.joints)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     translator = load_translator(run_folder, device)
-    extractor = None if joints is not None else choose_extractor(pose_model)
-    failed = 0
-    for place, video in enumerate(videos):
-        try:
-            clip = read_video(video, joints[place] if joints else None, extractor, translator.run)
-        except UserError as e:
-            print(f"error: {video}: {e}", file=sys.stderr)
-            failed += 1
-            continue
-        frames, lengths = torch.from_numpy(clip.frames), np.array([len(clip.frames)])
-        batch = collate([clip], frames, lengths, encode=None)
-        (translation,) = translator.translate(batch)
-        print(json.dumps(_line(video, translation.text, clip), ensure_ascii=False), flush=True)
+    model = checksum(run_folder / "model" / STATE)[:16]  # which holds those of its files
+    done = _already(choices.out, model, choices.nbest)
+    waiting = [source for source in sources if str(source.video) not in done]
+    if len(waiting) < len(sources):
+        print(
+            f"{choices.out}: holds {len(sources) - len(waiting)} of {len(sources)}", file=sys.stderr
+        )
+    extractor = None if choices.joints is not None else choose_extractor(choices.pose_model)
+    reader = ClipReader(translator.run.data, extractor, choices.folder_fps)
+    with tqdm(total=len(waiting), unit="clip", desc="translating") as bar:
+        say = partial(bar.write, file=sys.stderr)
+        clips = _read_all(reader, waiting, choices.workers, say, bar)
+        failed = len(waiting) - _write_all(translator, clips, choices, model, bar)
     return 1 if failed else 0
 
 
-def read_video(
-    video: Path, joints: Path | None, extractor: PoseExtractor | None, run: RunConfig
-) -> Clip:
-    """Decode a new clip as the packer would; raise UserError naming what is wrong with it."""
-    source = extractor or JointsFile
-    packing = Packing(
-        corpus="translate",
-        root="",
-        split="",
-        joint_layout=JOINT_LAYOUT,
-        extractor=source.name,
-        extractor_version=source.version,
-        settings=PackConfig(frame_size=run.data.frame_size, fps=run.data.fps),
-        rows_sha256="",
+def join(clips: Sequence[NewClip]) -> SignBatch:
+    """Return clips as one batch."""
+    read = [clip.clip() for clip in clips]
+    frames = torch.cat([torch.from_numpy(clip.frames) for clip in read])
+    return collate(read, frames, np.array([len(clip.frames) for clip in read]), encode=None)
+
+
+def _sources(videos: Sequence[Path], joints: Sequence[Path] | None) -> list[Source]:
+    if joints is None:
+        return [Source(video, None) for video in videos]
+    if len(joints) != len(videos):
+        raise UserError(f"--joints names {len(joints)} files for {len(videos)} videos")
+    return [Source(*pair) for pair in zip(videos, joints, strict=True)]
+
+
+def _already(out: Path | None, model: str, nbest: int) -> set[str]:
+    """Return the videos whose lines an earlier call has written; cut off a line that is torn."""
+    if out is None or not out.exists():
+        return set()
+    *kept, _torn = out.read_text(encoding="utf-8").split("\n")
+    done = set()
+    for line in kept:
+        try:
+            row = json.loads(line)
+            video, by, found = row["video"], row["model"], len(row.get("candidates", [None]))
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{out}: holds other lines than this command's; choose another") from e
+        if (by, found) != (model, nbest):
+            raise UserError(
+                f"{out}: holds translations of model {by} with --nbest {found}, not of {model} "
+                f"with --nbest {nbest}: choose another file"
+            )
+        done.add(video)
+    write_text(out, "".join(f"{line}\n" for line in kept))
+    return done
+
+
+def _read_all(
+    reader: ClipReader, sources: Sequence[Source], workers: int, say: Callable[[str], object],
+    bar: tqdm[Any],
+) -> Iterator[tuple[Path, NewClip]]:  # fmt: skip
+    """Yield the clips that can be read in the order of ``sources``, and name the others."""
+    pool: WorkerPool[Source, NewClip | str] = WorkerPool(
+        partial(read_source, reader), workers, lambda name, finished: None
     )
-    row = Row(
-        row=0, id=video.stem or "clip", video=video, source=str(video), text="", start=None,
-        end=None, signer=None, language=None, split="", joints=joints,
-    )  # fmt: skip
-    encoded = encode_clip(row, packing, extractor)
-    count = len(encoded.jpegs)
-    chosen = spread_frames(count, min(count, run.data.max_frames))
-    frames = np.stack([simplejpeg.decode_jpeg(encoded.jpegs[i]) for i in chosen])
-    return Clip(dict(encoded.record), frames, encoded.pose[chosen], encoded.mask[chosen])
+    early: dict[int, NewClip | str | Death] = {}
+    following = 0
+    for number, outcome in pool.run(sources):
+        early[number] = outcome
+        while following in early:
+            found, video = early.pop(following), sources[following].video
+            following += 1
+            if isinstance(found, NewClip):
+                yield video, found
+                continue
+            why = f"a process died ({found.how})" if isinstance(found, Death) else found
+            say(f"error: {video}: {why}")
+            bar.update()
 
 
-def _line(video: Path, translation: str, clip: Clip) -> dict[str, Any]:
-    return {
+def _write_all(
+    translator: Translator, clips: Iterator[tuple[Path, NewClip]], choices: Choices, model: str,
+    bar: tqdm[Any],
+) -> int:  # fmt: skip
+    """Translate in batches; return how many clips were translated."""
+    written = 0
+    file = choices.out.open("a", encoding="utf-8") if choices.out else None
+    try:
+        while batch := list(islice(clips, translator.run.evaluation.batch_size)):
+            found = translator.translate(join([clip for _, clip in batch]), choices.nbest)
+            for (video, clip), translation in zip(batch, found, strict=True):
+                line = json.dumps(_line(video, translation, clip, model), ensure_ascii=False)
+                print(line, file=file or sys.stdout, flush=True)
+            bar.update(len(batch))
+            written += len(batch)
+    finally:
+        if file is not None:
+            file.close()
+    return written
+
+
+def _line(video: Path, translation: Translation, clip: NewClip, model: str) -> dict[str, Any]:
+    line = {
         "video": str(video),
-        "translation": translation,
-        "num_frames": clip.record["num_frames"],
-        "flags": clip.record["flags"],
+        "translation": translation.text,
+        "num_frames": clip.encoded.record["num_frames"],
+        "flags": clip.encoded.record["flags"],
+        "notes": clip.notes,
+        "model": model,
     }
+    if len(translation.candidates) > 1:
+        line["candidates"] = [{"text": text, "score": s} for text, s in translation.candidates]
+    return line

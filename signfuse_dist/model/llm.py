@@ -7,7 +7,7 @@ encoder and writes the text with its decoder. Both give P(Y | V, S) of Eq. 20.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,15 @@ class TextTokenizer:
             if self._tokenizer.unk_token_id in tokens:
                 unknown.append(name)
         return too_long, unknown
+
+
+class Candidate(NamedTuple):
+    """One of the translations that beam search found."""
+
+    tokens: list[int]
+    score: float | None
+    """Log-probability of the tokens over their number to the power of the length penalty; None
+    where only the best was asked for."""
 
 
 class LanguageModel(nn.Module):
@@ -180,30 +189,48 @@ class LanguageModel(nn.Module):
         ).logits
         return logits
 
-    @torch.no_grad()
     def generate(self, sign_embeddings: Tensor, config: EvaluationConfig, end: int) -> list[Any]:
-        """Return the best translation's tokens for each clip; nothing is sampled.
+        """Return the best translation's tokens for each clip; see :meth:`candidates`."""
+        return [found[0].tokens for found in self.candidates(sign_embeddings, config, end, 1)]
 
-        Raises UserError when ``max_new_tokens`` do not fit into the context.
+    @torch.no_grad()
+    def candidates(
+        self, sign_embeddings: Tensor, config: EvaluationConfig, end: int, count: int
+    ) -> list[list[Candidate]]:
+        """Return the ``count`` best translations of each clip, best first; nothing is sampled.
+
+        Raises UserError when ``max_new_tokens`` do not fit into the context, or the beams are fewer
+        than what is asked for.
         """
         self._refuse_beyond_context(
             sign_embeddings.shape[1], config.max_new_tokens, "evaluation.max_new_tokens"
         )
+        if count > config.num_beams:
+            raise UserError(
+                f"{count} translations of a clip need as many beams, and evaluation.num_beams is "
+                f"{config.num_beams}"
+            )
         prefix = self._prefix(sign_embeddings)
         generation = GenerationConfig(
             do_sample=False,
             num_beams=config.num_beams,
+            num_return_sequences=count,
             length_penalty=config.length_penalty,
             max_new_tokens=config.max_new_tokens,
             eos_token_id=end,
             pad_token_id=end,
             decoder_start_token_id=self.start,
+            return_dict_in_generate=True,
+            output_scores=count > 1,  # it keeps every step's logits: half a gigabyte for 8 clips
         )
-        tokens = self.model.generate(
+        found = self.model.generate(
             inputs_embeds=prefix, attention_mask=_all_real(prefix), generation_config=generation
         )
         # A decoder's answer begins with its start token.
-        return list(tokens[:, int(self.is_encoder_decoder) :].tolist())
+        rows = found.sequences[:, int(self.is_encoder_decoder) :].tolist()
+        scores = found.sequences_scores.tolist() if count > 1 else [None] * len(rows)
+        every = [Candidate(*pair) for pair in zip(rows, scores, strict=True)]
+        return [every[i : i + count] for i in range(0, len(every), count)]
 
     def _prefix(self, sign_embeddings: Tensor) -> Tensor:
         prompt = self.embed(self.prompt).expand(len(sign_embeddings), -1, -1)

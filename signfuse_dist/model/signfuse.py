@@ -20,7 +20,7 @@ from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.model import parts
 from signfuse_dist.model.attention import set_backend
 from signfuse_dist.model.configuration import SignFuseConfig
-from signfuse_dist.model.llm import LanguageModel, TextTokenizer
+from signfuse_dist.model.llm import Candidate, LanguageModel, TextTokenizer
 from signfuse_dist.model.reference import LLMReference
 from signfuse_dist.model.sla import SignLanguageAdapter
 
@@ -62,11 +62,19 @@ class SignFuseOutput:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Tokens of each clip, and the gate over time, ``[batch, steps]``, None without a gate."""
+    """Translations of each clip, best first, and the gate over time, ``[batch, steps]``.
 
-    tokens: list[list[int]]
+    The gate is None for a model without one.
+    """
+
+    candidates: list[list[Candidate]]
     gate: Tensor | None
     step_lengths: Tensor
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """The best translation's tokens for each clip."""
+        return [found[0].tokens for found in self.candidates]
 
 
 class SignFuse(nn.Module):
@@ -239,8 +247,10 @@ class SignFuse(nn.Module):
         return torch.tensor(rows, device=batch.frames.device)
 
     @torch.no_grad()
-    def decode(self, batch: SignBatch, decoding: EvaluationConfig) -> Decoded:
-        """Return what :meth:`generate` makes of a batch, with the gate over time.
+    def decode(
+        self, batch: SignBatch, decoding: EvaluationConfig, num_candidates: int = 1
+    ) -> Decoded:
+        """Return the best translations of each clip of a batch, with the gate over time.
 
         Raises UserError for a model without LLM, and naming the clips whose sign tokens are not
         finite: their sentences would say nothing of it.
@@ -254,8 +264,10 @@ class SignFuse(nn.Module):
             [name for name, is_finite in zip(batch.ids, finite, strict=True) if not is_finite],
             "the model's sign tokens are not finite; its weights are broken. Clips",
         )
-        rows = self.language_model.generate(sign_embeddings, decoding, self.tokenizer.end)
-        return Decoded(rows, gate, streams.step_lengths)
+        found = self.language_model.candidates(
+            sign_embeddings, decoding, self.tokenizer.end, num_candidates
+        )
+        return Decoded(found, gate, streams.step_lengths)
 
     def _refuse_long(self, batch: SignBatch) -> None:
         """The padded length is known on the host: nothing waits for a GPU."""

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, Project, environment, free_port  # tests/integration/conftest.py
+from untrained_run import write_run  # tests/integration/untrained_run.py
 
-from signfuse_dist import stages
 from signfuse_dist.augment import ClipFrames
 from signfuse_dist.cli import main
 from signfuse_dist.config import AugmentConfig
@@ -31,23 +31,6 @@ from signfuse_dist.plan import MicroBatch, make_plan
 from signfuse_dist.train import open_folder
 
 NUM_TEST = 5
-
-
-def write_run(project: Project, output: Path, *words: str, seed: int = 6) -> Path:
-    """Write the run folder of a last stage whose weights are drawn, not trained."""
-    run = load_run(project.experiment, "finetune", [f"train.output={output}", *words])
-    torch.manual_seed(seed)
-    model, _ = saved.build(run.model, language=True)
-    stages.prepare(model, "finetune", run.loss)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # Far enough from its start that clips tell apart; biases would make them alike.
-            if parameter.requires_grad and parameter.ndim > 1:
-                scale = 4.0 if "lora_" in name else 0.5
-                parameter.add_(scale * torch.randn_like(parameter))
-    open_folder(run, make_plan(20, run.stage, run.train, 1), None, main=True)
-    model.save_pretrained(run.folder / "model")
-    return run.folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -266,39 +249,3 @@ def test_the_stage_without_an_llm_cannot_translate(
     model.save_pretrained(run.folder / "model")
     assert main(["evaluate", str(run.folder), "--split", "test"]) == 2
     assert "contrastive stage has no LLM" in capsys.readouterr().err
-
-
-def test_translate_names_a_missing_video_goes_on_and_ends_with_status_1(
-    project: Project, folder: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """And a video gets the sentence that its packed clip got: frames go through the same path."""
-    corpus = project.folder / "corpus"
-    names = ["test_0000", "absent", "test_0001"]
-    videos = [str(corpus / "clips" / f"{name}.mp4") for name in names]
-    joints = [str(corpus / "joints" / f"{name}.npz") for name in names]
-    assert main(["translate", str(folder), *videos, "--joints", *joints]) == 1
-    printed = capsys.readouterr()
-    told = [json.loads(line) for line in printed.out.splitlines()]
-    assert [line["video"] for line in told] == [videos[0], videos[2]]
-    rows = pairs(evaluated)
-    for name, line in zip((names[0], names[2]), told, strict=True):
-        assert line["translation"] == rows[name]["hypothesis"]
-        assert line["num_frames"] > 0
-    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert videos[1] in errors[0]
-    assert main(["translate", str(folder), videos[0], "--joints", joints[0]]) == 0
-
-
-def test_joints_that_are_missing_or_too_few_are_an_error_of_their_video(
-    project: Project, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    video = str(project.folder / "corpus" / "clips" / "test_0000.mp4")
-    few = tmp_path / "few.npz"
-    np.savez(few, pose=np.zeros((1, 75, 2), np.float32), mask=np.ones((1, 75), bool))
-    words = ["translate", str(folder), video, video, "--joints"]
-    assert main([*words, str(tmp_path / "absent.npz"), str(few)]) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "absent.npz" in printed.err
-    assert "few.npz has 1 frames" in printed.err

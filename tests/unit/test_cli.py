@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 COMMANDS = (
     "check", "pack", "pose", "verify", "train", "evaluate", "score", "compare", "report",
-    "translate", "bench",
+    "translate", "serve", "bench",
 )  # fmt: skip
 NESTED = ("bench memory", "bench pack", "bench parameters")
 

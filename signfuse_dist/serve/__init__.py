@@ -1,0 +1,1 @@
+"""A small web page to try a trained model: drop or record a clip and see its translation."""
