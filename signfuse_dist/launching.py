@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from signfuse_dist.cluster.folder import JobFolder
 from signfuse_dist.config_load import load_stages
+from signfuse_dist.engine.signals import JOB_FOLDER, REQUEUE
 from signfuse_dist.errors import UserError
 
 
@@ -38,7 +43,17 @@ def train_stages(
 
 def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> int:
     command = launch_command(launch, num_processes, "signfuse_dist.train", words)
-    with subprocess.Popen(command) as process:
+    with tempfile.TemporaryDirectory() as own:
+        # The launcher makes 1 of every status; whether a stop was asked for stands in the folder.
+        folder = os.environ.get(JOB_FOLDER, own)
+        job = JobFolder(Path(folder))
+        with job.asking(signal.SIGTERM, signal.SIGUSR1):
+            status = _wait(command, {**os.environ, JOB_FOLDER: folder})
+        return REQUEUE if status and job.stopped else status
+
+
+def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    with subprocess.Popen(command, env=environment) as process:
         while True:
             try:
                 return process.wait()

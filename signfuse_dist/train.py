@@ -25,6 +25,7 @@ import yaml
 from signfuse_dist import stages
 from signfuse_dist.augment import ClipFrames
 from signfuse_dist.check import caveats
+from signfuse_dist.cluster.folder import JobFolder
 from signfuse_dist.config import RunConfig
 from signfuse_dist.config_fixed import fixed
 from signfuse_dist.config_load import load_resolved, load_run
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="stage=NAME and section.key=value")
     options = parser.parse_args(arguments)
     try:
-        return train(load_run(options.experiment, None, options.overrides))
+        with JobFolder.from_environment().failures_named():
+            return train(load_run(options.experiment, None, options.overrides))
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -73,6 +75,9 @@ def train(run: RunConfig) -> int:
     say = accelerator.print
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
     open_folder(run, plan, resolved, accelerator.is_main_process)
+    job = JobFolder.from_environment()
+    if accelerator.is_main_process:
+        job.begin(run.folder)
     accelerator.wait_for_everyone()
     if (run.folder / "model").is_dir():
         say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
@@ -108,6 +113,8 @@ def train(run: RunConfig) -> int:
     if finished and accelerator.is_main_process:
         model.save_pretrained(run.folder / "model")
         write_card(run.folder)
+    if accelerator.is_main_process:
+        job.end(finished=finished)
     accelerator.wait_for_everyone()
     say(f"{run.folder}: " + ("finished" if finished else "stopped; run the same command again"))
     accelerator.end_training()

@@ -14,7 +14,6 @@
 #SBATCH --output=%x-%A-%a.log
 source slurm/environment.sh
 [ $# -ge 1 ] || { echo "usage: sbatch slurm/pack.sh CORPUS --root DIR --split S --out DIR" >&2; exit 2; }
-: "${SLURM_ARRAY_TASK_ID:?submit this script as an array: sbatch --array=0-7 slurm/pack.sh ...}"
-task_id=$(((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / ${SLURM_ARRAY_TASK_STEP:-1}))
+number_task pack
 exec signfuse pack --workers "${SLURM_CPUS_PER_TASK:-1}" \
-  --task-id "$task_id" --num-tasks "$SLURM_ARRAY_TASK_COUNT" "$@"
+  --task-id "$task_id" --num-tasks "$num_tasks" "$@"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Stage 3 (finetune):  sbatch slurm/stage3.sh EXPERIMENT [section.key=value ...]
-# Four GPUs as in Table 2; `sbatch --nodes 2 --gpus-per-node 8 ...` asks for others. The same command
+# Four GPUs as in Table 2; `sbatch --nodes 2 --gpus-per-node 8 ...` asks for others. Five minutes
+# before the time is over the stage writes a checkpoint, and the job is requeued. The same command
 # resumes a stage that was stopped.
 #SBATCH --job-name=signfuse-finetune
 #SBATCH --nodes=1
@@ -8,6 +9,9 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=32
 #SBATCH --time=48:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 source slurm/environment.sh
 train_stage finetune "$@"

@@ -38,7 +38,8 @@ def _training(plan: Plan, run: StageRun, launch: Path, num_processes: int | None
     words = [plan.experiment, *run.words]
     command = _command(launch, num_processes, "signfuse_dist.train", words)
     needs = (run.before.key,) if run.before else ()
-    return Unit(run.key, command, lambda: run.is_done, Path(run.run.train.output), needs)
+    return Unit(run.key, command, lambda: run.is_done, Path(run.run.train.output), needs,
+                is_trainer=True)  # fmt: skip
 
 
 def _scoring(plan: Plan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:

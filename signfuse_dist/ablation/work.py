@@ -15,12 +15,15 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from signfuse_dist.cluster.folder import JobFolder
+from signfuse_dist.engine.signals import JOB_FOLDER, STOP
 from signfuse_dist.errors import UserError
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -32,7 +35,8 @@ _SHOWN_LINES = 15
 class Unit:
     """A command that makes something: ``is_done`` says whether it is there.
 
-    ``folder`` takes the lock and the log, ``needs`` are the names of units before it.
+    ``folder`` takes the lock and the log, ``needs`` are the names of units before it. A trainer
+    stops when the file of its job asks it to; other commands are sent ctrl-C.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Unit:
     is_done: Callable[[], bool]
     folder: Path
     needs: tuple[str, ...] = ()
+    is_trainer: bool = False
 
     @property
     def log(self) -> Path:
@@ -80,11 +85,15 @@ class Work:
         self._running: list[_Running] = []
         self._failed: dict[str, str] = {}
         self._stopping = False
+        self._job_folder = Path()
 
     def run(self) -> Outcome:
         """Work until nothing is left for this task; a failed unit does not stop the others."""
-        with self._signals():
+        with tempfile.TemporaryDirectory() as own, self._signals():
+            # Within a job, its batch script asks for a stop through this folder as well.
+            self._job_folder = Path(os.environ.get(JOB_FOLDER, own))
             while self._running or (self._pending and not self._stopping):
+                self._heed()
                 self._reap()
                 self._drop_done()
                 busy = self._start_some()
@@ -121,6 +130,7 @@ class Work:
             process = subprocess.Popen(
                 unit.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 pass_fds=(lock,), start_new_session=True,
+                env={**os.environ, JOB_FOLDER: str(self._job_folder)},
             )  # fmt: skip
         self._pending.remove(unit.name)
         self._running.append(_Running(unit, process, lock))
@@ -180,9 +190,15 @@ class Work:
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        JobFolder(self._job_folder).ask_stop()
+
+    def _heed(self) -> None:
+        """Look whether a stop was asked for, by a signal or by the job's batch script."""
+        if self._stopping or not (self._job_folder / STOP).exists():
+            return
         self._stopping = True
         for running in self._running:
-            if running.process.poll() is None:  # the launcher passes it on to the trainers
+            if not running.unit.is_trainer and running.process.poll() is None:
                 running.process.send_signal(signal.SIGINT)
 
 

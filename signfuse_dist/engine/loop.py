@@ -18,7 +18,7 @@ from signfuse_dist.engine.agreement import Agreement, BrokenClips
 from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.log import MetricsLog
 from signfuse_dist.engine.objective import Batch, Objective
-from signfuse_dist.engine.signals import StopRequest
+from signfuse_dist.engine.signals import StopRequest, stop_file
 from signfuse_dist.engine.step import Step
 from signfuse_dist.plan import Plan, learning_rate
 
@@ -52,7 +52,7 @@ class Loop:
         log = MetricsLog(self.folder, self.plan.total_steps, start_step, main)
         set_mode()
         done = start_step
-        with StopRequest() as stop:
+        with StopRequest(stop_file() if main else None) as stop:
             while done < self.plan.total_steps:
                 if done % self.plan.steps_per_epoch == 0:
                     self._broken.begin_epoch()

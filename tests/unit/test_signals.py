@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,23 @@ def test_the_handlers_are_put_back_also_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         fail()
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_file_asks_for_a_stop_and_is_looked_for_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stop = StopRequest(tmp_path / "stop")
+    assert not stop.asked
+    (tmp_path / "stop").touch()
+    now[0] += 0.9
+    assert not stop.asked, "a look costs a shared file system a request"
+    now[0] += 0.2
+    assert stop.asked
+    (tmp_path / "stop").unlink()
+    now[0] += 10
+    assert stop.asked, "it is not taken back"
 
 
 def test_the_status_is_the_one_that_schedulers_take_for_try_again() -> None:

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Evaluation:  sbatch slurm/evaluate.sh RUN --split SPLIT
+# Translates and scores a split with all GPUs, then writes the report. RUN is a run folder, such as
+# runs/EXPERIMENT/finetune.
+#SBATCH --job-name=signfuse-evaluate
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=12:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+source slurm/environment.sh
+[ $# -eq 3 ] || { echo "usage: sbatch slurm/evaluate.sh RUN --split SPLIT" >&2; exit 2; }
+prepare_launchers
+"${launchers[@]}" -m signfuse_dist.cli evaluate "$@"
+exec signfuse report "$@"

@@ -1,0 +1,157 @@
+"""The scripts on a real Slurm of two nodes, on CPU, against the launcher started by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from integration.conftest import Project
+from local_slurm import REPOSITORY, SMALL, LocalSlurm
+from safetensors.torch import load_file
+from torch import Tensor
+
+from signfuse_dist.cluster.folder import newest_checkpoint
+from signfuse_dist.config import STAGES
+
+pytestmark = pytest.mark.long
+TWO_NODES = ("--nodes=2", *SMALL)
+# From nothing, so that nothing has to be trained before; LoRA and every loss are in it.
+LAST_ALONE = ("stage=finetune", "train.stages=[finetune]", "stage.epochs=16",
+              "train.checkpoint_steps=1000")  # fmt: skip
+
+
+def weights(output: Path, stage: str) -> dict[str, Tensor]:
+    folder = output / "small" / stage / "model"
+    files = (*folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same(one: Path, other: Path, stage: str) -> None:
+    ours, theirs = weights(one, stage), weights(other, stage)
+    assert ours.keys() == theirs.keys() != set()
+    for name, tensor in ours.items():
+        assert tensor.equal(theirs[name]), f"{stage}: {name} differs"
+
+
+def metrics(output: Path, stage: str) -> list[dict[str, float]]:
+    path = output / "small" / stage / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last stage alone, on two processes of one launcher."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    project.train(output, 2, *LAST_ALONE)
+    return output
+
+
+def test_the_pipeline_trains_and_evaluates_over_two_nodes_as_one_launcher_does(
+    slurm: LocalSlurm, project: Project, tmp_path: Path
+) -> None:
+    by_hand, by_slurm = tmp_path / "hand", tmp_path / "slurm"
+    done = subprocess.run(
+        ["bash", "slurm/pipeline.sh", project.experiment, *TWO_NODES, "--output",
+         f"{tmp_path}/%x.log", f"train.output={by_slurm}"],
+        cwd=REPOSITORY, env=slurm.environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    jobs = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert list(jobs) == [*STAGES, "evaluate"]
+    for stage in STAGES:
+        project.train(by_hand, 2, f"stage={stage}")
+    for name, job in jobs.items():
+        assert slurm.wait(job) == "COMPLETED", (tmp_path / f"signfuse-{name}.log").read_text()
+    for stage in STAGES:
+        assert_same(by_slurm, by_hand, stage)
+    log = (tmp_path / "signfuse-finetune.log").read_text()
+    assert "2 processes" in log
+    found = by_slurm / "small" / "finetune" / "evaluation" / "test"
+    assert json.loads((found / "scores.json").read_text())
+    assert (found / "report.html").is_file()
+
+
+def test_a_stage_that_is_warned_in_the_middle_is_requeued_and_ends_as_if_it_was_not(
+    slurm: LocalSlurm, project: Project, undisturbed: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    job = slurm.submit(*TWO_NODES, f"--output={log}", "slurm/stage3.sh", project.experiment,
+                       *LAST_ALONE[1:], f"train.output={tmp_path}")  # fmt: skip
+    slurm.wait_until(job, lambda: len(metrics(tmp_path, "finetune")) >= 5)
+    slurm.signal_batch(job, "USR1")
+    assert slurm.wait(job) == "COMPLETED", log.read_text()
+    printed = log.read_text()
+    (stopped,) = re.findall(r"requeued as attempt 2, last checkpoint step (\d+)", printed)
+    assert 5 <= int(stopped) < 80, "stopped in the middle"
+    assert f"attempt 2, last checkpoint step {stopped}" in printed
+    assert f"resuming after step {stopped} of 80" in printed
+    assert_same(tmp_path, undisturbed, "finetune")
+    assert [line["step"] for line in metrics(tmp_path, "finetune")] == list(range(1, 81))
+
+
+def test_a_stage_that_the_user_cancels_writes_a_checkpoint_and_is_not_brought_back(
+    slurm: LocalSlurm, project: Project, undisturbed: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    words = ("slurm/stage3.sh", project.experiment, *LAST_ALONE[1:], f"train.output={tmp_path}")
+    job = slurm.submit(*TWO_NODES, f"--output={log}", *words)
+    slurm.wait_until(job, lambda: len(metrics(tmp_path, "finetune")) >= 5)
+    slurm.cancel(job)
+    assert slurm.wait(job) == "CANCELLED"
+    checkpoints = tmp_path / "small" / "finetune" / "checkpoints"
+    slurm.wait_until_idle()
+    step = newest_checkpoint(checkpoints)
+    assert 5 <= step < 80, log.read_text()
+    # Until its last process has ended, Slurm calls a cancelled job COMPLETING.
+    assert re.search(r"not requeued from here: Slurm says (COMPLETING|CANCELLED)", log.read_text())
+    assert slurm.state(job) == "CANCELLED"
+    again = slurm.submit(*TWO_NODES, f"--output={log}", *words)
+    assert slurm.wait(again) == "COMPLETED", log.read_text()
+    assert f"resuming after step {step} of 80" in log.read_text()
+    assert_same(tmp_path, undisturbed, "finetune")
+
+
+def test_a_stage_that_crashes_at_once_is_given_up_and_the_error_named(
+    slurm: LocalSlurm, project: Project, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    job = slurm.submit(*TWO_NODES, f"--output={log}", "slurm/stage3.sh", project.experiment,
+                       *LAST_ALONE[1:], "stage.learning_rate=1e30", f"train.output={tmp_path}",
+                       SIGNFUSE_FUTILE_ATTEMPTS="2")  # fmt: skip
+    assert slurm.wait(job) == "FAILED"
+    printed = log.read_text()
+    assert printed.count("requeued as attempt") == 1, printed
+    assert re.search(
+        r"2 attempts in a row got no further than step 0; not requeued\. The last: process [01] on "
+        r"\S+: RuntimeError: .* are not finite at step \d+", printed
+    ), printed  # fmt: skip
+
+
+def test_a_stage_that_is_refused_is_not_requeued(
+    slurm: LocalSlurm, project: Project, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    job = slurm.submit(*TWO_NODES, f"--output={log}", "slurm/stage2.sh", project.experiment,
+                       f"train.output={tmp_path}")  # fmt: skip
+    assert slurm.wait(job) == "FAILED"
+    assert "train it first (stage=contrastive)" in log.read_text()
+    assert "not requeued: it would be refused again" in log.read_text()
+
+
+def test_packing_is_shared_by_an_array(slurm: LocalSlurm, project: Project, tmp_path: Path) -> None:
+    words = ("synthetic", "--root", project.folder / "corpus", "--split", "train",
+             "--frame-size", "32", "--fps", "10", "--clips-per-shard", "4")  # fmt: skip
+    job = slurm.submit("--array=1-5:2", "--cpus-per-task=1", f"--output={tmp_path}/%a.log",
+                       "slurm/pack.sh", *words, "--out", tmp_path / "array")  # fmt: skip
+    assert slurm.wait(job) == "COMPLETED,COMPLETED,COMPLETED", slurm.state(job)
+    subprocess.run(
+        [sys.executable, "-m", "signfuse_dist.cli", "pack", *map(str, words),
+         "--out", tmp_path / "alone"], cwd=REPOSITORY, env=slurm.environment, check=True,
+    )  # fmt: skip
+    files = {p.name: p.read_bytes() for p in (tmp_path / "array").glob("*") if p.is_file()}
+    assert len([name for name in files if name.endswith(".tar")]) == 5
+    assert files == {p.name: p.read_bytes() for p in (tmp_path / "alone").glob("*") if p.is_file()}
