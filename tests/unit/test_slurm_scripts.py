@@ -61,8 +61,8 @@ ARRAY = {
 }  # fmt: skip
 NODES = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2"}
 USAGE = {
-    "ablate.sh": "NAME EXPERIMENT", "evaluate.sh": "RUN", "pack.sh": "CORPUS", "stage1.sh": "EXPERIMENT",
-    "stage2.sh": "EXPERIMENT", "stage3.sh": "EXPERIMENT",
+    "ablate.sh": "NAME EXPERIMENT", "evaluate.sh": "RUN", "pack.sh": "CORPUS",
+    "stage1.sh": "EXPERIMENT", "stage2.sh": "EXPERIMENT", "stage3.sh": "EXPERIMENT",
 }  # fmt: skip
 
 
