@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import yaml
 
@@ -10,31 +11,46 @@ from signfuse_dist.config import ModelConfig, RunConfig
 from signfuse_dist.config_load import load_stages
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
-from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.plan import make_plan
+from signfuse_dist.errors import UserError
+from signfuse_dist.plan import Plan, make_plan
 
 
-def describe(experiment: str, overrides: Sequence[str], world_size: int) -> str:
-    """Return the resolved run and the plan of each stage (or of the one that is overridden).
+class Described(NamedTuple):
+    """A resolved experiment: as text, its stages, their plans, and what cannot be planned."""
 
-    Imports no torch. Raises UserError with every error of every stage.
+    text: str
+    runs: list[RunConfig]
+    plans: list[Plan]
+    errors: list[str]
+
+
+def describe(experiment: str, overrides: Sequence[str], world_size: int) -> Described:
+    """Return the resolved run, and the plan of each stage (or of the one that is overridden).
+
+    Imports no torch. Raises UserError with every error of the configuration; a plan that cannot be
+    is among ``errors``, and without a training split there is none.
     """
     if world_size < 1:
         raise UserError(f"--world-size {world_size}: at least one process is needed")
     runs = load_stages(experiment, overrides)
+    lines = [_resolved(runs[0]), *caveats(runs[0], world_size)]
+    plans: list[Plan] = []
+    errors: list[str] = []
     folder = open_folder(runs[0].shards(runs[0].data.train_split))
-    num_clips = load_manifest(folder).num_samples
-    lines, errors = [_resolved(runs[0]), f"training split: {folder}, {num_clips} clips"], []
-    lines += caveats(runs[0], world_size)
+    try:
+        num_clips = load_manifest(folder).num_samples
+    except UserError:
+        return Described("\n".join(lines), runs, [], [])  # preflight/data.py says why
+    lines.append(f"training split: {folder}, {num_clips} clips")
     for run in runs:
         lines.append(f"stage {run.stage.name} -> {run.folder}: learning rate "
                      f"{run.stage.learning_rate:g}, {run.stage.epochs} epochs")  # fmt: skip
         try:
-            lines.append(make_plan(num_clips, run.stage, run.train, world_size).describe())
+            plans.append(make_plan(num_clips, run.stage, run.train, world_size))
+            lines.append(plans[-1].describe())
         except UserError as e:
             errors.append(str(e))
-    raise_together(sorted(set(errors)), f"{experiment} on {world_size} processes cannot run")
-    return "\n".join(lines)
+    return Described("\n".join(lines), runs, plans, sorted(set(errors)))
 
 
 def caveats(run: RunConfig, world_size: int) -> list[str]:

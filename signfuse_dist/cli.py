@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from signfuse_dist.cli_ablate import add_ablate
 from signfuse_dist.cli_bench import add_bench
+from signfuse_dist.cli_check import add_check, add_run
 from signfuse_dist.cli_look import add_show, add_stats
 from signfuse_dist.cli_pose import add_division, add_extractor, add_pose, chosen_extractor
 from signfuse_dist.cli_score import add_compare, add_score
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="subcommands", required=True, metavar="COMMAND")
     for add in (
-        _add_check,
+        add_check,
         _add_pack,
         add_pose,
         _add_verify,
@@ -80,41 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add(commands)
     return parser
-
-
-def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("experiment", help="a YAML file, or a name in configs/experiment")
-    command.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="what differs from the files, such as stage.epochs=3 or model=smollm2_135m",
-    )
-
-
-def _add_check(commands: _Commands) -> None:
-    command = commands.add_parser(
-        "check",
-        help="show the resolved run and its batch plan, without torch",
-        description="Resolve an experiment, report every error together, and print the plan.",
-    )
-    _add_run(command)
-    command.add_argument("--world-size", type=int, required=True, help="number of processes")
-    command.add_argument(
-        "--parameters",
-        action="store_true",
-        help="build the model without memory and count its parameters (this imports torch)",
-    )
-    command.set_defaults(run=_check)
-
-
-def _check(options: argparse.Namespace) -> int:
-    from signfuse_dist import check
-
-    print(check.describe(options.experiment, options.overrides, options.world_size))
-    if options.parameters:
-        print(check.count(options.experiment, options.overrides))
-    return 0
 
 
 def _add_pack(commands: _Commands) -> None:
@@ -189,7 +155,8 @@ def _add_verify(commands: _Commands) -> None:
     command = commands.add_parser(
         "verify",
         help="check packed shards and name every fault",
-        description="Check checksums, indexes, JPEGs, lengths and joints of a packed split.",
+        description="Check checksums, indexes, JPEGs, lengths and joints of a packed split. Where "
+        "nothing is wrong, verified.json beside the manifest says so to `signfuse check`.",
     )
     command.add_argument("folder", help="folder or address of a split, or of a pose set")
     command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
@@ -197,10 +164,16 @@ def _add_verify(commands: _Commands) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.stamp import remove_stamp, write_stamp
     from signfuse_dist.data.storage import open_folder
     from signfuse_dist.data.verify import verify
 
-    faults = verify(open_folder(options.folder), options.workers)
+    folder = open_folder(options.folder)
+    faults = verify(folder, options.workers)
+    if faults:
+        remove_stamp(folder)
+    elif not write_stamp(folder):
+        print(f"{options.folder}: cannot be written to, so `signfuse check` will not know of this")
     for fault in faults:
         print(fault)
     print(f"{options.folder}: {len(faults)} faults" if faults else f"{options.folder}: whole")
@@ -215,7 +188,7 @@ def _add_train(commands: _Commands) -> None:
         "Finished stages are skipped and a stopped one goes on where it was. For one stage, "
         "another launcher or a cluster, see the README and slurm/.",
     )
-    _add_run(command)
+    add_run(command)
     command.add_argument(
         "--launch",
         type=Path,

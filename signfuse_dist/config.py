@@ -141,6 +141,10 @@ class TrainConfig:
     """Loader processes of each training process; None: the cores it is given, less one."""
     max_broken_share: float = _at_least(0.0, 0.001)
     """Share of an epoch's clips that may be unreadable; above it the run stops."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: stop the run, or leave the step out."""
+    hang_seconds: float | None = _at_least(1.0, 120.0)
+    """After so long without a sign of a process the job ends and names it; null: never."""
     log_steps: int = _at_least(1, 10)
     checkpoint_steps: int = _at_least(1, 200)
     keep_checkpoints: int = _at_least(1, 2)

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from signfuse_dist import loss
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import LossConfig, StageName
 from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
-
-# Components of SignFuse that train; `lora` is the LLM's adapter. The LLM itself never trains.
-TRAINABLE: dict[StageName, tuple[str, ...]] = {
-    "contrastive": ("visual", "skeletal", "fusion"),
-    "alignment": ("fusion", "temporal", "adapter"),
-    "finetune": ("visual", "skeletal", "fusion", "temporal", "adapter", "lora"),
-}
-# Part of CMFA that Eq. 21 reaches when its features are `attended`.
-_ATTENDED = ("fusion.layers.0.visual_from_skeletal", "fusion.layers.0.skeletal_from_visual")
-
-
-def previous(stage: StageName, used: Sequence[StageName]) -> StageName | None:
-    """Return the stage that ``stage`` starts from: the one before it among those ``used``."""
-    place = used.index(stage)
-    return used[place - 1] if place else None
-
-
-def needs_language_model(stage: StageName) -> bool:
-    """Return whether the stage computes a language loss; the contrastive stage loads no LLM."""
-    return stage != "contrastive"
+from signfuse_dist.stage_parts import TRAINABLE as TRAINABLE
+from signfuse_dist.stage_parts import needs_language_model as needs_language_model
+from signfuse_dist.stage_parts import previous as previous
+from signfuse_dist.stage_parts import trained_parts as trained_parts
 
 
 def loss_weights(stage: StageName, config: LossConfig) -> dict[str, float]:
@@ -47,19 +29,6 @@ def loss_weights(stage: StageName, config: LossConfig) -> dict[str, float]:
     if config.contrastive_weight > 0:
         weights["contrastive"] = config.contrastive_weight
     return weights
-
-
-def trained_parts(stage: StageName, config: LossConfig) -> tuple[str, ...]:
-    """Return the parts of SignFuse that train: those of the table that a loss reaches.
-
-    Paper: stage 1 trains CMFA. Here: not what Eq. 21 does not reach, all of CMFA for `streams`,
-    all but the first layer's attention for `attended`. Because: a trained parameter without a
-    gradient stops distributed training.
-    """
-    if stage != "contrastive" or config.contrastive_features == "unimodal":
-        return TRAINABLE[stage]
-    reached = _ATTENDED if config.contrastive_features == "attended" else ()
-    return (*(part for part in TRAINABLE[stage] if part != "fusion"), *reached)
 
 
 def prepare(model: SignFuse, stage: StageName, config: LossConfig) -> None:

@@ -21,20 +21,22 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 from signfuse_dist import stages
 from signfuse_dist.augment import ClipFrames
 from signfuse_dist.check import caveats
 from signfuse_dist.cluster.folder import JobFolder
 from signfuse_dist.config import RunConfig
-from signfuse_dist.config_fixed import fixed
-from signfuse_dist.config_load import load_resolved, load_run
+from signfuse_dist.config_load import load_run
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.engine import checkpoint, ds_config, process
 from signfuse_dist.engine.loop import Loop
+from signfuse_dist.engine.marks import Marks
 from signfuse_dist.engine.optim import make_optimizer
 from signfuse_dist.engine.signals import REQUEUE
+from signfuse_dist.engine.watch import watched
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.files import write_text
@@ -44,6 +46,7 @@ from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.plan import MicroBatches, Plan, make_plan
+from signfuse_dist.run_settings import refuse_other
 
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 
@@ -72,6 +75,14 @@ def train(run: RunConfig) -> int:
     plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
+    with watched(run.train.hang_seconds, run.folder) as marks:
+        return _train(run, split, plan, workers, accelerator, resolved, marks)
+
+
+def _train(
+    run: RunConfig, split: Split, plan: Plan, workers: int, accelerator: Accelerator,
+    resolved: dict[str, Any] | None, marks: Marks,
+) -> int:  # fmt: skip
     say = accelerator.print
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
     open_folder(run, plan, resolved, accelerator.is_main_process)
@@ -105,11 +116,12 @@ def train(run: RunConfig) -> int:
         checkpoint.load_optimizer(found[0], accelerator, prepared, optimizer, start_step)
     loop = Loop(
         accelerator, prepared, optimizer, stages.StageObjective(run.stage.name, run.loss), plan,
-        run.stage, run.train, run.folder,
+        run.stage, run.train, run.folder, marks,
     )  # fmt: skip
     dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step)
     source = batches(dataset, workers, torch.cuda.is_available())
     finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name))
+    marks.at("ending", plan.total_steps)
     if finished and accelerator.is_main_process:
         model.save_pretrained(run.folder / "model")
         write_card(run.folder)
@@ -174,16 +186,8 @@ def _clips(
 
 def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, main: bool) -> None:
     """Write the run folder's description once; refuse a folder of another configuration."""
+    refuse_other(run)
     path = run.folder / "config.yaml"
-    if path.exists():
-        before, now = fixed(load_resolved(path)), fixed(run)
-        changed = [k for k in now if now[k] != before.get(k)]
-        if changed:
-            lines = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed]
-            raise UserError(
-                f"{run.folder} holds a run of another configuration ({'; '.join(lines)}): "
-                f"a run folder is never overwritten; give train.output=FOLDER or remove it"
-            )
     if not main:
         return
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from signfuse_dist.config import RunConfig, StageName
-from signfuse_dist.config_fixed import FREE_ON_RESUME, fixed, flat
 from signfuse_dist.config_load import load_run, load_stages
 from signfuse_dist.errors import UserError
+from signfuse_dist.run_settings import FREE_ON_RESUME, fixed, flat
 
 FOLDER = "ablation"  # inside train.output
 # The contrastive stage has no LLM (section 3.7), and Eq. 21 is all that it minimises.

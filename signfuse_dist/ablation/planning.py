@@ -13,10 +13,10 @@ from pathlib import Path
 
 from signfuse_dist.ablation.chain import Chains, StageRun
 from signfuse_dist.ablation.definition import Ablation, Row
-from signfuse_dist.config_fixed import flat
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.run_settings import flat
 
 
 @dataclass(frozen=True)

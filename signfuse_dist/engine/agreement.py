@@ -49,6 +49,14 @@ class Agreement:
         named = dict(zip(self._names, counts_of, strict=True))
         return Agreed(named, frames, clips, int(broken), stops > 0)
 
+    def gather(self, mine: list[str]) -> list[list[str]]:
+        """Return what every process gives, by rank; for what happens rarely."""
+        if self._hosts is None:
+            return [mine]
+        everyones: list[list[str]] = [[]] * dist.get_world_size(self._hosts)
+        dist.all_gather_object(everyones, mine, group=self._hosts)
+        return everyones
+
 
 class BrokenClips:
     """Names the clips that could not be read, and refuses to go on when there are too many.

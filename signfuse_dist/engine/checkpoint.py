@@ -25,6 +25,7 @@ from signfuse_dist.files import read_state, write_folder
 from signfuse_dist.weights import load_exactly
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_TAKEN = "steps_taken"  # in the moments' file: steps that Adam took, fewer where some were skipped
 _WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 
 
@@ -87,6 +88,7 @@ def load_optimizer(
 ) -> None:
     """Give a prepared optimizer the moments of a checkpoint; every process calls this."""
     moments = load_file(path / _OPTIMIZER)
+    taken = float(moments.pop(_TAKEN, torch.tensor(step)))
     module = accelerator.unwrap_model(model)
     names = {f"{name}.{key}" for name, _ in trained_parameters(module) for key in MOMENTS}
     if names != moments.keys():
@@ -97,7 +99,7 @@ def load_optimizer(
     for group in base.param_groups:
         for p in group["params"]:
             base.state[p] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(taken),
                 **{key: torch.zeros_like(p) for key in MOMENTS},
             }
     if sharded:
@@ -128,6 +130,8 @@ def _gather_moments(accelerator: Accelerator, module: nn.Module, optimizer: Any)
                 value = _base_optimizer(optimizer).state[parameter][key]
             if accelerator.is_main_process:
                 gathered[f"{name}.{key}"] = value.detach().cpu().contiguous()
+    if accelerator.is_main_process:
+        gathered[_TAKEN] = next(iter(_base_optimizer(optimizer).state.values()))["step"].cpu()
     return gathered
 
 

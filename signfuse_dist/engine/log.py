@@ -19,6 +19,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, total_steps: int, start_step: int, active: bool) -> None:
         self._file = None
+        self._pending = b""
         self._bar = tqdm(
             total=total_steps, initial=start_step, unit="step", disable=not active,
             desc=folder.name, dynamic_ncols=True, mininterval=1.0,
@@ -26,7 +27,7 @@ class MetricsLog:
         if active:
             path = folder / "metrics.jsonl"
             _keep_until(path, start_step)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
 
     def advance(self) -> None:
         """Move the progress bar by one step."""
@@ -36,10 +37,22 @@ class MetricsLog:
         """Append one line and show the losses in the bar."""
         if self._file is None:
             return
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        self._append(f"{json.dumps(values)}\n".encode())
         shown = ("total", "language", "contrastive", "clips_per_second")
         self._bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values})
+
+    def _append(self, line: bytes) -> None:
+        """Write what is pending; what a full disk refuses is said, and tried again next time."""
+        assert self._file is not None
+        self._pending += line
+        try:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+        except OSError as e:
+            self.say(
+                f"{self._file.name} cannot be written ({e.strerror}): training goes on, and its "
+                f"last {len(self._pending)} bytes are written when there is room"
+            )
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -50,6 +63,7 @@ class MetricsLog:
         """Close the file and the bar."""
         self._bar.close()
         if self._file is not None:
+            self._append(b"")
             self._file.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +14,10 @@ from torch import nn
 from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint
 from signfuse_dist.engine.agreement import Agreement, BrokenClips
+from signfuse_dist.engine.finite import FiniteSteps
 from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.log import MetricsLog
+from signfuse_dist.engine.marks import WAITING, Marks
 from signfuse_dist.engine.objective import Batch, Objective
 from signfuse_dist.engine.signals import StopRequest, stop_file
 from signfuse_dist.engine.step import Step
@@ -28,16 +29,20 @@ class Loop:
 
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
-        plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path,
+        plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path, marks: Marks,
     ) -> None:  # fmt: skip
         """Take a prepared ``model`` and ``optimizer``; ``folder`` is the run folder."""
+        self._marks = marks
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.objective, self.plan, self.stage, self.train = objective, plan, stage, train
         self.folder = folder
         self.names = tuple(objective.weights)
         self._agreement = Agreement(objective, accelerator.num_processes)
         self._broken = BrokenClips(plan.num_clips, train.max_broken_share)
-        self._step = Step(accelerator, model, optimizer, objective, plan, stage, train)
+        self._finite = FiniteSteps(model, self._agreement, train.non_finite)
+        self._step = Step(
+            accelerator, model, optimizer, objective, plan, stage, train, self._finite
+        )
         self._since = Interval(self.names, accelerator.device)
 
     def run(self, batches: Iterator[Batch], start_step: int, set_mode: Callable[[], None]) -> bool:
@@ -56,14 +61,17 @@ class Loop:
             while done < self.plan.total_steps:
                 if done % self.plan.steps_per_epoch == 0:
                     self._broken.begin_epoch()
+                self._marks.at("loading clips", done + 1)
                 started = time.perf_counter()
                 window = [next(batches) for _ in range(self.plan.accumulation)]
                 self._since.waited += time.perf_counter() - started
+                self._marks.at(WAITING, done + 1)
                 agreed = self._agreement.exchange(window, stop.asked)
                 self._since.count(agreed.frames, agreed.clips, agreed.broken)
                 self._broken.add(done + 1, window, agreed.broken)
                 if agreed.stopping:
                     break
+                self._marks.at("first step" if done == start_step else "computing", done + 1)
                 self._step.take(done, window, agreed.counts, self._since)
                 done += 1
                 log.advance()
@@ -81,9 +89,11 @@ class Loop:
         sums = self._since.sums.clone()
         if self.accelerator.num_processes > 1:
             dist.all_reduce(sums)
-        means = dict(zip(self.names, (sums / self._since.steps).tolist(), strict=True))
-        losses = self.objective.report(means)
-        self._refuse_not_finite(done, losses)
+        means = (sums / max(1, self._since.steps)).tolist()  # no step, no losses
+        losses = self.objective.report(dict(zip(self.names, means, strict=True)))
+        rates = self._since.rates()
+        if not self._since.steps:
+            losses, _ = {}, rates.pop("gradient_norm")
         log.write(
             {
                 "step": done,
@@ -91,25 +101,18 @@ class Loop:
                 "stage": self.stage.name,
                 **losses,
                 "skipped": self._since.broken,
+                "skipped_steps": self._finite.skipped,
                 "learning_rate": learning_rate(done - 1, self.plan, self.stage.learning_rate),
-                **self._since.rates(),
+                **rates,
             }
         )
         self._since = Interval(self.names, self.accelerator.device)
-
-    def _refuse_not_finite(self, step: int, losses: Any) -> None:
-        """Raise RuntimeError, on every process: the norm of the gradient is that of all of them."""
-        values = losses.values() if isinstance(losses, dict) else losses
-        norm = float(self._since.gradient_norm)
-        if not all(map(math.isfinite, (*values, norm))):
-            raise RuntimeError(
-                f"losses {losses} or the gradient's norm {norm} are not finite at step {step}. "
-                f"The last checkpoint is kept; lower stage.learning_rate or look for a broken "
-                f"clip (signfuse verify)"
-            )
+        self._finite.skipped = 0
 
     def _save(self, step: int) -> None:
-        self._refuse_not_finite(step, self._since.sums.tolist())
+        if not self._finite.taken:
+            return  # weights are what they were at the start, and there may be no moments yet
+        self._marks.at("saving", step)
         checkpoint.save(
             self.folder / "checkpoints", self.accelerator, self.model, self.optimizer, step,
             self.train.keep_checkpoints,

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from signfuse_dist.config import StageConfig, TrainConfig
+from signfuse_dist.engine.finite import FiniteSteps, marked
 from signfuse_dist.engine.interval import Interval
 from signfuse_dist.engine.objective import Batch, Objective
 from signfuse_dist.engine.optim import set_learning_rate
@@ -22,8 +23,9 @@ class Step:
 
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
-        plan: Plan, stage: StageConfig, train: TrainConfig,
+        plan: Plan, stage: StageConfig, train: TrainConfig, finite: FiniteSteps,
     ) -> None:  # fmt: skip
+        self._finite = finite
         self._accelerator, self._model, self._optimizer = accelerator, model, optimizer
         self._objective, self._plan, self._stage, self._train = objective, plan, stage, train
 
@@ -32,23 +34,37 @@ class Step:
     ) -> None:
         """Take step ``step`` (from 0) and note its losses and gradient norm in ``interval``.
 
-        DeepSpeed and DDP average gradients over processes, and Accelerate over accumulation;
-        the factor takes both back.
+        A step that is not finite is not taken, and noted by ``finite`` alone.
+
+        DeepSpeed and DDP average gradients over processes, and Accelerate over accumulation; the
+        factor takes both back.
         """
         peak = self._stage.learning_rate
         set_learning_rate(self._optimizer, learning_rate(step, self._plan, peak))
         torch.manual_seed(_seed(self._train.seed, step, self._accelerator.process_index))
         scale = self._accelerator.num_processes * self._plan.accumulation
         weights = self._objective.weights
+        losses: list[dict[str, Tensor]] = []
+        norm, taken = None, False
+        self._finite.begin()
         for batch in window:
             with self._accelerator.accumulate(self._model):
                 sums = self._objective(self._model, batch.to(self._accelerator.device))
                 terms = [weights[n] * sums[n] / max(counts[n], 1) for n in sums]
-                self._accelerator.backward(torch.stack(terms).sum() * scale)
+                self._accelerator.backward(marked(torch.stack(terms).sum()) * scale)
                 if self._accelerator.sync_gradients:
-                    interval.gradient_norm = self._clip()
-                self._optimizer.step()
+                    norm = self._clip()
+                    taken = self._finite.allows(norm)
+                    if taken:
+                        self._optimizer.step()
                 self._optimizer.zero_grad()
+            losses.append({name: loss.detach() for name, loss in sums.items()})
+        if not taken:
+            self._finite.refuse(step + 1, window, [list(of.values()) for of in losses])
+            return
+        self._finite.took()
+        interval.gradient_norm = norm
+        for sums in losses:
             interval.add(sums, counts)
         interval.steps += 1
 

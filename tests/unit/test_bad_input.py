@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from model_factory import Example, draw_clips, join, scramble, small_model, tiny_tokenizer
-from torch import nn
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import LossConfig, StageConfig, TrainConfig
-from signfuse_dist.engine.checkpoint import latest
-from signfuse_dist.engine.loop import Loop
+from signfuse_dist.config import LossConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.norm import StepNorm
 from signfuse_dist.model.skeletal import SkeletalStream
-from signfuse_dist.plan import make_plan
 from signfuse_dist.stages import StageObjective, prepare, set_mode
 
 LENGTHS = (5, 3, 4)
@@ -126,51 +119,3 @@ def test_broken_weights_are_named_by_clip_and_make_no_sentence() -> None:
         model.skeletal.blocks[0].spatial.weight.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"(?s)sign tokens are not finite.*clip 0.*clip 2"):
         model.generate(join(draw_clips(LENGTHS)))
-
-
-class _Objective:
-    """Losses of a linear model, not finite from a step on."""
-
-    def __init__(self, bad_step: int, through: str) -> None:
-        self.weights = {"total": 1.0}
-        self.calls, self.bad_step, self.through = 0, bad_step, through
-
-    def counts(self, batch: SignBatch) -> dict[str, float]:
-        return {"total": float(batch.weight.sum())}
-
-    def __call__(self, model: nn.Module, batch: SignBatch) -> dict[str, torch.Tensor]:
-        self.calls += 1
-        total = model(batch.pose.mean(dim=(1, 2))).square().sum()
-        if self.calls == self.bad_step:
-            # The gradient alone: the square root of 0 is 0, its slope is not finite.
-            zero = total - total
-            total = total * float("nan") if self.through == "loss" else total + zero.sqrt()
-        return {"total": total}
-
-    def report(self, means: dict[str, float]) -> dict[str, float]:
-        return means
-
-
-@pytest.mark.parametrize("through", ["loss", "gradient"])
-def test_a_loss_or_gradient_that_is_not_finite_stops_before_a_checkpoint_is_written(
-    tmp_path: Path, through: str
-) -> None:
-    """At step 3, where no log line is due; the checkpoint of step 2 is kept and whole."""
-    stage = StageConfig(name="contrastive", epochs=1, learning_rate=1e-3, warmup_epochs=0)
-    train = TrainConfig(
-        micro_batch_size=1, global_batch_size=1, precision="fp32", gradient_clipping=1.0,
-        log_steps=100, checkpoint_steps=2,
-    )  # fmt: skip
-    plan = make_plan(8, stage, train, 1)
-    accelerator = Accelerator(cpu=True)
-    model = nn.Linear(2, 1)
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-    loop = Loop(
-        accelerator, model, optimizer, _Objective(3, through), plan, stage, train, tmp_path
-    )  # fmt: skip
-    batches: Iterator[Any] = iter([join(draw_clips([2])) for _ in range(8)])
-    with pytest.raises(RuntimeError, match=r"not finite at step 4"):
-        loop.run(batches, 0, lambda: None)
-    found = latest(tmp_path / "checkpoints", print)
-    assert found is not None
-    assert found[1] == 2

