@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from signfuse_dist.cli_ablate import add_ablate
 from signfuse_dist.cli_bench import add_bench
 from signfuse_dist.cli_check import add_check, add_run
 from signfuse_dist.cli_look import add_show, add_stats
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_report,
         add_translate,
         add_serve,
+        add_ablate,
         add_bench,
     ):
         add(commands)
