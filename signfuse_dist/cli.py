@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from signfuse_dist.cli_ablate import add_ablate
 from signfuse_dist.cli_bench import add_bench
 from signfuse_dist.cli_check import add_check, add_run
 from signfuse_dist.cli_look import add_show, add_stats
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_report,
         add_translate,
         add_serve,
+        add_ablate,
         add_bench,
     ):
         add(commands)
@@ -210,17 +212,32 @@ def _add_evaluate(commands: _Commands) -> None:
         help="translate a split with a trained stage and score it",
         description="Decode deterministically and write hypotheses.jsonl and scores.json into "
         "RUN/evaluation/SPLIT. Under `accelerate launch -m signfuse_dist.cli evaluate ...` the "
-        "work is shared by all processes; the result is the same.",
+        "work is shared by all processes; the result is the same. Interrupted, run it again: "
+        "finished batches are kept.",
     )
     command.add_argument("run_folder", type=Path, metavar="RUN", help="runs/EXPERIMENT/STAGE")
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="evaluation.key=value",
+        help="other decoding than the run's, such as evaluation.num_beams=8",
+    )
     command.add_argument("--split", required=True, help="the packed split's name, such as test")
+    command.add_argument(
+        "--controls",
+        default="shuffled,blank,masked_joints",
+        help="which are scored as well, with commas, or none (default: %(default)s); blank and "
+        "masked_joints take as long again each as the split itself",
+    )
     command.set_defaults(run=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from signfuse_dist.evaluation.control import chosen_controls
     from signfuse_dist.evaluation.decode import evaluate
 
-    evaluate(options.run_folder, options.split)
+    controls = chosen_controls(options.controls)
+    evaluate(options.run_folder, options.split, options.overrides, controls)
     return 0
 
 

@@ -187,18 +187,21 @@ def _memory(options: argparse.Namespace) -> int:
 def _add_parameters(whats: _Commands) -> None:
     command = whats.add_parser(
         "parameters",
-        help="count the parameters of every variant of the paper's section 5.4",
-        description="Build every variant of the experiment's model without memory and count the "
-        "parameters of its components. Reads the LLM's configuration, and no data.",
+        help="count the parameters of every row of the ablations (the paper's section 5.4)",
+        description="Build every row's model without memory and count the parameters of its "
+        "components. Reads the LLM's configuration, and no data.",
+    )
+    command.add_argument(
+        "names", metavar="NAME", help="files of configs/ablation or paths, with commas; or `all`"
     )
     _add_experiment(command)
     command.set_defaults(run=_parameters)
 
 
 def _parameters(options: argparse.Namespace) -> int:
-    from signfuse_dist.bench.parameters import count_variants
+    from signfuse_dist.bench.parameters import count_rows
 
-    print(count_variants(options.experiment, options.overrides))
+    print(count_rows(options.names, options.experiment, options.overrides))
     return 0
 
 

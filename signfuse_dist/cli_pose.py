@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 def add_division(command: argparse.ArgumentParser) -> None:
     """Add the options that divide the work."""
     command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    add_tasks(command)
+
+
+def add_tasks(command: argparse.ArgumentParser) -> None:
+    """Add the options of a task that shares its work with others."""
     command.add_argument(
         "--task-id", type=int, default=0, help="which of several tasks this is, from 0 (default: 0)"
     )
@@ -25,7 +30,7 @@ def add_division(command: argparse.ArgumentParser) -> None:
         "--num-tasks",
         type=int,
         default=1,
-        help="tasks that share the shards, such as those of an array job (default: 1)",
+        help="tasks that share the work, such as those of an array job (default: 1)",
     )
 
 

@@ -37,7 +37,7 @@ def add_score(commands: _Commands) -> None:
 def _score(options: argparse.Namespace) -> int:
     from signfuse_dist.evaluation.metrics import format_scores, score_files
     from signfuse_dist.evaluation.resampling import Resampling
-    from signfuse_dist.evaluation.results import write_scores
+    from signfuse_dist.evaluation.results import Results, write_results
 
     scores = score_files(
         options.hypotheses,
@@ -50,7 +50,7 @@ def _score(options: argparse.Namespace) -> int:
     )
     print(format_scores(scores))
     if options.json is not None:
-        write_scores(options.json, scores, None)
+        write_results(options.json, Results(scores))
     return 0
 
 

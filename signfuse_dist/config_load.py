@@ -95,6 +95,20 @@ def load_resolved(path: Path) -> RunConfig:
     return RunConfig(name=str(name), **sections)
 
 
+def override(run: RunConfig, words: Sequence[str], section: str) -> RunConfig:
+    """Return the run with ``section.key=value`` words of one section applied.
+
+    Raises :class:`UserError` with every word that is wrong or of another section.
+    """
+    values: dict[str, dict[str, Any]] = {section: dataclasses.asdict(getattr(run, section))}
+    others = [word for word in words if not word.startswith(f"{section}.")]
+    errors = [f"{word!r}: only {section}.key=value can be changed here" for word in others]
+    _merge_dotlist(values, [word for word in words if word not in others], errors)
+    changed = build(section, SECTIONS[section], values[section], errors)
+    raise_together(errors, f"{run.name}: the words on the command line have errors")
+    return dataclasses.replace(run, **{section: changed})
+
+
 def find_experiment(experiment: str) -> Path:
     """Return the experiment's file; a bare name means ``configs/experiment/NAME.yaml``."""
     path = Path(experiment)

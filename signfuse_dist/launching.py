@@ -23,11 +23,7 @@ def train_stages(
 
     With ``stage=NAME`` among the overrides, only that stage.
     """
-    if num_processes is not None and num_processes < 1:
-        raise UserError(f"--num-processes {num_processes}: at least one process is needed")
-    launch = launch or _default_launch()
-    if not launch.is_file():
-        raise UserError(f"--launch {launch}: no such file (see launch/)")
+    launch = find_launch(launch, num_processes)
     others = [word for word in overrides if not word.startswith("stage=")]
     # All stages are read first: an error in the last must not show after the first has trained.
     for run in load_stages(experiment, overrides):
@@ -46,10 +42,7 @@ def train_stages(
 
 
 def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> int:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
-    if num_processes is not None:
-        command += ["--num_processes", str(num_processes)]
-    command += ["-m", "signfuse_dist.train", *words]
+    command = launch_command(launch, num_processes, "signfuse_dist.train", words)
     with tempfile.TemporaryDirectory() as own:
         # The launcher makes 1 of every status; whether a stop was asked for stands in the folder.
         folder = os.environ.get(JOB_FOLDER, own)
@@ -67,6 +60,26 @@ def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
             except KeyboardInterrupt:
                 # ctrl-C reaches the workers as well: they write a checkpoint, then end.
                 print("stopping after this step ...", flush=True)
+
+
+def find_launch(launch: Path | None, num_processes: int | None) -> Path:
+    """Return the launch file, the default where none is given; raise UserError for what is not."""
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num-processes {num_processes}: at least one process is needed")
+    launch = launch or _default_launch()
+    if not launch.is_file():
+        raise UserError(f"--launch {launch}: no such file (see launch/)")
+    return launch
+
+
+def launch_command(
+    launch: Path, num_processes: int | None, module: str, words: Sequence[str], *options: str
+) -> list[str]:
+    """Return ``accelerate launch -m module words``; ``options`` are more of the launcher's."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
+    if num_processes is not None:
+        command += ["--num_processes", str(num_processes)]
+    return [*command, *options, "-m", module, *words]
 
 
 def _default_launch() -> Path:

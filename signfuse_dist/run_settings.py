@@ -10,7 +10,7 @@ from signfuse_dist.errors import UserError
 
 # What may change between the parts of a run: nothing here touches the numbers of a step, beyond
 # rounding where memory made it necessary. Where the micro batch does, checkpoints hold it fast.
-_FREE_ON_RESUME = (
+FREE_ON_RESUME = (
     "train.num_workers",
     "train.max_broken_share",
     "train.non_finite",
@@ -45,9 +45,18 @@ def refuse_other(run: RunConfig) -> None:
         )
 
 
-def fixed(run: RunConfig) -> dict[str, Any]:
-    """Return what must not change between the parts of a run, by section.key."""
+def flat(run: RunConfig) -> dict[str, Any]:
+    """Return every value of a run by ``section.key``, and its name."""
     sections = run.to_dict()
-    name, _ = sections.pop("name"), sections.pop("evaluation")
+    name = sections.pop("name")
     values = {f"{s}.{k}": v for s, section in sections.items() for k, v in section.items()}
-    return {"name": name, **{k: v for k, v in values.items() if k not in _FREE_ON_RESUME}}
+    return {"name": name, **values}
+
+
+def fixed(run: RunConfig) -> dict[str, Any]:
+    """Return what must not change between the parts of a run, by ``section.key``."""
+    return {
+        key: value
+        for key, value in flat(run).items()
+        if key not in FREE_ON_RESUME and not key.startswith("evaluation.")
+    }

@@ -112,6 +112,8 @@ def _train(
         refuse_long_texts(model, tokenizer, dev, say)
     _describe(model, run, plan, say)
     _record_attention(model, run, accelerator, say)
+    if accelerator.is_main_process:
+        write_text(run.folder / "parameters.json", json.dumps(_count(model), indent=1))
     for warning in caveats(run, plan.world_size):
         say(warning)
     startup.lap("texts")
@@ -251,10 +253,17 @@ def _record_attention(model: SignFuse, run: RunConfig, accelerator: Any, say: An
 def _describe(model: SignFuse, run: RunConfig, plan: Plan, say: Any) -> None:
     say(f"{run.name}, stage {run.stage.name} -> {run.folder}")
     say(plan.describe())
+    for name, count in _count(model).items():
+        say(f"  {name:15s} {count['all']:>13,} parameters, {count['trained']:>12,} train")
+
+
+def _count(model: SignFuse) -> dict[str, dict[str, int]]:
+    """Return the parameters of each component, all and those that this stage trains."""
+    found = {}
     for name, count in count_parameters(model).items():
-        part = getattr(model, name)
-        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        say(f"  {name:15s} {count:>13,} parameters, {trained:>12,} train")
+        trained = (p.numel() for p in getattr(model, name).parameters() if p.requires_grad)
+        found[name] = {"all": count, "trained": sum(trained)}
+    return found
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ablations:  sbatch slurm/ablate.sh NAME [section.key=value ...]
+# Ablations:  sbatch slurm/ablate.sh NAME EXPERIMENT [section.key=value ...]
 # An array job whose tasks share the variants of one table; `sbatch --array=0-15 ...` asks for more
 # tasks, `--array=0-7%2` for two at a time. The same command goes on where a job was stopped, with
 # any number of tasks. Each task trains on the GPUs of one node. Options of the command may follow.
@@ -15,7 +15,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A-%a.log
 source slurm/environment.sh
-[ $# -ge 1 ] || { echo "usage: sbatch slurm/ablate.sh NAME [section.key=value ...]" >&2; exit 2; }
+[ $# -ge 2 ] || { echo "usage: sbatch slurm/ablate.sh NAME EXPERIMENT [section.key=value ...]" >&2; exit 2; }
 number_task ablate
 exec python -m signfuse_dist.cluster.batch signfuse ablate "$@" \
   --task-id "$task_id" --num-tasks "$num_tasks"

@@ -12,7 +12,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 source slurm/environment.sh
-[ $# -eq 3 ] || { echo "usage: sbatch slurm/evaluate.sh RUN --split SPLIT" >&2; exit 2; }
+usage="usage: sbatch slurm/evaluate.sh RUN --split SPLIT [evaluation.KEY=VALUE ...]"
+[ $# -ge 3 ] || { echo "$usage" >&2; exit 2; }
 prepare_launchers
 "${launchers[@]}" -m signfuse_dist.cli evaluate "$@"
-exec signfuse report "$@"
+exec signfuse report "${@:1:3}"  # without the settings of decoding

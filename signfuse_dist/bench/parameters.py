@@ -1,4 +1,4 @@
-"""The parameters of every variant of section 5.4, from models without memory."""
+"""The parameters of every row of the ablations, from models without memory."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from collections.abc import Sequence
 
 import torch
 
+from signfuse_dist.ablation.definition import Ablation, Row, read_ablations
 from signfuse_dist.check import read_llm_dim
 from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_stages
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
-from signfuse_dist.variants import VARIANTS, Variant
 
 COMPONENTS = ("visual", "skeletal", "fusion", "temporal", "adapter")
 
 
-def count_variants(experiment: str, overrides: Sequence[str]) -> str:
-    """Return a table: each variant, the stages it trains, and the parameters of its components.
+def count_rows(names: str, experiment: str, overrides: Sequence[str]) -> str:
+    """Return a table: each row, the stages it trains, and the parameters of its components.
 
-    The frozen LLM and LoRA, the same in every row, are left out. Raises UserError when the
-    experiment, or a variant of it, is no valid configuration.
+    ``names`` are those of :func:`~signfuse_dist.ablation.definition.read_ablations`. The frozen
+    LLM and LoRA are left out. Raises UserError when the experiment, or a row on it, is no valid
+    configuration.
     """
     rows: list[tuple[str, ...]] = [("", "", "stages", *COMPONENTS, "total")]
-    for variant in VARIANTS:
-        runs = load_stages(experiment, [*overrides, *variant.words])
-        rows.append(_row(variant, runs))
+    for ablation in read_ablations(names):
+        for row in ablation.rows:
+            runs = load_stages(experiment, [*overrides, *row.words])
+            rows.append(_row(ablation, row, runs))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -44,11 +46,11 @@ def count(run: RunConfig) -> dict[str, int]:
         return count_parameters(SignFuse(run.model, (read_llm_dim(run.model), 1.0)))
 
 
-def _row(variant: Variant, runs: Sequence[RunConfig]) -> tuple[str, ...]:
+def _row(ablation: Ablation, row: Row, runs: Sequence[RunConfig]) -> tuple[str, ...]:
     counts = count(runs[-1])
     return (
-        variant.ablation,
-        variant.name,
+        ablation.name,
+        row.name,
         ", ".join(run.stage.name for run in runs),
         *(f"{counts.get(name, 0):,}" for name in COMPONENTS),
         f"{sum(counts.values()):,}",

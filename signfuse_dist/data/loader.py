@@ -157,21 +157,27 @@ def collate(
     )
 
 
-def batches(dataset: BatchSource, num_workers: int, pin_memory: bool) -> Iterator[SignBatch]:
+def batches(
+    dataset: BatchSource, num_workers: int, pin_memory: bool, items: Iterable[int] | None = None
+) -> Iterator[SignBatch]:
     """Yield the batches in order, read ahead by ``num_workers`` threads (0: none, when asked for).
+
+    ``items`` says which, None all. Each is taken from it only when its reading begins, so it may
+    be a generator that several processes share.
 
     Threads, not processes: JPEGs are decoded without Python's lock, straight into the memory that
     goes to the device. A process would have to copy every frame out again. ``pin_memory`` makes it
     page-locked memory of torch's, which is used again for later batches.
     """
+    items = range(len(dataset)) if items is None else items
     if not num_workers:
-        yield from (dataset.load(i, map, pin_memory) for i in range(len(dataset)))
+        yield from (dataset.load(i, map, pin_memory) for i in items)
         return
     readers = ThreadPoolExecutor(num_workers, "read")
     ahead = ThreadPoolExecutor(_AHEAD, "collate")
     try:
         waiting: deque[Future[SignBatch]] = deque()
-        for item in range(len(dataset)):
+        for item in items:
             waiting.append(ahead.submit(dataset.load, item, readers.map, pin_memory))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().result()

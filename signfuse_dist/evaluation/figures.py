@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TypeVar
 
 from PIL import Image
 
 from signfuse_dist.evaluation.plots import DARK, LIGHT, Theme
 
+T = TypeVar("T")
+# One number, or an interval.
+_NUMBER = re.compile(r"-?[0-9][0-9.,]*(e[-+][0-9]+)?( to -?[0-9][0-9.,]*)?")
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text with its caption."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def is_number(self, column: int) -> bool:
+        """Return whether a column holds numbers alone, and is set to the right.
+
+        Never the first, nor the values of a list of facts, which are of many kinds.
+        """
+        if column == 0 or len(self.header) == 2:
+            return False
+        cells = [row[column] for row in self.rows]
+        return any(_NUMBER.fullmatch(c) for c in cells) and all(
+            c == "–" or _NUMBER.fullmatch(c) for c in cells
+        )
 
 
 @dataclass(frozen=True)
@@ -19,7 +45,8 @@ class Figure:
     """A PNG or JPEG with its words; ``name`` is a plain file name without ending.
 
     ``dark`` is the picture for a dark page, None when there is one for both. ``alt`` says what is
-    seen, ``caption`` what it means.
+    seen, ``caption`` what it means. ``table`` holds what a plot draws, for those who do not see it;
+    None for a photograph.
     """
 
     name: str
@@ -27,6 +54,7 @@ class Figure:
     dark: bytes | None
     alt: str
     caption: str
+    table: Table | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -40,9 +68,18 @@ class Figure:
         return f"{self.name}.{_kind(self.light)}"
 
 
-def plot(name: str, draw: Callable[[Theme], bytes], alt: str, caption: str) -> Figure:
+def plot(
+    name: str, draw: Callable[[Theme], bytes], alt: str, caption: str, table: Table | None
+) -> Figure:
     """Return a figure drawn once for each theme."""
-    return Figure(name, draw(LIGHT), draw(DARK), alt, caption)
+    return Figure(name, draw(LIGHT), draw(DARK), alt, caption, table)
+
+
+def thinned(rows: Sequence[T], most: int) -> list[T]:
+    """Return at most ``most`` rows, evenly spread, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
 def data_uri(picture: bytes) -> str:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -105,42 +107,43 @@ def write_hypotheses(
     write_atomically(path, text.encode("utf-8"))
 
 
-def write_gates(path: Path, gates: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write ``gates.npz``: one float32 ``[steps]`` array per id, readable by ``numpy.load``.
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write a float32 array per name, readable by ``numpy.load``; same arrays, same bytes.
 
     Not ``numpy.savez``: there an id named ``file`` is lost and the bytes hold the time of day.
     """
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(gates):
+        for name in sorted(arrays):
             member = BytesIO()
-            npy_format.write_array(member, np.asarray(gates[name], np.float32), version=(1, 0))
+            npy_format.write_array(member, np.asarray(arrays[name], np.float32), version=(1, 0))
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, member.getvalue())
     write_atomically(path, buffer.getvalue())
 
 
-def read_gate(archive: zipfile.ZipFile, name: str) -> NDArray[np.float32]:
-    """Return one id's gate, float32 ``[steps]``, from an open ``gates.npz``.
+def read_array(archive: zipfile.ZipFile, name: str, ndim: int) -> NDArray[np.float32]:
+    """Return one array of ``ndim`` dimensions from an open file of :func:`write_arrays`.
 
     The member is looked up by its exact name, so ids with ``/`` or ``.npy`` in them are safe; its
-    size is checked before memory is taken. Raises KeyError when the id is not there and
+    size is checked before memory is taken. Raises KeyError when the name is not there and
     :class:`UserError` when the member is not such an array.
     """
     with archive.open(f"{name}.npy") as member:
         try:
             if npy_format.read_magic(member) != (1, 0):
                 raise ValueError("an unknown version of the format")
-            shape, _, dtype = npy_format.read_array_header_1_0(member)
-            if len(shape) != 1 or dtype != np.float32:
-                raise ValueError(f"shape {shape} of {dtype}, not float32 [steps]")
-            data = member.read(4 * shape[0] + 1)
-            if len(data) != 4 * shape[0]:
+            shape, fortran, dtype = npy_format.read_array_header_1_0(member)
+            if len(shape) != ndim or fortran or dtype != np.float32:
+                raise ValueError(f"shape {shape} of {dtype}, not {ndim} dimensions of float32")
+            size = 4 * math.prod(shape)
+            data = member.read(size + 1)
+            if len(data) != size:
                 raise ValueError("its data is torn")
-        except (ValueError, zipfile.BadZipFile) as e:
-            raise UserError(f"the gate of {name!r} cannot be read: {e}") from e
-    return np.frombuffer(data, np.float32)
+        except (ValueError, zipfile.BadZipFile, zlib.error) as e:
+            raise UserError(f"the array of {name!r} cannot be read: {e}") from e
+    return np.frombuffer(data, np.float32).reshape(shape)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -48,6 +49,7 @@ def loss_curves(stages: Mapping[str, Rows], theme: Theme) -> bytes:
             if any(name in row for row in rows):
                 _line(axes, rows, name, theme, i)
         axes.set_ylabel("loss", color=theme.ink)
+        axes.set_xlabel("optimizer step", color=theme.ink)
         _legend(axes, theme)
     return _png(figure)
 
@@ -58,20 +60,69 @@ def learning_rates(stages: Mapping[str, Rows], theme: Theme) -> bytes:
     for axes, rows in zip(panels, stages.values(), strict=True):
         _line(axes, rows, "learning_rate", theme, 0)
         axes.set_ylabel("learning rate", color=theme.ink)
+        axes.set_xlabel("optimizer step", color=theme.ink)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     return _png(figure)
 
 
-def gate_over_time(gate: NDArray[np.float32], theme: Theme) -> bytes:
-    """Draw the mean gate of Eq. 10, float ``[steps]`` in 0..1, over the steps of a clip."""
+def gate_over_time(gate: NDArray[np.float32], theme: Theme, seconds: float | None = None) -> bytes:
+    """Draw the mean gate of Eq. 10, float ``[steps]`` in 0..1, over the steps of a clip.
+
+    ``seconds`` is the clip's length, None where it is not known.
+    """
     figure, (axes,) = _panels({"": ()}, theme, height=1.7)
     axes.axhline(0.5, color=theme.grid, linewidth=1)
     marker = "o" if len(gate) < 3 else ""
-    axes.plot(np.arange(len(gate)), gate, color=theme.lines[0], linewidth=1.8, marker=marker)
+    times = step_times(len(gate), seconds)
+    axes.plot(times, gate, color=theme.lines[0], linewidth=1.8, marker=marker)
     axes.set_ylim(0.0, 1.0)
     axes.set_yticks([0.0, 0.5, 1.0], labels=["0 joints", "0.5", "1 picture"])
-    axes.set_xlabel("step of the encoder", color=theme.ink)
+    axes.set_xlabel(_time_label(seconds), color=theme.ink)
     return _png(figure)
+
+
+def attention_maps(
+    maps: Mapping[str, NDArray[np.float32]], seconds: float | None, theme: Theme
+) -> bytes:
+    """Draw one panel a direction: weights ``[query steps, key steps]`` over the clip's time.
+
+    A panel's title is its key in ``maps``. Colours go from the page's own at 0
+    to a line's at the panel's strongest weight.
+    """
+    figure, panels = _panels(maps, theme, height=3.6)
+    colours = LinearSegmentedColormap.from_list("page", [theme.background, theme.lines[0]])
+    for axes, weights in zip(panels, maps.values(), strict=True):
+        end = step_times(len(weights) + 1, seconds and seconds * (1 + 1 / len(weights)))[-1]
+        axes.imshow(
+            weights, cmap=colours, vmin=0.0, origin="lower", aspect="auto",
+            extent=(0.0, float(end), 0.0, float(end)), interpolation="nearest",
+        )  # fmt: skip
+        axes.grid(False)
+        axes.set_xlabel(f"attended to: {_time_label(seconds)}", color=theme.ink)
+        axes.set_ylabel(f"asked from: {_time_label(seconds)}", color=theme.ink)
+    return _png(figure)
+
+
+def bucket_bars(names: Sequence[str], values: Sequence[float], axis: str, theme: Theme) -> bytes:
+    """Draw a bar a bucket, its value written above it."""
+    figure, (axes,) = _panels({"": ()}, theme, height=2.4)
+    bars = axes.bar(range(len(names)), values, color=theme.lines[0], width=0.6)
+    axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], color=theme.ink, fontsize=9)
+    axes.set_xticks(range(len(names)), labels=list(names))
+    axes.set_ylim(0.0, max([*values, 1.0]) * 1.15)
+    axes.set_ylabel(axis, color=theme.ink)
+    axes.grid(False, axis="x")
+    axes.set_axisbelow(True)
+    return _png(figure)
+
+
+def step_times(num_steps: int, seconds: float | None) -> NDArray[np.float64]:
+    """Return where each step begins, in seconds, or its number where the time is not known."""
+    return np.arange(num_steps) * (1.0 if seconds is None else seconds / num_steps)
+
+
+def _time_label(seconds: float | None) -> str:
+    return "step of the encoder" if seconds is None else "seconds"
 
 
 def _panels(
@@ -90,8 +141,6 @@ def _panels(
         axes.grid(True, color=theme.grid, linewidth=0.5)
         for spine in axes.spines.values():
             spine.set_color(theme.grid)
-        if title:
-            axes.set_xlabel("optimizer step", color=theme.ink)
     return figure, panels
 
 

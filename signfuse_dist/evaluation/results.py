@@ -1,15 +1,18 @@
-"""``scores.json``: the scores of a split beside those of the shuffled control.
+"""``scores.json``: the scores of a split beside those of its controls.
 
-``{"version": 1, "scores": {...}, "control": {...} or null}``, each with ``preset``,
-``num_samples``, ``metrics`` (name -> ``value``, ``signature``), ``unavailable``, ``empty``,
-``notes``, and where intervals were asked for ``resampling`` and each metric's ``interval``: low and
-high of 95%. Values are not rounded. ``control`` is null when it does not apply (one sample).
+``{"version": 2, "scores": {...}, "controls": {name: {...}}, "inapplicable": {name: reason},
+"decoding": {...}}``. Scores have ``preset``, ``num_samples``, ``metrics`` (name -> ``value``,
+``signature``), ``unavailable``, ``empty``, ``notes``, and where intervals were asked for
+``resampling`` and each metric's ``interval``: low and high of 95%. Values are not rounded.
+``decoding`` is the section ``evaluation`` that the sentences were decoded with.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +20,45 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.files import write_json
 from signfuse_dist.evaluation.metrics import Score, Scores
 
-VERSION = 1
+VERSION = 2
 
 
-def write_scores(path: Path, scores: Scores, control: Scores | None) -> None:
-    """Write ``scores.json``, whole or not at all; the bytes depend on the scores alone."""
-    both = {"scores": _to_dict(scores), "control": None if control is None else _to_dict(control)}
-    write_json(path, {"version": VERSION, **both})
+@dataclass(frozen=True)
+class Results:
+    """Scores, those of each control by name, and why a control that was asked for has none."""
+
+    scores: Scores
+    controls: Mapping[str, Scores] = field(default_factory=dict)
+    inapplicable: Mapping[str, str] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_scores(path: Path) -> tuple[Scores, Scores | None]:
-    """Read what :func:`write_scores` wrote; raise :class:`UserError` when it is not that."""
+def write_results(path: Path, results: Results) -> None:
+    """Write ``scores.json``, whole or not at all; the bytes depend on the results alone."""
+    value = {
+        "version": VERSION,
+        "scores": _to_dict(results.scores),
+        "controls": {name: _to_dict(scores) for name, scores in results.controls.items()},
+        "inapplicable": dict(results.inapplicable),
+        "decoding": dict(results.decoding),
+    }
+    write_json(path, value)
+
+
+def read_results(path: Path) -> Results:
+    """Read what :func:`write_results` wrote; raise :class:`UserError` when it is not that."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["version"] != VERSION:
-            raise UserError(f"{path}: version {raw['version']!r}, this program reads {VERSION}")
-        control = raw["control"]
-        return _from_dict(raw["scores"]), None if control is None else _from_dict(control)
+            raise UserError(
+                f"{path}: version {raw['version']!r}, this program reads {VERSION}: evaluate again"
+            )
+        return Results(
+            scores=_from_dict(raw["scores"]),
+            controls={str(name): _from_dict(part) for name, part in raw["controls"].items()},
+            inapplicable={str(k): str(v) for k, v in raw["inapplicable"].items()},
+            decoding={str(k): v for k, v in raw["decoding"].items()},
+        )
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except UserError:
@@ -42,6 +67,12 @@ def read_scores(path: Path) -> tuple[Scores, Scores | None]:
         raise UserError(f"{path}: not a file of scores ({e!r})") from e
     except ValueError as e:
         raise UserError(f"{path}: not a file of scores ({e})") from e
+
+
+def read_scores(path: Path) -> tuple[Scores, Scores | None]:
+    """Return a split's scores and those of its shuffled control, as :func:`read_results` does."""
+    results = read_results(path)
+    return results.scores, results.controls.get("shuffled")
 
 
 def _to_dict(scores: Scores) -> dict[str, Any]:

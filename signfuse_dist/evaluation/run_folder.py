@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from signfuse_dist.config import STAGES, EvaluationConfig, RunConfig
 from signfuse_dist.config_load import load_resolved
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.files import read_gate, read_pairs
-from signfuse_dist.evaluation.metrics import Scores
-from signfuse_dist.evaluation.results import read_scores
+from signfuse_dist.evaluation.files import read_array, read_pairs
+from signfuse_dist.evaluation.results import Results, read_results
 
+# The directions of Eq. 8-9, as attention.npz and the fusions of one direction name them.
+DIRECTIONS = ("visual_from_skeletal", "skeletal_from_visual")
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NESTED = 3  # levels of names in versions.json that are joined; deeper ones are shown as JSON
 _T = TypeVar("_T")
@@ -46,8 +47,9 @@ class RunFolder:
     config: RunConfig | None = None
     config_text: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    scores: Scores | None = None
-    control: Scores | None = None
+    evaluated: dict[str, str] = field(default_factory=dict)
+    results: Results | None = None
+    plans: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
@@ -76,20 +78,39 @@ class RunFolder:
 
     def gates(self, ids: list[str]) -> dict[str, NDArray[np.float32]]:
         """Return the mean gate over time, float32 ``[steps]``, of those ids that have one."""
-        path, found = self.evaluation / "gates.npz", {}
+        if self.config is not None and self.config.model.fusion != "cmfa":
+            return {}  # other fusions have no gate
+        found = self._arrays("gates.npz", "gate", ids, 1)
+        return {name: found[name] for name in ids if name in found}
+
+    def attention(self, ids: list[str]) -> dict[str, dict[str, NDArray[np.float32]]]:
+        """Return the cross-attention maps, float32 ``[query steps, key steps]``, by direction."""
+        if self.config is not None and self.config.model.fusion in ("concat", "sum"):
+            return {}  # these do not attend
+        fusion = self.config.model.fusion if self.config else "cmfa"
+        ways = [fusion] if fusion in DIRECTIONS else list(DIRECTIONS)
+        names = [f"{way}/{name}" for name in ids for way in ways]
+        found = self._arrays("attention.npz", "cross-attention", names, 2)
+        maps = {n: {w: found[f"{w}/{n}"] for w in ways if f"{w}/{n}" in found} for n in ids}
+        return {name: by_way for name, by_way in maps.items() if by_way}
+
+    def _arrays(
+        self, file: str, what: str, names: list[str], ndim: int
+    ) -> dict[str, NDArray[np.float32]]:
+        path, found = self.evaluation / file, {}
         try:
             with zipfile.ZipFile(path) as archive:
-                for name in ids:
+                for name in names:
                     try:
-                        found[name] = read_gate(archive, name)
+                        found[name] = read_array(archive, name, ndim)
                     except KeyError:
-                        self.note("gate", f"{path.name} has none for {name!r}")
+                        self.note(what, f"{file} has none for {name!r}")
                     except UserError as e:
-                        self.note("gate", e)
+                        self.note(what, e)
         except FileNotFoundError:
-            self.note("gates", f"there is no {path.name} beside the hypotheses")
+            self.note(what, f"there is no {file} beside the hypotheses")
         except (OSError, zipfile.BadZipFile) as e:
-            self.note("gates", f"{path.name} cannot be read ({e})")
+            self.note(what, f"{file} cannot be read ({e})")
         return found
 
 
@@ -113,10 +134,9 @@ def read_run(path: Path, split: str) -> RunFolder:
     run.config_text = run.attempt("configuration text", lambda: _read_text(config), "")
     versions = path / "versions.json"
     run.versions = run.attempt("versions", lambda: _flat(_read_json(versions)), {})
-    none: tuple[Scores | None, Scores | None] = (None, None)
-    run.scores, run.control = run.attempt(
-        "scores", lambda: read_scores(run.evaluation / "scores.json"), none
-    )
+    run.results = run.attempt("scores", lambda: read_results(run.evaluation / "scores.json"), None)
+    record = run.evaluation / "evaluation.json"
+    run.evaluated = run.attempt("how it was evaluated", lambda: _flat(_read_json(record)), {})
     _read_curves(run)
     return run
 
@@ -133,6 +153,7 @@ def _read_curves(run: RunFolder) -> None:
         rows = run.attempt("curves", partial(_read_log, run, folder / "metrics.jsonl"), none)
         if rows:
             run.curves[stage] = rows
+            run.plans[stage] = run.attempt("plan", partial(_read_json, folder / "plan.json"), {})
 
 
 def _read_log(run: RunFolder, path: Path) -> list[dict[str, Any]]:

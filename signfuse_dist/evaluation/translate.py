@@ -20,7 +20,6 @@ from signfuse_dist.data.loader import collate
 from signfuse_dist.data.pool import Death, WorkerPool
 from signfuse_dist.data.pose_mediapipe import choose_extractor
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.decode import Translation, Translator, load_translator
 from signfuse_dist.evaluation.new_clip import (
     ClipReader,
     NewClip,
@@ -28,6 +27,7 @@ from signfuse_dist.evaluation.new_clip import (
     find_videos,
     read_source,
 )
+from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.files import STATE, checksum, write_text
 
 

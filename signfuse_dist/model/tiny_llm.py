@@ -244,11 +244,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--prompt", default=ModelConfig.prompt, help="default: the model's prompt")
     parser.add_argument("--steps", type=int, default=TinyLLM.steps, help="default: %(default)s")
+    parser.add_argument(
+        "--hidden-size", type=int, default=TinyLLM.hidden_size, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--num-layers", type=int, default=TinyLLM.num_layers, help="default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=TinyLLM.seed, help="default: %(default)s")
     parser.add_argument(
         "--minutes", type=float, default=2.0, help="longest time (default: %(default)s)"
     )
     return parser
+
+
+def _size(given: argparse.Namespace) -> TinyLLM:
+    """Return the size that was asked for, its feed-forward part twice as wide as the rest."""
+    if given.hidden_size < 1 or given.hidden_size % TinyLLM.num_heads or given.num_layers < 1:
+        raise UserError(
+            f"--hidden-size {given.hidden_size} --num-layers {given.num_layers}: a multiple of "
+            f"{TinyLLM.num_heads} and at least one layer are needed"
+        )
+    return TinyLLM(
+        hidden_size=given.hidden_size, intermediate_size=2 * given.hidden_size,
+        num_layers=given.num_layers, steps=given.steps, seed=given.seed,
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -258,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         texts, held_out = (read_texts(given.text, s) for s in (given.split, given.held_out))
         losses = write_tiny_llm(
             given.out, texts, held_out, prompt=given.prompt, minutes=given.minutes,
-            size=TinyLLM(steps=given.steps, seed=given.seed),
+            size=_size(given),
         )  # fmt: skip
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

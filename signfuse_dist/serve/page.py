@@ -17,12 +17,12 @@ import torch
 
 from signfuse_dist.data.pose_mediapipe import choose_extractor
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.decode import Translation, Translator, load_translator
 from signfuse_dist.evaluation.figures import data_uri
 from signfuse_dist.evaluation.markup import visible
 from signfuse_dist.evaluation.new_clip import ClipReader, Limits
 from signfuse_dist.evaluation.plots import DARK, LIGHT, gate_over_time
 from signfuse_dist.evaluation.translate import join
+from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.serve.overlay import write_overlay
 
 _KEPT_SECONDS = 600  # uploads and what was made of them are deleted after

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import open_split
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation import decode
-from signfuse_dist.evaluation.decode import evaluate, load_translator
+from signfuse_dist.evaluation.decode import evaluate
+from signfuse_dist.evaluation.processes import Processes
+from signfuse_dist.evaluation.translator import Translator, load_translator
 from signfuse_dist.model import saved
 from signfuse_dist.plan import MicroBatch, make_plan
 from signfuse_dist.train import open_folder
 
 NUM_TEST = 5
+FILES = ("hypotheses.jsonl", "scores.json", "gates.npz", "attention.npz")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,10 +76,12 @@ def test_evaluation_writes_sentences_scores_and_gates(folder: Path, evaluated: P
     assert len({row["hypothesis"] for row in rows.values()}) > 1, "the clips must tell apart"
     assert "| BLEU-4 |" in (folder / "model" / "README.md").read_text(encoding="utf-8")
     scores = json.loads((evaluated / "scores.json").read_text())
-    for part in ("scores", "control"):
-        assert scores[part]["num_samples"] == NUM_TEST
-        assert {"BLEU-1", "BLEU-4", "chrF", "ROUGE-L", "METEOR"} <= scores[part]["metrics"].keys()
-        for metric in scores[part]["metrics"].values():
+    assert scores["controls"].keys() == {"shuffled", "blank", "masked_joints"}
+    assert scores["decoding"]["num_beams"] == 2
+    for part in (scores["scores"], *scores["controls"].values()):
+        assert part["num_samples"] == NUM_TEST
+        assert {"BLEU-1", "BLEU-4", "chrF", "ROUGE-L", "METEOR"} <= part["metrics"].keys()
+        for metric in part["metrics"].values():
             assert metric["signature"]
     steps = {entry.id: (entry.num_frames + 1) // 2 for entry in split.entries()}
     with np.load(evaluated / "gates.npz", allow_pickle=False) as gates:
@@ -83,6 +89,15 @@ def test_evaluation_writes_sentences_scores_and_gates(folder: Path, evaluated: P
             name: (count,) for name, count in steps.items()
         }
         assert all(((gates[n] > 0) & (gates[n] < 1)).all() for n in gates.files)
+    with np.load(evaluated / "attention.npz", allow_pickle=False) as maps:
+        ways = ("visual_from_skeletal", "skeletal_from_visual")
+        assert {name: maps[name].shape for name in maps.files} == {
+            f"{way}/{name}": (count, count) for name, count in steps.items() for way in ways
+        }
+        for name in maps.files:  # each query's weights are shares of the keys
+            np.testing.assert_allclose(maps[name].sum(axis=1), 1.0, atol=1e-5)
+    assert not (evaluated / "parts").exists()
+    assert json.loads((evaluated / "evaluation.json").read_text())["processes"] == 1
 
 
 def _split(folder: Path) -> tuple[str, Any]:
@@ -107,7 +122,7 @@ def test_the_report_is_written_from_the_command(
 def test_evaluating_again_gives_the_same_bytes(
     folder: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ("hypotheses.jsonl", "scores.json", "gates.npz")
+    names = FILES
     before = {name: (evaluated / name).read_bytes() for name in names}
     assert main(["evaluate", str(folder), "--split", "test"]) == 0
     assert {name: (evaluated / name).read_bytes() for name in names} == before
@@ -140,37 +155,93 @@ def start(folder: Path, rank: int, world: int, port: int) -> subprocess.Popen[st
     )  # fmt: skip
 
 
-def on_two_processes(folder: Path) -> list[tuple[int, str]]:
+def on_processes(folder: Path, world: int) -> list[tuple[int, str]]:
     """Evaluate as a launcher starts it; return status and output of each process."""
     port = free_port()
-    started = [start(folder, rank, 2, port) for rank in range(2)]
+    started = [start(folder, rank, world, port) for rank in range(world)]
     try:
-        printed = [process.communicate(timeout=200)[0] for process in started]
+        printed = [process.communicate(timeout=400)[0] for process in started]
     finally:
         for process in started:
             process.kill()
     return [(process.returncode, text) for process, text in zip(started, printed, strict=True)]
 
 
-def test_two_processes_write_what_one_wrote_byte_for_byte(
-    folder: Path, evaluated: Path, tmp_path: Path
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_several_processes_write_what_one_wrote_byte_for_byte(
+    folder: Path, evaluated: Path, tmp_path: Path, world: int
 ) -> None:
     copy = tmp_path / "small" / "finetune"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation"))
-    (first, told), (second, silent) = on_two_processes(copy)
-    assert (first, second) == (0, 0), told + silent
-    for name in ("hypotheses.jsonl", "scores.json"):
-        assert (copy / "evaluation" / "test" / name).read_bytes() == (
-            evaluated / name
-        ).read_bytes(), name
-    # One process may use more threads than one of two, which rounds otherwise.
-    folders = (copy / "evaluation" / "test", evaluated)
-    theirs, ours = (dict(np.load(f / "gates.npz", allow_pickle=False)) for f in folders)
-    assert theirs.keys() == ours.keys()
-    for name, gate in ours.items():
-        np.testing.assert_allclose(theirs[name], gate, atol=1e-6)
+    (first, told), *others = on_processes(copy, world)
+    assert [first, *(status for status, _ in others)] == [0] * world, told + str(others)
+    for name in FILES:
+        theirs = (copy / "evaluation" / "test" / name).read_bytes()
+        assert theirs == (evaluated / name).read_bytes(), name
     assert "BLEU-4" in told
-    assert "BLEU-4" not in silent
+    assert all("BLEU-4" not in text for _, text in others)
+    assert not (copy / "evaluation" / "test" / "parts").exists()
+
+
+@pytest.mark.parametrize("controls", [("shuffled", "blank", "masked_joints"), ()])
+def test_a_killed_evaluation_goes_on_where_it_was(
+    folder: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    controls: tuple[str, ...],
+) -> None:  # fmt: skip
+    """It dies in its second batch, its last line torn; what was whole is not decoded again."""
+    copy = tmp_path / "small" / "finetune"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation"))
+    seen: list[tuple[str, ...]] = []
+    translate = Translator.translate
+
+    def translate_until(self: Translator, batch: Any) -> Any:
+        if len(seen) == 3:
+            raise SystemExit("killed")
+        seen.append(batch.ids)
+        return translate(self, batch)
+
+    monkeypatch.setattr(Translator, "translate", translate_until)
+    with pytest.raises(SystemExit):
+        evaluate(copy, "test", controls=("blank", "masked_joints"))
+    (part,) = (copy / "evaluation" / "test" / "parts").glob("*/part-*.jsonl")
+    lines = part.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3
+    part.write_bytes(b"".join(lines)[:-5])
+    again: list[tuple[str, ...]] = []
+
+    def translate_on(self: Translator, batch: Any) -> Any:
+        again.append(batch.ids)
+        return translate(self, batch)
+
+    monkeypatch.setattr(Translator, "translate", translate_on)
+    evaluate(copy, "test", controls=controls)
+    # Three batches (2 + 2 + 1 clips), each in each way; two units of the first were whole.
+    assert len(again) == (3 * 3 - 2 if controls else 3 - 1)
+    results = copy / "evaluation" / "test"
+    assert not (results / "parts").exists()
+    for name in FILES if controls else ("hypotheses.jsonl", "gates.npz", "attention.npz"):
+        assert (results / name).read_bytes() == (evaluated / name).read_bytes(), name
+
+
+def test_decoding_can_be_changed_by_words_and_is_recorded(
+    folder: Path, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "small" / "finetune"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation"))
+    words = ["evaluate", str(copy), "--split", "test", "--controls", "none"]
+    assert main([*words, "evaluation.max_new_tokens=1", "evaluation.num_beams=1"]) == 0
+    scores = json.loads((copy / "evaluation" / "test" / "scores.json").read_text())
+    assert scores["decoding"]["max_new_tokens"] == scores["decoding"]["num_beams"] == 1
+    assert scores["controls"] == {}
+    short, long = pairs(copy / "evaluation" / "test"), pairs(evaluated)
+    assert all(len(short[n]["hypothesis"]) < len(row["hypothesis"]) for n, row in long.items())
+    capsys.readouterr()
+    assert main([*words, "evaluation.num_beans=2", "data.shards=elsewhere"]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean 'num_beams'" in error
+    assert "'data.shards=elsewhere': only evaluation.key=value" in error
+    assert main([*words[:-1], "blnk"]) == 2
+    assert "did you mean 'blank'" in capsys.readouterr().err
 
 
 def with_damaged_clip(project: Project, folder: Path) -> tuple[str, str]:
@@ -191,10 +262,10 @@ def test_a_damaged_clip_is_named_and_no_score_over_fewer_clips_is_written(
     folder = write_run(project, tmp_path / "runs", word)
     assert main(["evaluate", str(folder), "--split", "test"]) == 2
     error = capsys.readouterr().err
-    assert "clips cannot be read (1)" in error
+    assert "clips cannot be translated (1)" in error
     assert f"{name}: shard-000000.tar" in error
     assert "signfuse verify" in error
-    assert not (folder / "evaluation").exists()
+    assert not (folder / "evaluation" / "test" / "scores.json").exists()
 
 
 def test_a_clip_that_another_process_could_not_read_stops_this_one_as_well(
@@ -202,12 +273,38 @@ def test_a_clip_that_another_process_could_not_read_stops_this_one_as_well(
 ) -> None:
     """Else the process with the whole clips would wait for the other without an end."""
     folder = write_run(project, tmp_path)
-    monkeypatch.setattr(decode, "_processes", lambda: (0, 2, torch.device("cpu")))
-    other: decode.Share = ([], ["clip seven: shard-000000.tar, clip seven: torn"])
-    monkeypatch.setattr(decode, "_gathered", lambda own, world: [own, other])
+    other: Any = ({}, ["clip seven: shard-000000.tar, clip seven: torn"])
+    monkeypatch.setattr(Processes, "gather", lambda self, own: [own, other])
     with pytest.raises(UserError, match=r"clip seven: shard-000000\.tar"):
         evaluate(folder, "test")
+    assert not (folder / "evaluation" / "test" / "scores.json").exists()
+
+
+def test_a_model_whose_numbers_are_broken_is_named_by_its_clips_at_once(
+    project: Project, tmp_path: Path
+) -> None:
+    folder = write_run(project, tmp_path)
+    translator = load_translator(folder, torch.device("cpu"))
+    with torch.no_grad():
+        translator.model.adapter.norm.weight.fill_(torch.nan)  # type: ignore[union-attr]
+    translator.model.save_pretrained(folder / "model")
+    with pytest.raises(UserError, match=r"clips cannot be translated \(1\)(.|\n)*not finite"):
+        evaluate(folder, "test")
     assert not (folder / "evaluation").exists()
+
+
+def test_clips_without_a_text_are_named_before_anything_is_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = decode.Split.entries
+
+    def without_text(self: Any) -> Iterator[Any]:
+        yield from (replace(e, text=" ") if e.id.endswith("3") else e for e in entries(self))
+
+    monkeypatch.setattr(decode.Split, "entries", without_text)
+    monkeypatch.setattr(Translator, "translate", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UserError, match="1 of 5 clips have no text to score against: 'test_0003'"):
+        evaluate(folder, "test")
 
 
 def test_a_mistaken_preset_is_found_before_anything_is_decoded(

@@ -14,7 +14,7 @@ from signfuse_dist.config import RunConfig
 from signfuse_dist.config_load import load_run
 from signfuse_dist.evaluation.card import write_card
 from signfuse_dist.evaluation.metrics import Score, Scores
-from signfuse_dist.evaluation.results import write_scores
+from signfuse_dist.evaluation.results import Results, write_results
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
@@ -68,7 +68,8 @@ def test_the_scores_of_every_evaluated_split_are_in_it(tmp_path: Path, run: RunC
 
     for split, value in (("dev", 51.5), ("test", 52.25)):
         (tmp_path / "evaluation" / split).mkdir(parents=True)
-        write_scores(tmp_path / "evaluation" / split / "scores.json", scores(value), scores(5.0))
+        results = Results(scores(value), {"shuffled": scores(5.0)})
+        write_results(tmp_path / "evaluation" / split / "scores.json", results)
     card = written(tmp_path, run)
     assert "split dev, 60 sentences" in card
     assert "| BLEU-4 | 52.25 | 5.00 | nrefs:1\\|tok:13a |" in card

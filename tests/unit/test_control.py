@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signfuse_dist.batch import SignBatch
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.control import score_control, shuffled
+from signfuse_dist.evaluation.control import (
+    CONTROLS,
+    chosen_controls,
+    hidden,
+    score_control,
+    shuffled,
+    why_inapplicable,
+)
 from signfuse_dist.evaluation.metrics import score
 
 
@@ -58,3 +67,48 @@ def test_a_system_that_says_always_the_same_scores_as_its_control():
     references = {f"id{i}": f"the weather on day {i}" for i in range(5)}
     blind = dict.fromkeys(references, "the weather on day 3")
     assert score_control(blind, references, "sacrebleu", 0) == score(blind, references, "sacrebleu")
+
+
+def one_clip():
+    return SignBatch(
+        ids=("a",),
+        frames=torch.randint(0, 255, (3, 3, 8, 8), dtype=torch.uint8),
+        pose=torch.rand(1, 3, 75, 2),
+        joint_mask=torch.ones(1, 3, 75, dtype=torch.bool),
+        frame_lengths=torch.tensor([3]),
+        weight=torch.ones(1),
+    )
+
+
+def test_a_blank_video_is_one_grey_and_keeps_its_joints():
+    clip = one_clip()
+    blank = hidden(clip, "blank")
+    assert blank.frames.shape == clip.frames.shape
+    assert blank.frames.flatten(2).unique(dim=2).shape[2] == 1
+    # What the visual stream makes of it is nearly nothing.
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    assert ((blank.frames[0, :, 0, 0] / 255 - mean) / std).abs().max() < 0.01
+    assert blank.pose is clip.pose
+    assert blank.joint_mask is clip.joint_mask
+
+
+def test_masked_joints_are_all_missing_and_the_pictures_are_kept():
+    clip = one_clip()
+    masked = hidden(clip, "masked_joints")
+    assert not masked.joint_mask.any()
+    assert not masked.pose.any()
+    assert masked.frames is clip.frames
+
+
+def test_controls_that_say_nothing_of_a_model_are_not_decoded():
+    assert why_inapplicable("blank", "skeletal", 9) is not None
+    assert why_inapplicable("masked_joints", "visual", 9) is not None
+    assert why_inapplicable("shuffled", "both", 1) is not None
+    assert [why_inapplicable(name, "both", 9) for name in CONTROLS] == [None] * 3
+
+
+def test_controls_are_chosen_by_name():
+    assert chosen_controls("none") == ()
+    assert chosen_controls("masked_joints,shuffled") == ("shuffled", "masked_joints")
+    with pytest.raises(UserError, match="did you mean 'blank'"):
+        chosen_controls("blnk")

@@ -10,13 +10,13 @@ import pytest
 
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.files import (
-    read_gate,
+    read_array,
     read_pairs,
-    write_gates,
+    write_arrays,
     write_hypotheses,
 )
-from signfuse_dist.evaluation.metrics import score, score_files, score_with_intervals
-from signfuse_dist.evaluation.results import read_scores, write_scores
+from signfuse_dist.evaluation.metrics import score_files, score_with_intervals
+from signfuse_dist.evaluation.results import Results, read_results, write_results
 
 IDS = {"-b/1": ('Grüße\u2028an "alle"', "Gruß an alle"), "a": ("", "today rain")}
 HYPOTHESES = {i: pair[0] for i, pair in IDS.items()}
@@ -154,30 +154,33 @@ def test_ids_are_checked_before_anything_is_scored(tmp_path):
 def test_scores_are_read_as_they_were_written(tmp_path):
     scores = score_with_intervals(HYPOTHESES, REFERENCES, "unisign")
     assert scores.intervals != {}
-    for control in (None, score(HYPOTHESES, REFERENCES, "unisign")):
-        write_scores(tmp_path / "scores.json", scores, control)
-        assert read_scores(tmp_path / "scores.json") == (scores, control)
+    for results in (
+        Results(scores),
+        Results(scores, {"shuffled": scores}, {"blank": "no pictures"}, {"num_beams": 4}),
+    ):
+        write_results(tmp_path / "scores.json", results)
+        assert read_results(tmp_path / "scores.json") == results
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2}', '{"version":1,"control":null}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version":2,"scores":{}}'])
 def test_other_files_are_not_taken_for_scores(tmp_path, text):
     with pytest.raises(UserError, match=r"scores\.json"):
-        read_scores(write(tmp_path / "scores.json", text))
+        read_results(write(tmp_path / "scores.json", text))
 
 
 def test_gates_are_read_by_any_id_and_by_numpy(tmp_path):
     ids = ["file", "../up", "x", "x.npy", "a.b", "-0"]
     gates = {name: np.full(3, i, np.float32) for i, name in enumerate(ids)}
-    write_gates(tmp_path / "gates.npz", gates)
+    write_arrays(tmp_path / "gates.npz", gates)
     with zipfile.ZipFile(tmp_path / "gates.npz") as archive:
         for name in ids:
-            assert np.array_equal(read_gate(archive, name), gates[name])
+            assert np.array_equal(read_array(archive, name, 1), gates[name])
         with pytest.raises(KeyError):
-            read_gate(archive, "absent")
+            read_array(archive, "absent", 1)
     with np.load(tmp_path / "gates.npz", allow_pickle=False) as loaded:
         assert np.array_equal(loaded["a.b"], gates["a.b"])
     first = (tmp_path / "gates.npz").read_bytes()
-    write_gates(tmp_path / "gates.npz", dict(reversed(gates.items())))
+    write_arrays(tmp_path / "gates.npz", dict(reversed(gates.items())))
     assert (tmp_path / "gates.npz").read_bytes() == first
 
 
@@ -187,4 +190,4 @@ def test_gates_are_read_by_any_id_and_by_numpy(tmp_path):
 def test_a_gate_that_is_no_row_of_float32_is_refused(tmp_path, array):
     np.savez(tmp_path / "gates.npz", a=array)
     with zipfile.ZipFile(tmp_path / "gates.npz") as archive, pytest.raises(UserError, match="'a'"):
-        read_gate(archive, "a")
+        read_array(archive, "a", 1)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from model_factory import small_config, tiny_llama
 
 from signfuse_dist import stages
+from signfuse_dist.ablation.definition import read_ablation
 from signfuse_dist.config import LossConfig, ModelConfig, RunConfig, StageName
 from signfuse_dist.config_load import load_stages
 from signfuse_dist.model.lora import add_lora
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.preflight import sizes
 from signfuse_dist.preflight.llm_files import LLMFiles
-from signfuse_dist.variants import VARIANTS
 
 LLM_DIM = 576
 
@@ -29,7 +30,10 @@ def on_meta(config: ModelConfig) -> SignFuse:
         return SignFuse(config, (LLM_DIM, 1.0))
 
 
-WORDS = {variant.words for variant in VARIANTS} | {
+ABLATIONS = Path(__file__).resolve().parents[2] / "configs" / "ablation"
+ROWS = [row for name in ("components", "fusion", "layers", "scales", "stages")
+        for row in read_ablation(ABLATIONS / f"{name}.yaml").rows]  # fmt: skip
+WORDS = {row.words for row in ROWS} | {
     ("model.visual_backbone=resnet18", "model.visual_weights=null"),
     ("model.visual_backbone=resnet10", "model.visual_weights=null", "model.visual_width=16"),
     ("model.visual_norm=group", "model.norm=layer"),

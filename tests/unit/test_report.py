@@ -19,11 +19,11 @@ from signfuse_dist.data import shard
 from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_bytes
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.control import score_control
-from signfuse_dist.evaluation.files import write_gates, write_hypotheses
+from signfuse_dist.evaluation.files import write_arrays, write_hypotheses
 from signfuse_dist.evaluation.markup import escape_markdown
-from signfuse_dist.evaluation.metrics import score
+from signfuse_dist.evaluation.metrics import score, score_with_intervals
 from signfuse_dist.evaluation.report import write_report
-from signfuse_dist.evaluation.results import write_scores
+from signfuse_dist.evaluation.results import Results, write_results
 from signfuse_dist.evaluation.samples import rank_samples, spread
 from signfuse_dist.skeleton import JOINT_LAYOUT, NUM_JOINTS
 
@@ -36,6 +36,8 @@ PAIRS = {
     "clip.03": ("", f"snow & {EVIL} fall"),
     "b\u202ed": ("fog\x00 in the north", "fog in the\u2028north"),
 }
+# Losses and rates; bars by reference length and by signer; frames, gate and maps of each sample.
+NUM_FIGURES = 2 + 2 + 3 * len(PAIRS)
 
 
 def pack(folder, ids):
@@ -50,7 +52,8 @@ def pack(folder, ids):
         frames = rng.integers(0, 255, (5, 32, 32, 3), np.uint8)
         jpegs = [simplejpeg.encode_jpeg(frame, colorspace="RGB") for frame in frames]
         pose = rng.random((5, NUM_JOINTS, 2), np.float32)
-        record = {"id": name, "num_frames": 5, "text": "t", "signer": None, "flags": []}
+        record = {"id": name, "num_frames": 5, "text": "t", "flags": []}
+        record["signer"] = None if name == "file" else "Signer05<i>"
         record["failed_frames"] = 0
         clips.append(shard.EncodedClip(record, jpegs, pose, np.ones((5, NUM_JOINTS), bool)))
     index = shard.write_shard(folder / "shard-000000.tar", clips, packing)
@@ -62,10 +65,18 @@ def pack(folder, ids):
 def write_log(folder, stage, steps=30):
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"step": s, "epoch": 0, "stage": stage, "total": 4 / s, "learning_rate": 1e-4 * s}
+        {
+            "step": s,
+            "epoch": 0,
+            "stage": stage,
+            "total": 4 / s,
+            "learning_rate": 1e-4 * s,
+            "clips_per_second": 2.0,
+        }
         for s in range(1, steps + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "plan.json").write_text(json.dumps({"global_batch_size": 8, "total_steps": steps}))
 
 
 def make_run(root, stages, num_samples):
@@ -87,8 +98,15 @@ def make_run(root, stages, num_samples):
     results = folder / "evaluation" / "test"
     write_hypotheses(results / "hypotheses.jsonl", hypotheses, references)
     control = score_control(hypotheses, references, "sacrebleu", 0)
-    write_scores(results / "scores.json", score(hypotheses, references, "sacrebleu"), control)
-    write_gates(results / "gates.npz", {i: np.linspace(0.2, 0.8, 9) for i in PAIRS})
+    assert control is not None
+    scores = score_with_intervals(hypotheses, references, "sacrebleu")
+    controls = {"shuffled": control, "blank": control}
+    why = {"masked_joints": "the model sees no joints"}
+    write_results(results / "scores.json", Results(scores, controls, why, {"num_beams": 4}))
+    (results / "evaluation.json").write_text(json.dumps({"processes": 2, "device": EVIL}))
+    write_arrays(results / "gates.npz", {i: np.linspace(0.2, 0.8, 9) for i in PAIRS})
+    maps = {"visual_from_skeletal": np.eye(9), "skeletal_from_visual": np.full((9, 9), 1 / 9)}
+    write_arrays(results / "attention.npz", {f"{w}/{i}": m for w, m in maps.items() for i in PAIRS})
     return folder
 
 
@@ -139,10 +157,20 @@ def test_a_whole_run_is_reported_with_nothing_missing(whole):
     page = Page(text)
     assert "Nothing: every piece of the run was there." in page.text
     assert "Nothing: every piece of the run was there." in markdown
-    assert len(page.all("img")) == 2 + 2 * len(PAIRS)
-    for piece in ("BLEU-4", "Videos shuffled", "version:2.6.0", "synthetic<b>", "frames 1, 2"):
+    assert len(page.all("img")) == NUM_FIGURES
+    for piece in (
+        "BLEU-4",
+        "Videos shuffled",
+        "Pictures blank",
+        "version:2.6.0",
+        "synthetic<b>",
+        "frames 1, 2",
+    ):
         assert piece in page.text
     assert "total from 4 to 0.133 in 30 steps" in page.text
+    assert "“joints masked” is not applicable: the model sees no joints." in page.text
+    assert "about 2 min 00 s" in page.text  # 30 steps of 8 clips, 2 a second
+    assert "95% interval" in page.text
     assert "1 hypothesis is empty and scored as empty." in page.text
 
 
@@ -175,6 +203,10 @@ def test_the_page_needs_no_other_file_and_no_network(whole):
 
 def test_the_page_can_be_heard_and_walked_by_keyboard(whole):
     page = Page(whole[1])
+    assert page.all("main") == [{"id": "content", "tabindex": "-1"}]
+    assert len(page.all("summary")) == len(page.all("details"))
+    # What a plot draws stands in a table as well: curves, gates and maps.
+    assert len(page.all("details")) == 2 + 2 * len(PAIRS) + 1
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -192,7 +224,7 @@ def test_the_page_can_be_heard_and_walked_by_keyboard(whole):
 def test_markdown_shows_the_same_pictures_from_its_own_folder(whole):
     folder, _, markdown = whole
     figures = sorted(p.name for p in (folder / "evaluation" / "test" / "figures").iterdir())
-    assert len(figures) == 2 + 2 * len(PAIRS)
+    assert len(figures) == NUM_FIGURES
     assert all(f"](figures/{name})" in markdown for name in figures)
 
 
@@ -216,7 +248,7 @@ def test_what_is_missing_is_named_and_the_rest_is_reported(run):
         assert piece in listed
         assert piece.replace("_", r"\_") in markdown.split("## What is missing")[1]
     assert "'contrastive' has no folder" in listed
-    assert len(Page(text).all("img")) == 2
+    assert len(Page(text).all("img")) == 2 + 1 + 1  # without packed data only the maps are left
 
 
 def test_a_run_of_which_only_the_hypotheses_are_left_is_reported(run):
@@ -230,7 +262,7 @@ def test_a_run_of_which_only_the_hypotheses_are_left_is_reported(run):
 def test_damaged_pieces_are_named(run):
     results = run / "evaluation" / "test"
     (results / "gates.npz").write_bytes(b"PK no zip")
-    (results / "scores.json").write_text('{"version": 1, "scores": {}, "control": null}')
+    (results / "scores.json").write_text('{"version": 2, "scores": {}}')
     with (run / "metrics.jsonl").open("a") as log:
         log.write('{"step": 31, "total": NaN}\n{"step": 32, "tot')
     tar = run.parents[2] / "shards" / "test" / "shard-000000.tar"
@@ -238,6 +270,18 @@ def test_damaged_pieces_are_named(run):
     listed = missing_of(Page(read(run)[0]))
     for piece in ("gates.npz cannot be read", "not a file of scores", "line 32", "torn"):
         assert piece in listed
+
+
+def test_a_known_corpus_is_shown_among_published_results(run, whole):
+    assert "Among published results" not in Page(whole[1]).text  # of the synthetic corpus
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["corpus"] = "phoenix14t"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    text, markdown = read(run)
+    page = Page(text)
+    for piece in ("Among published results", "GFSLT-VLP", "21.44", "(ours)", "protocol not known"):
+        assert piece in page.text
+    assert "GFSLT-VLP" in markdown
 
 
 def test_after_a_resume_the_later_row_of_a_step_counts(run):
@@ -255,7 +299,7 @@ def test_a_run_folder_of_another_name_is_reported_with_its_own_log(run):
 
 def test_a_clip_without_a_gate_or_without_frames_is_named(run):
     results = run / "evaluation" / "test"
-    write_gates(results / "gates.npz", {"file": np.full(4, 0.5)})
+    write_arrays(results / "gates.npz", {"file": np.full(4, 0.5)})
     more = {"elsewhere": "one"}
     write_hypotheses(results / "hypotheses.jsonl", {"file": "x", **more}, {"file": "x", **more})
     listed = missing_of(Page(read(run)[0]))
@@ -268,8 +312,11 @@ def test_one_sentence_has_no_control(run):
     results = run / "evaluation" / "test"
     one = {"file": "the sun"}
     write_hypotheses(results / "hypotheses.jsonl", one, one)
-    write_scores(results / "scores.json", score(one, one, "char"), None)
-    assert "not applicable: there is one sentence only" in Page(read(run)[0]).text
+    why = {"shuffled": "there is one clip only"}
+    write_results(results / "scores.json", Results(score(one, one, "char"), {}, why))
+    page = Page(read(run)[0])
+    assert "“videos shuffled” is not applicable: there is one clip only" in page.text
+    assert "control blank: it was not asked for" in missing_of(page)
 
 
 def test_a_report_needs_a_run_that_was_evaluated(run, tmp_path):

@@ -61,8 +61,8 @@ ARRAY = {
 }  # fmt: skip
 NODES = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2"}
 USAGE = {
-    "ablate.sh": "NAME", "evaluate.sh": "RUN", "pack.sh": "CORPUS", "stage1.sh": "EXPERIMENT",
-    "stage2.sh": "EXPERIMENT", "stage3.sh": "EXPERIMENT",
+    "ablate.sh": "NAME EXPERIMENT", "evaluate.sh": "RUN", "pack.sh": "CORPUS",
+    "stage1.sh": "EXPERIMENT", "stage2.sh": "EXPERIMENT", "stage3.sh": "EXPERIMENT",
 }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_an_ablation_is_shared_by_the_tasks_of_the_array_and_requeued(tmp_path: 
 def test_what_is_shared_and_is_no_array_says_how_it_is_submitted(
     script: str, tmp_path: Path
 ) -> None:
-    status, _, error = run_script(script, tmp_path, "table")
+    status, _, error = run_script(script, tmp_path, "table", "demo")
     assert status != 0
     assert f"sbatch --array=0-7 slurm/{script}" in error
 

@@ -1,4 +1,4 @@
-"""The variants of section 5.4: each builds, trains in each of its stages, and is counted."""
+"""The rows of the ablations: each builds, trains in each of its stages, and is counted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 from model_factory import draw_clips, join, small_config, small_model, tiny_llama
 from torch import nn
 
+from signfuse_dist.ablation.definition import Row, read_ablation
 from signfuse_dist.cli import main
 from signfuse_dist.config import LossConfig, StageName
 from signfuse_dist.config_load import load_stages
@@ -18,20 +19,25 @@ from signfuse_dist.model.cmfa import CrossModalFusion
 from signfuse_dist.model.hta import TemporalPooling
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.stages import StageObjective, prepare, set_mode
-from signfuse_dist.variants import VARIANTS, Variant
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 LLAMA_DIM = 4096
-each_variant = pytest.mark.parametrize(
-    "variant", VARIANTS, ids=lambda v: f"{v.ablation}-{v.name}".replace(" ", "_")
+# The rows of `backbones` differ in the LLM alone, which these tests do not load.
+ABLATIONS = [read_ablation(ROOT / "configs" / "ablation" / f"{name}.yaml")
+             for name in ("components", "fusion", "layers", "scales", "stages")]  # fmt: skip
+ROWS = [(ablation.name, row) for ablation in ABLATIONS for row in ablation.rows]
+each_row = pytest.mark.parametrize(
+    "row",
+    [row for _, row in ROWS],
+    ids=[f"{name}-{row.name}".replace(" ", "_") for name, row in ROWS],
 )
 
 
-def changes(variant: Variant, section: str) -> dict[str, Any]:
-    """The variant's words for one section, as values."""
+def changes(row: Row, section: str) -> dict[str, Any]:
+    """The row's words for one section, as values."""
     found = {}
-    for word in variant.words:
+    for word in row.words:
         key, _, text = word.partition("=")
         if key.startswith(f"{section}."):
             value = yaml.safe_load(text)
@@ -48,15 +54,15 @@ def losses(
     return torch.stack([objective.weights[n] * value for n, value in sums.items()]).sum(), objective
 
 
-@each_variant
-def test_every_trained_parameter_gets_a_gradient_in_every_stage(variant: Variant) -> None:
+@each_row
+def test_every_trained_parameter_gets_a_gradient_in_every_stage(row: Row) -> None:
     """A process that skips a trained module stops all others."""
-    config = LossConfig(**changes(variant, "loss"))
-    stages = [run.stage.name for run in load_stages(DEMO, variant.words)]
-    assert stages == list(changes(variant, "train").get("stages", stages))
+    config = LossConfig(**changes(row, "loss"))
+    stages = [run.stage.name for run in load_stages(DEMO, row.words)]
+    assert stages == list(changes(row, "train").get("stages", stages))
     batch = join(draw_clips([4, 3]))
     for stage in stages:
-        model = small_model(**changes(variant, "model"))
+        model = small_model(**changes(row, "model"))
         prepare(model, stage, config)
         set_mode(model, stage)
         for name, parameter in model.named_parameters():
@@ -74,38 +80,51 @@ def test_every_trained_parameter_gets_a_gradient_in_every_stage(variant: Variant
         assert after.item() < before.item(), stage
 
 
-@each_variant
+@each_row
 @torch.no_grad()
-def test_a_variant_translates_and_a_clip_does_not_see_its_neighbours(variant: Variant) -> None:
-    model = small_model(**changes(variant, "model"))
+def test_a_row_translates_and_a_clip_does_not_see_its_neighbours(row: Row) -> None:
+    model = small_model(**changes(row, "model"))
     clips = draw_clips([5, 1, 2])
     together, gate = model.translate(model.encode(join(clips)))
     for place, clip in enumerate(clips):
         alone, _ = model.translate(model.encode(join([clip])))
         torch.testing.assert_close(together[place : place + 1], alone, rtol=1e-4, atol=1e-5)
-    gated = changes(variant, "model")
+    gated = changes(row, "model")
     has_gate = gated.get("fusion", "cmfa") == "cmfa" and gated.get("fusion_layers", 2) > 0
     assert (gate is not None) == (has_gate and gated.get("streams", "both") == "both")
 
 
-def test_the_table_counts_every_variant_from_one_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_table_counts_every_row_from_one_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(ROOT)
     llm = tiny_llama().config
     llm.hidden_size = LLAMA_DIM
     llm.save_pretrained(tmp_path)
-    assert main(["bench", "parameters", DEMO, "model=llama2_7b", f"model.llm={tmp_path}"]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "parameters",
+                ",".join(a.name for a in ABLATIONS),
+                DEMO,
+                "model=llama2_7b",
+                f"model.llm={tmp_path}",
+            ]
+        )
+        == 0
+    )
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["stages", "visual", "skeletal", "fusion", "temporal", "adapter",
                               "total"]  # fmt: skip
-    assert len(lines) == len(VARIANTS)
-    rows = dict(zip(((v.ablation, v.name) for v in VARIANTS), lines, strict=True))
+    assert len(lines) == len(ROWS) == 30
+    rows = dict(zip(((name, row.name) for name, row in ROWS), lines, strict=True))
     for (ablation, name), line in rows.items():
         assert line.startswith(ablation)
         assert name in line
         *parts, total = (int(cell.replace(",", "")) for cell in line.split()[-6:])
         assert total == sum(parts)
-    full = int(rows["streams", "both"].split()[-1].replace(",", ""))
+    full = int(rows["components", "+ progressive training"].split()[-1].replace(",", ""))
     assert full == pytest.approx(65.9e6, rel=0.01)  # Table 1
     # What each switch takes away, by the equations: d = 512.
     expected = {

@@ -1,0 +1,1 @@
+"""Ablations: which runs a table needs, running them, and what they show."""
