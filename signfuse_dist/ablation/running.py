@@ -43,7 +43,7 @@ def _training(plan: Plan, run: StageRun, launch: Path, num_processes: int | None
 
 
 def _scoring(plan: Plan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:
-    words = ["evaluate", str(run.folder), "--split", plan.split]
+    words = ["evaluate", str(run.folder), "--split", plan.split, "--controls", "none"]
     command = _command(launch, num_processes, "signfuse_dist.cli", words)
     path = scores_file(run, plan.split)
     folder = Path(run.run.train.output)

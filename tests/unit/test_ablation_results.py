@@ -25,7 +25,8 @@ from signfuse_dist.data.synthetic_language import all_sentences
 from signfuse_dist.evaluation.files import write_hypotheses
 from signfuse_dist.evaluation.metrics import score
 from signfuse_dist.evaluation.presets import find_preset
-from signfuse_dist.evaluation.results import write_scores
+from signfuse_dist.evaluation.results import Results as Written
+from signfuse_dist.evaluation.results import write_results
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = [s.text for s in random.Random(0).sample(all_sentences(), 60)]
@@ -65,7 +66,8 @@ def leave(run: StageRun, translate: Translate, seed: int) -> None:
     folder = run.folder / "evaluation" / "dev"
     folder.mkdir(parents=True)
     write_hypotheses(folder / "hypotheses.jsonl", hypotheses, REFERENCES)
-    write_scores(folder / "scores.json", score(hypotheses, REFERENCES, "sacrebleu"), None)
+    results = Written(score(hypotheses, REFERENCES, "sacrebleu"))
+    write_results(folder / "scores.json", results)
     (run.folder / "plan.json").write_text('{"global_batch_size": 8, "world_size": 2}')
     (run.folder / "parameters.json").write_text(
         '{"visual": {"all": 900, "trained": 900}, "language_model": {"all": 70, "trained": 5}}'
