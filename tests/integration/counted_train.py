@@ -23,9 +23,12 @@ FOLDER = Path(sys.argv[1])
 class CountingLoop(loop.Loop):
     """The engine's loop, looked at when it ends."""
 
-    def run(self, batches: Iterator[Any], start_step: int, set_mode: Callable[[], None]) -> bool:
+    def run(
+        self, batches: Iterator[Any], start_step: int, set_mode: Callable[[], None],
+        broken_clips: int = 0,
+    ) -> bool:  # fmt: skip
         """Train as ever, then count."""
-        finished = super().run(batches, start_step, set_mode)
+        finished = super().run(batches, start_step, set_mode, broken_clips)
         base = self.optimizer
         while hasattr(base, "optimizer"):  # Accelerate's and DeepSpeed's wrappers
             base = base.optimizer

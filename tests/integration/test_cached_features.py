@@ -154,7 +154,7 @@ def test_a_clip_that_was_broken_has_weight_zero_and_is_named(
     assert batch.weight.tolist() == [1.0, 0.0, 1.0]
     assert batch.visual is not None
     assert not batch.visual[1].any()
-    whole = FeatureBatches(found, stage.split, [MicroBatch([11], 0)], frames, tokenizer.encode, 2)
+    whole = FeatureBatches(again, stage.split, [MicroBatch([11], 0)], frames, tokenizer.encode, 2)
     alone = whole.load(0, map, pin_memory=False).visual
     assert alone is not None
     torch.testing.assert_close(batch.visual[2, : alone.shape[1]], alone[0], rtol=0, atol=0)

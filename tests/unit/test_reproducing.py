@@ -46,7 +46,7 @@ def test_every_command_is_one_that_the_parser_takes(
 ) -> None:
     monkeypatch.chdir(ROOT)
     options = cli._parse(words_of(line))
-    if hasattr(options, "overrides"):  # and its configuration is accepted
+    if hasattr(options, "experiment"):  # and its configuration is accepted
         load_run(str(find_experiment(options.experiment)), "finetune", options.overrides)
     if hasattr(options, "preset"):
         find_preset(options.preset)

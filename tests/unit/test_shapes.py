@@ -29,7 +29,7 @@ import signfuse_dist.batch
 import signfuse_dist.loss
 import signfuse_dist.model
 import signfuse_dist.model.attention_packed
-from signfuse_dist.config import LossConfig
+from signfuse_dist.config import EvaluationConfig, LossConfig
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.stages import StageObjective, prepare, set_mode
 
@@ -100,6 +100,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         **_TwoStreams, _RETURN: tuple[_Fused, Float[Tensor, "batch steps"] | None],
     },
     "model.cmfa.CrossModalFusion.attend_across": {**_TwoStreams, _RETURN: tuple[_Fused, _Fused]},
+    "model.cmfa.FusionLayer.mix": {**_TwoStreams, _RETURN: tuple[_Fused, _Fused | None]},
     "model.hta.TimeScale.forward": {
         "fused": _Fused, "step_lengths": _Lengths,
         _RETURN: tuple[Float[Tensor, "batch {-(-fused.shape[1]//self.stride)} dim"], _Lengths],
@@ -123,6 +124,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sign_embeddings": Float[Tensor, "batch sign_tokens {self.llm_dim}"],
         "tokens": Int[Tensor, "batch tokens"], "text_lengths": _Lengths,
         _RETURN: Float[Tensor, "batch"],
+    },
+    "model.llm.LanguageModel.candidates": {
+        "sign_embeddings": Float[Tensor, "batch sign_tokens {self.llm_dim}"],
     },
     "model.llm.LanguageModel.generate": {
         "sign_embeddings": Float[Tensor, "batch sign_tokens {self.llm_dim}"],
@@ -185,6 +189,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "model.visual.VisualStream.frame_features": {
         "frames": _Frames, "frame_lengths": _Lengths, "weight": _Weight,
         _RETURN: Float[Tensor, "frames visual_dim"],
+    },
+    "loss.replay": {
+        "summaries": tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]],
+        _RETURN: Float[Tensor, ""],
+    },
+    "stages.StageObjective.summarise": {
+        _RETURN: tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]],
     },
     "model.visual.VisualStream.shorten": {
         "frame_features": Float[Tensor, "batch longest visual_dim"], "step_lengths": _Lengths,
@@ -262,14 +273,23 @@ def _run_everything() -> None:
         config = LossConfig(contrastive_weight=0.0 if features is None else 0.1)
         prepare(model, "finetune", config)
         set_mode(model, "finetune")
-        sums = StageObjective("finetune", config)(model, batch)
+        objective = StageObjective("finetune", config)
+        compared = None
+        if objective.compares:
+            compared = objective.compare([batch], [objective.summarise(model, batch)])[0]
+        sums = objective(model, batch, compared)
         torch.stack(list(sums.values())).sum().backward()
+        objective(model, batch)
         if model.built_from.fusion == "cmfa" and model.built_from.fusion_layers and features:
             streams = model.encode(batch)
             model.summarise(streams, features)
             model.encode(batch.with_features(streams.visual, streams.skeletal))
         model.tokenizer = TextTokenizer(tiny_tokenizer(), "translate the sign")
         model.eval().generate(batch, num_beams=1, max_new_tokens=2)
+        sign_embeddings, _ = model.translate(model.encode(batch))
+        assert model.language_model is not None
+        decoding = EvaluationConfig(num_beams=1, max_new_tokens=2)
+        model.language_model.generate(sign_embeddings, decoding, model.tokenizer.end)
 
 
 def _modules() -> list[Any]:
