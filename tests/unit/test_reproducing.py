@@ -33,11 +33,11 @@ def words_of(line: str) -> list[str]:
         return words[1:]
     if words[0] == "accelerate":
         return words[words.index("signfuse_dist.cli") + 1 :]
-    assert words[0] == "sbatch"
+    assert words[0] in ("sbatch", "bash")
     script = next(word for word in words if word.startswith("slurm/"))
     assert (ROOT / script).is_file()
-    rest = words[words.index(script) + 1 :]
-    return ["pack", *rest] if script == "slurm/pack.sh" else ["train", *rest]
+    command = {"slurm/pack.sh": "pack", "slurm/ablate.sh": "ablate"}.get(script, "train")
+    return [command, *words[words.index(script) + 1 :]]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
