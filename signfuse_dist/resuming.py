@@ -18,7 +18,7 @@ def identify(run: RunConfig, fixed: dict[str, Any], split: Split, plan: Plan) ->
 
     ``config`` is what may not change (``fixed``) and ``config_sha256`` its hash, ``clips_sha256``
     is over ids and lengths of the training clips in their order, ``starts_from`` the checksums of
-    the stage before, ``pairs`` the clips of one pass over all processes, where they see each other.
+    the stage before, ``meeting`` how many clips see each other in a step.
     """
     before = stages.previous(run.stage.name, run.train.stages)
     state = None if before is None else run.folder.with_name(before) / "model" / STATE
@@ -28,20 +28,22 @@ def identify(run: RunConfig, fixed: dict[str, Any], split: Split, plan: Plan) ->
         "config_sha256": _digest(json.dumps(fixed, sort_keys=True)),
         "clips_sha256": _digest("\n".join(split.ids), split.lengths.astype("<i8").tobytes()),
         "starts_from": None if state is None else checksum(state),
-        "pairs": plan.num_pairs if _clips_meet(run) else None,
+        "meeting": _num_meeting(run, plan),
     }
 
 
-def _clips_meet(run: RunConfig) -> bool:
-    """Return whether a clip's losses depend on the others of its micro batch.
+def _num_meeting(run: RunConfig, plan: Plan) -> int | None:
+    """Return how many clips see each other in a step, which must stay what it was; None: none do.
 
-    Through Eq. 21, or the statistics of a norm in training mode. Where they do, the micro batch
-    times the number of processes stays what it was.
+    Through the statistics of a norm in training mode those of one pass over all processes, and
+    through Eq. 21 its pairs, which gradient caching makes those of the whole step.
     """
-    if "contrastive" in stages.loss_weights(run.stage.name, run.loss):
-        return True
     trains = set(stages.TRAINABLE[run.stage.name]) & {"visual", "skeletal"}
-    return bool(trains) and bool({run.model.norm, run.model.visual_norm} & {"sync", "local"})
+    if trains and {run.model.norm, run.model.visual_norm} & {"sync", "local"}:
+        return plan.num_together
+    if "contrastive" in stages.loss_weights(run.stage.name, run.loss):
+        return plan.num_pairs
+    return None
 
 
 def _digest(text: str, more: bytes = b"") -> str:

@@ -167,13 +167,13 @@ def test_a_stopped_stage_goes_on_elsewhere_with_the_same_clips_and_weights(
 
 
 def test_another_number_of_clips_that_meet_is_refused_by_name(watched: Watched) -> None:
-    """Half the pairs in Eq. 21 and in the batch norms would be another training."""
+    """Half the clips in the statistics of the batch norms would be another training."""
     output = watched.folder / "refused"
     words = WHOLE["contrastive"]
     watched.launch(output, "zero2", 1, [*words, micro(1)], STOP_AFTER="2")
     words = [*words, "train.micro_batch_size=2"]
     printed = watched.launch(output, "zero2", 1, words, STOP_AFTER="4")
-    assert "run.pairs was 4, is 2" in printed
+    assert "run.meeting was 4, is 2" in printed
     assert max(watched.seen(output)) == 1
 
 

@@ -45,9 +45,11 @@ def test_it_tells_other_clips_and_another_stage_before_apart(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "pairs"),
+    ("words", "meeting"),
     [
         (["stage=contrastive"], 8),
+        (["stage=contrastive", "train.micro_batch_size=2"], 4),
+        (["stage=contrastive", "train.micro_batch_size=2", "model.norm=layer"], 8),
         (["stage=alignment", "train.stages=[alignment]"], None),
         (["stage=finetune", "train.stages=[finetune]"], 8),
         (["stage=finetune", "train.stages=[finetune]", "loss.contrastive_weight=0"], 8),
@@ -58,9 +60,9 @@ def test_it_tells_other_clips_and_another_stage_before_apart(tmp_path: Path) -> 
     ],
 )  # fmt: skip
 def test_how_many_clips_meet_counts_where_they_see_each_other(
-    tmp_path: Path, words: list[str], pairs: int | None
+    tmp_path: Path, words: list[str], meeting: int | None
 ) -> None:
-    assert identity(tmp_path, *words)["pairs"] == pairs
+    assert identity(tmp_path, *words)["meeting"] == meeting
 
 
 def test_where_the_data_stands_follows_from_the_step() -> None:
