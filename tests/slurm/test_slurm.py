@@ -118,16 +118,17 @@ def test_a_stage_that_the_user_cancels_writes_a_checkpoint_and_is_not_brought_ba
 def test_a_stage_that_crashes_at_once_is_given_up_and_the_error_named(
     slurm: LocalSlurm, project: Project, tmp_path: Path
 ) -> None:
+    """Here for want of a network interface; what only a lucky node could cure is tried again."""
     log = tmp_path / "log"
     job = slurm.submit(*TWO_NODES, f"--output={log}", "slurm/stage3.sh", project.experiment,
-                       *LAST_ALONE[1:], "stage.learning_rate=1e30", f"train.output={tmp_path}",
-                       SIGNFUSE_FUTILE_ATTEMPTS="2")  # fmt: skip
+                       *LAST_ALONE[1:], f"train.output={tmp_path}", SIGNFUSE_FUTILE_ATTEMPTS="2",
+                       GLOO_SOCKET_IFNAME="absent0")  # fmt: skip
     assert slurm.wait(job) == "FAILED"
     printed = log.read_text()
     assert printed.count("requeued as attempt") == 1, printed
     assert re.search(
         r"2 attempts in a row got no further than step 0; not requeued\. The last: process [01] on "
-        r"\S+: RuntimeError: .* are not finite at step \d+", printed
+        r"\S+: \w+Error: .*absent0", printed
     ), printed  # fmt: skip
 
 
