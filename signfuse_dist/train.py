@@ -17,6 +17,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,6 +77,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A stage to be trained, and what was started for it."""
+
+    run: RunConfig
+    split: Split
+    dev: Split | None
+    plan: Plan
+    workers: int
+    accelerator: Accelerator
+    resolved: dict[str, Any] | None
+    """The DeepSpeed dictionary; None for plain DDP."""
+    marks: Marks
+    startup: Startup
+
+    def say(self, text: str) -> None:
+        """Print on the main process."""
+        self.accelerator.print(text)
+
+
 def train(run: RunConfig) -> int:
     """Train one stage to its end or to a requested stop; return the exit status."""
     startup = Startup()
@@ -87,82 +108,109 @@ def train(run: RunConfig) -> int:
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = process.start(plan, run.train)
     with watched(run.train.hang_seconds, run.folder) as marks:
-        return _train(run, split, dev, plan, workers, accelerator, resolved, marks, startup)
+        return _train(_Job(run, split, dev, plan, workers, accelerator, resolved, marks, startup))
 
 
-def _train(
-    run: RunConfig, split: Split, dev: Split | None, plan: Plan, workers: int,
-    accelerator: Accelerator, resolved: dict[str, Any] | None, marks: Marks, startup: Startup,
-) -> int:  # fmt: skip
-    say = accelerator.print
+def _train(job: _Job) -> int:
+    run, accelerator = job.run, job.accelerator
+    main = accelerator.is_main_process
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
-    open_folder(run, plan, resolved, accelerator.is_main_process)
-    job = JobFolder.from_environment()
-    if accelerator.is_main_process:
-        job.begin(run.folder)
+    open_folder(run, job.plan, job.resolved, main)
+    notes = JobFolder.from_environment()
+    if main:
+        notes.begin(run.folder)
     accelerator.wait_for_everyone()
     if (run.folder / "model").is_dir():
-        say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
+        job.say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
         return 0
-    startup.lap("processes")
-    torch.manual_seed(run.train.seed)
-    model, tokenizer = _build(run, startup)
-    refuse_long_texts(model, tokenizer, split, say)
-    if dev is not None:
-        refuse_long_texts(model, tokenizer, dev, say)
-    _describe(model, run, plan, say)
-    _record_attention(model, run, accelerator, say)
-    if accelerator.is_main_process:
-        write_text(run.folder / "parameters.json", json.dumps(_count(model), indent=1))
-    for warning in caveats(run, plan.world_size):
-        say(warning)
-    startup.lap("texts")
-    identity = identify(run, fixed(run), split, plan)
-    found = checkpoint.find(run.folder / "checkpoints", accelerator, say)
-    start_step = 0
-    if found is not None:
-        start_step = found.step
-        position = data_position(plan, run.train.seed, start_step)
-        refuse_other_run(found, {"run": identity, "data": position})
-        checkpoint.load_weights(found.path, model)
-        say(f"resuming after step {start_step} of {plan.total_steps}")
-    startup.lap("resume")
-    features = None
-    if run.train.features == "cached":
-        features = cached.find_or_compute(model, run, split, accelerator, workers, say)
-        startup.lap("features")
-    optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    if resolved is not None:
-        ds_config.verify_live(prepared, resolved, plan.world_size)
-    startup.lap("prepare")
-    if found is not None:
-        checkpoint.load_optimizer(found.path, accelerator, prepared, optimizer, start_step)
-    startup.lap("resume")
-    trackers.start(accelerator, run.train.trackers, run.folder, run.to_dict(), start_step)
-    development = None
-    if dev is not None:
-        development = DevelopmentScore(run, model, dev, tokenizer, accelerator)
-    objective = stages.StageObjective(run.stage.name, run.loss)
-    meter = meter_of(model, objective, run, accelerator.device)
-    say_what_is_unknown(meter, accelerator.device, say)
-    loop = Loop(
-        accelerator, prepared, optimizer, objective, plan, run.stage, run.train, run.folder,
-        marks, identity, development, meter, startup,
-    )  # fmt: skip
-    dataset = _clips(run, split, plan, tokenizer, accelerator.process_index, start_step, features)
-    source = batches(dataset, workers, torch.cuda.is_available())
-    broken = found.broken_clips if found else 0
-    finished = loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name), broken)
-    marks.at("ending", plan.total_steps)
+    job.startup.lap("processes")
+    model, tokenizer = _make_model(job)
+    identity = identify(run, fixed(run), job.split, job.plan)
+    found = _find_checkpoint(job, model, identity)
+    finished = _run_loop(job, model, tokenizer, identity, found)
+    job.marks.at("ending", job.plan.total_steps)
     if finished:
-        process.do_on_main(accelerator, lambda: _write_model(run, model, say))
-    if accelerator.is_main_process:
-        job.end(finished=finished)
+        process.do_on_main(accelerator, lambda: _write_model(run, model, job.say))
+    if main:
+        notes.end(finished=finished)
     accelerator.wait_for_everyone()
-    say(f"{run.folder}: " + ("finished" if finished else "stopped; run the same command again"))
+    job.say(f"{run.folder}: " + ("finished" if finished else "stopped; run the same command again"))
     accelerator.end_training()
     return 0 if finished else REQUEUE
+
+
+def _make_model(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
+    """Build the stage's model, look at the texts, and say what will be trained and how."""
+    run, main = job.run, job.accelerator.is_main_process
+    torch.manual_seed(run.train.seed)
+    model, tokenizer = _build(run, job.startup)
+    for split in (job.split, job.dev):
+        if split is not None:
+            refuse_long_texts(model, tokenizer, split, job.say)
+    _describe(model, run, job.plan, job.say)
+    _record_attention(model, run, job.accelerator, job.say)
+    if main:
+        write_text(run.folder / "parameters.json", json.dumps(_count(model), indent=1))
+    for warning in caveats(run, job.plan.world_size):
+        job.say(warning)
+    job.startup.lap("texts")
+    return model, tokenizer
+
+
+def _find_checkpoint(
+    job: _Job, model: SignFuse, identity: dict[str, Any]
+) -> checkpoint_folder.Found | None:
+    """Load the weights of the newest whole checkpoint, where there is one of this run."""
+    found = checkpoint.find(job.run.folder / "checkpoints", job.accelerator, job.say)
+    if found is not None:
+        position = data_position(job.plan, job.run.train.seed, found.step)
+        refuse_other_run(found, {"run": identity, "data": position})
+        checkpoint.load_weights(found.path, model)
+        job.say(f"resuming after step {found.step} of {job.plan.total_steps}")
+    job.startup.lap("resume")
+    return found
+
+
+def _run_loop(
+    job: _Job, model: SignFuse, tokenizer: TextTokenizer | None, identity: dict[str, Any],
+    found: checkpoint_folder.Found | None,
+) -> bool:  # fmt: skip
+    """Train from the checkpoint that was found, or from nothing; return whether it is finished."""
+    run, accelerator, startup = job.run, job.accelerator, job.startup
+    start_step, broken = (found.step, found.broken_clips) if found else (0, 0)
+    features = None
+    if run.train.features == "cached":
+        features = cached.find_or_compute(model, run, job.split, accelerator, job.workers, job.say)
+        startup.lap("features")
+    prepared, optimizer = _prepare(job, model, found)
+    trackers.start(accelerator, run.train.trackers, run.folder, run.to_dict(), start_step)
+    development = None
+    if job.dev is not None:
+        development = DevelopmentScore(run, model, job.dev, tokenizer, accelerator)
+    objective = stages.StageObjective(run.stage.name, run.loss)
+    meter = meter_of(model, objective, run, accelerator.device)
+    say_what_is_unknown(meter, accelerator.device, job.say)
+    loop = Loop(
+        accelerator, prepared, optimizer, objective, job.plan, run.stage, run.train, run.folder,
+        job.marks, identity, development, meter, startup,
+    )  # fmt: skip
+    dataset = _clips(job, tokenizer, start_step, features)
+    source = batches(dataset, job.workers, torch.cuda.is_available())
+    return loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name), broken)
+
+
+def _prepare(job: _Job, model: SignFuse, found: checkpoint_folder.Found | None) -> tuple[Any, Any]:
+    """Hand model and optimizer to the engine, and give it the moments of a checkpoint."""
+    run = job.run
+    optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
+    prepared, wrapped = job.accelerator.prepare(model, optimizer)
+    if job.resolved is not None:
+        ds_config.verify_live(prepared, job.resolved, job.plan.world_size)
+    job.startup.lap("prepare")
+    if found is not None:
+        checkpoint.load_optimizer(found.path, job.accelerator, prepared, wrapped, found.step)
+    job.startup.lap("resume")
+    return prepared, wrapped
 
 
 def _write_model(run: RunConfig, model: SignFuse, say: Any) -> None:
@@ -205,12 +253,14 @@ def _build(run: RunConfig, startup: Startup) -> tuple[SignFuse, TextTokenizer | 
 
 
 def _clips(
-    run: RunConfig, split: Split, plan: Plan, tokenizer: TextTokenizer | None, rank: int,
-    start_step: int, features: FeatureSet | None,
-) -> BatchSource:  # fmt: skip
-    seed = run.train.seed
-    frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, seed)
-    order = MicroBatches(plan, seed, frames.counts, rank, start_step)
+    job: _Job, tokenizer: TextTokenizer | None, start_step: int, features: FeatureSet | None
+) -> BatchSource:
+    """Return this process's micro batches from a step on, from frames or from cached features."""
+    run, split = job.run, job.split
+    frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, run.train.seed)
+    order = MicroBatches(
+        job.plan, run.train.seed, frames.counts, job.accelerator.process_index, start_step
+    )
     if features is not None:
         assert tokenizer is not None  # the alignment stage has an LLM
         stride = run.model.visual_stride
