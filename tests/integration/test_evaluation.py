@@ -34,19 +34,8 @@ from signfuse_dist.plan import MicroBatch, make_plan
 from signfuse_dist.train import open_folder
 
 NUM_TEST = 5
+pytestmark = pytest.mark.usefixtures("one_thread")
 FILES = ("hypotheses.jsonl", "scores.json", "gates.npz", "attention.npz")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As launched processes have: more threads sum in another order, and drawn weights let it show.
-
-    What was trained is surer of its words.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

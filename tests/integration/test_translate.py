@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import Project  # tests/integration/conftest.py
 from PIL import Image
 from untrained_run import write_run  # tests/integration/untrained_run.py
@@ -20,14 +19,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.decode import evaluate
 from signfuse_dist.evaluation.new_clip import ClipReader, Limits, find_videos
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    """As launched processes have: more threads sum in another order, and drawn weights show it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
