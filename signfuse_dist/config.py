@@ -91,6 +91,8 @@ class ModelConfig:
         "cmfa", "concat", "sum", "visual_from_skeletal", "skeletal_from_visual", "no_gate"
     ] = "cmfa"
     fusion_layers: int = _at_least(0, 3)
+    # What the gain of the layer norm of Eq. 11 starts at.
+    fusion_gain: float = _at_least(0.0, 0.1)
     num_heads: int = _at_least(1, 8)
     ffn_multiplier: int = _at_least(1, 4)
     # HTA, Table 1 and Eq. 13-17; `scales` says which of the three there are ([]: no HTA).

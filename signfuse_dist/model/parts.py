@@ -41,7 +41,7 @@ def fusion(config: ModelConfig) -> CrossModalFusion:
     """Return Eq. 6-12."""
     return CrossModalFusion(
         config.dim, config.fusion_layers, config.num_heads, config.ffn_multiplier * config.dim,
-        config.fusion,
+        config.fusion, config.fusion_gain,
     )  # fmt: skip
 
 

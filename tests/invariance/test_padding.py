@@ -144,7 +144,7 @@ def test_rubbish_beyond_a_clips_end_is_never_read() -> None:
     mask = length_mask(torch.tensor([2, 5]), 5)
     clean = torch.randn(2, 5, config.dim) * mask[:, :, None]
     dirty = clean + 9.0 * ~mask[:, :, None]
-    fusion = scramble(CrossModalFusion(config.dim, 2, 2, 32, "cmfa"))
+    fusion = scramble(CrossModalFusion(config.dim, 2, 2, 32, "cmfa", 1.0))
     temporal = scramble(TemporalAggregation(config.dim, (1, 5, 11), (1, 2, 4), 7, 2))
     lengths = torch.tensor([2, 5])
     fused = fusion(clean, clean.flip(2), mask)[0]

@@ -43,7 +43,7 @@ def test_it_is_the_feed_forward_half_of_torchs_post_norm_transformer_layer() -> 
 
 
 def test_the_stack_feeds_each_layer_the_fused_features_of_the_one_before() -> None:
-    stack: Any = scramble(CrossModalFusion(DIM, 3, HEADS, 4 * DIM, "cmfa").double())
+    stack: Any = scramble(CrossModalFusion(DIM, 3, HEADS, 4 * DIM, "cmfa", 1.0).double())
     visual, skeletal = clip(5, 1), clip(5, 2)
     fused, first_gate = fuse(visual, skeletal, stack.layers[0], "cmfa")
     expected = feed_forward(fused, stack.layers[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from integration.conftest import Project
 from local_slurm import REPOSITORY, SMALL, LocalSlurm
 from safetensors.torch import load_file
@@ -156,3 +158,23 @@ def test_packing_is_shared_by_an_array(slurm: LocalSlurm, project: Project, tmp_
     files = {p.name: p.read_bytes() for p in (tmp_path / "array").glob("*") if p.is_file()}
     assert len([name for name in files if name.endswith(".tar")]) == 5
     assert files == {p.name: p.read_bytes() for p in (tmp_path / "alone").glob("*") if p.is_file()}
+
+
+def test_an_ablation_is_shared_by_an_array(
+    slurm: LocalSlurm, project: Project, tmp_path: Path
+) -> None:
+    rows = [{"name": fusion, "words": [f"model.fusion={fusion}"]} for fusion in ("cmfa", "sum")]
+    names = tmp_path / "two.yaml"
+    names.write_text(yaml.safe_dump({"title": "T", "paper": "-", "full": "cmfa", "rows": rows}))
+    job = slurm.submit(
+        "--array=3-4", *SMALL, f"--output={tmp_path}/%a.log", "slurm/ablate.sh", names,
+        project.experiment, "train.stages=[finetune]", f"train.output={tmp_path}", "--split",
+        "test", "--launch", "launch/cpu_zero2.yaml", "--num-processes", "1",
+    )  # fmt: skip
+    logs = [tmp_path / "3.log", tmp_path / "4.log"]
+    assert slurm.wait(job) == "COMPLETED,COMPLETED", [log.read_text() for log in logs]
+    table = (tmp_path / "ablation" / "tables" / "small" / "two" / "table.csv").read_text()
+    assert all(row["BLEU-1"] for row in csv.DictReader(table.splitlines()))
+    trained = [re.findall(r"(\S+): done in", log.read_text()) for log in logs]
+    assert all(trained), "each task trained a row"
+    assert not set(trained[0]) & set(trained[1])

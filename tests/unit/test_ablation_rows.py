@@ -168,7 +168,7 @@ def test_one_stream_has_no_pairs_to_compare() -> None:
 def test_fusion_without_a_layer_is_the_residual_of_equation_11() -> None:
     visual, skeletal = torch.randn(2, 1, 5, 4)
     mask = torch.arange(5)[None] < 3
-    fused, gate = CrossModalFusion(4, 0, 2, 8, "cmfa")(visual, skeletal, mask)
+    fused, gate = CrossModalFusion(4, 0, 2, 8, "cmfa", 1.0)(visual, skeletal, mask)
     assert gate is None
     torch.testing.assert_close(fused, (visual + skeletal) / 2 * mask[..., None])
 
