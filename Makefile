@@ -53,6 +53,7 @@ demo: synthetic
 ablation-demo: synthetic
 	$(TINY_LLM) --hidden-size 64 --out $(SYNTHETIC)/tiny_llm_narrow
 	$(TINY_LLM) --num-layers 2 --out $(SYNTHETIC)/tiny_llm_shallow
+	$(TINY_LLM) --encoder-decoder --num-layers 2 --out $(SYNTHETIC)/tiny_t5
 	$(ABLATE) components,stages ablation_demo $(ABLATE_ON)
 	$(ABLATE) fusion,scales,configs/ablation/tiny/backbones.yaml ablation_demo \
 	  'train.stages=[finetune]' stage.epochs=4 $(ABLATE_ON)

@@ -1,12 +1,13 @@
-"""A small real Llama, pre-trained on a corpus's training texts, for runs without a large LLM.
+"""A small real LLM, pre-trained on a corpus's training texts, for runs without a large one.
 
 ``python -m signfuse_dist.model.tiny_llm --text TABLE --split train --out DIR`` trains a byte-level
-BPE tokenizer and a Llama from nothing, and writes an ordinary Hugging Face folder.
+BPE tokenizer and a Llama from nothing, or a T5 (``--encoder-decoder``), and writes an ordinary
+Hugging Face folder.
 
-Paper: a frozen LLaMA-2 7B, which knows the target language and follows its context. Here: a Llama
-of about a million parameters that has seen the training texts. Because: a frozen LLM must know the
-language it writes, and a demonstration has a minute for that. What it is
-trained on is in :mod:`signfuse_dist.model.tiny_llm_text`.
+Paper: a frozen LLaMA-2 7B, which knows the target language and follows its context. Here: one of
+about a million parameters that has seen the training texts. Because: a frozen LLM must know the
+language it writes, and a demonstration has a minute for that. What it is trained on is in
+:mod:`signfuse_dist.model.tiny_llm_text`, what it is in :mod:`signfuse_dist.model.tiny_llm_model`.
 """
 
 from __future__ import annotations
@@ -25,44 +26,14 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError
-from signfuse_dist.model.tiny_llm_text import (
-    IGNORED,
-    Sample,
-    Samples,
-    read_texts,
-    train_tokenizer,
-)
+from signfuse_dist.model.tiny_llm_model import TinyLLM, TinyModel, build, mean_loss
+from signfuse_dist.model.tiny_llm_text import Samples, read_texts, train_tokenizer
 
 _RECORD = "pretraining.json"
-
-
-@dataclass(frozen=True)
-class TinyLLM:
-    """The size of the LLM and of its pre-training."""
-
-    vocab_size: int = 512
-    hidden_size: int = 128
-    intermediate_size: int = 256
-    num_layers: int = 4
-    num_heads: int = 4
-    context: int = 512
-    steps: int = 500
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    # A large Llama has 0.02; at this width that leaves attention flat for most of the run.
-    initializer_range: float = 0.05
-    # Word vectors an LLM of this width can tell apart in Eq. 22: at 0.05, the squared distance
-    # between two sentences is a hundredth of the language loss and teaches nothing.
-    embedding_std: float = 0.5
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    # How many positions the shuffled words fill: as many as there are sign tokens.
-    context_words: int = ModelConfig.num_sign_tokens
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,49 +51,12 @@ class TokenLoss:
         )
 
 
-def build(size: TinyLLM, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return an untrained Llama for ``tokenizer``, fp32."""
-    torch.manual_seed(size.seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.num_heads,
-        num_key_value_heads=size.num_heads,
-        max_position_embeddings=size.context,
-        initializer_range=size.initializer_range,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
-    torch.nn.init.normal_(model.model.embed_tokens.weight, std=size.embedding_std)
-    return model
-
-
-def _loss(model: LlamaForCausalLM, batch: Sequence[Sample]) -> tuple[torch.Tensor, int]:
-    """Return the mean loss per labelled token, and how many there are; padded at the end."""
-    width = max(len(ids) for ids, _ in batch)
-    ids = torch.full((len(batch), width), model.config.pad_token_id or 0)
-    labels = torch.full((len(batch), width), IGNORED)
-    for row, (sample_ids, sample_labels) in enumerate(batch):
-        ids[row, : len(sample_ids)] = torch.tensor(sample_ids)
-        labels[row, : len(sample_labels)] = torch.tensor(sample_labels)
-    mask = torch.zeros_like(ids)
-    for row, (sample_ids, _) in enumerate(batch):
-        mask[row, : len(sample_ids)] = 1
-    output = model(input_ids=ids, attention_mask=mask, labels=labels)
-    return output.loss, int((labels[:, 1:] != IGNORED).sum())
-
-
 def _rate(size: TinyLLM, progress: float) -> float:
     warm = min(1.0, progress / size.warmup)
     return size.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def pretrain(model: LlamaForCausalLM, samples: Samples, size: TinyLLM, minutes: float) -> int:
+def pretrain(model: TinyModel, samples: Samples, size: TinyLLM, minutes: float) -> int:
     """Train in place and return the number of steps.
 
     Ends after ``size.steps``, or earlier when ``minutes`` have passed; the learning rate falls
@@ -141,7 +75,7 @@ def pretrain(model: LlamaForCausalLM, samples: Samples, size: TinyLLM, minutes: 
                 break
             for group in optimizer.param_groups:
                 group["lr"] = _rate(size, max((done + 1) / (size.steps + 1), spent))
-            loss, _ = _loss(model, samples.draw(size.batch_size))
+            loss, _ = mean_loss(model, samples.draw(size.batch_size))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -153,13 +87,13 @@ def pretrain(model: LlamaForCausalLM, samples: Samples, size: TinyLLM, minutes: 
 
 
 @torch.no_grad()
-def measure(model: LlamaForCausalLM, samples: Samples, texts: Sequence[str]) -> TokenLoss:
+def measure(model: TinyModel, samples: Samples, texts: Sequence[str]) -> TokenLoss:
     """Return the loss per token of ``texts``, each alone and after its own words."""
     model.train(False)
     means = []
     for make in (samples.alone, samples.after_words):
         batches = [texts[i : i + 64] for i in range(0, len(texts), 64)]
-        losses = [_loss(model, [make(text) for text in batch]) for batch in batches]
+        losses = [mean_loss(model, [make(text) for text in batch]) for batch in batches]
         means.append(sum(x.item() * n for x, n in losses) / sum(n for _, n in losses))
     return TokenLoss(*means)
 
@@ -189,7 +123,7 @@ def _is_there(out: Path, record: dict[str, Any]) -> bool:
 
 
 def _save(
-    out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any]
+    out: Path, model: TinyModel, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any]
 ) -> None:
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -236,7 +170,7 @@ def write_tiny_llm(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m signfuse_dist.model.tiny_llm",
-        description="Pre-train a small Llama on the texts of a corpus.",
+        description="Pre-train a small Llama or T5 on the texts of a corpus.",
     )
     parser.add_argument("--text", type=Path, required=True, metavar="TSV", help="table of a corpus")
     parser.add_argument("--split", default="train", help="trained on (default: %(default)s)")
@@ -249,6 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num-layers", type=int, default=TinyLLM.num_layers, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--encoder-decoder", action="store_true", help="a T5, with --num-layers in each half"
     )
     parser.add_argument("--seed", type=int, default=TinyLLM.seed, help="default: %(default)s")
     parser.add_argument(
@@ -265,8 +202,9 @@ def _size(given: argparse.Namespace) -> TinyLLM:
             f"{TinyLLM.num_heads} and at least one layer are needed"
         )
     return TinyLLM(
-        hidden_size=given.hidden_size, intermediate_size=2 * given.hidden_size,
-        num_layers=given.num_layers, steps=given.steps, seed=given.seed,
+        encoder_decoder=given.encoder_decoder, hidden_size=given.hidden_size,
+        intermediate_size=2 * given.hidden_size, num_layers=given.num_layers,
+        steps=given.steps, seed=given.seed,
     )  # fmt: skip
 
 

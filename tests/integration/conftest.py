@@ -113,7 +113,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def _write_llm(folder: Path) -> None:
     from signfuse_dist.config import ModelConfig
-    from signfuse_dist.model.tiny_llm import TinyLLM, build
+    from signfuse_dist.model.tiny_llm_model import TinyLLM, build
     from signfuse_dist.model.tiny_llm_text import read_texts, train_tokenizer
 
     size = TinyLLM(vocab_size=300, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from model_factory import small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from signfuse_dist.data.synthetic_language import all_sentences
 from signfuse_dist.errors import UserError
-from signfuse_dist.model.tiny_llm import TinyLLM, build, main, measure, pretrain, write_tiny_llm
+from signfuse_dist.model.llm import load_language_model, load_tokenizer
+from signfuse_dist.model.tiny_llm import main, measure, pretrain, write_tiny_llm
+from signfuse_dist.model.tiny_llm_model import TinyLLM, build, mean_loss
 from signfuse_dist.model.tiny_llm_text import IGNORED, Samples, read_texts, train_tokenizer
 
 PROMPT = "Say it:"
@@ -20,6 +24,7 @@ HELD_OUT = [sentence.text for sentence in all_sentences()[5::331]][:20]
 SMALL = TinyLLM(
     hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, steps=40, learning_rate=0.01
 )
+SMALL_T5 = replace(SMALL, encoder_decoder=True)
 
 
 def _write(out: Path, **changes: object) -> object:
@@ -49,6 +54,32 @@ def test_the_folder_loads_with_the_auto_classes(written: Path) -> None:
     assert len(ids) == 3
     assert None not in ids
     assert (written / "model.safetensors").is_file()
+
+
+def test_an_encoder_decoder_is_what_the_configuration_of_a_run_loads(tmp_path: Path) -> None:
+    _write(tmp_path / "t5", size=replace(SMALL_T5, steps=1))
+    config = small_config(llm=str(tmp_path / "t5"), llm_dtype="float32")
+    tokenizer = load_tokenizer(config)
+    llm = load_language_model(config, tokenizer)
+    assert llm.is_encoder_decoder
+    assert llm.llm_dim == SMALL_T5.hidden_size
+    assert tokenizer.end == AutoTokenizer.from_pretrained(tmp_path / "t5").eos_token_id
+
+
+def test_the_loss_of_an_encoder_decoder_is_that_of_its_text_after_what_the_encoder_read(
+    samples: Samples,
+) -> None:
+    model = build(SMALL_T5, samples.tokenizer)
+    batch = [samples.prompted(text) for text in TEXTS[:3]]
+    loss, count = mean_loss(model, batch)
+    lengths = [len(samples.encode(text)) + 1 for text in TEXTS[:3]]
+    assert count == sum(lengths)
+    alone = [
+        float(mean_loss(model, [sample])[0]) * n for sample, n in zip(batch, lengths, strict=True)
+    ]
+    assert float(loss) == pytest.approx(sum(alone) / count, rel=1e-5)
+    with_others = mean_loss(model, [samples.alone(text) for text in TEXTS[:3]])[0]
+    assert float(loss) != pytest.approx(float(with_others), rel=1e-3), "the encoder is heard"
 
 
 @pytest.mark.parametrize("text", [TEXTS[0], "Grüße aus Köln", "他今年四岁。", "नमस्ते", "🙂 \x00"])
@@ -96,13 +127,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_pretraining_lowers_the_loss_and_repeats_itself(samples: Samples, one_thread: None) -> None:
+@pytest.mark.parametrize("size", [SMALL, SMALL_T5], ids=["llama", "t5"])
+def test_pretraining_lowers_the_loss_and_repeats_itself(
+    samples: Samples, size: TinyLLM, one_thread: None
+) -> None:
     weights = []
     for _ in range(2):
         samples.random.seed(0)
-        model = build(SMALL, samples.tokenizer)
+        model = build(size, samples.tokenizer)
         before = measure(model, samples, HELD_OUT)
-        assert pretrain(model, samples, SMALL, minutes=1.0) == SMALL.steps
+        assert pretrain(model, samples, size, minutes=1.0) == size.steps
         assert measure(model, samples, HELD_OUT).alone < 0.7 * before.alone
         weights.append(model.get_input_embeddings().weight.detach().clone())
     assert torch.equal(*weights)
