@@ -37,17 +37,25 @@ DARK = Theme("#17171b", "#ececf1", "#44444d", ("#7db8f5", "#f2a06b", "#a9d36c", 
 _DASHES = ("-", "--", "-.", ":")
 # The names of the losses in the logs, in the order of Eq. 23.
 LOSSES = ("total", "language", "alignment", "contrastive")
+# The scores of the development split, and the loss that each is beside.
+DEV_SCORES = {"dev_language": "language", "dev_contrastive": "contrastive"}
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def loss_curves(stages: Mapping[str, Rows], theme: Theme) -> bytes:
-    """Draw one panel a stage: each loss that its log holds against the optimizer step."""
+    """Draw one panel a stage: each loss that its log holds against the optimizer step.
+
+    Scores of the development split are diamonds in the colour of their loss.
+    """
     figure, panels = _panels(stages, theme)
     for axes, rows in zip(panels, stages.values(), strict=True):
         for i, name in enumerate(LOSSES):
             if any(name in row for row in rows):
                 _line(axes, rows, name, theme, i)
+        for name, loss in DEV_SCORES.items():
+            if taken := [row for row in rows if name in row]:
+                _diamonds(axes, taken, name, theme.lines[LOSSES.index(loss)])
         axes.set_ylabel("loss", color=theme.ink)
         axes.set_xlabel("optimizer step", color=theme.ink)
         _legend(axes, theme)
@@ -152,6 +160,14 @@ def _line(axes: Axes, rows: Rows, name: str, theme: Theme, order: int) -> None:
     axes.plot(
         steps, values, label=name, color=theme.lines[order], linestyle=_DASHES[order],
         linewidth=1.8, marker=marker, markersize=4,
+    )  # fmt: skip
+
+
+def _diamonds(axes: Axes, rows: Rows, name: str, colour: str) -> None:
+    """Draw one value where it was taken; one that is not finite is left out."""
+    axes.plot(
+        [row["step"] for row in rows], [_number(row[name]) for row in rows], label=name,
+        color=colour, linestyle="none", marker="D", markersize=5,
     )  # fmt: skip
 
 

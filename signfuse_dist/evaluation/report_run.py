@@ -47,7 +47,7 @@ def training_figures(run: RunFolder) -> list[Figure]:
         partial(plots.loss_curves, run.curves),
         f"Losses against the optimizer step for {stages}. {ends}.",
         f"Losses of the stages ({stages}), as logged. {ends}.",
-        _log_table(run, "Losses at some of the steps", plots.LOSSES),
+        _log_table(run, "Losses at some of the steps", (*plots.LOSSES, *_dev_scores(run))),
     )
     rates = plot(
         "learning_rate",
@@ -61,16 +61,25 @@ def training_figures(run: RunFolder) -> list[Figure]:
 
 def _loss_change(stage: str, rows: list[dict[str, Any]]) -> str:
     """Say in words what the curve shows, for those who do not see it."""
-    totals = [v for row in rows if isinstance(v := row.get("total"), (int, float))]
-    if not totals:
-        return ""
-    return f"{stage}: total from {totals[0]:.3g} to {totals[-1]:.3g} in {rows[-1]['step']} steps"
+    changes = []
+    for name in ("total", *plots.DEV_SCORES):
+        values = [v for row in rows if isinstance(v := row.get(name), (int, float))]
+        if values:
+            changes.append(f"{name} from {values[0]:.3g} to {values[-1]:.3g}")
+    return f"{stage}: {', '.join(changes)} in {rows[-1]['step']} steps" if changes else ""
+
+
+def _dev_scores(run: RunFolder) -> list[str]:
+    rows = [row for log in run.curves.values() for row in log]
+    return [name for name in plots.DEV_SCORES if any(name in row for row in rows)]
 
 
 def _log_table(run: RunFolder, caption: str, names: tuple[str, ...]) -> Table:
     rows = []
     for stage, log in run.curves.items():
-        for row in thinned(log, TABLE_STEPS):
+        scored = [row for row in log if any(n in row for n in names if n in plots.DEV_SCORES)]
+        chosen = {row["step"]: row for some in (log, scored) for row in thinned(some, TABLE_STEPS)}
+        for _, row in sorted(chosen.items()):
             rows.append((stage, str(row["step"]), *(_figure(row.get(name)) for name in names)))
     return Table(caption, ("stage", "step", *(n.replace("_", " ") for n in names)), tuple(rows))
 

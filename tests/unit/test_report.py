@@ -290,6 +290,20 @@ def test_after_a_resume_the_later_row_of_a_step_counts(run):
     assert "finetune: total from 4 to 0.5 in 30 steps" in Page(read(run)[0]).text
 
 
+def test_scores_of_the_development_split_are_drawn_and_told(run):
+    figure = run / "evaluation" / "test" / "figures" / "losses.png"
+    read(run)
+    without = figure.read_bytes()
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 7, "total": 0.6, "dev_language": 2.25}\n')
+        log.write('{"step": 30, "total": 0.5, "dev_language": 1.125}\n')
+    page = Page(read(run)[0])
+    assert "total from 4 to 0.5, dev_language from 2.25 to 1.12 in 30 steps" in page.text
+    for told in ("dev language", "2.25", "1.125"):
+        assert told in page.text  # the table, though it shows one step in two
+    assert figure.read_bytes() != without
+
+
 def test_a_run_folder_of_another_name_is_reported_with_its_own_log(run):
     other = run.with_name("tune$\\bad{$")
     run.rename(other)
