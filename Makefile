@@ -56,7 +56,7 @@ ablation-demo: synthetic
 	$(TINY_LLM) --encoder-decoder --num-layers 2 --out $(SYNTHETIC)/tiny_t5
 	$(ABLATE) components,stages ablation_demo $(ABLATE_ON)
 	$(ABLATE) fusion,scales,configs/ablation/tiny/backbones.yaml ablation_demo \
-	  'train.stages=[finetune]' stage.epochs=4 $(ABLATE_ON)
+	  'train.stages=[finetune]' stage.epochs=3 model.visual_width=8 $(ABLATE_ON)
 	@echo "tables and charts: runs/ablation/tables/ablation_demo/"
 
 lint: install
