@@ -44,6 +44,11 @@ def metrics(output: Path, stage: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def printed_by(log: Path) -> str:
+    """What a job printed; Slurm mixes the bytes of its nodes, in the middle of a character too."""
+    return log.read_text("utf-8", errors="replace")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The last stage alone, on two processes of one launcher."""
@@ -67,10 +72,10 @@ def test_the_pipeline_trains_and_evaluates_over_two_nodes_as_one_launcher_does(
     for stage in STAGES:
         project.train(by_hand, 2, f"stage={stage}")
     for name, job in jobs.items():
-        assert slurm.wait(job) == "COMPLETED", (tmp_path / f"signfuse-{name}.log").read_text()
+        assert slurm.wait(job) == "COMPLETED", printed_by(tmp_path / f"signfuse-{name}.log")
     for stage in STAGES:
         assert_same(by_slurm, by_hand, stage)
-    log = (tmp_path / "signfuse-finetune.log").read_text()
+    log = printed_by(tmp_path / "signfuse-finetune.log")
     assert "2 processes" in log
     found = by_slurm / "small" / "finetune" / "evaluation" / "test"
     assert json.loads((found / "scores.json").read_text())
@@ -85,8 +90,8 @@ def test_a_stage_that_is_warned_in_the_middle_is_requeued_and_ends_as_if_it_was_
                        *LAST_ALONE[1:], f"train.output={tmp_path}")  # fmt: skip
     slurm.wait_until(job, lambda: len(metrics(tmp_path, "finetune")) >= 5)
     slurm.signal_batch(job, "USR1")
-    assert slurm.wait(job) == "COMPLETED", log.read_text()
-    printed = log.read_text()
+    assert slurm.wait(job) == "COMPLETED", printed_by(log)
+    printed = printed_by(log)
     (stopped,) = re.findall(r"requeued as attempt 2, last checkpoint step (\d+)", printed)
     assert 5 <= int(stopped) < 80, "stopped in the middle"
     assert f"attempt 2, last checkpoint step {stopped}" in printed
@@ -107,13 +112,13 @@ def test_a_stage_that_the_user_cancels_writes_a_checkpoint_and_is_not_brought_ba
     checkpoints = tmp_path / "small" / "finetune" / "checkpoints"
     slurm.wait_until_idle()
     step = newest_checkpoint(checkpoints)
-    assert 5 <= step < 80, log.read_text()
+    assert 5 <= step < 80, printed_by(log)
     # Until its last process has ended, Slurm calls a cancelled job COMPLETING.
-    assert re.search(r"not requeued from here: Slurm says (COMPLETING|CANCELLED)", log.read_text())
+    assert re.search(r"not requeued from here: Slurm says (COMPLETING|CANCELLED)", printed_by(log))
     assert slurm.state(job) == "CANCELLED"
     again = slurm.submit(*TWO_NODES, f"--output={log}", *words)
-    assert slurm.wait(again) == "COMPLETED", log.read_text()
-    assert f"resuming after step {step} of 80" in log.read_text()
+    assert slurm.wait(again) == "COMPLETED", printed_by(log)
+    assert f"resuming after step {step} of 80" in printed_by(log)
     assert_same(tmp_path, undisturbed, "finetune")
 
 
@@ -126,7 +131,7 @@ def test_a_stage_that_crashes_at_once_is_given_up_and_the_error_named(
                        *LAST_ALONE[1:], f"train.output={tmp_path}", SIGNFUSE_FUTILE_ATTEMPTS="2",
                        GLOO_SOCKET_IFNAME="absent0")  # fmt: skip
     assert slurm.wait(job) == "FAILED"
-    printed = log.read_text()
+    printed = printed_by(log)
     assert printed.count("requeued as attempt") == 1, printed
     assert re.search(
         r"2 attempts in a row got no further than step 0; not requeued\. The last: process [01] on "
@@ -141,8 +146,8 @@ def test_a_stage_that_is_refused_is_not_requeued(
     job = slurm.submit(*TWO_NODES, f"--output={log}", "slurm/stage2.sh", project.experiment,
                        f"train.output={tmp_path}")  # fmt: skip
     assert slurm.wait(job) == "FAILED"
-    assert "train it first (stage=contrastive)" in log.read_text()
-    assert "not requeued: it would be refused again" in log.read_text()
+    assert "train it first (stage=contrastive)" in printed_by(log)
+    assert "not requeued: it would be refused again" in printed_by(log)
 
 
 def test_packing_is_shared_by_an_array(slurm: LocalSlurm, project: Project, tmp_path: Path) -> None:
@@ -172,9 +177,9 @@ def test_an_ablation_is_shared_by_an_array(
         "test", "--launch", "launch/cpu_zero2.yaml", "--num-processes", "1",
     )  # fmt: skip
     logs = [tmp_path / "3.log", tmp_path / "4.log"]
-    assert slurm.wait(job) == "COMPLETED,COMPLETED", [log.read_text() for log in logs]
+    assert slurm.wait(job) == "COMPLETED,COMPLETED", [printed_by(log) for log in logs]
     table = (tmp_path / "ablation" / "tables" / "small" / "two" / "table.csv").read_text()
     assert all(row["BLEU-1"] for row in csv.DictReader(table.splitlines()))
-    trained = [re.findall(r"(\S+): done in", log.read_text()) for log in logs]
+    trained = [re.findall(r"(\S+): done in", printed_by(log)) for log in logs]
     assert all(trained), "each task trained a row"
     assert not set(trained[0]) & set(trained[1])

@@ -30,7 +30,10 @@ import signfuse_dist.loss
 import signfuse_dist.model
 import signfuse_dist.model.attention_packed
 from signfuse_dist.config import EvaluationConfig, LossConfig
+from signfuse_dist.model import tiny_llm_model
 from signfuse_dist.model.llm import TextTokenizer
+from signfuse_dist.model.tiny_llm_model import TinyLLM
+from signfuse_dist.model.tiny_llm_text import IGNORED, train_tokenizer
 from signfuse_dist.stages import StageObjective, prepare, set_mode
 
 _Fused = Float[Tensor, "batch steps dim"]
@@ -178,6 +181,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "temporal": Float[Tensor, "batch pooled dim"],
         _RETURN: Float[Tensor, "batch {self.num_sign_tokens} llm_dim"],
     },
+    "model.tiny_llm_model.mean_loss": {_RETURN: tuple[Float[Tensor, ""], int]},
     "model.visual.ResNet.forward": {
         "images": Float[Tensor, "frames 3 height width"],
         _RETURN: Float[Tensor, "frames {self.output_dim}"],
@@ -266,6 +270,9 @@ def _run_everything() -> None:
     query, key = torch.randn(3, 2, 12), torch.randn(3, 5, 12)
     mask = torch.arange(5)[None] < torch.tensor([5, 1, 3])[:, None]
     signfuse_dist.model.attention_packed.attend_packed(query, key, key, 2, mask, None, loop_kernel)
+    tokenizer = train_tokenizer(["a text"], "say", 300)
+    llm = tiny_llm_model.build(TinyLLM(hidden_size=8, num_layers=1), tokenizer)
+    tiny_llm_model.mean_loss(llm, [([0, 5, 6], [IGNORED, 5, 6]), ([0, 7], [IGNORED, 7])])
     batch = join(draw_clips([5, 1, 3]))
     for change in changes:
         model = small_model(**change)
