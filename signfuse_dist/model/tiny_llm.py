@@ -103,6 +103,18 @@ def _record(texts: Sequence[str], prompt: str, size: TinyLLM) -> dict[str, Any]:
     return {"version": 1, "texts_sha256": digest, "prompt": prompt, "size": asdict(size)}
 
 
+def _difference(found: Any, record: dict[str, Any]) -> str:
+    """Say which entries of a record that was read are not those of ``record``."""
+    if not isinstance(found, dict) or not isinstance(found.get("size"), dict):
+        return f"its {_RECORD} cannot be read"
+    there, wanted = ({**r, **r["size"]} for r in (found, record))
+    return "; ".join(
+        f"{name} was {there.get(name)!r}, is {wanted.get(name)!r}"
+        for name in sorted(there.keys() | wanted.keys())
+        if name != "size" and there.get(name) != wanted.get(name)
+    )
+
+
 def _is_there(out: Path, record: dict[str, Any]) -> bool:
     """Tell whether ``out`` holds this LLM; refuse a folder that holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -116,7 +128,7 @@ def _is_there(out: Path, record: dict[str, Any]) -> bool:
         found = None
     if found != record:
         raise UserError(
-            f"{out} holds a tiny LLM of other texts, another prompt or another size; "
+            f"{out} holds another tiny LLM ({_difference(found, record)}); "
             "delete that folder or give another"
         )
     return True

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import draw_clips, join, scramble, small_config, tiny_llama, tiny_tokenizer
+from model_factory import draw_clips, join, small_config
 from peft import PeftModel
 from safetensors.torch import load_file
+from saved_models import MAX_FRAMES, config_of, finetuned, untrained, write_llm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from signfuse_dist import stages
-from signfuse_dist.config import LossConfig, ModelConfig
+from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import STATE, read_state
 from signfuse_dist.model import saved
@@ -28,39 +28,12 @@ from signfuse_dist.model.signfuse import SignFuse
 
 TESTS = Path(__file__).resolve().parents[1]
 LENGTHS = (5, 3, 8)
-MAX_FRAMES = 9
-
-
-def write_llm(folder: Path, seed: int = 0) -> None:
-    tiny_llama(seed=seed).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     """A small model whose LLM lies in a folder."""
-    folder = tmp_path_factory.mktemp("llm")
-    write_llm(folder)
-    return small_config(llm=str(folder), prompt="translate the sign")
-
-
-def untrained(config: ModelConfig, language: bool = True) -> SignFuse:
-    return saved.build(config, language, MAX_FRAMES)[0]
-
-
-def finetuned(config: ModelConfig) -> SignFuse:
-    """A model of the last stage, LoRA included, with no weight at its start."""
-    torch.manual_seed(0)
-    model = untrained(config)
-    stages.prepare(model, "finetune", LossConfig())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    for name, part in model.named_children():
-        if name not in ("adapter", "language_model"):
-            scramble(part)
-    return model.eval()
+    return config_of(tmp_path_factory.mktemp("llm"))
 
 
 @pytest.fixture
@@ -355,77 +328,3 @@ def test_pickled_weights_in_the_folder_are_never_opened(folder: Path, tmp_path: 
     with pytest.raises(UserError, match="is missing"):
         SignFuse.from_pretrained(folder)
     assert not hit.exists()
-
-
-# How a stage starts from the one before it.
-
-
-@pytest.fixture
-def aligned(config: ModelConfig, tmp_path: Path) -> Path:
-    """The folder of a stage before the last: no LoRA."""
-    untrained(config).save_pretrained(tmp_path / "aligned")
-    return tmp_path / "aligned"
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"dim": 32, "skeletal_channels": (4, 6, 8, 32)}, r"model\.dim was 16, is 32"),
-        # The same shapes, another function of them:
-        ({"num_heads": 4}, r"model\.num_heads was 2, is 4"),
-        ({"scale_strides": (1, 1, 1)}, r"model\.scale_strides was \[1, 2, 4\], is \[1, 1, 1\]"),
-        ({"fusion": "no_gate"}, r"model\.fusion was 'cmfa', is 'no_gate'"),
-        ({"norm": "sync"}, "tensors missing"),
-    ],
-)
-def test_a_stage_does_not_start_from_another_model(
-    config: ModelConfig, aligned: Path, changes: dict[str, Any], said: str
-) -> None:
-    other = small_config(llm=config.llm, prompt=config.prompt, **changes)
-    with pytest.raises(UserError, match=said) as refused:
-        saved.load_into(aligned, untrained(other))
-    assert str(aligned) in str(refused.value)
-
-
-def test_the_llm_may_have_moved_and_be_asked_otherwise(
-    config: ModelConfig, aligned: Path, tmp_path: Path
-) -> None:
-    Path(config.llm).rename(tmp_path / "moved")
-    try:
-        moved = small_config(llm=str(tmp_path / "moved"), prompt="the sign")
-        saved.load_into(aligned, untrained(moved))
-    finally:
-        (tmp_path / "moved").rename(config.llm)
-
-
-def test_a_stage_does_not_go_on_with_another_llm(
-    config: ModelConfig, aligned: Path, tmp_path: Path
-) -> None:
-    write_llm(tmp_path / "other", seed=1)
-    other = small_config(llm=str(tmp_path / "other"), prompt=config.prompt)
-    with pytest.raises(UserError, match="is another LLM now"):
-        saved.load_into(aligned, untrained(other))
-
-
-def test_no_stage_starts_from_one_with_lora(config: ModelConfig, folder: Path) -> None:
-    with pytest.raises(UserError, match="holds LoRA matrices"):
-        saved.load_into(folder, finetuned(config))
-
-
-def test_only_a_stage_without_an_llm_may_miss_the_adapter(
-    config: ModelConfig, tmp_path: Path
-) -> None:
-    untrained(config, language=False).save_pretrained(tmp_path / "model")
-    model = untrained(config)
-    saved.load_into(tmp_path / "model", model, may_miss=("adapter.",))
-    with pytest.raises(UserError, match="tensors missing"):
-        saved.load_into(tmp_path / "model", model)
-
-
-def test_statistics_of_batch_norms_may_be_frozen_by_a_later_stage(
-    config: ModelConfig, tmp_path: Path
-) -> None:
-    before = small_config(llm=config.llm, prompt=config.prompt, norm="sync", visual_norm="sync")
-    untrained(before).save_pretrained(tmp_path / "before")
-    after = small_config(llm=config.llm, prompt=config.prompt, norm="frozen", visual_norm="frozen")
-    saved.load_into(tmp_path / "before", untrained(after))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -154,12 +156,24 @@ def test_a_complete_folder_is_left_alone(written: Path) -> None:
 
 
 def test_a_folder_with_another_llm_or_other_files_is_refused(written: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="another prompt"):
+    with pytest.raises(UserError, match=r"another tiny LLM \(prompt was .*else:'\)"):
         _write(written, prompt="Say something else:")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="something else than a tiny LLM"):
         _write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_differs_in_another_llms_folder_is_named(written: Path, tmp_path: Path) -> None:
+    file = shutil.copytree(written, tmp_path / "llm") / "pretraining.json"
+    record = json.loads(file.read_bytes())
+    del record["size"]["encoder_decoder"]
+    file.write_text(json.dumps(record), "utf-8")
+    with pytest.raises(UserError, match=r"\(encoder_decoder was None, is False\)"):
+        _write(file.parent)
+    file.write_text("{", "utf-8")
+    with pytest.raises(UserError, match=r"pretraining\.json cannot be read"):
+        _write(file.parent)
 
 
 def test_only_the_named_split_is_read(tmp_path: Path) -> None:
