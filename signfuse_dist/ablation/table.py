@@ -151,7 +151,7 @@ def _notes(results: Results, findings: dict[str, Finding]) -> list[str]:
     if len(worlds) > 1:
         notes.append(f"rows were trained on different numbers of processes: {sorted(worlds)}; step "
                      "times, and pairs of Eq. 21, do not compare")  # fmt: skip
-    against = [name for name, finding in findings.items() if finding.verdict == "contradicts"]
+    against = [f'"{n}"' for n, finding in findings.items() if finding.verdict == "contradicts"]
     if against:
         notes.append(f"against the paper's expectation: {', '.join(against)}")
     return [f"- {escape_markdown(note)}" for note in notes]

@@ -126,6 +126,13 @@ def test_what_the_paper_expects_is_compared_with_what_was_found(tmp_path: Path) 
     assert find(found)["a | b"].verdict == "within noise"
 
 
+def test_a_row_against_the_paper_is_told_from_the_word_none(tmp_path: Path) -> None:
+    """A row may be called none, so names stand in quotes."""
+    _, found = filled(tmp_path, {"full": exact, "a | b": worse, "c": worse})
+    text = write_table(found, tmp_path / "out")
+    assert 'against the paper\'s expectation: "c"\n' in text
+
+
 def test_a_table_names_every_row_and_what_is_missing_of_it(tmp_path: Path) -> None:
     plan, _ = filled(tmp_path, {"full": exact, "a | b": worse}, seeds=(0, 1))
     gone = plan.ablations[0].rows[1].runs[1]
