@@ -41,6 +41,13 @@ def add_translate(commands: _Commands) -> None:
         "--nbest", type=int, default=1, help="translations a video (default: 1; at most the beams)"
     )
     command.add_argument(
+        "--decoding",
+        nargs="+",
+        default=[],
+        metavar="evaluation.key=value",
+        help="other decoding than the run's, such as evaluation.num_beams=8",
+    )
+    command.add_argument(
         "--out",
         type=Path,
         help="append the lines to this file; what it holds already is not done again",
@@ -68,8 +75,8 @@ def _translate(options: argparse.Namespace) -> int:
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
     choices = Choices(
-        options.joints, options.pose_model, options.folder_fps, options.nbest, options.workers,
-        options.out,
+        options.joints, options.pose_model, options.folder_fps, options.nbest, options.decoding,
+        options.workers, options.out,
     )  # fmt: skip
     return translate_videos(options.run_folder, options.videos, choices)
 

@@ -41,6 +41,8 @@ class Choices:
     folder_fps: float | None = None
     """Rate of folders of frames; None: the corpus's."""
     nbest: int = 1
+    decoding: Sequence[str] = ()
+    """``evaluation.key=value``, what differs from the run's decoding."""
     workers: int = 0
     """Processes that decode and find joints; 0: this one."""
     out: Path | None = None
@@ -51,16 +53,23 @@ def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices)
     """Write a JSON line for each video at ``places``, in their order; return 0, or 1 after errors.
 
     A line holds ``video``, ``translation``, ``num_frames``, ``flags``, ``notes``, ``model`` (a
-    checksum of it) and, with ``nbest`` above 1, ``candidates`` with their scores. Frames go
-    through the packer's decoding and JPEG, so the model sees what it was trained on. A video that
-    cannot be read is named on standard error and the others are translated. Raises UserError when
-    there is no model or no pose extractor.
+    checksum of it), ``decoding`` and, with ``nbest`` above 1, ``candidates`` with their scores.
+    Frames go through the packer's decoding and JPEG, so the model sees what it was trained on. A
+    video that cannot be read is named on standard error and the others are translated. Raises
+    UserError when there is no model or no pose extractor, for a word that is wrong and for more
+    candidates than beams.
     """
     sources = _sources(find_videos(places), choices.joints)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    translator = load_translator(run_folder, device)
-    model = checksum(run_folder / "model" / STATE)[:16]  # which holds those of its files
-    done = _already(choices.out, model, choices.nbest)
+    translator = load_translator(run_folder, device, choices.decoding)
+    beams = translator.run.evaluation.num_beams
+    if choices.nbest > beams:  # before minutes of reading videos
+        raise UserError(
+            f"--nbest {choices.nbest}: evaluation.num_beams is {beams}; add "
+            f"--decoding evaluation.num_beams={choices.nbest}"
+        )
+    by = _made_by(run_folder, translator)
+    done = _already(choices.out, by, choices.nbest)
     waiting = [source for source in sources if str(source.video) not in done]
     if len(waiting) < len(sources):
         print(
@@ -71,7 +80,7 @@ def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices)
     with tqdm(total=len(waiting), unit="clip", desc="translating") as bar:
         say = partial(bar.write, file=sys.stderr)
         clips = _read_all(reader, waiting, choices.workers, say, bar)
-        failed = len(waiting) - _write_all(translator, clips, choices, model, bar)
+        failed = len(waiting) - _write_all(translator, clips, choices, by, bar)
     return 1 if failed else 0
 
 
@@ -90,24 +99,34 @@ def _sources(videos: Sequence[Path], joints: Sequence[Path] | None) -> list[Sour
     return [Source(*pair) for pair in zip(videos, joints, strict=True)]
 
 
-def _already(out: Path | None, model: str, nbest: int) -> set[str]:
+def _made_by(run_folder: Path, translator: Translator) -> dict[str, Any]:
+    """Return what every line says of the model and of how it was asked."""
+    asked = translator.run.evaluation
+    return {
+        "model": checksum(run_folder / "model" / STATE)[:16],  # which holds those of its files
+        "decoding": {
+            "num_beams": asked.num_beams,
+            "length_penalty": asked.length_penalty,
+            "max_new_tokens": asked.max_new_tokens,
+        },
+    }
+
+
+def _already(out: Path | None, by: dict[str, Any], nbest: int) -> set[str]:
     """Return the videos whose lines an earlier call has written; cut off a line that is torn."""
     if out is None or not out.exists():
         return set()
     *kept, _torn = out.read_text(encoding="utf-8").split("\n")
-    done = set()
+    wanted, done = {**by, "--nbest": nbest}, set()
     for line in kept:
         try:
             row = json.loads(line)
-            video, by, found = row["video"], row["model"], len(row.get("candidates", [None]))
+            found = {key: row[key] for key in by} | {"--nbest": len(row.get("candidates", [None]))}
+            done.add(row["video"])
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{out}: holds other lines than this command's; choose another") from e
-        if (by, found) != (model, nbest):
-            raise UserError(
-                f"{out}: holds translations of model {by} with --nbest {found}, not of {model} "
-                f"with --nbest {nbest}: choose another file"
-            )
-        done.add(video)
+        if found != wanted:
+            raise UserError(f"{out}: holds lines of {found}, not of {wanted}: choose another file")
     write_text(out, "".join(f"{line}\n" for line in kept))
     return done
 
@@ -136,8 +155,8 @@ def _read_all(
 
 
 def _write_all(
-    translator: Translator, clips: Iterator[tuple[Path, NewClip]], choices: Choices, model: str,
-    bar: tqdm[Any],
+    translator: Translator, clips: Iterator[tuple[Path, NewClip]], choices: Choices,
+    by: dict[str, Any], bar: tqdm[Any],
 ) -> int:  # fmt: skip
     """Translate in batches; return how many clips were translated."""
     written = 0
@@ -146,7 +165,7 @@ def _write_all(
         while batch := list(islice(clips, translator.run.evaluation.batch_size)):
             found = translator.translate(join([clip for _, clip in batch]), choices.nbest)
             for (video, clip), translation in zip(batch, found, strict=True):
-                line = json.dumps(_line(video, translation, clip, model), ensure_ascii=False)
+                line = json.dumps(_line(video, translation, clip, by), ensure_ascii=False)
                 print(line, file=file or sys.stdout, flush=True)
             bar.update(len(batch))
             written += len(batch)
@@ -156,14 +175,16 @@ def _write_all(
     return written
 
 
-def _line(video: Path, translation: Translation, clip: NewClip, model: str) -> dict[str, Any]:
+def _line(
+    video: Path, translation: Translation, clip: NewClip, by: dict[str, Any]
+) -> dict[str, Any]:
     line = {
         "video": str(video),
         "translation": translation.text,
         "num_frames": clip.encoded.record["num_frames"],
         "flags": clip.encoded.record["flags"],
         "notes": clip.notes,
-        "model": model,
+        **by,
     }
     if len(translation.candidates) > 1:
         line["candidates"] = [{"text": text, "score": s} for text, s in translation.candidates]

@@ -94,7 +94,13 @@ def test_the_best_candidates_come_with_falling_scores_and_begin_with_the_transla
     assert first["text"] == line["translation"] == alone["translation"]
     assert 0 > first["score"] >= second["score"]
     assert main([*words, "--nbest", "3"]) == 2  # the experiment has two beams
-    assert "evaluation.num_beams is 2" in capsys.readouterr().err
+    assert "add --decoding evaluation.num_beams=3" in capsys.readouterr().err
+    assert main([*words, "--nbest", "3", "--decoding", "evaluation.num_beams=3"]) == 0
+    (line,) = lines(capsys.readouterr().out)
+    assert len(line["candidates"]) == 3
+    assert line["decoding"]["num_beams"] == 3
+    assert main([*words, "--decoding", "evaluation.num_baems=3"]) == 2
+    assert "did you mean 'num_beams'" in capsys.readouterr().err
 
 
 def test_two_processes_write_the_lines_of_one_and_a_call_that_was_killed_goes_on(
@@ -114,6 +120,10 @@ def test_two_processes_write_the_lines_of_one_and_a_call_that_was_killed_goes_on
     assert out.read_text(encoding="utf-8") == expected
     assert main([*words, "--out", str(out), "--nbest", "2"]) == 2
     assert "choose another file" in capsys.readouterr().err
+    other = ("--decoding", "evaluation.length_penalty=2")
+    assert main([*words, "--out", str(out), *other]) == 2
+    assert "'length_penalty': 2.0" in capsys.readouterr().err
+    assert out.read_text(encoding="utf-8") == expected
 
 
 def test_a_clip_longer_than_the_model_reads_is_thinned_out_and_says_so(project: Project) -> None:
