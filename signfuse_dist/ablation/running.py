@@ -43,7 +43,8 @@ def _training(plan: Plan, run: StageRun, launch: Path, num_processes: int | None
 
 
 def _scoring(plan: Plan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:
-    words = ["evaluate", str(run.folder), "--split", plan.split, "--controls", "none"]
+    # The other controls would decode the split again for every row.
+    words = ["evaluate", str(run.folder), "--split", plan.split, "--controls", "shuffled"]
     command = _command(launch, num_processes, "signfuse_dist.cli", words)
     path = scores_file(run, plan.split)
     folder = Path(run.run.train.output)
