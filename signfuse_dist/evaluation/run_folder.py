@@ -142,8 +142,9 @@ def read_run(path: Path, split: str) -> RunFolder:
 
 
 def _read_curves(run: RunFolder) -> None:
-    """Read the logs of this stage and of its siblings."""
-    folders: dict[str, Path] = {stage: run.path.parent / stage for stage in STAGES}
+    """Read the logs of this stage and of its siblings, as far as the run uses them."""
+    stages = STAGES if run.config is None else run.config.train.stages
+    folders: dict[str, Path] = {stage: run.path.parent / stage for stage in stages}
     folders.setdefault(run.path.name, run.path)
     for stage, folder in folders.items():
         if not folder.is_dir():

@@ -24,6 +24,7 @@ from signfuse_dist.evaluation.markup import escape_markdown
 from signfuse_dist.evaluation.metrics import score, score_with_intervals
 from signfuse_dist.evaluation.report import write_report
 from signfuse_dist.evaluation.results import Results, write_results
+from signfuse_dist.evaluation.run_folder import read_run
 from signfuse_dist.evaluation.samples import rank_samples, spread
 from signfuse_dist.skeleton import JOINT_LAYOUT, NUM_JOINTS
 
@@ -306,6 +307,17 @@ def test_scores_of_the_development_split_are_drawn_and_told(run):
     for told in ("dev language", "2.25", "1.125"):
         assert told in page.text  # the table, though it shows one step in two
     assert figure.read_bytes() != without
+
+
+def test_stages_that_the_run_does_not_use_are_neither_shown_nor_missing(run):
+    write_log(run.parent / "alignment", "alignment")
+    file = run / "config.yaml"
+    resolved = yaml.safe_load(file.read_text())
+    resolved["train"]["stages"] = ["finetune"]
+    file.write_text(yaml.safe_dump(resolved))
+    found = read_run(run, "test")
+    assert list(found.curves) == ["finetune"]
+    assert not [line for line in found.missing if "stage" in line]
 
 
 def test_a_run_folder_of_another_name_is_reported_with_its_own_log(run):
