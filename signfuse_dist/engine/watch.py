@@ -118,7 +118,7 @@ class Watch:
             try:
                 self._beat()
                 self._answered = time.monotonic()
-                self._look()
+                self._look(now)
             except RuntimeError:
                 continue  # the store does not answer; the other thread counts how long
 
@@ -137,10 +137,15 @@ class Watch:
                     "gone"
                 )
 
-    def _look(self) -> None:
+    def _look(self, now: float) -> None:
+        """Look at this process and the next, as late as they are at ``now``.
+
+        That is the time at which :meth:`_talk` found that this process had not stood still; should
+        it be suspended after that, a later time would make everybody late.
+        """
         if self._store.check([_VERDICT]):
             self._finish(self._store.get(_VERDICT).decode())
-        now, mark = time.monotonic(), self.marks.last
+        mark = self.marks.last
         patience = self._seconds * (_LONG_PATIENCE if mark.phase in LONG else _PATIENCE)
         late = now - mark.since > patience
         after = self._read((self._rank + 1) % self._world_size)

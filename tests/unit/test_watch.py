@@ -149,6 +149,37 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(
         assert "process 1" in job.wait_for({0, 1})
 
 
+class _Suspending:
+    """A store during whose next answer the job is suspended for 1000 seconds."""
+
+    def __init__(self, store: Any, clock: _Clock) -> None:
+        self._store, self._clock, self.armed = store, clock, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def set(self, key: str, value: str) -> None:
+        self._store.set(key, value)
+        if self.armed:
+            self.armed = False
+            self._clock.jump += 1000.0
+
+
+def test_a_job_that_was_suspended_between_a_beat_and_a_look_goes_on(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = _Clock()
+    monkeypatch.setattr(watch, "time", clock)
+    monkeypatch.setattr(marks, "time", clock)
+    store = _Suspending(job.store, clock)
+    with job.process(0, 1, store) as here:
+        here.at("computing", 5)
+        store.armed = True
+        until(lambda: clock.jump > 0)
+        time.sleep(0.5)
+        assert not job.verdicts
+
+
 def test_a_clock_that_jumps_is_no_hang(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with job.process(0, 1) as here:
         here.at("computing", 5)
