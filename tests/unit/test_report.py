@@ -293,9 +293,8 @@ def test_after_a_resume_the_later_row_of_a_step_counts(run):
 
 def test_scores_of_the_development_split_are_drawn_and_told(run):
     figure = run / "evaluation" / "test" / "figures" / "losses.png"
-    with (run / "metrics.jsonl").open(
-        "a"
-    ) as log:  # the same losses, so that only the scores differ
+    # The same losses, so that only the scores differ:
+    with (run / "metrics.jsonl").open("a") as log:
         log.write('{"step": 7, "total": 0.6}\n{"step": 30, "total": 0.5}\n')
     read(run)
     without = figure.read_bytes()

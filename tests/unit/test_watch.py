@@ -130,13 +130,17 @@ class _Clock:
         return time.monotonic() + self.jump
 
 
-def test_a_job_that_was_suspended_as_a_whole_goes_on(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Frozen with the others, a process finds everybody late; after that it looks anew."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    """The clock by which the watches go."""
     clock = _Clock()
     monkeypatch.setattr(watch, "time", clock)
     monkeypatch.setattr(marks, "time", clock)
+    return clock
+
+
+def test_a_job_that_was_suspended_as_a_whole_goes_on(job: Job, clock: _Clock) -> None:
+    """Frozen with the others, a process finds everybody late; after that it looks anew."""
     job.silent(1)  # until it is there itself
     with job.process(0, 2) as one, job.process(1, 2) as other:
         one.at("computing", 5)
@@ -166,11 +170,8 @@ class _Suspending:
 
 
 def test_a_job_that_was_suspended_between_a_beat_and_a_look_goes_on(
-    job: Job, monkeypatch: pytest.MonkeyPatch
+    job: Job, clock: _Clock
 ) -> None:
-    clock = _Clock()
-    monkeypatch.setattr(watch, "time", clock)
-    monkeypatch.setattr(marks, "time", clock)
     store = _Suspending(job.store, clock)
     with job.process(0, 1, store) as here:
         here.at("computing", 5)
