@@ -90,7 +90,7 @@ def test_a_killed_ablation_goes_on_and_ends_as_two_tasks_end(
         assert int(row["trained parameters"].replace(",", "")) > 0
         assert float(row["seconds a step"]) > 0
     assert found["joints"]["trained parameters"] != found["whole"]["trained parameters"]
-    scored = list(killed.glob("ablation/*/small/finetune/evaluation/dev/scores.json"))
+    scored = list(killed.glob("ablation/*/small/finetune/evaluation/test/scores.json"))
     assert len(scored) == 3
     for file in scored:  # the control that needs no decoding
         assert json.loads(file.read_bytes())["controls"].keys() == {"shuffled"}
