@@ -6,7 +6,7 @@ RUN := runs/demo/finetune
 LAUNCH := launch/cpu_zero2.yaml
 
 SYNTHETIC := shards/synthetic
-TINY_LLM = $(BIN)/python -m signfuse_dist.model.tiny_llm --text data/synthetic/synthetic.tsv
+TINY_LLM = $(BIN)/python -m signfuse_dist.synthetic.tiny_llm --text data/synthetic/synthetic.tsv
 ABLATE = OMP_NUM_THREADS=1 $(BIN)/signfuse ablate
 ABLATE_ON = --launch $(LAUNCH) --num-processes 1 --parallel 2
 
@@ -63,7 +63,7 @@ lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 test: lint
 	$(BIN)/python -m pytest -m "not long"

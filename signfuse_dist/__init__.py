@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "SignFuse": "signfuse_dist.model.signfuse",
-    "SignFuseConfig": "signfuse_dist.model.configuration",
+    "SignFuseConfig": "signfuse_dist.model.saved",
 }
 
 

@@ -18,17 +18,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from signfuse_dist import loss, stages
-from signfuse_dist.augment import ClipFrames
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import AugmentConfig, RunConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.errors import UserError
+from signfuse_dist.model import losses
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
-from signfuse_dist.plan import MicroBatches, make_plan
+from signfuse_dist.objective import set_mode
+from signfuse_dist.plan import ClipFrames, MicroBatches, make_plan
+from signfuse_dist.stages import needs_language_model
 
 
 def open_development(run: RunConfig) -> Split | None:
@@ -63,7 +64,7 @@ class DevelopmentScore:
             self._plan, run.train.seed, frames.counts, accelerator.process_index, 0
         )
         self._clips = ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
-        self._language = stages.needs_language_model(run.stage.name)
+        self._language = needs_language_model(run.stage.name)
 
     def __call__(self) -> dict[str, float]:
         """Return `dev_contrastive` or `dev_language`, the same on every process.
@@ -77,7 +78,7 @@ class DevelopmentScore:
             with torch.no_grad():
                 total, count, broken = self._sums()
         finally:
-            stages.set_mode(self._model, self._run.stage.name)
+            set_mode(self._model, self._run.stage.name)
         name = "dev_language" if self._language else "dev_contrastive"
         if broken:
             self._accelerator.print(
@@ -123,7 +124,7 @@ class DevelopmentScore:
             visual, skeletal = (torch.cat(part) for part in zip(*summaries, strict=True))
             weight = torch.cat(weights)
             temperature = self._run.loss.temperature
-            sums[0] += loss.contrastive(visual, skeletal, weight, temperature).sum()
+            sums[0] += losses.contrastive(visual, skeletal, weight, temperature).sum()
             sums[1] += weight.sum()
         return sums
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 
 from signfuse_dist.config import RunConfig
-from signfuse_dist.engine.hardware import device_name, peak_flops
-from signfuse_dist.engine.meter import Meter
+from signfuse_dist.engine.metrics import device_name, peak_flops
+from signfuse_dist.engine.objective import Meter
 from signfuse_dist.model.flops import StepFlops, components
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.stages import StageObjective
+from signfuse_dist.objective import StageObjective
 
 
 def meter_of(
@@ -32,5 +32,5 @@ def say_what_is_unknown(meter: Meter, device: torch.device, say: Callable[[str],
     if meter.peak is None:
         say(
             f"no MFU: the peak of {device_name(device)} in this precision is not known "
-            "(bf16 on the GPUs of signfuse_dist/engine/hardware.py); operations a second are logged"
+            "(bf16 on the GPUs of signfuse_dist/engine/metrics.py); operations a second are logged"
         )

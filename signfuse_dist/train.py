@@ -1,12 +1,4 @@
-"""Train one stage: the only place that knows data, model and engine.
-
-    accelerate launch --config_file launch/cpu_zero2.yaml -m signfuse_dist.train \\
-        EXPERIMENT stage=NAME [section.key=value ...]
-
-Stages are `contrastive`, `alignment` and `finetune`, each starting from the one before. The same
-command resumes a stage that was stopped. Exit status: 0 finished, 75 stopped on request and to be
-started again, 2 an error in what was asked.
-"""
+"""Texts that the LLM has no room or no letters for, found before training starts."""
 
 from __future__ import annotations
 
@@ -16,7 +8,7 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,37 +16,33 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from signfuse_dist import cached, stages
-from signfuse_dist.augment import ClipFrames
-from signfuse_dist.check import caveats
-from signfuse_dist.cluster.folder import JobFolder
-from signfuse_dist.config import RunConfig
-from signfuse_dist.config_load import load_run
+from signfuse_dist import cached_features
+from signfuse_dist.config import RunConfig, load_run
 from signfuse_dist.data.features import FeatureBatches, FeatureSet
 from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.development import DevelopmentScore, open_development
-from signfuse_dist.engine import checkpoint, checkpoint_folder, ds_config, process, trackers
-from signfuse_dist.engine.checkpoint_folder import refuse_other_run
-from signfuse_dist.engine.loop import Loop
-from signfuse_dist.engine.marks import Marks
-from signfuse_dist.engine.optim import make_optimizer
-from signfuse_dist.engine.signals import REQUEUE
-from signfuse_dist.engine.startup import Startup
-from signfuse_dist.engine.watch import watched
-from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.card import write_card
+from signfuse_dist.engine import checkpoint, ds_config, processes, trackers
+from signfuse_dist.engine.checkpoint import refuse_other_run
+from signfuse_dist.engine.hang import Marks, watched
+from signfuse_dist.engine.loop import Loop, make_optimizer
+from signfuse_dist.engine.stopping import REQUEUE
+from signfuse_dist.engine.timing import Startup
+from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import write_text
+from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.metering import meter_of, say_what_is_unknown
 from signfuse_dist.model import saved
-from signfuse_dist.model.attention_choice import choose_for
+from signfuse_dist.model.attention import choose_for
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
-from signfuse_dist.plan import MicroBatches, Plan, data_position, make_plan
-from signfuse_dist.resuming import identify
-from signfuse_dist.run_settings import fixed, refuse_other
-from signfuse_dist.texts import refuse_long_texts
+from signfuse_dist.objective import StageObjective, prepare, set_mode
+from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, data_position, make_plan
+from signfuse_dist.preflight.check import caveats
+from signfuse_dist.report.model_card import write_card
+from signfuse_dist.run_folder import fixed, identify, refuse_other
+from signfuse_dist.stages import needs_language_model, previous
 
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 
@@ -104,9 +92,9 @@ def train(run: RunConfig) -> int:
     split = open_split(run.shards(run.data.train_split), run.data)
     dev = open_development(run)  # or say that it is not packed, before a model is loaded
     startup.lap("data")
-    plan = make_plan(len(split), run.stage, run.train, process.launched_world_size())
+    plan = make_plan(len(split), run.stage, run.train, processes.launched_world_size())
     workers = count_workers(run.train.num_workers)
-    accelerator, resolved = process.start(plan, run.train)
+    accelerator, resolved = processes.start(plan, run.train)
     with watched(run.train.hang_seconds, run.folder) as marks:
         return _train(_Job(run, split, dev, plan, workers, accelerator, resolved, marks, startup))
 
@@ -130,7 +118,7 @@ def _train(job: _Job) -> int:
     finished = _run_loop(job, model, tokenizer, identity, found)
     job.marks.at("ending", job.plan.total_steps)
     if finished:
-        process.do_on_main(accelerator, lambda: _write_model(run, model, job.say))
+        processes.do_on_main(accelerator, lambda: _write_model(run, model, job.say))
     if main:
         notes.end(finished=finished)
     accelerator.wait_for_everyone()
@@ -159,9 +147,9 @@ def _make_model(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
 
 def _find_checkpoint(
     job: _Job, model: SignFuse, identity: dict[str, Any]
-) -> checkpoint_folder.Found | None:
+) -> checkpoint.Found | None:
     """Load the weights of the newest whole checkpoint, where there is one of this run."""
-    found = checkpoint.find(job.run.folder / "checkpoints", job.accelerator, job.say)
+    found = checkpoint.find_checkpoint(job.run.folder / "checkpoints", job.accelerator, job.say)
     if found is not None:
         position = data_position(job.plan, job.run.train.seed, found.step)
         refuse_other_run(found, {"run": identity, "data": position})
@@ -173,21 +161,23 @@ def _find_checkpoint(
 
 def _run_loop(
     job: _Job, model: SignFuse, tokenizer: TextTokenizer | None, identity: dict[str, Any],
-    found: checkpoint_folder.Found | None,
+    found: checkpoint.Found | None,
 ) -> bool:  # fmt: skip
     """Train from the checkpoint that was found, or from nothing; return whether it is finished."""
     run, accelerator, startup = job.run, job.accelerator, job.startup
     start_step, broken = (found.step, found.broken_clips) if found else (0, 0)
     features = None
     if run.train.features == "cached":
-        features = cached.find_or_compute(model, run, job.split, accelerator, job.workers, job.say)
+        features = cached_features.find_or_compute(
+            model, run, job.split, accelerator, job.workers, job.say
+        )
         startup.lap("features")
     prepared, optimizer = _prepare(job, model, found)
     trackers.start(accelerator, run.train.trackers, run.folder, run.to_dict(), start_step)
     development = None
     if job.dev is not None:
         development = DevelopmentScore(run, model, job.dev, tokenizer, accelerator)
-    objective = stages.StageObjective(run.stage.name, run.loss)
+    objective = StageObjective(run.stage.name, run.loss)
     meter = meter_of(model, objective, run, accelerator.device)
     say_what_is_unknown(meter, accelerator.device, job.say)
     loop = Loop(
@@ -196,10 +186,10 @@ def _run_loop(
     )  # fmt: skip
     dataset = _clips(job, tokenizer, start_step, features)
     source = batches(dataset, job.workers, torch.cuda.is_available())
-    return loop.run(source, start_step, lambda: stages.set_mode(model, run.stage.name), broken)
+    return loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
 
 
-def _prepare(job: _Job, model: SignFuse, found: checkpoint_folder.Found | None) -> tuple[Any, Any]:
+def _prepare(job: _Job, model: SignFuse, found: checkpoint.Found | None) -> tuple[Any, Any]:
     """Hand model and optimizer to the engine, and give it the moments of a checkpoint."""
     run = job.run
     optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
@@ -216,7 +206,7 @@ def _prepare(job: _Job, model: SignFuse, found: checkpoint_folder.Found | None) 
 def _write_model(run: RunConfig, model: SignFuse, say: Any) -> None:
     """Write ``model/`` from the weights that ``train.select`` asks for."""
     if run.train.select == "best":
-        found = checkpoint_folder.best(run.folder / "checkpoints", say)
+        found = checkpoint.best(run.folder / "checkpoints", say)
         if found is None:
             raise UserError(
                 f"{run.folder}: train.select=best, and no checkpoint has a development score; "
@@ -231,10 +221,10 @@ def _write_model(run: RunConfig, model: SignFuse, say: Any) -> None:
 def _build(run: RunConfig, startup: Startup) -> tuple[SignFuse, TextTokenizer | None]:
     """Build the stage's model from the stage before it, or from ImageNet weights."""
     stage = run.stage.name
-    language = stages.needs_language_model(stage)
+    language = needs_language_model(stage)
     model, tokenizer = saved.build(run.model, language, run.data.max_frames)
     startup.lap("model")
-    before = stages.previous(stage, run.train.stages)
+    before = previous(stage, run.train.stages)
     if before is None:
         load_visual_weights(model, run.model)
     else:
@@ -245,9 +235,9 @@ def _build(run: RunConfig, startup: Startup) -> tuple[SignFuse, TextTokenizer | 
                 f"train it first (stage={before})"
             )
         # The contrastive stage has no LLM, so no adapter either.
-        may_miss = () if stages.needs_language_model(before) else ("adapter.",)
+        may_miss = () if needs_language_model(before) else ("adapter.",)
         saved.load_into(folder, model, may_miss)
-    stages.prepare(model, stage, run.loss)
+    prepare(model, stage, run.loss)
     startup.lap("weights")
     return model, tokenizer
 
@@ -318,3 +308,22 @@ def _count(model: SignFuse) -> dict[str, dict[str, int]]:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def refuse_long_texts(
+    model: SignFuse, tokenizer: TextTokenizer | None, split: Split, say: Callable[[str], None]
+) -> None:
+    """Raise UserError naming texts that the LLM's context has no room for; name unknown letters."""
+    if model.language_model is None or tokenizer is None:
+        return
+    texts = {entry.id: entry.text for entry in split.entries()}
+    room = model.language_model.room(model.built_from.num_sign_tokens)
+    too_long, unknown = tokenizer.find_unfit(texts, room)
+    if unknown:
+        say(f"{len(unknown)} of {len(texts)} texts hold letters that the LLM's tokenizer does not "
+            f"know, and are learned without them: {', '.join(unknown[:10])}")  # fmt: skip
+    raise_together(
+        too_long[:10],
+        f"{split.folder}: {len(too_long)} texts are too long for the LLM's context; take them out "
+        "of the corpus, or another LLM. The first",
+    )

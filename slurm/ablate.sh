@@ -17,5 +17,5 @@
 source slurm/environment.sh
 [ $# -ge 2 ] || { echo "usage: sbatch slurm/ablate.sh NAME EXPERIMENT [section.key=value ...]" >&2; exit 2; }
 number_task ablate
-exec python -m signfuse_dist.cluster.batch signfuse ablate "$@" \
+exec python -m signfuse_dist.jobs.batch signfuse ablate "$@" \
   --task-id "$task_id" --num-tasks "$num_tasks"

@@ -44,7 +44,7 @@ train_stage() {
   local experiment=$1
   shift
   prepare_launchers
-  exec python -m signfuse_dist.cluster.batch \
+  exec python -m signfuse_dist.jobs.batch \
     "${launchers[@]}" -m signfuse_dist.train "$experiment" "stage=$stage" "$@"
 }
 

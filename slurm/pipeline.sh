@@ -5,4 +5,4 @@
 # predecessor fails is cancelled. Prints the job ids. Options of sbatch hold for every job.
 SLURM_SUBMIT_DIR=$PWD
 source slurm/environment.sh
-exec python -m signfuse_dist.cluster.pipeline "$@"
+exec python -m signfuse_dist.jobs.pipeline "$@"

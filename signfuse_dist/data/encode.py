@@ -9,12 +9,18 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from signfuse_dist.data.corpora import FolderFrames, Row
-from signfuse_dist.data.frames import VideoError, VideoFrame
+from signfuse_dist.corpora import FolderFrames, Row
+from signfuse_dist.data.joints import Joints, JointsFile, NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import Packing
-from signfuse_dist.data.pose import Joints, JointsFile, NoJoints, PoseExtractor
 from signfuse_dist.data.shard import EncodedClip, EncodedPose
-from signfuse_dist.data.video import FrameFolder, VideoFile, open_video, read_frames
+from signfuse_dist.data.video import (
+    FrameFolder,
+    VideoError,
+    VideoFile,
+    VideoFrame,
+    open_video,
+    read_frames,
+)
 from signfuse_dist.skeleton import LEFT_HAND, RIGHT_HAND
 
 
@@ -22,7 +28,7 @@ def encode_clip(row: Row, packing: Packing, extractor: PoseExtractor | None) -> 
     """Return the clip of ``row``; without an extractor, with the joints that the row names.
 
     Only compressed frames are held. Raises :class:`VideoError` and
-    :class:`~signfuse_dist.data.pose.PoseError` for what is wrong with the row's files.
+    :class:`~signfuse_dist.data.joints.PoseError` for what is wrong with the row's files.
     """
     settings = packing.settings
     finder = _finder(row, extractor)

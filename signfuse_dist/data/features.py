@@ -19,14 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from signfuse_dist.augment import ClipFrames
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.data.fields import Fields, ShardError
 from signfuse_dist.data.loader import Each, Encode, MicroBatchSequence, tokens_of
+from signfuse_dist.data.manifest import Fields, ShardError
 from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import checksum, write_text, written_whole
-from signfuse_dist.plan import PADDING
+from signfuse_dist.plan import PADDING, ClipFrames
 from signfuse_dist.skeleton import NUM_JOINTS
 
 CLIPS_A_PART = 64

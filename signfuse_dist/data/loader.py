@@ -16,13 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from signfuse_dist.augment import ClipFrames, Draw, spread_frames
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.data.manifest import ShardError
 from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.split import Split, record_digest
 from signfuse_dist.errors import UserError
-from signfuse_dist.plan import PADDING, MicroBatch
+from signfuse_dist.plan import PADDING, ClipFrames, Draw, MicroBatch, spread_frames
 from signfuse_dist.skeleton import NUM_JOINTS
 
 Encode = Callable[[str], list[int]]

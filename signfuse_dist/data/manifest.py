@@ -1,25 +1,115 @@
-"""What lies beside the tars: the manifest of a set of shards and the index of each, typed.
+"""What `signfuse verify` leaves behind where it found nothing: that this content was verified.
 
-A set holds the clips of a split, or one extraction of their joints (a pose set). Both files are
-read as hostile: names may not leave the folder, offsets may not leave the file, counts must agree.
-This module imports no torch.
+The stamp names the manifest by its checksum. A manifest names every shard by its own, so shards
+that were packed again have no stamp. A shard that rots on the disk afterwards keeps its stamp.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
-from signfuse_dist.data.corpora import Rejected, key_of
-from signfuse_dist.data.fields import Fields, VersionError
-from signfuse_dist.data.fields import ShardError as ShardError
-from signfuse_dist.data.storage import Folder, file_size, read_file
+from signfuse_dist.corpora import Rejected, key_of
+from signfuse_dist.data.storage import Folder, file_size, is_local, read_file
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.files import digest, write_text
 from signfuse_dist.skeleton import JOINT_LAYOUT
+
+
+class ShardError(UserError):
+    """A packed split is damaged; the message names the file, the clip and what is wrong."""
+
+    remedy = (
+        "run `signfuse verify` on the folder to see all that is wrong, and `signfuse pack` again "
+        "to repair it"
+    )
+
+    def __init__(self, shard: str, key: str, what: str) -> None:
+        self.shard, self.key, self.what = shard, key, what
+        where = f"{shard}, clip {key}" if key else shard
+        super().__init__(f"{where}: {what}; {self.remedy}")
+
+    def __reduce__(self) -> tuple[type[ShardError], tuple[str, str, str]]:
+        return type(self), (self.shard, self.key, self.what)
+
+
+class VersionError(ShardError):
+    """A file is whole, and of a version of the format that this program does not read."""
+
+    remedy = "pack the split again, into another folder or after removing this one"
+
+
+class Fields:
+    """A JSON object from a file, read field by field."""
+
+    def __init__(self, value: object, file: str) -> None:
+        self._file = file
+        if not isinstance(value, dict):
+            self.refuse("holds something else than an object")
+        self._value: dict[str, Any] = value
+
+    def refuse(self, what: str) -> NoReturn:
+        raise ShardError(self._file, "", what)
+
+    def _get(self, name: str, *kinds: type) -> Any:
+        value = self._value.get(name)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            self.refuse(f"field {name!r} is missing or of the wrong kind")
+        return value
+
+    def text(self, name: str) -> str:
+        return self._unicode(name, self._get(name, str))
+
+    def _unicode(self, name: str, value: object) -> str:
+        """Return a text that can be written again; JSON can spell halves of a character."""
+        if not isinstance(value, str):
+            self.refuse(f"field {name!r} is of the wrong kind")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            self.refuse(f"field {name!r} is no Unicode text")
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        return None if self._value.get(name) is None else self.text(name)
+
+    def count(self, name: str) -> int:
+        value = int(self._get(name, int))
+        if value < 0:
+            self.refuse(f"field {name!r} is negative")
+        return value
+
+    def optional_number(self, name: str) -> float | None:
+        if self._value.get(name) is None:
+            return None
+        try:
+            return float(self._get(name, int, float))
+        except OverflowError:
+            self.refuse(f"field {name!r} is beyond all numbers")
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        return tuple(self._unicode(name, value) for value in self._get(name, list))
+
+    def span(self, name: str, size: int) -> tuple[int, int]:
+        value = self._get(name, list)
+        if len(value) != 2 or any(type(n) is not int or n < 0 for n in value):
+            self.refuse(f"member {name!r} needs an offset and a size")
+        if value[0] + value[1] > size:
+            self.refuse(f"member {name!r} reaches beyond the end of the tar")
+        return value[0], value[1]
+
+    def inside(self, name: str) -> Fields:
+        return Fields(self._get(name, dict), self._file)
+
+    def items(self, name: str) -> list[Fields]:
+        return [Fields(value, self._file) for value in self._get(name, list)]
+
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -357,3 +447,36 @@ def _json(value: object) -> bytes:
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields.pop("settings"), **fields}
+
+
+STAMP_NAME = "verified.json"
+
+
+def write_stamp(folder: Folder) -> bool:
+    """Say that the content of a folder was verified; return whether that could be written."""
+    if not is_local(folder):
+        return False
+    try:
+        write_text(Path(str(folder)) / STAMP_NAME, json.dumps({"manifest": _checksum(folder)}))
+    except OSError:  # a folder of somebody else's, or a full disk
+        return False
+    return True
+
+
+def remove_stamp(folder: Folder) -> None:
+    """Take the stamp back, where there is one; raise OSError where that is not allowed."""
+    if is_local(folder):
+        (folder / STAMP_NAME).unlink(missing_ok=True)
+
+
+def is_verified(folder: Folder) -> bool:
+    """Return whether the content was verified as it is named by its manifest now."""
+    try:
+        said = json.loads(read_file(folder / STAMP_NAME).decode("utf-8"))
+        return isinstance(said, dict) and said.get("manifest") == _checksum(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _checksum(folder: Folder) -> str:
+    return digest(io.BytesIO(read_file(folder / MANIFEST_NAME)))

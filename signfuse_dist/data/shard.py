@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from signfuse_dist.data.corpora import Rejected, key_of
+from signfuse_dist.corpora import Rejected, key_of
 from signfuse_dist.data.manifest import (
     Manifest,
     Packing,

@@ -25,7 +25,7 @@ from signfuse_dist.data.manifest import (
     read_index,
     read_manifest,
 )
-from signfuse_dist.data.pool import Death, Report, WorkerPool
+from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.shard import Clip, ClipPose, member_header, read_clip, read_pose, tar_end
 from signfuse_dist.data.storage import Folder, file_size, open_file
 from signfuse_dist.errors import UserError

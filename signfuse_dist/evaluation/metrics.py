@@ -1,222 +1,359 @@
-"""Corpus scores, each with the signature that says how it was computed.
+"""BLEURT by Google's package `bleurt`, for those who have it and a checkpoint.
 
-BLEU and chrF are sacrebleu's, METEOR is nltk's, BLEURT is Google's; ROUGE-L is
-:mod:`signfuse_dist.evaluation.rouge`. Which tokens, case and punctuation they see is a
-:class:`~signfuse_dist.evaluation.presets.Preset`. References are the annotation's own text, joined
-to the hypotheses by id.
+The package wants TensorFlow and is not on the package index, so it is no dependency: where it, or a
+checkpoint, is missing, the reason stands in the scores in place of a figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import importlib.util
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.evaluation import files
-from signfuse_dist.evaluation.bleurt import find_bleurt
-from signfuse_dist.evaluation.measures import Measure, build_measures
-from signfuse_dist.evaluation.presets import METRICS, Preset, find_preset, normalize
-from signfuse_dist.evaluation.resampling import Resampling, resample
+import nltk
+import numpy as np
+from nltk.corpus import wordnet
+from nltk.translate.meteor_score import single_meteor_score
+from sacrebleu.metrics.base import Metric, Score, Signature
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
+from sacrebleu.tokenizers.tokenizer_none import NoneTokenizer
+from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 
-# How many ids an error or a table names before it goes on with a count.
-NAMED_IDS = 10
-Interval = tuple[float, float]
+from signfuse_dist import __version__
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.protocols import BLEU_NAMES, Beta, Preset
 
 
-class Score(NamedTuple):
-    """A value in 0..100 (BLEURT's may lie outside) and how it was computed."""
+def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence of two token lists.
 
-    value: float
-    signature: str
+    Bit-parallel: the row of the dynamic programme is one integer whose bit i is 0 where the row
+    grows at ``a[i]``, so a row costs a few integer operations instead of ``len(a)`` comparisons.
+    """
+    places: dict[str, int] = {}
+    for i, token in enumerate(a):
+        places[token] = places.get(token, 0) | 1 << i
+    full = (1 << len(a)) - 1
+    row = full
+    for token in b:
+        matches = row & places.get(token, 0)
+        row = (row + matches | row - matches) & full
+    return len(a) - row.bit_count()
+
+
+def f_measure(precision: float, recall: float, beta: Beta) -> float:
+    """Return the F measure in 0..1; 0.0 when nothing is shared."""
+    if precision == 0.0 or recall == 0.0:
+        return 0.0
+    weight = (precision / recall) ** 2 if beta == "p/r" else beta**2
+    return (1 + weight) * precision * recall / (recall + weight * precision)
+
+
+def sentence_rouge_l(hypothesis: Sequence[str], reference: Sequence[str], beta: Beta) -> float:
+    """Return ROUGE-L of one sentence in 0..1; 0.0 for an empty hypothesis or reference."""
+    if not hypothesis or not reference:
+        return 0.0
+    shared = lcs_length(hypothesis, reference)
+    return f_measure(shared / len(hypothesis), shared / len(reference), beta)
+
+
+def rouge_l(
+    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[str]], beta: Beta
+) -> float:
+    """Return the mean ROUGE-L of a corpus, 0..100.
+
+    Raises :class:`UserError` when beta is not positive, or there is nothing to score.
+    """
+    if not isinstance(beta, str) and not beta > 0:
+        raise UserError(f"ROUGE-L: beta {beta!r} is not a positive number (or 'p/r')")
+    if not hypotheses:
+        raise UserError("ROUGE-L: there are no sentences to score")
+    pairs = zip(hypotheses, references, strict=True)
+    return 100.0 * sum(sentence_rouge_l(h, r, beta) for h, r in pairs) / len(hypotheses)
+
+
+def package_rouge_l(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
+    """Return the F1 of ROUGE-L in 0..1 by the package `rouge`.
+
+    0.0 where hypothesis or reference holds nothing but full stops, which the package refuses.
+    """
+    both = [" ".join(tokens) for tokens in (hypothesis, reference)]
+    if not all(text.strip(". ") for text in both):
+        return 0.0
+    with _deeper(len(hypothesis) + len(reference)):
+        (found,) = _package().get_scores(*both)
+    return float(found["rouge-l"]["f"])
+
+
+def package_version() -> str:
+    """Return the version of the package `rouge`, for the signature."""
+    return version("rouge")
+
+
+@cache
+def _package() -> Any:
+    from rouge import Rouge
+
+    return Rouge(metrics=["rouge-l"])
+
+
+@contextmanager
+def _deeper(num_tokens: int) -> Iterator[None]:
+    """Let the package recurse once for each token of a long sentence."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + num_tokens)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+class _NoSynonyms:
+    """Stands in for the WordNet reader: no word has a synonym but itself."""
+
+    def synsets(self, word: str) -> list[Any]:
+        return []
+
+
+def find_wordnet(language: str | None) -> tuple[Any, str]:
+    """Return the synonym source and how the signature names the matching steps.
+
+    ``language`` is a tag such as ``en`` or ``de-DE``, None when unknown: nltk's WordNet is English,
+    so it serves English and unknown text only. Raises :class:`UserError` when WordNet is there but
+    cannot be read, because leaving it out then would change scores without a word.
+    """
+    if language is not None and language.lower().replace("_", "-").split("-")[0] != "en":
+        return _NoSynonyms(), "exact+stem"
+    try:
+        wordnet.ensure_loaded()
+        version = wordnet.get_version()
+    except LookupError:
+        return _NoSynonyms(), "exact+stem"
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        raise UserError(
+            f"METEOR: nltk finds a WordNet but cannot read it ({e}). "
+            "Replace corpora/wordnet.zip under NLTK_DATA, or remove it to score without synonyms"
+        ) from e
+    return wordnet, f"exact+stem+wordnet{version}"
+
+
+def sentence_meteor(hypothesis: Sequence[str], reference: Sequence[str], synonyms: Any) -> float:
+    """Return METEOR of one sentence's tokens in 0..1; 0.0 for an empty hypothesis."""
+    if not hypothesis:
+        return 0.0
+    return float(single_meteor_score(reference, hypothesis, wordnet=synonyms))
+
+
+def nltk_version() -> str:
+    """Return the version that the signature names."""
+    return str(nltk.__version__)
+
+
+_TOKENIZERS = {"13a": Tokenizer13a, "zh": TokenizerZh, "char": TokenizerChar, "none": NoneTokenizer}
+
+
+class _FactsSignature(Signature):
+    """sacrebleu's signature with the facts of a :class:`SentenceMean`."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        super().__init__(args)
+        self.info.update(args["facts"])
+
+
+class SentenceMean(Metric):
+    """The mean over sentences of a score in 0..1, times 100.
+
+    ``facts`` are the signature's entries beyond the number of references; ``version`` is one.
+    """
+
+    _SIGNATURE_TYPE = _FactsSignature
+
+    def __init__(
+        self, name: str, sentence: Callable[[str, str], float], facts: Mapping[str, str]
+    ) -> None:
+        super().__init__()
+        self.name, self.facts = name, dict(facts)
+        self._of = sentence
+
+    def _preprocess_segment(self, sent: str) -> str:
+        return sent
+
+    def _extract_reference_info(self, refs: Sequence[str]) -> dict[str, Any]:
+        return {"refs": refs}
+
+    def _compute_segment_statistics(
+        self, hypothesis: str, ref_kwargs: dict[str, Any]
+    ) -> list[float]:
+        (reference,) = ref_kwargs["refs"]
+        return [100.0 * self._of(hypothesis, reference), 1.0]
+
+    def _compute_score_from_stats(self, stats: Any) -> Score:
+        return Score(self.name, float(stats[0] / stats[1]))
+
+    def _aggregate_and_compute(self, stats: Any) -> Score:
+        return self._compute_score_from_stats(np.sum(np.asarray(stats, np.float64), axis=0))
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The scores of one set of translations under one preset, by metric name.
+class Measure:
+    """A metric, and what was done to the text before it, which its signature cannot know."""
 
-    ``unavailable`` gives the reason for each metric that was not computed, and ``empty`` the ids of
-    empty hypotheses, which are scored as they are. ``intervals`` holds 95% intervals by metric name
-    where they were asked for, and ``resampling`` says how they came about.
-    """
+    metric: Metric
+    suffix: str = ""
 
-    preset: str
-    num_samples: int
-    scores: Mapping[str, Score]
-    unavailable: Mapping[str, str] = field(default_factory=dict)
-    empty: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
-    resampling: str = ""
-
-    def __getitem__(self, metric: str) -> Score:
-        return self.scores[metric]
+    def signature(self, given: Signature | None = None) -> str:
+        """Return the signature in words; ``given`` is one that a test has added to."""
+        return str(given or self.metric.get_signature()) + self.suffix
 
 
-def score(
-    hypotheses: Mapping[str, str],
-    references: Mapping[str, str],
-    preset: str | Preset,
-    language: str | None = None,
-    *,
-    resampling: Resampling | None = None,
-    bleurt: Path | None = None,
-) -> Scores:
-    """Score translations against references of the same ids.
+def build_measures(preset: Preset, language: str | None) -> dict[str, Measure]:
+    """Return every metric of the protocol but BLEURT, by name.
 
+    They take text that :func:`~signfuse_dist.evaluation.protocols.normalize` has been through.
     ``language`` (a tag such as ``de``; None when unknown) decides only whether METEOR may use the
-    English WordNet. ``resampling`` asks for 95% intervals, ``bleurt`` names a checkpoint of BLEURT.
-    Raises :class:`UserError` naming missing and unknown ids, empty references, an unknown preset,
-    or that there is nothing to score.
+    English WordNet.
     """
-    protocol = find_preset(preset) if isinstance(preset, str) else preset
-    check_ids(hypotheses, references)
-    ids = sorted(references)
-    ours = [normalize(hypotheses[i], protocol) for i in ids]
-    theirs = [normalize(references[i], protocol) for i in ids]
-    measures, unavailable = find_measures(protocol, language, bleurt)
-    scores, intervals = _compute(measures, ours, theirs, resampling)
-    return Scores(
-        preset=protocol.name,
-        num_samples=len(ids),
-        scores=scores,
-        unavailable=unavailable,
-        empty=empty_ids(hypotheses),
-        notes=_notes(theirs),
-        intervals=intervals,
-        resampling=str(resampling) if intervals else "",
+    suffix = "" if preset.punctuation == "kept" else f"|punct:{preset.punctuation}"
+    measures = {
+        name: Measure(_bleu(preset, order), suffix) for order, name in enumerate(BLEU_NAMES, 1)
+    }
+    measures["chrF"] = Measure(CHRF(lowercase=preset.lowercase), suffix)
+    measures["ROUGE-L"] = Measure(_rouge_l(preset))
+    measures["METEOR"] = Measure(_meteor(preset, language))
+    return measures
+
+
+def sentence_chrf(hypothesis: str, reference: str) -> float:
+    """Return sacrebleu's chrF2 of one sentence, 0..100: for ordering, not for comparison."""
+    return float(CHRF().sentence_score(hypothesis, [reference]).score)
+
+
+def tokens(text: str, preset: Preset) -> list[str]:
+    """Return the tokens that ROUGE-L and METEOR count, in the preset's case."""
+    cased = text.lower() if preset.lowercase else text
+    return list(_tokenizer(preset.tokenizer)(cased.strip()).split())
+
+
+@cache
+def _tokenizer(name: str) -> Callable[[str], str]:
+    tokenize: Callable[[str], str] = _TOKENIZERS[name]()
+    return tokenize
+
+
+def _bleu(preset: Preset, order: int) -> BLEU:
+    """Return BLEU up to ``order``; each order is a BLEU of its own with its own brevity penalty."""
+    return BLEU(
+        lowercase=preset.lowercase,
+        tokenize=preset.tokenizer,
+        smooth_method=preset.smoothing,
+        smooth_value=0.0 if preset.smoothing == "floor" else None,
+        effective_order=preset.effective_order,
+        max_ngram_order=order,
+        force=True,  # silences a warning per order about ' .', which `Scores.notes` gives once
     )
 
 
-def score_with_intervals(
-    hypotheses: Mapping[str, str],
-    references: Mapping[str, str],
-    preset: str | Preset,
-    language: str | None = None,
-) -> Scores:
-    """Return what :func:`score` does, with 95% intervals by a bootstrap of a fixed seed."""
-    return score(hypotheses, references, preset, language, resampling=Resampling())
+def _rouge_l(preset: Preset) -> SentenceMean:
+    facts = {"case": "lc" if preset.lowercase else "mixed", **_cut(preset)}
+    of_tokens: Callable[[Sequence[str], Sequence[str]], float]
+    if preset.rouge_l == "package":
+        of_tokens = package_rouge_l
+        facts |= {"mean": "sentences", "version": f"rouge-{package_version()}"}
+    else:
+        of_tokens = partial(sentence_rouge_l, beta=preset.rouge_l)
+        facts |= {"beta": str(preset.rouge_l), "mean": "sentences"}
+        facts["version"] = f"signfuse-{__version__}"
+    return SentenceMean("ROUGE-L", _on_tokens(of_tokens, preset), facts)
 
 
-def score_files(
-    hypotheses: Path,
-    references: Path | None,
-    preset: str | Preset,
-    language: str | None = None,
-    *,
-    allow_empty: bool = False,
-    resampling: Resampling | None = None,
-    bleurt: Path | None = None,
-) -> Scores:
-    """Score files of the formats of :mod:`signfuse_dist.evaluation.files`.
+def _meteor(preset: Preset, language: str | None) -> SentenceMean:
+    # Imported here: nltk takes a second to import, which other users of this module need not.
 
-    ``references`` None means that the hypotheses' file holds them too. Raises :class:`UserError`
-    as :func:`score` and :func:`signfuse_dist.evaluation.files.read_pairs` do, and naming empty
-    hypotheses unless ``allow_empty``.
+    # One character is no English word: WordNet would only be asked in vain.
+    synonyms, steps = find_wordnet("char" if preset.units == "characters" else language)
+    facts = {"case": "lc", **_cut(preset), "match": steps, "mean": "sentences"}
+    facts["version"] = f"nltk-{nltk_version()}"
+    of_tokens = partial(sentence_meteor, synonyms=synonyms)
+    return SentenceMean("METEOR", _on_tokens(of_tokens, preset), facts)
+
+
+def _cut(preset: Preset) -> dict[str, str]:
+    cut = "space" if preset.tokenizer == "none" else preset.tokenizer
+    return {"tok": cut, "punct": preset.punctuation}
+
+
+def _on_tokens(
+    of_tokens: Callable[[Sequence[str], Sequence[str]], float], preset: Preset
+) -> Callable[[str, str], float]:
+    def of_text(hypothesis: str, reference: str) -> float:
+        return of_tokens(tokens(hypothesis, preset), tokens(reference, preset))
+
+    return of_text
+
+
+_SOURCE = "https://github.com/google-research/bleurt"
+
+
+def find_bleurt(checkpoint: Path | None) -> tuple[Metric | None, str]:
+    """Return BLEURT as a metric in 0..100, or None and why there is none.
+
+    ``checkpoint`` is an unpacked folder such as ``BLEURT-20``, whose name the signature gives.
+    Raises :class:`UserError` when a checkpoint is named that cannot be used: who names one wants
+    the figure.
     """
-    protocol = find_preset(preset) if isinstance(preset, str) else preset
-    ours, theirs = files.read_pairs(hypotheses, references)
-    if not allow_empty:
-        refuse_empty(str(hypotheses), ours)
-    return score(ours, theirs, protocol, language, resampling=resampling, bleurt=bleurt)
-
-
-def find_measures(
-    preset: Preset, language: str | None, bleurt: Path | None
-) -> tuple[dict[str, Measure], dict[str, str]]:
-    """Return the metrics of a protocol by name, and why any is not among them."""
-    measures = build_measures(preset, language)
-    metric, reason = find_bleurt(bleurt)
-    if metric is None:
-        return measures, {"BLEURT": reason}
-    return {**measures, "BLEURT": Measure(metric)}, {}
-
-
-def empty_ids(hypotheses: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the sorted ids whose hypothesis is empty."""
-    return tuple(sorted(i for i, text in hypotheses.items() if not text.strip()))
-
-
-def refuse_empty(source: str, hypotheses: Mapping[str, str]) -> None:
-    """Raise :class:`UserError` naming the ids of empty hypotheses, if there are any."""
-    empty = empty_ids(hypotheses)
-    if empty:
+    if checkpoint is None:
+        here = "installed" if importlib.util.find_spec("bleurt") else "not installed"
+        return None, f"needs the package `bleurt` ({here}) and a checkpoint (--bleurt FOLDER)"
+    try:
+        from bleurt import score
+    except ImportError as e:
         raise UserError(
-            f"{source}: {len(empty)} hypotheses are empty: {name_ids(empty)}. Where the system "
-            "really said nothing, score them so with --allow-empty"
+            f"--bleurt {checkpoint}: the package `bleurt` is not installed here ({e}); "
+            f"pip install git+{_SOURCE}, or leave the option out"
+        ) from e
+    if not (checkpoint / "bleurt_config.json").is_file():
+        raise UserError(
+            f"--bleurt {checkpoint}: no checkpoint of BLEURT, it has no bleurt_config.json; "
+            f"{_SOURCE} says where they are"
         )
+    return Bleurt(score.BleurtScorer(str(checkpoint)), checkpoint.resolve().name), ""
 
 
-def check_ids(hypotheses: Mapping[str, str], references: Mapping[str, str]) -> None:
-    """Raise :class:`UserError` naming every id that keeps the two from being scored."""
-    if not references:
-        raise UserError("there are no references to score against")
-    missing = sorted(set(references) - set(hypotheses))
-    unknown = sorted(set(hypotheses) - set(references))
-    blank = sorted(i for i, text in references.items() if not text.strip())
-    errors = []
-    if missing:
-        errors.append(f"{len(missing)} ids have no hypothesis: {name_ids(missing)}")
-    if unknown:
-        errors.append(f"{len(unknown)} ids have no reference: {name_ids(unknown)}")
-    if blank:
-        errors.append(f"{len(blank)} references are empty: {name_ids(blank)}; leave those rows out")
-    raise_together(errors, "hypotheses and references do not fit together")
+class Bleurt(SentenceMean):
+    """The mean of a BLEURT checkpoint's scores, times 100; a score may lie below 0 and above 1."""
+
+    def __init__(self, scorer: Any, checkpoint: str) -> None:
+        facts = {"case": "mixed", "checkpoint": checkpoint, "mean": "sentences"}
+        super().__init__("BLEURT", self._sentence, {**facts, "version": _version()})
+        self._scorer = scorer
+
+    def _extract_corpus_statistics(
+        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]] | None
+    ) -> list[list[float]]:
+        """Score all sentences in one call, which the model takes in batches."""
+        assert references is not None
+        (only,) = references
+        values = self._scorer.score(references=list(only), candidates=list(hypotheses))
+        self.num_refs = 1
+        return [[100.0 * float(value), 1.0] for value in values]
+
+    def _sentence(self, hypothesis: str, reference: str) -> float:
+        (value,) = self._scorer.score(references=[reference], candidates=[hypothesis])
+        return float(value)
 
 
-def name_ids(ids: Iterable[str]) -> str:
-    """Return the first ids in words, and how many more there are."""
-    ids = list(ids)
-    more = len(ids) - NAMED_IDS
-    return ", ".join(map(repr, ids[:NAMED_IDS])) + (f" and {more} more" if more > 0 else "")
-
-
-def format_scores(scores: Scores) -> str:
-    """Return a table for the terminal, with what was not scored and which hypotheses are empty."""
-    shown = {name: f"[{low:.2f}, {high:.2f}]" for name, (low, high) in scores.intervals.items()}
-    rows = [("metric", "score", "95%", "signature")]
-    rows += [(n, f"{v:.2f}", shown.get(n, ""), text) for n, (v, text) in scores.scores.items()]
-    rows += [(n, "-", "", f"not scored: {why}") for n, why in scores.unavailable.items()]
-    names, figures, spans = (max(len(row[i]) for row in rows) for i in range(3))
-    lines = [f"preset {scores.preset}, {scores.num_samples} sentences", ""]
-    for name, figure, span, text in rows:
-        middle = f"{span:<{spans}}  " if shown else ""
-        lines.append(f"{name:<{names}}  {figure:>{figures}}  {middle}{text}")
-    if scores.empty:
-        count = len(scores.empty)
-        lines += ["", f"empty hypotheses, scored as empty: {count} ({name_ids(scores.empty)})"]
-    if shown:
-        lines += ["", f"95% intervals: {scores.resampling}"]
-    lines += [f"note: {note}" for note in scores.notes]
-    return "\n".join(lines)
-
-
-def _compute(
-    measures: Mapping[str, Measure],
-    ours: Sequence[str],
-    theirs: Sequence[str],
-    resampling: Resampling | None,
-) -> tuple[dict[str, Score], dict[str, Interval]]:
-    """Return scores by name in the usual order, and intervals; one sentence has none."""
-    scores: dict[str, Score] = {}
-    intervals: dict[str, Interval] = {}
-    for name in (metric for metric in METRICS if metric in measures):
-        measure = measures[name]
-        if resampling is not None and len(ours) > 1:
-            (figure,), _ = resample(measure, [ours], theirs, resampling)
-            value, intervals[name] = figure.value, figure.interval
-        else:
-            value = float(measure.metric.corpus_score(ours, [theirs]).score)
-        scores[name] = Score(value, measure.signature())
-    return scores, intervals
-
-
-def _notes(references: Sequence[str]) -> tuple[str, ...]:
-    count = sum(text.endswith(" .") for text in references)
-    if 2 * count < len(references):
-        return ()
-    return (
-        f"{count} of {len(references)} references end in ' .', a token that is easily matched: "
-        "do not compare with scores of text without it",
-    )
+def _version() -> str:
+    try:
+        return f"bleurt-{version('BLEURT')}"
+    except PackageNotFoundError:  # on the path without having been installed
+        return "bleurt-unknown"

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import RunConfig
-from signfuse_dist.config_load import load_resolved, override
+from signfuse_dist.config import RunConfig, load_resolved, override
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.run_folder import DIRECTIONS
 from signfuse_dist.model import saved
-from signfuse_dist.model.attention import recorded_weights
-from signfuse_dist.model.attention_choice import choose_for
+from signfuse_dist.model.attention import choose_for, recorded_weights
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.stages import needs_language_model
+
+# The directions of Eq. 8-9, as attention.npz and the fusions of one direction name them.
+DIRECTIONS = ("visual_from_skeletal", "skeletal_from_visual")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Translator:
     def cross_attention(self, batch: SignBatch) -> dict[str, NDArray[np.float32]]:
         """Return the weights of Eq. 8-9 of a batch of one clip, in the first CMFA layer.
 
-        By name of :data:`~signfuse_dist.evaluation.run_folder.DIRECTIONS`, float32
+        By name of :data:`~DIRECTIONS`, float32
         ``[query steps, key steps]``, averaged over heads; only the directions that the model's
         fusion has.
         """

@@ -6,24 +6,184 @@ encoder and writes the text with its decoder. Both give P(Y | V, S) of Eq. 20.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from signfuse_dist.batch import length_mask
 from signfuse_dist.config import EvaluationConfig, ModelConfig
 from signfuse_dist.errors import UserError
-from signfuse_dist.model.llm_load import load_frozen, not_found
-from signfuse_dist.model.lora import add_lora
+from signfuse_dist.model.attention import choose_backend
+
+
+def add_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
+    """Return ``model`` with trainable LoRA matrices of rank r and scale alpha / r.
+
+    On the layers of ``config.lora_targets``, or where it is None on every projection of the
+    attention blocks. Raises UserError for a target that matches no layer.
+    """
+    targets = config.lora_targets
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=find_projections(model) if targets is None else list(targets),
+        task_type=(
+            TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+        ),
+    )
+    if targets is not None:
+        _refuse_unmatched(model, targets)
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as e:
+        raise UserError(f"model.lora_targets {list(targets or ())}: {e}") from e
+
+
+def find_projections(model: nn.Module) -> list[str]:
+    """Return the full names of the linear layers inside the attention blocks of an LLM.
+
+    Full names, not endings: GPT-2 calls a layer of its feed-forward part as one of its attention.
+    Raises UserError when there are none.
+    """
+    found = [
+        f"{block}.{name}"
+        for block, module in attention_blocks(model).items()
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Linear, Conv1D))
+    ]
+    if not found:
+        raise UserError(
+            f"no attention layers were found in {type(model).__name__}: name the layers that get "
+            "LoRA, as in model.lora_targets=[q_proj, v_proj]"
+        )
+    return found
+
+
+def attention_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the innermost modules that say whether they are causal.
+
+    transformers' attention functions read that attribute of the block that calls them, so every
+    architecture that offers a choice of kernels has it.
+    """
+    blocks = {n: m for n, m in model.named_modules() if hasattr(m, "is_causal")}
+    return {
+        name: block
+        for name, block in blocks.items()
+        if not any(hasattr(part, "is_causal") for part in block.modules() if part is not block)
+    }
+
+
+def _refuse_unmatched(model: nn.Module, targets: Sequence[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    unmatched = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    if unmatched:
+        there = sorted({name.rpartition(".")[2] for name in find_projections(model)})
+        raise UserError(
+            f"model.lora_targets: {type(model).__name__} has no layers called "
+            f"{', '.join(unmatched)}; its attention has {', '.join(there)} (null takes them all)"
+        )
+
+
+def load_frozen(config: ModelConfig) -> PreTrainedModel:
+    """Load ``config.llm`` in its dtype, quantized and with the attention that is asked for.
+
+    Raises UserError when it is not there, is of no known kind, or has no such attention.
+    """
+    quantization = _quantization(config)
+    try:
+        known = AutoConfig.from_pretrained(config.llm, revision=config.llm_revision)
+        auto = AutoModelForSeq2SeqLM if known.is_encoder_decoder else AutoModelForCausalLM
+        model: PreTrainedModel = auto.from_pretrained(
+            config.llm,
+            revision=config.llm_revision,
+            dtype=getattr(torch, config.llm_dtype),
+            **quantization,
+        )
+    except (OSError, ValueError, ImportError) as e:
+        raise not_found(config, e) from e
+    _set_attention(model, config)
+    return model
+
+
+def _quantization(config: ModelConfig) -> dict[str, Any]:
+    """Return what from_pretrained needs: 4 bits are NF4, both compute in ``llm_dtype``."""
+    if config.llm_quantization == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.llm_quantization={config.llm_quantization} needs the package bitsandbytes, "
+            "which is not installed (pip install bitsandbytes)"
+        )
+    settings = BitsAndBytesConfig(
+        load_in_8bit=config.llm_quantization == "8bit",
+        load_in_4bit=config.llm_quantization == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, config.llm_dtype),
+    )
+    return {"quantization_config": settings}
+
+
+def _set_attention(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Set the LLM's attention by transformers' names.
+
+    `auto` leaves transformers' own choice: SDPA where the model has it. transformers has no
+    variable-length kernel of torch, so `varlen` is SDPA in the LLM: it needs no mask there and
+    reaches the same flash kernel.
+    """
+    if config.attention == "auto":
+        return
+    asked = "sdpa" if config.attention == "varlen" else config.attention
+    if asked == "flash_attention_2":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        shape = model.config
+        head_dim = (
+            getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        )
+        choose_backend(asked, device, getattr(torch, config.llm_dtype), head_dim)
+    try:
+        model.set_attn_implementation(asked)
+    except (ValueError, ImportError) as e:
+        raise _no_attention(config, model, first_line(e)) from e
+    found = model.config._attn_implementation
+    if found != asked:  # transformers may put another kernel in its place
+        raise _no_attention(config, model, f"transformers took {found} in its place")
+
+
+def _no_attention(config: ModelConfig, model: PreTrainedModel, why: str) -> UserError:
+    return UserError(
+        f"model.attention={config.attention}: not for the LLM {config.llm!r} "
+        f"({type(model).__name__}): {why}. Choose auto, varlen, sdpa or eager"
+    )
+
+
+def not_found(config: ModelConfig, error: Exception) -> UserError:
+    """Return the error for an LLM or a tokenizer that cannot be loaded."""
+    return UserError(
+        f"model.llm {config.llm!r} cannot be loaded: {first_line(error)}. It is a folder or a name "
+        f"of the model hub; on a node without network, download it first (hf download "
+        f"{config.llm}) or point model.llm at a folder"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 class TextTokenizer:

@@ -1,28 +1,32 @@
-"""SignFuse: the two streams, CMFA, HTA, SLA and the LLM, put together (Figure 1).
-
-The fusions, streams and time scales that section 5.4 compares are choices of this one model
-(``config.ModelConfig``), not other models.
-"""
+"""The components of a model from its configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from signfuse_dist import config_fields
+from signfuse_dist import config as run_config
 from signfuse_dist.batch import SignBatch, length_mask
-from signfuse_dist.config import EvaluationConfig, ModelConfig
+from signfuse_dist.config import SCALES, EvaluationConfig, ModelConfig
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.model import parts
 from signfuse_dist.model.attention import set_backend
-from signfuse_dist.model.configuration import SignFuseConfig
+from signfuse_dist.model.cmfa import CrossModalFusion
+from signfuse_dist.model.hta import TemporalAggregation, TemporalPooling
 from signfuse_dist.model.llm import Candidate, LanguageModel, TextTokenizer
-from signfuse_dist.model.reference import LLMReference
+from signfuse_dist.model.llm_identity import LLMReference
+from signfuse_dist.model.norm import BatchNorm, StepNorm
+from signfuse_dist.model.skeletal import SkeletalStream
 from signfuse_dist.model.sla import SignLanguageAdapter
+from signfuse_dist.model.visual import FrameBudget, ResNet, VisualStream
+
+if TYPE_CHECKING:
+    from signfuse_dist.model.saved import SignFuseConfig
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,10 @@ class SignFuse(nn.Module):
         """
         super().__init__()
         self.built_from, self.max_frames = config, max_frames
-        self.visual = parts.visual_stream(config) if config.streams != "skeletal" else None
-        self.skeletal = parts.skeletal_stream(config) if config.streams != "visual" else None
-        self.fusion = parts.fusion(config)
-        self.temporal = parts.temporal(config)
+        self.visual = visual_stream(config) if config.streams != "skeletal" else None
+        self.skeletal = skeletal_stream(config) if config.streams != "visual" else None
+        self.fusion = fusion(config)
+        self.temporal = temporal(config)
         self.stride = config.visual_stride
         self.adapter: SignLanguageAdapter | None = None
         self.language_model = llm if isinstance(llm, LanguageModel) else None
@@ -145,6 +149,8 @@ class SignFuse(nn.Module):
     @property
     def config(self) -> SignFuseConfig:
         """The configuration as transformers knows it."""
+        from signfuse_dist.model.saved import SignFuseConfig  # which builds models
+
         trained_with = self.llm_reference
         return SignFuseConfig.of(
             self.built_from,
@@ -244,7 +250,7 @@ class SignFuse(nn.Module):
                 the defaults are those of :class:`~signfuse_dist.config.EvaluationConfig`.
         """
         errors: list[str] = []
-        decoding = config_fields.build("generate", EvaluationConfig, settings, errors)
+        decoding = run_config.build("generate", EvaluationConfig, settings, errors)
         raise_together(errors, "generate cannot do this")
         rows = self.decode(batch, decoding).tokens
         return torch.tensor(rows, device=batch.frames.device)
@@ -299,3 +305,48 @@ def _trains(module: nn.Module) -> bool:
 def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
     keep = mask[:, :, None].to(x.dtype)
     return (x * keep).sum(dim=1) / keep.sum(dim=1)
+
+
+def visual_stream(config: ModelConfig) -> VisualStream:
+    """Return Eq. 2-3."""
+    backbone = ResNet(config.visual_backbone, config.visual_width, config.visual_norm)
+    if config.visual_compile:
+        backbone.compile(dynamic=True)  # in place: the names of its parameters stay
+    budget = FrameBudget(
+        config.visual_chunk, config.visual_checkpoint, config.visual_channels_last
+    )  # fmt: skip
+    return VisualStream(
+        backbone, config.dim, config.visual_kernel, config.visual_stride,
+        _step_norm(config)(config.dim), budget,
+    )  # fmt: skip
+
+
+def skeletal_stream(config: ModelConfig) -> SkeletalStream:
+    """Return Eq. 4-5."""
+    return SkeletalStream(
+        config.skeletal_channels, config.skeletal_strides, config.skeletal_kernel,
+        _step_norm(config),
+    )  # fmt: skip
+
+
+def fusion(config: ModelConfig) -> CrossModalFusion:
+    """Return Eq. 6-12."""
+    return CrossModalFusion(
+        config.dim, config.fusion_layers, config.num_heads, config.ffn_multiplier * config.dim,
+        config.fusion, config.fusion_gain,
+    )  # fmt: skip
+
+
+def temporal(config: ModelConfig) -> TemporalAggregation | TemporalPooling:
+    """Return Eq. 13-17 with the scales there are, or plain pooling without any."""
+    if not config.scales:
+        return TemporalPooling(config.pooled_length)
+    places = [SCALES.index(name) for name in config.scales]
+    return TemporalAggregation(
+        config.dim, [config.scale_kernels[i] for i in places],
+        [config.scale_strides[i] for i in places], config.pooled_length, config.num_heads,
+    )  # fmt: skip
+
+
+def _step_norm(config: ModelConfig) -> Callable[[int], nn.Module]:
+    return StepNorm if config.norm == "layer" else partial(BatchNorm, policy=config.norm)

@@ -17,7 +17,7 @@ def device() -> torch.device:
 @pytest.fixture(params=["flash_attention_2", "varlen"])
 def kernel(request: pytest.FixtureRequest, device: torch.device) -> str:
     """Each variable-length backend that is here."""
-    from signfuse_dist.model.attention_choice import why_not
+    from signfuse_dist.model.attention import why_not
 
     reason = why_not(request.param, device, torch.bfloat16, 64)
     if reason is not None:

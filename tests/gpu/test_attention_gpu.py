@@ -7,19 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from attention_reference import attend_by_loops
-from model_factory import draw_clips, join, small_config, tiny_t5, tiny_tokenizer
 from torch import Tensor
 
+from benchmarks.attention import AttentionBench, measure, run
+from helpers.attention_reference import attend_by_loops
+from helpers.model_factory import draw_clips, join, small_config, tiny_t5, tiny_tokenizer
 from signfuse_dist.batch import length_mask
-from signfuse_dist.bench.attention import AttentionBench, measure, run
 from signfuse_dist.config import EvaluationConfig, LossConfig
 from signfuse_dist.errors import UserError
-from signfuse_dist.model import llm_load, saved
-from signfuse_dist.model.attention import attend
-from signfuse_dist.model.attention_choice import BACKENDS, choose_backend
+from signfuse_dist.model import llm, saved
+from signfuse_dist.model.attention import BACKENDS, attend, choose_backend
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.stages import StageObjective, prepare, set_mode
+from signfuse_dist.objective import StageObjective, prepare, set_mode
 
 pytestmark = pytest.mark.gpu
 DIM, HEADS = 32, 2
@@ -185,7 +184,7 @@ def test_an_encoder_decoder_without_flash_attention_says_so(
     tiny_t5(d_kv=8).save_pretrained(tmp_path)
     config = small_config(llm=str(tmp_path), llm_dtype="bfloat16", attention="flash_attention_2")
     with pytest.raises(UserError, match="T5ForConditionalGeneration"):
-        llm_load.load_frozen(config)
+        llm.load_frozen(config)
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])

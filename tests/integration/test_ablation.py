@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import REPOSITORY, Project, environment  # tests/integration/conftest.py
+
+from helpers.project import Project, environment
+from helpers.repository import ROOT
 
 pytestmark = pytest.mark.long
 
@@ -43,7 +45,7 @@ def command(project: Project, names: str, output: Path, *options: str) -> list[s
 
 def run(words: list[str]) -> str:
     done = subprocess.run(
-        words, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
+        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -65,7 +67,7 @@ def test_a_killed_ablation_goes_on_and_ends_as_two_tasks_end(
 ) -> None:
     killed, shared = tmp_path / "killed", tmp_path / "shared"
     with subprocess.Popen(
-        command(project, names, killed), cwd=REPOSITORY, env=environment(),
+        command(project, names, killed), cwd=ROOT, env=environment(),
         stdout=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 400
@@ -98,7 +100,7 @@ def test_a_killed_ablation_goes_on_and_ends_as_two_tasks_end(
     tasks = [
         subprocess.Popen(
             command(project, names, shared, "--task-id", str(task), "--num-tasks", "2"),
-            cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True,
         )
         for task in range(2)
     ]  # fmt: skip

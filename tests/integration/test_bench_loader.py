@@ -1,4 +1,4 @@
-"""`signfuse bench loader` measures what it says, on clips that are there."""
+"""`python benchmarks/loader.py` measures what it says, on clips that are there."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from little_clips import write_corpus
 
-from signfuse_dist.cli import main
+from benchmarks.loader import main
+from helpers.little_clips import write_corpus
 from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import pack
 
@@ -18,7 +18,7 @@ def test_the_loader_is_compared_with_a_bare_loop_over_the_same_jpegs(
 ) -> None:
     table = write_corpus(tmp_path / "corpus", clips=5)
     pack("table", table, "train", tmp_path / "out", PackConfig(frame_size=64), workers=0)
-    command = ["bench", "loader", str(tmp_path / "out"), "--batch-size", "2", "--rounds", "2"]
+    command = [str(tmp_path / "out"), "--batch-size", "2", "--rounds", "2"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "5 clips, 34 frames of 64 pixels" in printed
@@ -35,5 +35,5 @@ def test_a_split_of_one_batch_is_refused(
 ) -> None:
     table = write_corpus(tmp_path / "corpus", clips=2)
     pack("table", table, "train", tmp_path / "out", PackConfig(frame_size=64), workers=0)
-    assert main(["bench", "loader", str(tmp_path / "out"), "--batch-size", "4"]) == 2
+    assert main([str(tmp_path / "out"), "--batch-size", "4"]) == 2
     assert "do not fill two batches" in capsys.readouterr().err

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from little_clips import truncated, write_table, write_video
 
-from signfuse_dist.bench.drawn_video import HEIGHT, WIDTH, write_drawn_video
-from signfuse_dist.bench.pack import BenchConfig, bare_loop, bench_pack
-from signfuse_dist.bench.pack_figures import PackFigures, PoseFigures, Rates, Run, Workers
-from signfuse_dist.data.corpora import CorpusError, read_corpus
+from benchmarks.pack import (
+    HEIGHT,
+    WIDTH,
+    BenchConfig,
+    PackFigures,
+    PoseFigures,
+    Rates,
+    Run,
+    Workers,
+    bare_loop,
+    bench_pack,
+    write_drawn_video,
+)
+from helpers.little_clips import truncated, write_table, write_video
+from signfuse_dist.corpora import CorpusError, read_corpus
 from signfuse_dist.data.video import open_video, read_frames
 from signfuse_dist.errors import UserError
 

@@ -1,4 +1,4 @@
-"""`signfuse bench step`: both loops do the same, and the table has every component."""
+"""`python benchmarks/step.py`: both loops do the same, and the table has every component."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, environment  # tests/integration/conftest.py
 
-from signfuse_dist.bench.step_case import StepBench, build_model, copy_of, make_case
-from signfuse_dist.bench.step_loops import BareLoop
-from signfuse_dist.cli import main
+from benchmarks.step import BareLoop, StepBench, build_model, copy_of, main, make_case
+from helpers.project import environment
+from helpers.repository import ROOT
 
 CPU = torch.device("cpu")
 
@@ -49,17 +48,17 @@ def test_the_bare_loop_trains_and_divides_its_time_when_asked() -> None:
 def test_cached_features_are_refused_where_encoders_train(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["bench", "step", "demo", "--cached"]) == 2
+    assert main(["demo", "--cached"]) == 2
     assert "give --stage alignment" in capsys.readouterr().err
 
 
 def test_the_command_compares_the_engine_with_a_bare_loop() -> None:
     """The whole of it once, under ZeRO-2, which needs a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "signfuse_dist.cli", "bench", "step", "demo", "--stage", "alignment",
+        [sys.executable, "benchmarks/step.py", "demo", "--stage", "alignment",
          "--frames", "4", "--repeats", "1", "--cached", "--profile",
          "--ds-config", str(Path("ds_configs") / "zero2.json")],
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=400, check=False,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ratio = re.search(

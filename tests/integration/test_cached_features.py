@@ -10,21 +10,20 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import Project  # tests/integration/conftest.py
-from test_training import log, weights
 
-from signfuse_dist import cached, stages
-from signfuse_dist.augment import ClipFrames
-from signfuse_dist.config import RunConfig
-from signfuse_dist.config_load import load_run
+from helpers.project import Project
+from helpers.trained import log, weights
+from signfuse_dist import cached_features
+from signfuse_dist.config import RunConfig, load_run
 from signfuse_dist.data import features
 from signfuse_dist.data.features import FeatureBatches, FeatureSet, part_path
 from signfuse_dist.data.loader import BatchSource, ClipBatches
 from signfuse_dist.data.split import Split, open_split
-from signfuse_dist.engine.optim import make_optimizer
+from signfuse_dist.engine.loop import make_optimizer
 from signfuse_dist.model import saved
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.plan import MicroBatch, MicroBatches, make_plan
+from signfuse_dist.objective import StageObjective, prepare, set_mode
+from signfuse_dist.plan import ClipFrames, MicroBatch, MicroBatches, make_plan
 
 STEPS = 4
 
@@ -41,20 +40,20 @@ class Stage:
     def model(self) -> tuple[SignFuse, Any]:
         torch.manual_seed(self.seed)
         model, tokenizer = saved.build(self.run.model, language=True)
-        stages.prepare(model, "alignment", self.run.loss)
-        stages.set_mode(model, "alignment")
+        prepare(model, "alignment", self.run.loss)
+        set_mode(model, "alignment")
         return model, tokenizer
 
     def features(self) -> FeatureSet:
         model, _ = self.model()
-        return cached.find_or_compute(
+        return cached_features.find_or_compute(
             model, self.run, self.split, Accelerator(cpu=True), 0, self.said.append
         )
 
     def losses(self, found: FeatureSet | None) -> list[dict[str, float]]:
         """Each loss of a few steps, from frames or from features."""
         model, tokenizer = self.model()
-        run, objective = self.run, stages.StageObjective("alignment", self.run.loss)
+        run, objective = self.run, StageObjective("alignment", self.run.loss)
         plan = make_plan(len(self.split), run.stage, run.train, 1)
         frames = ClipFrames(self.split.lengths, run.data.max_frames, run.augment, run.train.seed)
         order = MicroBatches(plan, run.train.seed, frames.counts, 0, 0)
@@ -76,7 +75,7 @@ class Stage:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three parts for the twenty clips."""
     monkeypatch.setattr(features, "CLIPS_A_PART", 8)
-    monkeypatch.setattr(cached, "CLIPS_A_PART", 8)
+    monkeypatch.setattr(cached_features, "CLIPS_A_PART", 8)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -120,7 +119,7 @@ def test_features_of_another_encoder_are_named_and_not_used(
     assert "this process computes 3" in other.said[-1]
     frames = dataclasses.replace(first.run, data=dataclasses.replace(first.run.data, max_frames=3))
     model, _ = first.model()
-    shorter = cached.describe(model, frames, first.split)
+    shorter = cached_features.describe(model, frames, first.split)
     assert shorter != json.loads((old / "features.json").read_text(encoding="utf-8"))
 
 

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, environment  # tests/integration/conftest.py
-from little_clips import write_joints, write_video
-from worked_examples import apply, blocks
 
-PAGE = REPOSITORY / "docs" / "extending.md"
+from helpers.little_clips import write_joints, write_video
+from helpers.project import environment
+from helpers.repository import ROOT
+from helpers.worked_examples import apply, blocks
+
+PAGE = ROOT / "docs" / "extending.md"
 HEADER = "clip;talk;begin;finish;sentence;interpreter"
 SENTENCES = {
     "train": [
@@ -33,10 +35,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("extended")
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("signfuse_dist", "configs", "launch", "ds_configs"):
-        shutil.copytree(REPOSITORY / name, root / name, ignore=ignore)
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
     (root / "tests").mkdir()
-    for name in ("setup.cfg", "tests/conftest.py", "tests/model_factory.py"):
-        shutil.copy(REPOSITORY / name, root / name)
+    for name in ("setup.cfg", "tests/conftest.py", "tests/helpers/model_factory.py"):
+        shutil.copy(ROOT / name, root / name)
     apply(PAGE, root)
     lectures = root / "data" / "lectures"
     (lectures / "sentences").mkdir(parents=True)
@@ -52,7 +54,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def printed(copy: Path) -> dict[str, str]:
     """What each command of the page printed, the Python block after it included."""
-    program = REPOSITORY / "tests" / "worked_examples.py"
+    program = ROOT / "tests" / "helpers" / "worked_examples.py"
     done = subprocess.run(
         [sys.executable, str(program), str(PAGE)], cwd=copy, text=True, check=False, timeout=900,
         env={**environment(), "PYTHONPATH": str(copy), "PYTHONUNBUFFERED": "1"},
@@ -102,7 +104,7 @@ def test_the_table_of_the_same_lectures_packs_the_same_clips(printed: dict[str, 
 
 def test_the_new_language_models_train_and_translate(copy: Path, printed: dict[str, str]) -> None:
     assert "visual" in output(printed, "check", "model=my_mistral")
-    assert "CMFA" in output(printed, "bench", "parameters")
+    assert "CMFA" in output(printed, "ablate", "fusion")
     for runs in ("runs", "runs/gated_sum"):  # a Mistral, and a BART with the new fusion
         run = copy / runs / "lectures" / "finetune"
         assert (run / "model" / "adapter" / "adapter_model.safetensors").is_file()

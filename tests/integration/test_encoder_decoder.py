@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Project  # tests/integration/conftest.py
-from model_factory import tiny_t5
-from test_training import TOLERANCE, furthest, weights
 
-from signfuse_dist.evaluation.decode import evaluate
+from helpers.model_factory import tiny_t5
+from helpers.project import Project
+from helpers.trained import TOLERANCE, furthest, weights
+from signfuse_dist.evaluation.evaluate import evaluate
 
 pytestmark = pytest.mark.long
 

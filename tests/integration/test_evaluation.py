@@ -15,22 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Project, environment, free_port  # tests/integration/conftest.py
-from untrained_run import write_run  # tests/integration/untrained_run.py
 
-from signfuse_dist.augment import ClipFrames
+from helpers.project import Project, environment, free_port
+from helpers.repository import ROOT
+from helpers.untrained_run import write_run  # tests/helpers/untrained_run.py
 from signfuse_dist.cli import main
-from signfuse_dist.config import AugmentConfig
-from signfuse_dist.config_load import load_run
+from signfuse_dist.config import AugmentConfig, load_run
 from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import open_split
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation import decode
-from signfuse_dist.evaluation.decode import evaluate
-from signfuse_dist.evaluation.processes import Processes
+from signfuse_dist.evaluation import evaluate as evaluate_module
+from signfuse_dist.evaluation.evaluate import Processes, evaluate
 from signfuse_dist.evaluation.translator import Translator, load_translator
 from signfuse_dist.model import saved
-from signfuse_dist.plan import MicroBatch, make_plan
+from signfuse_dist.plan import ClipFrames, MicroBatch, make_plan
 from signfuse_dist.train import open_folder
 
 NUM_TEST = 5
@@ -138,7 +136,7 @@ def start(folder: Path, rank: int, world: int, port: int) -> subprocess.Popen[st
     words = ["evaluate", str(folder), "--split", "test"]
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     return subprocess.Popen(
-        [sys.executable, "-m", "signfuse_dist.cli", *words], cwd=REPOSITORY, text=True,
+        [sys.executable, "-m", "signfuse_dist.cli", *words], cwd=ROOT, text=True,
         env={**environment(), **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -285,12 +283,12 @@ def test_a_model_whose_numbers_are_broken_is_named_by_its_clips_at_once(
 def test_clips_without_a_text_are_named_before_anything_is_decoded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entries = decode.Split.entries
+    entries = evaluate_module.Split.entries
 
     def without_text(self: Any) -> Iterator[Any]:
         yield from (replace(e, text=" ") if e.id.endswith("3") else e for e in entries(self))
 
-    monkeypatch.setattr(decode.Split, "entries", without_text)
+    monkeypatch.setattr(evaluate_module.Split, "entries", without_text)
     monkeypatch.setattr(Translator, "translate", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match="1 of 5 clips have no text to score against: 'test_0003'"):
         evaluate(folder, "test")

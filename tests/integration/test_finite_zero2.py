@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, environment, free_port  # tests/integration/conftest.py
 
-WORKER = Path(__file__).with_name("broken_steps_worker.py")
+from helpers.project import environment, free_port
+from helpers.repository import ROOT
+
+WORKER = ROOT / "tests" / "helpers" / "broken_steps_worker.py"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         str(WORKER), str(folder),
     ]  # fmt: skip
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

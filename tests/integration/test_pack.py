@@ -8,10 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from little_clips import COLUMNS, truncated, write_corpus, write_joints, write_table, write_video
 
+from helpers.little_clips import (
+    COLUMNS,
+    truncated,
+    write_corpus,
+    write_joints,
+    write_table,
+    write_video,
+)
+from signfuse_dist.data.joints import FrameTracker, Joints, NoJoints
 from signfuse_dist.data.pack import PackConfig, PackError, PackSummary, pack
-from signfuse_dist.data.pose import FrameTracker, Joints, NoJoints
 from signfuse_dist.data.shard import load_index, load_manifest, read_clip
 from signfuse_dist.data.verify import verify
 from signfuse_dist.errors import UserError

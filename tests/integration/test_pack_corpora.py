@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from little_clips import truncated
-from published_trees import (
+
+from helpers.little_clips import truncated
+from helpers.published_trees import (
     CSL_PLACE,
     Still,
     csl_entry,
@@ -19,13 +20,12 @@ from published_trees import (
     write_how2sign,
     write_phoenix,
 )
-
 from signfuse_dist import cli
-from signfuse_dist.data.corpora import FolderFrames, Orphan
-from signfuse_dist.data.frames import image_files
+from signfuse_dist.corpora import FolderFrames, Orphan
 from signfuse_dist.data.pack import PackConfig, PackError, PackSummary, pack
 from signfuse_dist.data.shard import Clip, load_index, load_manifest, read_clip
 from signfuse_dist.data.verify import verify
+from signfuse_dist.data.video import image_files
 from signfuse_dist.errors import UserError
 
 CONFIG = PackConfig(frame_size=32, clips_per_shard=2)
@@ -131,7 +131,7 @@ def test_packing_a_published_corpus_again_gives_the_same_bytes(tmp_path):
 def test_what_a_corpus_knows_of_its_folders_is_part_of_the_packing(tmp_path, monkeypatch):
     root, out = phoenix(tmp_path / "in"), tmp_path / "out"
     packed("phoenix14t", root, "dev", out)
-    monkeypatch.setattr("signfuse_dist.data.corpora.phoenix14t.FRAMES", FolderFrames(24.0, ".png"))
+    monkeypatch.setattr("signfuse_dist.corpora.phoenix14t.FRAMES", FolderFrames(24.0, ".png"))
     with pytest.raises(PackError, match="rows_sha256"):
         packed("phoenix14t", root, "dev", out)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from little_clips import COLUMNS, write_joints, write_table, write_video
 
+from helpers.little_clips import COLUMNS, write_joints, write_table, write_video
+from helpers.repository import ROOT
 from signfuse_dist.data.pack import PackConfig, pack
 from signfuse_dist.data.verify import verify
 
-ROOT = Path(__file__).resolve().parents[2]
 CLIPS, PER_SHARD = 80, 2
 Stamps = dict[str, tuple[int, int]]
 

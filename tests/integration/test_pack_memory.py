@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from little_clips import COLUMNS, write_joints, write_table, write_video
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.little_clips import COLUMNS, write_joints, write_table, write_video
+from helpers.repository import ROOT
+
 MARGIN = 8.0  # MB; what must not be kept is several times as much in each test
 
 PROGRAM = """

@@ -16,19 +16,20 @@ from typing import Any
 
 import pytest
 import torch
-from bare_loop import train_bare
-from conftest import REPOSITORY, Project, environment, free_port
 from safetensors.torch import load_file
 from torch import Tensor
 
-from signfuse_dist.config_load import load_run
+from helpers.bare_loop import train_bare
+from helpers.project import Project, environment, free_port
+from helpers.repository import ROOT
+from signfuse_dist.config import load_run
 from signfuse_dist.model import saved
 
 BATCH = 4
 STAGE = ("stage=finetune", "train.stages=[finetune]", "model.norm=layer")
 # As in the paper, narrow: its batch norms keep their statistics.
 RESNET_50 = ("model.visual_backbone=resnet50", "model.visual_norm=frozen")
-TRAINER = ("tests/integration/counted_train.py",)
+TRAINER = ("tests/helpers/counted_train.py",)
 ZERO2 = {
     "ACCELERATE_USE_DEEPSPEED": "true",
     "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds_configs/zero2.json",
@@ -57,7 +58,7 @@ def run_together(commands: Sequence[list[str]], variables: dict[str, str]) -> No
     """Run all at the same time; every one must end well."""
     started = [
         subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment() | variables, text=True,
+            command, cwd=ROOT, env=environment() | variables, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for command in commands

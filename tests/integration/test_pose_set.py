@@ -8,12 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from little_clips import COLUMNS, truncated, write_corpus, write_joints, write_table, write_video
 
+from helpers.little_clips import (
+    COLUMNS,
+    truncated,
+    write_corpus,
+    write_joints,
+    write_table,
+    write_video,
+)
+from signfuse_dist.data.joints import FrameTracker, NoJoints
 from signfuse_dist.data.manifest import load_index, load_manifest, pose_path
-from signfuse_dist.data.pack import PackConfig, PackError, pack
-from signfuse_dist.data.pose import FrameTracker, NoJoints
-from signfuse_dist.data.pose_set import extract_poses
+from signfuse_dist.data.pack import PackConfig, PackError, extract_poses, pack
 from signfuse_dist.data.shard import ShardError, read_clip, read_pose
 from signfuse_dist.data.verify import verify
 from signfuse_dist.errors import UserError

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import Project  # tests/integration/conftest.py
 
-from signfuse_dist.config_load import load_run
+from helpers.project import Project
+from signfuse_dist.config import load_run
 from signfuse_dist.data.split import open_split
-from signfuse_dist.evaluation.control import score_control
-from signfuse_dist.evaluation.files import write_arrays, write_hypotheses
-from signfuse_dist.evaluation.metrics import score_with_intervals
-from signfuse_dist.evaluation.report import write_report
-from signfuse_dist.evaluation.results import Results, write_results
+from signfuse_dist.evaluation.controls import score_control
+from signfuse_dist.evaluation.scores import Results, score_with_intervals, write_results
+from signfuse_dist.evaluation.translations import write_arrays, write_hypotheses
+from signfuse_dist.report.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to open reports in")

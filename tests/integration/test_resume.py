@@ -16,20 +16,21 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Project, environment
 from safetensors.torch import load_file
-from test_training import furthest, log, weights
 from torch import Tensor
 
-from signfuse_dist import stages
-from signfuse_dist.engine import checkpoint_folder
+from helpers.project import Project, environment
+from helpers.repository import ROOT
+from helpers.trained import furthest, log, weights
+from signfuse_dist.engine import checkpoint
+from signfuse_dist.stages import TRAINABLE
 
 pytestmark = pytest.mark.long
 
 AROUND_TRAINING = """
 import json, os, signal, sys
 from signfuse_dist import train
-from signfuse_dist.engine.step import Step
+from signfuse_dist.engine.loop import Step
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 take = Step.take
@@ -87,7 +88,7 @@ class Watched:
             ]  # fmt: skip
         seen = {"SEEN": str(output) + ".seen", **env}
         done = subprocess.run(
-            command, cwd=REPOSITORY, env={**environment(), **seen},
+            command, cwd=ROOT, env={**environment(), **seen},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False,
         )  # fmt: skip
         finished = not env
@@ -191,7 +192,7 @@ def test_the_best_checkpoint_becomes_the_model_when_it_is_asked_for(
     words = [*WHOLE["finetune"], "train.select=best", "train.micro_batch_size=4"]
     printed = watched.project.train(tmp_path, 1, *words)
     assert "model of step 5" in printed
-    best = checkpoint_folder.best(folder / "checkpoints", pytest.fail)
+    best = checkpoint.best(folder / "checkpoints", pytest.fail)
     assert best is not None
     expected = load_file(best.path / "weights.safetensors")
     found = load_file(folder / "model" / "model.safetensors")
@@ -238,7 +239,7 @@ def test_killed_twelve_times_at_random_the_stages_end_as_undisturbed_ones(
     words = ["stage.epochs=8"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     kills = 0
-    for stage in stages.TRAINABLE:
+    for stage in TRAINABLE:
         project.train(whole, 2, f"stage={stage}", *words)
         folder = killed / "small" / stage
         for _ in range(4):
@@ -248,7 +249,7 @@ def test_killed_twelve_times_at_random_the_stages_end_as_undisturbed_ones(
             kills += 1
         project.train(killed, 2, f"stage={stage}", *words)
         assert furthest(weights(killed, stage), weights(whole, stage)) == 0.0
-        kept = (checkpoint_folder.list_steps(output / "small" / stage / "checkpoints")
+        kept = (checkpoint.list_steps(output / "small" / stage / "checkpoints")
                 for output in (killed, whole))  # fmt: skip
         ours, theirs = ([path.name for path in paths] for paths in kept)
         assert ours == theirs

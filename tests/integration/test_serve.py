@@ -16,8 +16,10 @@ from typing import Any
 
 import av
 import pytest
-from conftest import REPOSITORY, Project, environment, free_port  # tests/integration/conftest.py
-from untrained_run import write_run  # tests/integration/untrained_run.py
+
+from helpers.project import Project, environment, free_port
+from helpers.repository import ROOT
+from helpers.untrained_run import write_run  # tests/helpers/untrained_run.py
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ANSWER_MS = 240_000  # the machine may be busy
@@ -50,7 +52,7 @@ def served(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     command = [sys.executable, "-m", "signfuse_dist.cli", "serve", str(run), "--port", str(port),
                "--max-seconds", "60", "--max-megabytes", "1"]  # fmt: skip
     with subprocess.Popen(
-        command, cwd=REPOSITORY, env={**environment(), "TMPDIR": str(temporary)},
+        command, cwd=ROOT, env={**environment(), "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -144,7 +146,7 @@ def test_what_is_no_clip_or_too_long_is_refused_with_the_reason(page: Any, tmp_p
 
 
 def test_files_outside_the_folder_of_uploads_are_not_served(served: Served) -> None:
-    for path in ("/etc/passwd", str(REPOSITORY / "setup.cfg"), "../../../../etc/passwd"):
+    for path in ("/etc/passwd", str(ROOT / "setup.cfg"), "../../../../etc/passwd"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{served.address}/gradio_api/file={path}")
         assert refused.value.code in (403, 404)

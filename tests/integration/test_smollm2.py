@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_factory import small_config
 from torch import Tensor
 
+from helpers.model_factory import small_config
 from signfuse_dist.config import EvaluationConfig, ModelConfig
 from signfuse_dist.model.llm import (
     LanguageModel,

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, Project, environment  # tests/integration/conftest.py
 
-from signfuse_dist.cluster.folder import newest_checkpoint
-from signfuse_dist.engine.checkpoint_folder import latest
+from helpers.project import Project, environment
+from helpers.repository import ROOT
+from signfuse_dist.engine.checkpoint import latest
+from signfuse_dist.jobs.folder import newest_checkpoint
 
 pytestmark = pytest.mark.long
 # 100 steps, and no checkpoint but that of the stop.
@@ -29,7 +30,7 @@ WORDS = (
 def stop(command: list[str], run: Path, *numbers: int, group: bool = False) -> tuple[int, str]:
     """Start a command, send it the signals after five steps; return its status and what it said."""
     with subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE,
+        command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
         metrics = run / "metrics.jsonl"

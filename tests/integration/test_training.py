@@ -9,58 +9,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from bare_loop import train_bare
-from conftest import NUM_TRAIN, Project  # tests/integration/conftest.py
-from safetensors.torch import load_file
-from torch import Tensor
 
-from signfuse_dist import stages
-from signfuse_dist.config import STAGES
-from signfuse_dist.config_load import load_run
+from helpers.bare_loop import train_bare
+from helpers.project import NUM_TRAIN, Project
+from helpers.trained import TOLERANCE, furthest, log, weights
+from signfuse_dist.config import STAGES, load_run
 from signfuse_dist.data.split import open_split
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import read_state
 from signfuse_dist.model import saved
 from signfuse_dist.plan import make_plan
+from signfuse_dist.stages import TRAINABLE, previous
 
 STEPS = NUM_TRAIN // 4
-
-
-def weights(output: Path, stage: str) -> dict[str, Tensor]:
-    folder = output / "small" / stage / "model"
-    found = load_file(folder / "model.safetensors")
-    if (folder / "adapter").is_dir():
-        found |= load_file(folder / "adapter" / "adapter_model.safetensors")
-    return found
-
-
-def log(output: Path, stage: str) -> list[dict[str, float]]:
-    text = (output / "small" / stage / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[n].double() - other[n].double()).abs().max()) for n in one)
 
 
 @pytest.fixture(scope="session")
 def two_processes(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All three stages on two processes, undisturbed."""
     output = tmp_path_factory.mktemp("two")
-    for stage in stages.TRAINABLE:
+    for stage in TRAINABLE:
         project.train(output, 2, f"stage={stage}")
     return output
 
 
-# The rates are Table 2's, so 5 steps move a weight by up to 5e-4 (contrastive), 2.5e-4 and 1e-4. A
-# wrong average, order or clip shows at a tenth of that and more; rounding stays below this.
-TOLERANCE = 1e-6
-
-
 def follow(output: Path, source: Path, stage: str) -> None:
     """Let a stage in ``output`` start from the stage that ``source`` has trained."""
-    before = stages.previous(stage, STAGES)  # type: ignore[arg-type]
+    before = previous(stage, STAGES)  # type: ignore[arg-type]
     if before is not None:
         (output / "small").mkdir()
         (output / "small" / before).symlink_to(source / "small" / before)

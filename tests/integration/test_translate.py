@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Project  # tests/integration/conftest.py
 from PIL import Image
-from untrained_run import write_run  # tests/integration/untrained_run.py
 
+from helpers.project import Project
+from helpers.untrained_run import write_run  # tests/helpers/untrained_run.py
 from signfuse_dist.cli import main
-from signfuse_dist.config_load import load_run
-from signfuse_dist.data.pose import NoJoints
+from signfuse_dist.config import load_run
+from signfuse_dist.data.joints import NoJoints
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.decode import evaluate
-from signfuse_dist.evaluation.new_clip import ClipReader, Limits, find_videos
+from signfuse_dist.evaluation.evaluate import evaluate
+from signfuse_dist.evaluation.translate import ClipReader, Limits, find_videos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, Project, environment, free_port  # tests/integration/conftest.py
 
-from signfuse_dist.engine.watch import HUNG
+from helpers.project import Project, environment, free_port
+from helpers.repository import ROOT
+from signfuse_dist.engine.hang import HUNG
 
 Pair = list["subprocess.Popen[str]"]
-WORKER = Path(__file__).with_name("watched_worker.py")
+WORKER = ROOT / "tests" / "helpers" / "watched_worker.py"
 SECONDS = 6.0
 
 
@@ -30,7 +31,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         command = [sys.executable, str(WORKER), str(rank), port, str(tmp_path), str(SECONDS)]
         started.append(
             subprocess.Popen(
-                command, cwd=REPOSITORY, env=environment() | {"PYTHONPATH": str(REPOSITORY)},
+                command, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
@@ -68,7 +69,7 @@ def test_a_frozen_trainer_is_named_and_ends_the_launch(project: Project, tmp_pat
     words = ["stage=contrastive", "stage.epochs=400", "train.hang_seconds=24"]
     metrics = tmp_path / "small" / "contrastive" / "metrics.jsonl"
     with subprocess.Popen(
-        project.command(tmp_path, 2, words), cwd=REPOSITORY, env=environment(),
+        project.command(tmp_path, 2, words), cwd=ROOT, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as launch:  # fmt: skip
         deadline = time.monotonic() + 300

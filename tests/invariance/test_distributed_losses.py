@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from signfuse_dist.loss import contrastive, contrastive_in_parts, replay
+from signfuse_dist.model.losses import contrastive, contrastive_in_parts, replay
 from signfuse_dist.model.norm import BatchNorm, ImageBatchNorm
 
 WORLD = 2

@@ -16,16 +16,16 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from model_factory import draw_clips, join, scramble, small_config, tiny_gpt2
 from torch import Tensor, nn
 
+from helpers.model_factory import draw_clips, join, scramble, small_config, tiny_gpt2
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import LossConfig, StageConfig, StageName, TrainConfig
-from signfuse_dist.loss import contrastive
 from signfuse_dist.model.llm import LanguageModel
+from signfuse_dist.model.losses import contrastive
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import make_plan
-from signfuse_dist.stages import StageObjective, prepare, set_mode
 
 CLIPS = 4  # of which the third has weight zero
 WORLDS = (1, 2)
@@ -104,13 +104,12 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     """Return what the engine's step gives: gradients and buffers by name, losses, summaries."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from signfuse_dist.engine import process
-    from signfuse_dist.engine.agreement import Agreement
-    from signfuse_dist.engine.finite import FiniteSteps
-    from signfuse_dist.engine.interval import Interval
-    from signfuse_dist.engine.meter import NOTHING
-    from signfuse_dist.engine.step import Step
-    from signfuse_dist.engine.timeline import Timeline
+    from signfuse_dist.engine import processes
+    from signfuse_dist.engine.guards import Agreement, FiniteSteps
+    from signfuse_dist.engine.loop import Step
+    from signfuse_dist.engine.metrics import Interval
+    from signfuse_dist.engine.objective import NOTHING
+    from signfuse_dist.engine.timing import Timeline
 
     AcceleratorState._reset_state(reset_partial_state=world == 1)
     GradientState._reset_state()
@@ -120,7 +119,7 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     )  # fmt: skip
     stage = StageConfig(name=case.stage, epochs=1, learning_rate=1e-3, warmup_epochs=0)
     plan = make_plan(CLIPS, stage, train, world)
-    accelerator, resolved = process.start(plan, train)
+    accelerator, resolved = processes.start(plan, train)
     assert resolved is None
     model, objective = _model(case), Listening(case.stage, LossConfig())
     heard = objective.listen(model)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import draw_clips, join, scramble, small_config, small_model
 from torch import Tensor, nn
 
+from helpers.model_factory import draw_clips, join, scramble, small_config, small_model
 from signfuse_dist.batch import SignBatch, length_mask
 from signfuse_dist.config import EvaluationConfig, LossConfig, StageName
 from signfuse_dist.model.cmfa import CrossModalFusion
@@ -19,7 +19,7 @@ from signfuse_dist.model.norm import BatchNorm, StepNorm
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.skeletal import SkeletalStream
 from signfuse_dist.model.sla import SignLanguageAdapter
-from signfuse_dist.stages import StageObjective, prepare, set_mode
+from signfuse_dist.objective import StageObjective, prepare, set_mode
 
 LENGTHS = (3, 1, 9, 2, 5)
 STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")

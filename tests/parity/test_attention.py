@@ -10,23 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from attention_reference import attend_by_loops, loop_kernel
-from model_factory import draw_clips, join, small_config, small_model
 from torch import Tensor
 
+from helpers.attention_reference import attend_by_loops, loop_kernel
+from helpers.model_factory import draw_clips, join, small_config, small_model
 from signfuse_dist.batch import length_mask
 from signfuse_dist.config import LossConfig
-from signfuse_dist.model import attention, attention_choice
+from signfuse_dist.model import attention
 from signfuse_dist.model.attention import (
     Attention,
     attend,
     attend_eagerly,
+    attend_packed,
+    find_tokens,
+    kernel_of,
     recorded_weights,
     set_backend,
 )
-from signfuse_dist.model.attention_packed import attend_packed, find_tokens, kernel_of
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.stages import StageObjective, prepare
+from signfuse_dist.objective import StageObjective, prepare
 
 DIM, HEADS = 12, 3
 # Lengths of the keys and of the queries; None = no mask, every step is real.
@@ -287,7 +289,7 @@ def test_the_kernel_of_flash_attn_is_called_as_its_documentation_says(
     _compare_kernel("flash_attention_2")
 
 
-def _compare_kernel(backend: attention_choice.Backend) -> None:
+def _compare_kernel(backend: attention.Backend) -> None:
     query, key, value, key_mask, query_mask, *_ = _draw("cross")
     inputs = (query, key, value, HEADS, key_mask, query_mask)
     found = attend_packed(*inputs, kernel_of(backend))

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from model_factory import scramble
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
+from helpers.model_factory import scramble
 from signfuse_dist.model.norm import BatchNorm, ImageBatchNorm, StepNorm
 from signfuse_dist.model.visual import ResNet, VisualStream
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import draw_clips, join, scramble
 from torch import Tensor, nn
 
+from helpers.model_factory import draw_clips, join, scramble
 from signfuse_dist.model.norm import BatchNorm, StepNorm
 from signfuse_dist.model.skeletal import SkeletalStream, SpatialGraphConv, SpatialTemporalBlock
 from signfuse_dist.skeleton import NUM_JOINTS, partitioned_adjacency

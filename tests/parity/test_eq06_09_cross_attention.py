@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_reference import DIM, HEADS, attention, clip, cross, pad, same_gradients
-from model_factory import scramble
 from torch import nn
 
+from helpers.fusion_reference import DIM, HEADS, attention, clip, cross, pad, same_gradients
+from helpers.model_factory import scramble
 from signfuse_dist.model.attention import attend
 from signfuse_dist.model.cmfa import CrossAttention, FusionLayer
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_reference import DIM, HEADS, clip, feed_forward, fuse, pad, same_gradients
-from model_factory import scramble
 from torch import nn
 
+from helpers.fusion_reference import DIM, HEADS, clip, feed_forward, fuse, pad, same_gradients
+from helpers.model_factory import scramble
 from signfuse_dist.model.cmfa import CrossModalFusion, FusionLayer
 
 

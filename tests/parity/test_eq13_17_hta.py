@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_reference import same_gradients
-from model_factory import scramble
 from torch import Tensor, nn
 
+from helpers.fusion_reference import same_gradients
+from helpers.model_factory import scramble
 from signfuse_dist.batch import pooling_weights
 from signfuse_dist.model.hta import TemporalAggregation, TimeScale
 

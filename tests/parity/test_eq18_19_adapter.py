@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import scramble, small_config, tiny_llama
 from torch import Tensor
 
+from helpers.model_factory import scramble, small_config, tiny_llama
 from signfuse_dist.model.llm import LanguageModel
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.sla import SignLanguageAdapter

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import (
+from torch import Tensor
+
+from helpers.model_factory import (
     VOCABULARY,
     small_config,
     tiny_gpt2,
@@ -16,12 +18,9 @@ from model_factory import (
     tiny_qwen,
     tiny_t5,
 )
-from torch import Tensor
-
 from signfuse_dist.config import EvaluationConfig
 from signfuse_dist.errors import UserError
-from signfuse_dist.model.llm import LanguageModel
-from signfuse_dist.model.lora import find_projections
+from signfuse_dist.model.llm import LanguageModel, find_projections
 
 PROMPT = [3, 2, 4]
 # 1 is the end token, 0 the padding of T5: both stand inside texts and are learned there.

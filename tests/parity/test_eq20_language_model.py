@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import VOCABULARY, small_config, tiny_gpt2, tiny_llama, tiny_tokenizer
 from torch import Tensor
 
+from helpers.model_factory import VOCABULARY, small_config, tiny_gpt2, tiny_llama, tiny_tokenizer
 from signfuse_dist.config import EvaluationConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.llm import LanguageModel, TextTokenizer

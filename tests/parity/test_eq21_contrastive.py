@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-from signfuse_dist.loss import contrastive
+from signfuse_dist.model.losses import contrastive
 
 
 def _similarity(a: Tensor, b: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from signfuse_dist.config import LossConfig
-from signfuse_dist.loss import distance
-from signfuse_dist.stages import StageObjective
+from signfuse_dist.model.losses import distance
+from signfuse_dist.objective import StageObjective
 
 LENGTHS = (1, 3, 5)
 

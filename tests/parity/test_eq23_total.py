@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import Example, draw_clips, join, scramble, small_config, tiny_gpt2
 
+from helpers.model_factory import Example, draw_clips, join, scramble, small_config, tiny_gpt2
 from signfuse_dist.config import LossConfig
 from signfuse_dist.model.llm import LanguageModel
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.stages import StageObjective, prepare
+from signfuse_dist.objective import StageObjective, prepare
 
 
 def in_float64(clip: Example) -> Example:

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import draw_clips, join, small_config, tiny_gpt2, tiny_llama, tiny_t5
 from torch.utils.flop_counter import FlopCounterMode
 
-from signfuse_dist import stages
+from helpers.model_factory import draw_clips, join, small_config, tiny_gpt2, tiny_llama, tiny_t5
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import LossConfig, StageName
 from signfuse_dist.model.attention import set_backend
 from signfuse_dist.model.flops import COMPONENTS, StepFlops
 from signfuse_dist.model.llm import LanguageModel
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.objective import StageObjective, prepare, set_mode
+from signfuse_dist.stages import TRAINABLE, needs_language_model
 
 LLMS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "t5": tiny_t5}
 EXACT = 1e-9
@@ -25,13 +26,13 @@ def build(stage: StageName, llm: str = "llama", **changes: Any) -> SignFuse:
     """A model in which attention is products of matrices, which the counter sees on a CPU."""
     torch.manual_seed(0)
     language = None
-    if stages.needs_language_model(stage):
+    if needs_language_model(stage):
         model = LLMS[llm]()
         model.set_attn_implementation("eager")
         language = LanguageModel(model, [0, 2, 3, 4])
     built = SignFuse(small_config(attention="eager", lora_targets=None, **changes), language)
-    stages.prepare(built, stage, LossConfig())
-    stages.set_mode(built, stage)
+    prepare(built, stage, LossConfig())
+    set_mode(built, stage)
     set_backend(built, "eager")
     return built
 
@@ -46,7 +47,7 @@ def even_batch(frames: int = 9, tokens: int = 5) -> SignBatch:
 
 def counted(model: SignFuse, stage: StageName, batch: SignBatch, backward: bool) -> dict[str, int]:
     """Operations that the counter sees in a step, without its losses, by component of SignFuse."""
-    objective = stages.StageObjective(stage, LossConfig())
+    objective = StageObjective(stage, LossConfig())
     with FlopCounterMode(display=False, depth=None) as counter:
         sums = objective(model, batch)
         if backward:
@@ -63,10 +64,10 @@ def counted(model: SignFuse, stage: StageName, batch: SignBatch, backward: bool)
 
 def analytic(model: SignFuse, stage: StageName, batch: SignBatch) -> dict[str, Any]:
     features = "unimodal" if stage != "alignment" else None
-    return StepFlops(model, features, stages.needs_language_model(stage))(batch)
+    return StepFlops(model, features, needs_language_model(stage))(batch)
 
 
-@pytest.mark.parametrize("stage", list(stages.TRAINABLE))
+@pytest.mark.parametrize("stage", list(TRAINABLE))
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_operations_of_a_step_are_those_that_torch_counts(
     stage: StageName, backward: bool

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from helpers.repository import ROOT
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.skeleton import NUM_JOINTS
 
-ROOT = Path(__file__).resolve().parents[2]
 LLAMA_DIM = 4096
 D, KERNEL, JOINTS_IN = 512, 9, 2
 

@@ -9,11 +9,10 @@ import torch
 import yaml
 from torch import nn
 
-from signfuse_dist.config import LossConfig, StageName, TrainConfig
-from signfuse_dist.config_load import load_run
-from signfuse_dist.engine.optim import make_optimizer
+from helpers.repository import ROOT
+from signfuse_dist.config import LossConfig, StageName, TrainConfig, load_run
+from signfuse_dist.engine.loop import make_optimizer
 
-ROOT = Path(__file__).resolve().parents[2]
 TABLE = {
     "contrastive": {"epochs": 30, "learning_rate": 1e-4, "warmup_epochs": 3},
     "alignment": {"epochs": 20, "learning_rate": 5e-5, "warmup_epochs": 2},

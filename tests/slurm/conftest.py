@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration.conftest import project  # tests/ is on the path
-from local_slurm import LocalSlurm
+
+from helpers.local_slurm import LocalSlurm
+from helpers.project import project
 
 __all__ = ["project"]
 

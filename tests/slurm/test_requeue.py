@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from local_slurm import SMALL, LocalSlurm
+from helpers.local_slurm import SMALL, LocalSlurm
 
 # Trains one step a second until it is stopped; started again after a checkpoint, it finishes.
 TRAINER = """
 import sys, time
 from pathlib import Path
-from signfuse_dist.cluster.folder import JobFolder, newest_checkpoint
-from signfuse_dist.engine.signals import REQUEUE, StopRequest, stop_file
+from signfuse_dist.jobs.folder import JobFolder, newest_checkpoint
+from signfuse_dist.engine.stopping import REQUEUE, StopRequest, stop_file
 
 run = Path(sys.argv[1])
 job, step = JobFolder.from_environment(), newest_checkpoint(run / "checkpoints")
@@ -31,7 +31,7 @@ SCRIPT = """#!/usr/bin/env bash
 #SBATCH --requeue
 #SBATCH --open-mode=append
 source slurm/environment.sh
-exec python -m signfuse_dist.cluster.batch srun {python} {trainer} "$@"
+exec python -m signfuse_dist.jobs.batch srun {python} {trainer} "$@"
 """
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from integration.conftest import Project
-from local_slurm import REPOSITORY, SMALL, LocalSlurm
 from safetensors.torch import load_file
 from torch import Tensor
 
-from signfuse_dist.cluster.folder import newest_checkpoint
+from helpers.local_slurm import SMALL, LocalSlurm
+from helpers.project import Project
+from helpers.repository import ROOT
 from signfuse_dist.config import STAGES
+from signfuse_dist.jobs.folder import newest_checkpoint
 
 pytestmark = pytest.mark.long
 TWO_NODES = ("--nodes=2", *SMALL)
@@ -64,7 +65,7 @@ def test_the_pipeline_trains_and_evaluates_over_two_nodes_as_one_launcher_does(
     done = subprocess.run(
         ["bash", "slurm/pipeline.sh", project.experiment, *TWO_NODES, "--output",
          f"{tmp_path}/%x.log", f"train.output={by_slurm}"],
-        cwd=REPOSITORY, env=slurm.environment, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     jobs = dict(line.split("\t") for line in done.stdout.splitlines())
@@ -158,7 +159,7 @@ def test_packing_is_shared_by_an_array(slurm: LocalSlurm, project: Project, tmp_
     assert slurm.wait(job) == "COMPLETED,COMPLETED,COMPLETED", slurm.state(job)
     subprocess.run(
         [sys.executable, "-m", "signfuse_dist.cli", "pack", *map(str, words),
-         "--out", tmp_path / "alone"], cwd=REPOSITORY, env=slurm.environment, check=True,
+         "--out", tmp_path / "alone"], cwd=ROOT, env=slurm.environment, check=True,
     )  # fmt: skip
     files = {p.name: p.read_bytes() for p in (tmp_path / "array").glob("*") if p.is_file()}
     assert len([name for name in files if name.endswith(".tar")]) == 5

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import Example, draw_clips, join, scramble, small_model, tiny_tokenizer
 
+from helpers.model_factory import Example, draw_clips, join, scramble, small_model, tiny_tokenizer
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import LossConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.norm import StepNorm
 from signfuse_dist.model.skeletal import SkeletalStream
-from signfuse_dist.stages import StageObjective, prepare, set_mode
+from signfuse_dist.objective import StageObjective, prepare, set_mode
 
 LENGTHS = (5, 3, 4)
 LEFT_HAND = slice(0, 21)

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from signfuse_dist.config import STAGES, StageName
-from signfuse_dist.config_load import load_resolved, load_run
+from helpers.repository import ROOT
+from signfuse_dist.config import STAGES, StageName, load_resolved, load_run
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -24,7 +24,6 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.errors import UserError
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
-ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs/experiment/demo.yaml")
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_factory import small_config, small_model
-from test_loader import damage, data_config, write_split
 
-from signfuse_dist import loss, stages
-from signfuse_dist.augment import ClipFrames
+from helpers.little_splits import damage, data_config, write_split
+from helpers.model_factory import small_config, small_model
+from helpers.repository import ROOT
 from signfuse_dist.config import (
     AugmentConfig,
     EvaluationConfig,
@@ -22,18 +21,20 @@ from signfuse_dist.config import (
     StageConfig,
     StageName,
     TrainConfig,
+    load_run,
 )
-from signfuse_dist.config_load import load_run
 from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.development import DevelopmentScore, open_development
 from signfuse_dist.errors import UserError
+from signfuse_dist.model import losses
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.plan import MicroBatch, epoch_order
+from signfuse_dist.objective import set_mode
+from signfuse_dist.plan import ClipFrames, MicroBatch, epoch_order
 
 LENGTHS = (4, 9, 6, 3, 5)
 GROUP = 4
-DEMO = str(Path(__file__).resolve().parents[2] / "configs" / "experiment" / "demo.yaml")
+DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 
 
 def encode(text: str) -> list[int]:
@@ -52,7 +53,7 @@ def make(
         evaluation=EvaluationConfig(), augment=AugmentConfig(speed=0.5, colour=0.5),
     )  # fmt: skip
     model = small_model(norm="sync")
-    stages.set_mode(model, stage)
+    set_mode(model, stage)
     said: list[str] = []
     here: Any = SimpleNamespace(
         num_processes=1, process_index=0, device=torch.device("cpu"), print=said.append
@@ -89,7 +90,7 @@ def test_the_contrastive_stage_compares_groups_whatever_the_micro_batch(tmp_path
     for group in (order[:GROUP], order[GROUP:]):
         batch = batch_of(split, group)
         summaries = model(batch, "unimodal", False).summaries
-        total += float(loss.contrastive(*summaries, batch.weight, 0.07).sum())
+        total += float(losses.contrastive(*summaries, batch.weight, 0.07).sum())
     assert scores == {"dev_contrastive": pytest.approx(total / len(LENGTHS), rel=1e-5)}
     whole, *_ = make(tmp_path, "contrastive", micro_batch_size=GROUP)
     assert whole()["dev_contrastive"] == pytest.approx(total / len(LENGTHS), rel=1e-5)

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signfuse_dist.augment import ClipFrames
 from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import (
     PADDING,
+    ClipFrames,
     MicroBatches,
     Plan,
     divisors_that_fit,

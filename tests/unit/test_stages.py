@@ -8,22 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import draw_clips, join, small_config, small_model, tiny_llama, tiny_tokenizer
 from torch import nn
 
+from helpers.model_factory import (
+    draw_clips,
+    join,
+    small_config,
+    small_model,
+    tiny_llama,
+    tiny_tokenizer,
+)
 from signfuse_dist.config import LossConfig, StageName
-from signfuse_dist.loss import contrastive
 from signfuse_dist.model import llm as llm_module
 from signfuse_dist.model import saved
+from signfuse_dist.model.losses import contrastive
 from signfuse_dist.model.norm import ImageBatchNorm
 from signfuse_dist.model.signfuse import SignFuse, Streams
-from signfuse_dist.stages import (
-    StageObjective,
-    needs_language_model,
-    prepare,
-    previous,
-    set_mode,
-)
+from signfuse_dist.objective import StageObjective, prepare, set_mode
+from signfuse_dist.stages import needs_language_model, previous
 
 # Section 3.7, by the names of Figure 1: CNN, ST-GCN, CMFA, HTA, SLA, LoRA.
 TABLE: dict[StageName, set[str]] = {

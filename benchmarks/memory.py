@@ -1,0 +1,291 @@
+"""Peak memory and time of the encoders over clip lengths and the ways to run the ResNet."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from signfuse_dist import config as run_config
+from signfuse_dist.batch import SignBatch
+from signfuse_dist.cli import answer, parse, whole_numbers
+from signfuse_dist.cli.training import add_run
+from signfuse_dist.config import LossConfig, ModelConfig, load_stages
+from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.skeleton import NUM_JOINTS
+
+_WARMUP_FRAMES = 2  # one would let torch.compile take the number of frames for a constant
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run: ``part`` is `visual`, the visual stream, or `step`, the contrastive stage."""
+
+    model: dict[str, Any]
+    part: str
+    frames: int
+    clips: int
+    frame_size: int
+    bf16: bool
+    threads: int
+
+
+def measure(case: Case) -> dict[str, float]:
+    """Return ``peak_bytes`` above rest and ``seconds`` of a forward and backward pass.
+
+    At rest are the model, its gradients and the batch. On a GPU bytes are those that torch has
+    allocated, on a CPU those of the process that are resident.
+    """
+    torch.set_num_threads(case.threads)
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = _passes(case, device)
+    run(_draw(case, _WARMUP_FRAMES).to(device))
+    batch = _draw(case, case.frames).to(device)
+    before = _reset_peak(device)
+    first = _timed(run, batch, device)
+    peak = _peak(device) - before
+    return {"peak_bytes": float(peak), "seconds": min(first, _timed(run, batch, device))}
+
+
+def _passes(case: Case, device: torch.device) -> Callable[[SignBatch], None]:
+    """Return a function that runs forward and backward passes of the case's part."""
+    errors: list[str] = []
+    config: ModelConfig = run_config.build("model", ModelConfig, case.model, errors)
+    raise_together(errors, "not a model")
+    build = _visual if case.part == "visual" else _step
+    model, loss = build(config)
+    model.to(device).train()
+
+    def run(batch: SignBatch) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=case.bf16):
+            total = loss(batch)
+        torch.autograd.backward(total)
+
+    return run
+
+
+def _visual(config: ModelConfig) -> tuple[nn.Module, Callable[[SignBatch], Tensor]]:
+    from signfuse_dist.model import signfuse
+
+    stream = signfuse.visual_stream(config)
+
+    def loss(batch: SignBatch) -> Tensor:
+        steps = (batch.frame_lengths + config.visual_stride - 1) // config.visual_stride
+        out: Tensor = stream(batch.frames, batch.frame_lengths, steps, batch.weight)
+        return out.float().square().mean()
+
+    return stream, loss
+
+
+def _step(config: ModelConfig) -> tuple[nn.Module, Callable[[SignBatch], Tensor]]:
+    from signfuse_dist.model.signfuse import SignFuse
+    from signfuse_dist.objective import StageObjective, prepare
+
+    model, losses = SignFuse(config, None), LossConfig()
+    prepare(model, "contrastive", losses)
+    objective = StageObjective("contrastive", losses)
+    return model, lambda batch: objective(model, batch)["contrastive"]
+
+
+def _draw(case: Case, frames: int) -> SignBatch:
+    size = (case.clips * frames, 3, case.frame_size, case.frame_size)
+    return SignBatch(
+        ids=tuple(str(i) for i in range(case.clips)),
+        frames=torch.randint(0, 256, size, dtype=torch.uint8),
+        pose=torch.rand(case.clips, frames, NUM_JOINTS, 2),
+        joint_mask=torch.ones(case.clips, frames, NUM_JOINTS, dtype=torch.bool),
+        frame_lengths=torch.full((case.clips,), frames),
+        weight=torch.ones(case.clips),
+    )
+
+
+def _timed(run: Callable[[SignBatch], None], batch: SignBatch, device: torch.device) -> float:
+    started = time.perf_counter()
+    run(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Let the peak start from now; return the bytes in use."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _resident("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident("VmHWM")
+
+
+def _resident(key: str) -> int:
+    """Return a line of this process's status in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}: memory is measured on Linux only")
+
+
+# What a process of one case is started with, before the case as JSON.
+_ONE_CASE = "--one-case"
+# What can be tried beside chunks and blocks, by the words for it.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "channels_last": {"visual_channels_last": True},
+    "compile": {"visual_compile": True},
+    "bf16": {},
+}
+
+
+@dataclass(frozen=True)
+class MemoryBench:
+    """What to measure; ``part`` is `visual` or `step` (see :class:`.memory_case.Case`)."""
+
+    experiment: str
+    overrides: Sequence[str]
+    part: str
+    frames: Sequence[int]
+    chunks: Sequence[int]
+    options: Sequence[str]
+    clips: int
+    threads: int
+
+
+def run(bench: MemoryBench) -> str:
+    """Measure every case and return a table.
+
+    For each number of frames: the ResNet run whole, by blocks, and in chunks of each size. For
+    the largest number also each option, run whole. A case that fails is a row that says why.
+    Raises UserError for numbers that cannot be.
+    """
+    numbers = (*bench.frames, *bench.chunks, bench.clips, bench.threads)
+    if min(numbers) < 1:
+        raise UserError(f"benchmarks/memory.py: {min(numbers)} is not at least 1")
+    rows: list[tuple[str, ...]] = [("frames", "ResNet", "peak MB", "a frame", "seconds", "x whole")]
+    for frames in bench.frames:
+        whole = None
+        for name, changes in _ways(bench, frames):
+            figures = _measure(_case(bench, frames, name, changes))
+            whole = figures if name == "whole" else whole
+            rows.append(_row(frames, bench.clips, name, figures, whole))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
+    about = f"{_about()}; part {bench.part}, clips {bench.clips}"
+    return "\n".join([about, *table])
+
+
+def _ways(bench: MemoryBench, frames: int) -> list[tuple[str, dict[str, Any]]]:
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("whole", {}), ("blocks", {"visual_checkpoint": True}),
+    ]  # fmt: skip
+    ways += [(f"chunks of {size}", {"visual_chunk": size}) for size in bench.chunks]
+    if frames == max(bench.frames):
+        ways += [(name, OPTIONS[name]) for name in bench.options]
+    return ways
+
+
+def _case(bench: MemoryBench, frames: int, name: str, changes: dict[str, Any]) -> Case:
+    """Return a case of the experiment's model with some changes."""
+    words = [*bench.overrides, *(f"model.{k}={json.dumps(v)}" for k, v in changes.items())]
+    run = load_stages(bench.experiment, words)[0]
+    return Case(
+        model=dataclasses.asdict(run.model), part=bench.part, frames=frames, clips=bench.clips,
+        frame_size=run.data.frame_size, bf16=name == "bf16", threads=bench.threads,
+    )  # fmt: skip
+
+
+def _measure(case: Case) -> dict[str, float] | str:
+    """Return the figures of a case, or why there are none."""
+    text = json.dumps(dataclasses.asdict(case))
+    done = subprocess.run(
+        [sys.executable, __file__, _ONE_CASE, text], check=False,
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(case.threads)},
+    )  # fmt: skip
+    if done.returncode == 0:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    said = done.stderr.strip().splitlines()
+    return f"status {done.returncode}: {said[-1] if said else 'killed, out of memory perhaps'}"
+
+
+def _row(
+    frames: int, clips: int, name: str, figures: dict[str, float] | str,
+    whole: dict[str, float] | str | None,
+) -> tuple[str, ...]:  # fmt: skip
+    if isinstance(figures, str):
+        return str(frames), name, figures, "", "", ""
+    peak, seconds = figures["peak_bytes"] / 1e6, figures["seconds"]
+    ratio = f"{seconds / whole['seconds']:.2f}" if isinstance(whole, dict) else "-"
+    return (
+        str(frames), name, f"{peak:.0f}", f"{peak / frames / clips:.2f}", f"{seconds:.2f}", ratio
+    )  # fmt: skip
+
+
+def _about() -> str:
+    import torch
+
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return f"torch {torch.__version__} on {where}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for, print the figures, return the exit status."""
+    command = argparse.ArgumentParser(
+        prog="python benchmarks/memory.py",
+        description="Run a forward and backward pass for each length: the ResNet whole, recomputed "
+        "by blocks, and in chunks of frames; and the options at the largest length. Prints what a "
+        "pass adds to model, gradients and batch at rest, and its time. Frames are drawn; no data "
+        "and no LLM is read.",
+    )
+    add_run(command)
+    command.add_argument(
+        "--part",
+        choices=("visual", "step"),
+        default="visual",
+        help="the visual stream alone, or a step of the contrastive stage (default: %(default)s)",
+    )
+    command.add_argument(
+        "--frames", type=whole_numbers, default=(16, 32, 64), metavar="T,T,...",
+        help="frames a clip (default: 16,32,64)",
+    )  # fmt: skip
+    command.add_argument(
+        "--chunks", type=whole_numbers, default=(4, 8), metavar="N,N,...",
+        help="frames at once (default: 4,8)",
+    )  # fmt: skip
+    command.add_argument(
+        "--options", nargs="*", choices=("channels_last", "bf16", "compile"),
+        default=("channels_last", "bf16", "compile"),
+        help="also tried at the largest length (default: all three)",
+    )  # fmt: skip
+    command.add_argument("--clips", type=int, default=1, help="default: %(default)s")
+    command.add_argument("--threads", type=int, default=1, help="of a CPU (default: %(default)s)")
+    command.set_defaults(run=_memory)
+    return answer(parse(command, arguments))
+
+
+def _memory(options: argparse.Namespace) -> int:
+    bench = MemoryBench(
+        options.experiment, options.overrides, options.part, options.frames, options.chunks,
+        options.options, options.clips, options.threads,
+    )  # fmt: skip
+    print(run(bench))
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [_ONE_CASE]:
+        print(json.dumps(measure(Case(**json.loads(sys.argv[2])))))
+    else:
+        sys.exit(main())

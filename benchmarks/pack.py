@@ -1,0 +1,405 @@
+"""How fast packing is: against a bare loop, on two processes, and beside the pose model.
+
+The bare loop does what cannot be left out, PyAV's decoding, one scaling to the stored square and
+one JPEG a frame, on one thread and with the packer's own settings; it keeps nothing. Packing adds
+the choice of frames by time, letterboxing, checks, members, tars, checksums and syncing.
+
+Other work on the machine makes wall time noisy, so the runs that are compared alternate, each
+figure is the best of several, and processor time stands beside wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, cycle
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import simplejpeg
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from signfuse_dist.cli import answer, parse
+from signfuse_dist.corpora import Row, read_corpus
+from signfuse_dist.data.joints import NoJoints, PoseExtractor
+from signfuse_dist.data.manifest import PackConfig, Packing
+from signfuse_dist.data.mediapipe import choose_extractor
+from signfuse_dist.data.pack import ClipEncoder
+from signfuse_dist.data.pack_workers import Division, ShardResult, ShardTask, make_shards
+from signfuse_dist.data.shard import read_clip
+from signfuse_dist.errors import UserError
+from signfuse_dist.skeleton import JOINT_LAYOUT
+from signfuse_dist.synthetic.corpus import DEFAULT_SEED, DEFAULT_SIZES, plan_corpus, render_clip
+
+WIDTH, HEIGHT, FPS = 1280, 720, 25
+_REPEATS = 2  # of the sentence
+_NOISE = 6.0  # standard deviation in grey levels: without noise, decoding would cost too little
+_NUM_NOISES = 7  # different fields of noise, shown in turn
+
+
+def write_drawn_video(path: Path) -> Path:
+    """Write an H.264 video of 720 lines and two seconds, always the same."""
+    planned = plan_corpus(DEFAULT_SEED, DEFAULT_SIZES)[0]
+    clip = render_clip(planned.sentence, planned.signer, planned.seed, frame_size=HEIGHT)
+    generator = np.random.default_rng(DEFAULT_SEED)
+    noises = generator.normal(0.0, _NOISE, (_NUM_NOISES, HEIGHT, WIDTH, 1)).astype(np.int16)
+    left = (WIDTH - HEIGHT) // 2
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("h264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.options = {"preset": "veryfast"}
+        for number, frame in enumerate(np.concatenate([clip.frames] * _REPEATS)):
+            picture = np.pad(frame, ((0, 0), (left, left), (0, 0)), mode="edge")
+            pixels = (picture + noises[number % _NUM_NOISES]).clip(0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+RATIO_GOAL, SCALING_GOAL, POSE_SHARE_GOAL = 0.9, 1.8, 0.9
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its frames, and its seconds of wall and of processor time."""
+
+    frames: int
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Frames a second of wall and of processor time, each the best of several runs."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def best(cls, runs: Sequence[Run]) -> Rates:
+        """Return the best rates of some runs."""
+        return cls(max(r.frames / r.wall for r in runs), max(r.frames / r.cpu for r in runs))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The same work by one worker process and by two."""
+
+    one: Rates
+    two: Rates
+
+    @property
+    def scaling(self) -> float:
+        """Return two workers' frames a second over one's."""
+        return self.two.wall / self.one.wall
+
+    @property
+    def cpu_scaling(self) -> float:
+        """Return the same as it would be with a free core for each, from processor time."""
+        return 2 * self.two.cpu / self.one.cpu
+
+
+@dataclass(frozen=True)
+class PoseFigures:
+    """Packing with pose."""
+
+    share: float
+    """Share of the time of packing that is spent inside MediaPipe."""
+    share_found: float
+    """Share of the joints that it found: without a person it would do half the work."""
+    workers: Workers
+
+
+@dataclass(frozen=True)
+class PackFigures:
+    """What was measured; ``str()`` of it is the table."""
+
+    title: str
+    bare: Rates
+    packing: Rates
+    workers: Workers
+    pose: PoseFigures | None
+
+    @property
+    def ratio(self) -> float:
+        """Return packing's frames a processor second over the bare loop's."""
+        return self.packing.cpu / self.bare.cpu
+
+    def __str__(self) -> str:
+        lines = [
+            self.title,
+            f"{'frames a second of':38}{'wall':>8}{'processor':>12}",
+            _rates("bare loop", self.bare),
+            _rates("packing without pose, this process", self.packing),
+            *_worker_rates(self.workers),
+            *(_worker_rates(self.pose.workers, " with pose") if self.pose else ()),
+            f"{'ratios':38}",
+            _ratio("packing to bare loop, processor", self.ratio, RATIO_GOAL),
+            _ratio("  the same, wall", self.packing.wall / self.bare.wall),
+            *_scalings(self.workers),
+        ]
+        if self.pose:
+            found = f"   ({self.pose.share_found:.0%} of the joints found)"
+            lines += _scalings(self.pose.workers, " with pose")
+            lines.append(_ratio("time inside MediaPipe", self.pose.share, POSE_SHARE_GOAL) + found)
+        return "\n".join(lines)
+
+
+def _rates(name: str, rates: Rates) -> str:
+    return f"  {name:36}{rates.wall:8.1f}{rates.cpu:12.1f}"
+
+
+def _worker_rates(workers: Workers, which: str = "") -> list[str]:
+    return [
+        _rates(f"one worker{which}", workers.one),
+        _rates(f"two workers{which}", workers.two),
+    ]
+
+
+def _scalings(workers: Workers, which: str = "") -> list[str]:
+    return [
+        _ratio(f"two workers to one{which}, wall", workers.scaling, SCALING_GOAL),
+        _ratio("  the same, from processor time", workers.cpu_scaling),
+    ]
+
+
+def _ratio(name: str, value: float, goal: float | None = None) -> str:
+    line = f"  {name:36}{value:8.3f}"
+    if goal is None:
+        return line
+    return f"{line}   goal {goal}: {'met' if value >= goal else 'missed'}"
+
+
+SPLIT = "train"
+SETTINGS = PackConfig()
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is measured, and how long; a run holds at least so many frames or seconds."""
+
+    table: Path | None
+    """Clips in the form of shards/table.md, of split ``train``; None draws one."""
+    pose: bool = False
+    pose_model: Path | None = None
+    frames: int = 600
+    """Of a run in one process, with or without pose."""
+    repeats: int = 8
+    worker_seconds: float = 20.0
+    """Of a run of one worker process: enough that its start counts for little."""
+    worker_repeats: int = 3
+    pose_worker_seconds: float = 45.0
+    """The same with pose: MediaPipe takes longer to start."""
+    pose_worker_repeats: int = 2
+
+
+@dataclass(frozen=True)
+class _Packed:
+    run: Run
+    results: list[ShardResult]
+    out: Path
+
+
+def bench_pack(config: BenchConfig) -> PackFigures:
+    """Measure packing. Raises :class:`UserError` when there is nothing to measure it with."""
+    if config.pose and config.table is None:
+        raise UserError(
+            "--pose needs --root: a drawn video shows nobody whom MediaPipe finds, and its share "
+            "of the time would say nothing"
+        )
+    with tempfile.TemporaryDirectory(prefix="signfuse-bench-") as folder:
+        bench = _Bench(config, Path(folder))
+        bare, packing = bench.compare_with_bare_loop()
+        frames = int(packing.wall * config.worker_seconds)
+        workers = bench.compare_workers(NoJoints(), frames, config.worker_repeats)
+        pose = bench.measure_pose() if config.pose else None
+        return PackFigures(bench.title(), bare, packing, workers, pose)
+
+
+class _Bench:
+    """The clips to measure with, and a new folder for each run."""
+
+    def __init__(self, config: BenchConfig, folder: Path) -> None:
+        self._config, self._folder = config, folder
+        self._rows = _rows(config.table, folder)
+        self._counts = {row.id: sum(1 for _ in _bare_frames(row)) for row in self._rows}
+        self._runs = count()
+
+    def title(self) -> str:
+        """Say what was measured with."""
+        source = self._config.table or "one drawn video, 1280x720"
+        return (
+            f"{source}: {len(self._rows)} clips, {sum(self._counts.values())} frames, stored at "
+            f"{SETTINGS.frame_size} pixels, JPEG quality {SETTINGS.jpeg_quality}"
+        )
+
+    def compare_with_bare_loop(self) -> tuple[Rates, Rates]:
+        """Return the rates of the bare loop and of packing without pose, in this process."""
+        rows = self._clips(self._config.frames)
+        runs: list[tuple[Run, Run]] = []
+        for _ in range(self._config.repeats):
+            bare = _timed(lambda: bare_loop(rows), time.process_time)
+            runs.append((bare, self._pack(rows, NoJoints(), workers=0, shards=1).run))
+        return Rates.best([bare for bare, _ in runs]), Rates.best([packed for _, packed in runs])
+
+    def compare_workers(self, extractor: PoseExtractor, frames: int, repeats: int) -> Workers:
+        """Return the rates of one worker process and of two, over the same clips."""
+        rows = self._clips(frames)
+        shards = min(len(rows), 24)  # so many that none is long enough to be waited for
+        runs = [
+            [self._pack(rows, extractor, workers, shards).run for workers in (1, 2)]
+            for _ in range(repeats)
+        ]
+        return Workers(Rates.best([one for one, _ in runs]), Rates.best([two for _, two in runs]))
+
+    def measure_pose(self) -> PoseFigures:
+        """Return where the time goes with pose, and what two workers make of it."""
+        extractor = choose_extractor(self._config.pose_model)
+        rows = self._clips(self._config.frames)
+        packed = self._pack(rows, extractor, workers=0, shards=1)
+        share = sum(r.pose_seconds for r in packed.results) / packed.run.wall
+        frames = int(packed.run.frames / packed.run.wall * self._config.pose_worker_seconds)
+        fresh = choose_extractor(self._config.pose_model)
+        workers = self.compare_workers(fresh, frames, self._config.pose_worker_repeats)
+        return PoseFigures(share, _share_found(packed), workers)
+
+    def _clips(self, frames: int) -> list[Row]:
+        """Return clips, repeated or left out, of at least so many frames together."""
+        rows, there = [], 0
+        for number, row in enumerate(cycle(self._rows)):
+            rows.append(replace(row, id=f"{number}"))
+            there += self._counts[row.id]
+            if there >= frames:
+                return rows
+        raise UserError("no frames to measure with")
+
+    def _pack(
+        self, rows: Sequence[Row], extractor: PoseExtractor, workers: int, shards: int
+    ) -> _Packed:
+        out = self._folder / f"run-{next(self._runs)}"
+        out.mkdir()
+        tasks = [ShardTask(f"shard-{i:06d}.tar", tuple(rows[i::shards])) for i in range(shards)]
+        encoder = ClipEncoder(_packing(extractor), extractor)
+        results: list[ShardResult] = []
+
+        def run() -> int:
+            results.extend(make_shards(tasks, out, encoder, Division(workers)))
+            return sum(r.index.entry().num_frames for r in results)
+
+        timed = _timed(run, _children_time if workers else time.process_time)
+        dropped = [row for result in results for row in result.index.dropped]
+        if dropped:
+            raise UserError(f"a clip cannot be packed, so nothing is measured: {dropped[0].reason}")
+        return _Packed(timed, results, out)
+
+
+def bare_loop(rows: Sequence[Row]) -> int:
+    """Decode, scale and compress clips, keep nothing, and return the number of frames."""
+    size, frames = SETTINGS.frame_size, 0
+    scaler = VideoReformatter()
+    for row in rows:
+        for frame in _bare_frames(row):
+            scaled = scaler.reformat(
+                frame, size, size, "rgb24", interpolation=Interpolation.AREA, threads=1
+            )
+            simplejpeg.encode_jpeg(
+                scaled.to_ndarray(), SETTINGS.jpeg_quality, "RGB", colorsubsampling="420"
+            )
+            frames += 1
+    return frames
+
+
+def _bare_frames(row: Row) -> Iterator[VideoFrame]:
+    """Yield the frames of a clip as PyAV gives them, sought where the clip begins later."""
+    start = row.start or 0.0
+    with av.open(str(row.video)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        if start and stream.time_base:
+            container.seek(int(start / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            if row.end is not None and frame.time is not None and frame.time >= row.end:
+                return
+            if frame.time is None or frame.time >= start:
+                yield frame
+
+
+def _rows(table: Path | None, folder: Path) -> list[Row]:
+    if table is None:
+        video = write_drawn_video(folder / "drawn.mp4")
+        return [Row(2, "drawn", video, video.name, "drawn", None, None, None, None, SPLIT, None)]
+    rows = [row for row in read_corpus("table", table, SPLIT).rows if row.video.is_file()]
+    if not rows:
+        raise UserError(f"{table}: no row of split {SPLIT!r} names a video file")
+    random.Random(0).shuffle(rows)  # a run may not reach the end of the table
+    return rows
+
+
+def _packing(extractor: PoseExtractor) -> Packing:
+    return Packing(
+        "bench", "", SPLIT, JOINT_LAYOUT, extractor.name, extractor.version, SETTINGS, "0" * 64
+    )
+
+
+def _timed(run: Callable[[], int], processor_time: Callable[[], float]) -> Run:
+    """Time what returns its number of frames."""
+    wall, cpu = time.perf_counter(), processor_time()
+    frames = run()
+    return Run(frames, time.perf_counter() - wall, processor_time() - cpu)
+
+
+def _children_time() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _share_found(packed: _Packed) -> float:
+    masks = [
+        read_clip(packed.out, result.index.shard, sample.members).mask
+        for result in packed.results
+        for sample in result.index.samples
+    ]
+    return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for, print the figures, return the exit status."""
+    command = argparse.ArgumentParser(
+        prog="python benchmarks/pack.py",
+        description="Compare packing with a bare loop of decoding, resizing and JPEG encoding, two "
+        "workers with one, and with --pose the time inside MediaPipe with all time. Takes about "
+        "two minutes, with pose about six, and wants an idle machine.",
+    )
+    command.add_argument(
+        "--root",
+        type=Path,
+        metavar="TABLE",
+        help="clips to measure with, a TSV with rows of split train (default: one drawn video)",
+    )
+    command.add_argument("--pose", action="store_true", help="measure with MediaPipe as well")
+    command.add_argument(
+        "--pose-model",
+        type=Path,
+        help="a holistic_landmarker.task for mediapipe 1.0 or newer",
+    )
+    command.set_defaults(run=_pack)
+    return answer(parse(command, arguments))
+
+
+def _pack(options: argparse.Namespace) -> int:
+
+    print(bench_pack(BenchConfig(options.root, options.pose, options.pose_model)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

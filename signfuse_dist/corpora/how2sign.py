@@ -1,0 +1,151 @@
+"""How2Sign with its re-aligned times (shards/how2sign.md).
+
+``how2sign`` cuts the full videos at the re-aligned times. The clips that were published ready cut
+follow the times before re-alignment: they are another corpus, ``how2sign_precut``, which is packed
+only when it is asked for by that name.
+
+A row's id is SENTENCE_NAME, which names one clip and which published translations are keyed by.
+SENTENCE_ID does not name one: two signers perform the same video under the same id. Nothing is cut
+out of ids: sentences that were joined have two numbers (``<VIDEO_ID>_16_17``), and the columns name
+the video.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from signfuse_dist.corpora.rows import (
+    Corpus,
+    CorpusError,
+    Fields,
+    Row,
+    accept,
+    annotated,
+    check_window,
+    count_note,
+    find_anchor,
+    flag_scripts,
+    inside,
+    names_in,
+    refuse_split,
+    seconds,
+    unmatched,
+)
+from signfuse_dist.corpora.tables import Lines, cut_quoted, read_header, read_lines
+
+NAME = "how2sign"
+PRECUT = "how2sign_precut"
+ROWS = {"train": None, "val": 1741, "test": 2357}
+"""Rows of each split as published; None: not known here."""
+
+_ANCHORS = ("", "How2Sign")
+_SEPARATORS = ("\t", ",", ";")
+_TIMES = (("START_REALIGNED", "END_REALIGNED"), ("START", "END"))
+_SIGNER = re.compile(r"-([0-9]+)-rgb_front\Z")
+_PRECUT_NOTE = (
+    "these clips are cut at the times before re-alignment: many begin or end in another sentence "
+    "than their text, and systems trained on them come out much worse. `how2sign` cuts the full "
+    "videos at the re-aligned times"
+)
+
+
+def read_how2sign(root: Path, split: str) -> Corpus:
+    """Read a split whose clips are cut from the full videos, at the re-aligned times.
+
+    ``root`` is the folder How2Sign, or the one that holds it. Raises :class:`CorpusError` when its
+    table is not there or cannot be read.
+    """
+    anchor, found = _open(NAME, root, split)
+    start, end = _time_columns(found)
+    place = f"video_level/{split}/rgb_front/raw_videos"
+
+    def to_row(number: int, fields: Fields) -> Row:
+        begin, finish = _time(fields, start), _time(fields, end)
+        check_window(begin, finish)
+        return _row(number, fields, anchor, place, "VIDEO_NAME", split, begin, finish)
+
+    return _corpus(NAME, anchor, split, found, to_row, place, "VIDEO_NAME", ())
+
+
+def read_how2sign_precut(root: Path, split: str) -> Corpus:
+    """Read a split whose clips are those that were published ready cut, each of them whole."""
+    anchor, found = _open(PRECUT, root, split)
+    place = f"sentence_level/{split}/rgb_front/raw_videos"
+
+    def to_row(number: int, fields: Fields) -> Row:
+        return _row(number, fields, anchor, place, "SENTENCE_NAME", split, None, None)
+
+    return _corpus(PRECUT, anchor, split, found, to_row, place, "SENTENCE_NAME", (_PRECUT_NOTE,))
+
+
+def _open(corpus: str, root: Path, split: str) -> tuple[Path, Lines]:
+    refuse_split(corpus, split, tuple(ROWS))
+    file = f"sentence_level/{split}/text/en/raw_text/re_aligned/how2sign_realigned_{split}.csv"
+    anchor = find_anchor(corpus, root, _ANCHORS, file)
+    separator = _separator(anchor / file)
+    required = ("VIDEO_NAME", "SENTENCE_NAME", "SENTENCE")
+    return anchor, read_lines(anchor / file, cut_quoted(separator), required, "tabs or commas")
+
+
+def _separator(table: Path) -> str:
+    """Published with tabs in spite of its name; spreadsheets save it with commas or semicolons."""
+    header = read_header(table)
+    return max(_SEPARATORS, key=header.count)
+
+
+def _time_columns(found: Lines) -> tuple[str, str]:
+    for start, end in _TIMES:
+        if start in found.columns and end in found.columns:
+            return start, end
+    names = " nor ".join(", ".join(pair) for pair in _TIMES)
+    raise CorpusError(f"table {found.path}: its times are missing, neither {names} is there")
+
+
+def _time(fields: Fields, column: str) -> float:
+    value = seconds(fields, column)
+    if value is None:
+        raise CorpusError(f"bad time: {column} is empty; the clip would be the whole video")
+    return value
+
+
+def _row(
+    number: int, fields: Fields, anchor: Path, place: str, column: str, split: str,
+    start: float | None, end: float | None,
+) -> Row:  # fmt: skip
+    file = f"{fields[column]}.mp4"
+    signer = _SIGNER.search(fields["VIDEO_NAME"])
+    return Row(
+        row=number,
+        id=fields["SENTENCE_NAME"],
+        video=inside(anchor / place, file, column),
+        source=f"{place}/{file}",
+        text=annotated(fields["SENTENCE"]),
+        start=start,
+        end=end,
+        signer=signer[1] if signer else None,
+        language="en",
+        split=split,
+        joints=None,
+    )
+
+
+def _corpus(
+    name: str, anchor: Path, split: str, found: Lines, to_row: Callable[[int, Fields], Row],
+    place: str, column: str, notes: tuple[str, ...],
+) -> Corpus:  # fmt: skip
+    rows, rejected = accept(found.lines, "SENTENCE_NAME", to_row)
+    flagged = flag_scripts(rows, (fields["SENTENCE"] for _, fields in found.fields))
+    named = {f"{fields[column]}.mp4" for _, fields in found.fields}
+    on_disk = names_in(anchor / place, ".mp4")
+    return Corpus(
+        name=name,
+        root=anchor.resolve().name,
+        split=split,
+        rows=flagged,
+        rejected=tuple(rejected),
+        has_joints=False,
+        orphans=tuple(sorted(unmatched(flagged, on_disk, named, place))),
+        notes=(*notes, *count_note(name, split, len(found.lines), ROWS[split])),
+    )

@@ -1,0 +1,288 @@
+"""The script of a text, and the flag of rows that are in another one than their table."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from signfuse_dist.errors import UserError
+
+Fields = Mapping[str, str]
+"""A row of a text table, by column."""
+
+_KEY_BYTES = 240  # a member's file name is the key and at most 12 bytes, and 255 is the limit
+
+
+class CorpusError(UserError):
+    """A corpus cannot be read at all."""
+
+
+class FolderFrames(NamedTuple):
+    """What a corpus knows of its folders of frames, and what no such folder says of itself."""
+
+    fps: float | None
+    suffix: str | None
+    """The ending of the files that are frames, with its dot; any other file is a stray."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A clip as the corpus names it; nothing of it has been opened yet."""
+
+    row: int
+    """Line number in the table, the header being line 1."""
+    id: str
+    video: Path
+    source: str
+    """The video as the table writes it, or its path inside the corpus's folder."""
+    text: str
+    start: float | None
+    end: float | None
+    signer: str | None
+    language: str | None
+    split: str
+    joints: Path | None
+    flags: tuple[str, ...] = ()
+    folder: FolderFrames | None = None
+    """None where the corpus does not know the rate of a folder's frames."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is not packed, and why."""
+
+    row: int
+    id: str
+    reason: str
+    """A kind of fault, and mostly after a colon what it is about."""
+
+
+@dataclass(frozen=True, order=True)
+class Orphan:
+    """Something on one side only: a video without a row, an annotation without a split ..."""
+
+    reason: str
+    """A kind, and after a colon what is missing."""
+    id: str
+    """The clip's id, or the name on disk of what has none."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows of one split, in the table's order."""
+
+    name: str
+    root: str
+    """Name of the table or folder, without its path."""
+    split: str
+    rows: tuple[Row, ...]
+    rejected: tuple[Rejected, ...]
+    has_joints: bool
+    orphans: tuple[Orphan, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a user must know of the corpus as a whole; printed when it is packed."""
+
+
+def key_of(clip_id: str) -> str:
+    """Return the id percent-encoded, without '.' or '/', as the name of its members in a tar."""
+    return quote(clip_id, safe="").replace(".", "%2E")
+
+
+def accept(
+    lines: Iterable[tuple[int, Fields | str]],
+    id_column: str,
+    to_row: Callable[[int, Fields], Row],
+) -> tuple[list[Row], list[Rejected]]:
+    """Turn each numbered line into a row, or into a rejected one with the reason.
+
+    A line is its fields, or a string that says why it has none. ``to_row`` raises
+    :class:`CorpusError` with the reason.
+    """
+    rows: list[Row] = []
+    rejected: list[Rejected] = []
+    seen: set[str] = set()
+    for number, fields in lines:
+        if isinstance(fields, str):
+            rejected.append(Rejected(number, "", f"malformed row: line {number}, {fields}"))
+            continue
+        clip_id = fields[id_column]
+        try:
+            _check_id(clip_id, seen)
+            rows.append(to_row(number, fields))
+        except CorpusError as error:
+            rejected.append(Rejected(number, clip_id, str(error)))
+        else:
+            seen.add(clip_id)
+    return rows, rejected
+
+
+def _check_id(clip_id: str, seen: set[str]) -> None:
+    if not clip_id.strip():
+        raise CorpusError("empty id")
+    if _has_control(clip_id):
+        raise CorpusError(f"bad id: {clip_id!r} holds a control character")
+    if "/" in clip_id or "\\" in clip_id or ".." in clip_id:
+        raise CorpusError(f"bad id: {clip_id!r} holds a path; no id may hold / \\ or ..")
+    if len(key_of(clip_id)) > _KEY_BYTES:
+        raise CorpusError(f"bad id: takes more than {_KEY_BYTES} bytes when percent-encoded")
+    if clip_id in seen:
+        raise CorpusError(f"duplicate id: {clip_id!r}, the first row that has it is kept")
+
+
+def _has_control(text: str) -> bool:
+    """Say whether ``text`` holds what no name may: line ends, controls, halves of a character."""
+    return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
+
+
+def annotated(text: str) -> str:
+    """Return the text as it is annotated, in Unicode's form NFC and otherwise untouched."""
+    if not text.strip():
+        raise CorpusError("empty text")
+    return unicodedata.normalize("NFC", text)
+
+
+def seconds(fields: Fields, column: str) -> float | None:
+    """Return the time in ``column``, None where the column or the field is empty."""
+    written = fields.get(column, "").strip()
+    if not written:
+        return None
+    try:
+        value = float(written)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise CorpusError(f"bad time: {column} {written!r} is not a time in seconds")
+    return value
+
+
+def check_window(start: float | None, end: float | None) -> None:
+    """Raise :class:`CorpusError` when the end is not after the start."""
+    if end is not None and end <= (start or 0.0):
+        raise CorpusError(f"bad time: end {end:g} s is not after start {start or 0.0:g} s")
+
+
+def inside(folder: Path, written: str, column: str) -> Path:
+    """Return the path of a file inside ``folder``; links are followed to see where they lead."""
+    if not written.strip():
+        raise CorpusError(f"bad path: the {column} path is empty")
+    path = Path(written)
+    if path.is_absolute() or ".." in path.parts or _has_control(written):
+        raise CorpusError(f"bad path: {column} {written!r} leaves the corpus's folder")
+    try:
+        leaves = not (folder / path).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        leaves = True
+    if leaves:
+        raise CorpusError(f"bad path: {column} {written!r} is a link out of the corpus's folder")
+    return folder / path
+
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def find_anchor(corpus: str, root: Path, folders: Sequence[str], file: str) -> Path:
+    """Return the first of ``folders`` under ``root`` that holds the annotation ``file``.
+
+    Raises :class:`CorpusError` naming every path that was looked for.
+    """
+    anchors = [root / folder for folder in folders]
+    for anchor in anchors:
+        if (anchor / file).is_file():
+            return anchor
+    looked = ", ".join(str(anchor / file) for anchor in anchors)
+    raise CorpusError(
+        f"{corpus}: no annotations under {root}; looked for {looked}. --root is the folder that "
+        f"was unpacked, see shards/{corpus.removesuffix('_precut')}.md"
+    )
+
+
+def refuse_split(corpus: str, split: str, splits: Sequence[str]) -> None:
+    """Raise :class:`CorpusError` when the corpus was not published with such a split."""
+    if split not in splits:
+        raise CorpusError(f"split {split!r}: {corpus} has {', '.join(splits)}")
+
+
+def names_in(folder: Path, suffix: str | None = None) -> set[str]:
+    """Return the names of the folders in ``folder``, or of what ends with ``suffix``.
+
+    A folder that is not there holds nothing. Raises :class:`CorpusError` when it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            if suffix is None:
+                return {entry.name for entry in entries if _is_folder(entry)}
+            return {entry.name for entry in entries if entry.name.endswith(suffix)}
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return set()
+        raise CorpusError(f"folder {folder}: cannot be read ({error.strerror})") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round in a circle
+        return False
+
+
+def unmatched(
+    rows: Iterable[Row], on_disk: Collection[str], named: Collection[str], place: str
+) -> list[Orphan]:
+    """Return the videos in no row, and the rows without a video.
+
+    ``on_disk`` are names in the folder ``place``, ``named`` those that any row has.
+    """
+    strays = [Orphan(f"no row: it lies in {place}, and no row names it", name)
+              for name in on_disk if name not in named]  # fmt: skip
+    missing = [Orphan(f"no video: {row.source} is not there", row.id)
+               for row in rows if row.video.name not in on_disk]  # fmt: skip
+    return [*strays, *missing]
+
+
+def count_note(corpus: str, split: str, found: int, published: int | None) -> list[str]:
+    """Return a note when a split has another number of rows than was published, else nothing."""
+    if published is None or found == published:
+        return []
+    return [f"{split} has {found} rows here; the published {corpus} has {published}"]
+
+
+# Scripts that are written together: a row in the second is at home in a table of the first.
+_MIXED_SCRIPTS = {"KANA": {"HAN"}, "HANGUL": {"HAN"}}
+
+
+def script_of(text: str) -> str | None:
+    """Return the script most letters of ``text`` belong to (LATIN, HAN, KANA ...), None if none."""
+    counts = Counter(_script(letter) for letter in text if letter.isalpha())
+    return max(counts, key=lambda name: (counts[name], name)) if counts else None
+
+
+def _script(letter: str) -> str:
+    plain = unicodedata.normalize("NFKC", letter)[0]  # full-width and styled letters
+    first = unicodedata.name(plain, "UNNAMED").replace("-", " ").split()[0]
+    renamed = {"CJK": "HAN", "IDEOGRAPHIC": "HAN", "HIRAGANA": "KANA", "KATAKANA": "KANA"}
+    return renamed.get(first, first)
+
+
+def flag_scripts(rows: Sequence[Row], texts: Iterable[str]) -> tuple[Row, ...]:
+    """Flag the rows in another script than most of ``texts``, those of the whole table."""
+    counts = Counter(script for script in map(script_of, texts) if script)
+    if not counts:
+        return tuple(rows)
+    majority = max(counts, key=lambda name: (counts[name], name))
+    home = {majority, *_MIXED_SCRIPTS.get(majority, ())}
+    return tuple(_flagged(row, home) for row in rows)
+
+
+def _flagged(row: Row, home: set[str]) -> Row:
+    script = script_of(row.text)
+    if script is None or script in home:
+        return row
+    return replace(row, flags=(f"script:{script}",))

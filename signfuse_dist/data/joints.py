@@ -1,0 +1,223 @@
+"""Keeping native libraries from writing their start-up notices into the user's terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signfuse_dist.data.video import VideoFrame
+from signfuse_dist.errors import UserError
+from signfuse_dist.skeleton import BODY, FACE_MESH, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
+
+
+@dataclass(frozen=True)
+class Joints:
+    """The joints of one clip."""
+
+    pose: NDArray[np.float32]
+    """float32 ``[frames, 75, 2]`` in units of the square frame, 0 where the mask is False."""
+    mask: NDArray[np.bool_]
+    """bool ``[frames, 75]``, True where the landmark was found."""
+    failed_frames: int = 0
+    """Frames at which the extractor failed: all their joints are masked."""
+    failure: str = ""
+    """What it said at the first of them."""
+
+
+class PoseError(UserError):
+    """Joints cannot be had: MediaPipe or its model is missing, or a file of joints is wrong."""
+
+
+class PoseExtractor(ABC):
+    """Finds the 75 joints of :mod:`signfuse_dist.skeleton` in the frames of one clip.
+
+    An extractor is handed to worker processes, so it must be picklable until its first clip.
+    """
+
+    name: str
+    version: str
+    seconds: float = 0.0
+    """Time spent inside the extractor's own model so far, its starts included."""
+
+    @abstractmethod
+    def extract(self, frames: Iterable[VideoFrame]) -> Joints:
+        """Return the joints of a clip, reading ``frames`` once and keeping none of them."""
+
+
+class FrameTracker(PoseExtractor):
+    """An extractor that is shown one frame after the other, and may fail at any of them.
+
+    A frame at which it raises is masked and counted, and the tracker starts anew with the next:
+    what it remembers may be what broke it. Should it fail at every frame, the clip is one without
+    a person, and says why. An error before the first frame is raised: nothing was looked at.
+    """
+
+    _failed = False  # at the frame before, which may be the last of another clip
+
+    def extract(self, frames: Iterable[VideoFrame]) -> Joints:
+        """Track one clip; the tracker's memory of the clip before it is wiped first."""
+        rows: list[NDArray[np.float32]] = []
+        failures: list[str] = []
+        began = time.perf_counter()
+        self.restart(self._failed)
+        self._failed = False
+        self.seconds += time.perf_counter() - began
+        for number, frame in enumerate(frames):
+            picture = np.ascontiguousarray(frame.full())
+            began = time.perf_counter()
+            try:
+                if self._failed:
+                    self.restart(after_failure=True)
+                found = self.find(picture, number)
+                self._failed = False
+            except MemoryError:
+                raise
+            except Exception as error:  # a native library raises types of its own
+                failures.append(f"{type(error).__name__} {error}".strip().split("\n")[0])
+                found = np.full((NUM_JOINTS, 2), math.nan)
+                self._failed = True
+            self.seconds += time.perf_counter() - began
+            rows.append(frame.placement.to_square(found))
+        return Joints(*stacked(rows), len(failures), failures[0] if failures else "")
+
+    @abstractmethod
+    def restart(self, after_failure: bool) -> None:
+        """Forget all frames so far. After a failure, nothing of the old tracker is used again."""
+
+    @abstractmethod
+    def find(self, picture: NDArray[np.uint8], number: int) -> NDArray[np.float64]:
+        """Return the joints in a frame as :func:`joints_of` arranges them.
+
+        ``picture`` is RGB uint8 ``[height, width, 3]``, ``number`` the frame's place in the clip.
+        """
+
+
+class _Landmark(Protocol):
+    x: float
+    y: float
+
+
+_Group = Sequence[_Landmark] | None
+_FACE_ROWS = list(FACE_MESH.values())
+
+
+def joints_of(left: _Group, right: _Group, body: _Group, face: _Group) -> NDArray[np.float64]:
+    """Arrange MediaPipe's landmark groups as ``[75, 2]`` in units of the picture, NaN if missing.
+
+    A group is None when MediaPipe did not find it.
+    """
+    return np.concatenate(
+        [
+            _points(left, range(len(LEFT_HAND))),
+            _points(right, range(len(RIGHT_HAND))),
+            _points(body, range(len(BODY))),
+            _points(face, _FACE_ROWS),
+        ]
+    )
+
+
+def _points(group: _Group, rows: Sequence[int]) -> NDArray[np.float64]:
+    if not group:
+        return np.full((len(rows), 2), math.nan)
+    return np.array([(group[row].x, group[row].y) for row in rows], dtype=np.float64)
+
+
+def stacked(rows: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Stack joints ``[75, 2]`` in units of the square; what is not finite becomes 0, mask False."""
+    pose = np.stack(rows) if rows else np.zeros((0, NUM_JOINTS, 2), dtype=np.float32)
+    mask = np.isfinite(pose).all(axis=-1)
+    return np.where(mask[..., None], pose, np.float32(0)), mask
+
+
+_UNREADABLE = (OSError, KeyError, ValueError, EOFError, TypeError, BadZipFile, zlib.error)
+
+
+class JointsFile(PoseExtractor):
+    """Joints that come with a clip, in an ``.npz`` beside it.
+
+    ``pose`` ``[source frames, 75, 2]`` in units of the square frame and ``mask``
+    ``[source frames, 75]``: one row for each frame of the file at its own rate.
+    """
+
+    name = "synthetic"
+    version = "1"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def extract(self, frames: Iterable[VideoFrame]) -> Joints:
+        """Return the rows of the frames that were chosen; their pictures are not looked at."""
+        pose, mask = self._read()
+        chosen = [frame.index for frame in frames]
+        if chosen and max(chosen) >= len(pose):
+            raise PoseError(
+                f"bad joints: {self._path.name} has {len(pose)} frames, the clip at least "
+                f"{max(chosen) + 1}"
+            )
+        masked = np.where(mask[chosen][..., None], pose[chosen].astype(np.float32), np.nan)
+        return Joints(*stacked(list(masked.astype(np.float32))))
+
+    def _read(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        name = self._path.name
+        try:
+            with np.load(self._path, allow_pickle=False) as arrays:
+                pose, mask = arrays["pose"], arrays["mask"]
+        except _UNREADABLE as error:
+            raise PoseError(
+                f"bad joints: {name} cannot be read ({type(error).__name__})"
+            ) from error
+        if pose.shape != (len(pose), NUM_JOINTS, 2) or mask.shape != pose.shape[:2]:
+            raise PoseError(
+                f"bad joints: {name}, pose {list(pose.shape)} and mask {list(mask.shape)}, "
+                f"expected [frames, {NUM_JOINTS}, 2] and [frames, {NUM_JOINTS}]"
+            )
+        if not np.issubdtype(pose.dtype, np.floating) or mask.dtype != np.bool_:
+            raise PoseError(f"bad joints: {name}, pose must be floating and mask boolean")
+        return pose, mask
+
+
+class NoJoints(PoseExtractor):
+    """Stands where no joints are wanted, or not yet: all are masked, and nobody has looked."""
+
+    name = "none"
+    version = "1"
+
+    def extract(self, frames: Iterable[VideoFrame]) -> Joints:
+        """Return masked joints for as many frames as there are."""
+        count = sum(1 for _ in frames)
+        pose = np.zeros((count, NUM_JOINTS, 2), dtype=np.float32)
+        return Joints(pose, np.zeros((count, NUM_JOINTS), dtype=np.bool_))
+
+
+@contextmanager
+def silenced_stderr(wanted: bool = True) -> Iterator[None]:
+    """Send what C++ code writes to file descriptor 2 to nowhere, for the duration.
+
+    MediaPipe logs before its logging can be set, so no environment variable stops it. Python's
+    exceptions are not affected, and with ``wanted`` False nothing is done.
+    """
+    if not wanted:
+        yield
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

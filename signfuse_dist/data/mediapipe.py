@@ -1,0 +1,160 @@
+"""MediaPipe as the extractor of joints: the models inside its wheel, or a file of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signfuse_dist.data.joints import (
+    FrameTracker,
+    PoseError,
+    PoseExtractor,
+    joints_of,
+    silenced_stderr,
+)
+
+
+class MediaPipeHolistic(FrameTracker):
+    """MediaPipe 0.10's ``mp.solutions.holistic`` with the models inside its wheel."""
+
+    name = "mediapipe-holistic"
+
+    def __init__(self) -> None:
+        self.version = metadata.version("mediapipe")
+        self._graph: Any = None
+
+    def restart(self, after_failure: bool) -> None:
+        """Reset the graph; after a failure it cannot be trusted to end, and is made anew."""
+        with silenced_stderr():
+            if self._graph is None or after_failure:
+                holistic = _on_one_thread(import_mediapipe().solutions.holistic.Holistic)
+                self._graph = holistic(static_image_mode=False, model_complexity=1)
+            else:
+                self._graph.reset()
+
+    def find(self, picture: NDArray[np.uint8], number: int) -> NDArray[np.float64]:
+        """Show the graph a frame."""
+        with silenced_stderr(number == 0):
+            found = self._graph.process(picture)
+        groups = (
+            found.left_hand_landmarks,
+            found.right_hand_landmarks,
+            found.pose_landmarks,
+            found.face_landmarks,
+        )
+        return joints_of(*(group.landmark if group else None for group in groups))
+
+
+def _on_one_thread(holistic: Any) -> Any:
+    """Return the solution with a graph that runs on one thread, as the decoder and scaler do.
+
+    Packing is parallel over clips. With a thread a core, a worker takes a third of another's core,
+    and two of them on two cores are half as fast again as one. The landmarks are the same.
+    """
+
+    class OnOneThread(holistic):  # type: ignore[misc]
+        def _initialize_graph_interface(self, *arguments: Any, **options: Any) -> Any:
+            graph = super()._initialize_graph_interface(*arguments, **options)
+            del graph.executor[:]
+            graph.num_threads = 1
+            return graph
+
+    return OnOneThread
+
+
+class MediaPipeTasks(FrameTracker):
+    """MediaPipe's Tasks API with a ``holistic_landmarker.task`` file that the user has."""
+
+    name = "mediapipe-tasks"
+
+    def __init__(self, model: Path) -> None:
+        if not model.is_file():
+            raise PoseError(f"pose model {model}: no such file; name a holistic_landmarker.task")
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        self.version = f"{metadata.version('mediapipe')}+{digest[:12]}"
+        self._model = model
+        self._landmarker: Any = None
+        with silenced_stderr(), self._made():  # a wrong file is found before any clip is
+            pass
+
+    def restart(self, after_failure: bool) -> None:
+        """Make a landmarker, which has seen no other clip."""
+        with silenced_stderr():
+            if self._landmarker is not None and not after_failure:
+                self._landmarker.close()
+            self._landmarker = self._made()
+
+    def _made(self) -> Any:
+        import_mediapipe()
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        options = vision.HolisticLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(self._model)),
+            running_mode=vision.RunningMode.VIDEO,
+        )
+        try:
+            return vision.HolisticLandmarker.create_from_options(options)
+        except (RuntimeError, ValueError) as error:
+            raise PoseError(
+                f"pose model {self._model}: this mediapipe does not accept it ({error})"
+            ) from error
+
+    def find(self, picture: NDArray[np.uint8], number: int) -> NDArray[np.float64]:
+        """Show the landmarker a frame."""
+        mp = import_mediapipe()
+        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=picture)
+        # Stamps must grow even where a resampled clip holds one picture twice, so they count
+        # frames, in the steps that the built-in graph uses too.
+        with silenced_stderr(number == 0):
+            found = self._landmarker.detect_for_video(image, number * 1000 // 30)
+        return joints_of(
+            found.left_hand_landmarks,
+            found.right_hand_landmarks,
+            found.pose_landmarks,
+            found.face_landmarks,
+        )
+
+
+def import_mediapipe() -> Any:
+    """Import mediapipe quietly. Raises :class:`PoseError` that says what to install."""
+    try:
+        with silenced_stderr():
+            import mediapipe
+    except ImportError as error:
+        if "libGL" in str(error) or "libgthread" in str(error):
+            raise PoseError(
+                f"mediapipe's OpenCV cannot be loaded ({error}): run `apt-get install libgl1`, or "
+                "put opencv-python-headless in the place of opencv-contrib-python"
+            ) from error
+        raise PoseError(
+            f"mediapipe cannot be imported ({error}): install it with "
+            "`pip install 'signfuse_dist[pose]'`"
+        ) from error
+    return mediapipe
+
+
+def choose_extractor(model: Path | None = None) -> PoseExtractor:
+    """Return MediaPipe's extractor: the Tasks API from version 1 on, else the built-in models.
+
+    Raises :class:`PoseError` when mediapipe is missing, when it has no models inside and no
+    ``model`` is given, and when it has some and a ``model`` is given.
+    """
+    built_in = hasattr(import_mediapipe(), "solutions")
+    version = metadata.version("mediapipe")
+    if model is not None and built_in:
+        # Its Tasks API has a holistic landmarker too, but aborts where a hand or face is missing.
+        raise PoseError(
+            f"pose model {model}: mediapipe {version} uses the models inside it; leave the model "
+            "out, or install mediapipe 1 or later"
+        )
+    if model is None and not built_in:
+        raise PoseError(
+            f"mediapipe {version} has no models inside: name a holistic_landmarker.task file, or "
+            "install mediapipe 0.10.21"
+        )
+    return MediaPipeHolistic() if model is None else MediaPipeTasks(model)

@@ -1,0 +1,397 @@
+"""Shards as units of work: divided among processes and tasks, kept when they are whole.
+
+Which rows a shard holds depends on the corpus and on ``clips_per_shard`` alone, never on workers
+or tasks, and its bytes depend on its rows and the packing alone. So a shard that was open when a
+process died is made again, all others are kept, and the files end the same.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from signfuse_dist.corpora import Corpus, Rejected, Row
+from signfuse_dist.data.manifest import (
+    MANIFEST_NAME,
+    Packing,
+    ShardError,
+    ShardIndex,
+    VersionError,
+    index_name,
+    read_index,
+    read_manifest,
+)
+from signfuse_dist.data.shard import Encoded, write_shard
+from signfuse_dist.errors import UserError
+from signfuse_dist.files import checksum, remove_leftovers
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Report = Callable[[str, int], object]
+"""Called by a task with the name of what it begins and how many pieces it has just finished."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker process ended in the middle of a task."""
+
+    at: str
+    """What it last said it was at."""
+    how: str
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: Connection
+    number: int
+    at: str = ""
+
+
+class WorkerPool(Generic[Task, Result]):
+    """Runs ``function(task, report)`` over tasks in spawned processes, in whatever order.
+
+    ``function`` must be picklable and is sent to each process once. With ``workers`` 0 the tasks
+    run in this process, one after the other.
+    """
+
+    def __init__(
+        self, function: Callable[[Task, Report], Result], workers: int, on_report: Report
+    ) -> None:
+        self._function, self._workers, self._on_report = function, workers, on_report
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result | Death]]:
+        """Yield each task's number with its result, or with the :class:`Death` that ended it.
+
+        An exception in a task ends all workers and is raised here.
+        """
+        if self._workers == 0:
+            for number, task in enumerate(tasks):
+                yield number, self._function(task, self._on_report)
+            return
+        waiting = list(enumerate(tasks))[::-1]
+        busy: list[_Worker] = []
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self._workers:
+                    busy.append(self._start(*waiting.pop()))
+                for worker in self._ready(busy):
+                    outcome = self._hear(worker)
+                    if outcome is None:
+                        continue
+                    yield worker.number, outcome
+                    if isinstance(outcome, Death) or not waiting:
+                        busy.remove(worker)
+                        _end(worker)
+                    else:
+                        _give(worker, *waiting.pop())
+        finally:
+            for worker in busy:
+                worker.process.terminate()
+                _end(worker)
+
+    def _start(self, number: int, task: Task) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
+        process.start()
+        theirs.close()
+        worker = _Worker(process, ours, number)
+        _give(worker, number, task)
+        return worker
+
+    @staticmethod
+    def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
+        ready = wait([worker.connection for worker in busy])
+        return [worker for worker in busy if worker.connection in ready]
+
+    def _hear(self, worker: _Worker) -> Result | Death | None:
+        """Take one message of a worker; None when its task goes on."""
+        try:
+            kind, value = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            worker.process.join()
+            return Death(worker.at, _how(worker.process.exitcode))
+        if kind == "report":
+            name, finished = value
+            worker.at = name or worker.at
+            self._on_report(name, finished)
+            return None
+        if kind == "raised":
+            raise value
+        result: Result = value
+        return result
+
+
+def _give(worker: _Worker, number: int, task: object) -> None:
+    worker.number, worker.at = number, ""
+    try:
+        worker.connection.send(task)
+    except (BrokenPipeError, ConnectionResetError):
+        worker.at = ""  # it is dead, which the next reading of its pipe will tell
+
+
+def _end(worker: _Worker) -> None:
+    worker.connection.close()
+    worker.process.join()
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"killed by {signal.Signals(-exitcode).name}"
+    return f"ended with status {exitcode}"
+
+
+def _serve(connection: Connection, function: Callable[[Any, Report], Any]) -> None:
+    """Do tasks until the parent closes the pipe or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the parent, which ends this
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        while True:
+            _answer(connection, function, connection.recv())
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _answer(connection: Connection, function: Callable[[Any, Report], Any], task: Any) -> None:
+    def report(name: str, finished: int) -> None:
+        connection.send(("report", (name, finished)))
+
+    try:
+        result = function(task, report)
+    except (BrokenPipeError, ConnectionResetError):
+        raise
+    except (UserError, OSError) as error:
+        connection.send(("raised", error))
+    except Exception:
+        connection.send(("raised", RuntimeError(traceback.format_exc())))
+    else:
+        connection.send(("done", result))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+class PackError(UserError):
+    """A split cannot be packed, or not to its end."""
+
+
+class ClipError(UserError):
+    """A clip stands in the way of its whole shard; the message names it."""
+
+
+class Encoder(Protocol):
+    """What turns a row into what is stored of it. Handed to worker processes: picklable."""
+
+    @property
+    def packing(self) -> Packing: ...
+    @property
+    def pose_seconds(self) -> float:
+        """Time spent inside the pose model so far."""
+        ...
+
+    def encode(self, row: Row) -> Encoded | Rejected:
+        """Return the clip, or why its row is dropped. Raises :class:`ClipError`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the work is divided: over processes here, and over tasks such as those of an array job.
+
+    Task ``task_id`` (from 0) of ``num_tasks`` makes every ``num_tasks``-th shard. ``workers``
+    processes each make whole shards (0: in this process).
+    """
+
+    workers: int = 1
+    task_id: int = 0
+    num_tasks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise PackError(f"workers {self.workers}: must be 0 or more")
+        if self.num_tasks < 1 or not 0 <= self.task_id < self.num_tasks:
+            task = f"task {self.task_id} of {self.num_tasks}"
+            raise PackError(f"{task}: must be from 0 to the number of tasks - 1")
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """The rows of one shard."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A shard that is finished, and where the time for it went (seconds)."""
+
+    index: ShardIndex
+    skipped: bool
+    seconds: float
+    pose_seconds: float
+    failure: str
+    """The first clip at which the extractor failed, and what it said; "" for none."""
+
+
+@dataclass(frozen=True)
+class ShardStop:
+    """A shard that cannot be made, and why."""
+
+    what: str
+
+
+def shard_tasks(rows: Corpus, clips_per_shard: int) -> list[ShardTask]:
+    """Divide the rows of a corpus into shards."""
+    starts = range(0, len(rows.rows), clips_per_shard)
+    return [
+        ShardTask(f"shard-{i:06d}.tar", rows.rows[start : start + clips_per_shard])
+        for i, start in enumerate(starts)
+    ]
+
+
+def refuse_other(out: Path, packing: Packing) -> None:
+    """Raise :class:`PackError` when ``out`` holds shards that this call would overwrite."""
+    if out.exists() and not out.is_dir():
+        raise PackError(f"{out}: is a file, not a folder; choose another place")
+    if (out / MANIFEST_NAME).exists():
+        try:
+            _refuse_difference(out, read_manifest(out).packing, packing)
+        except VersionError as error:
+            raise PackError(f"{out}: {error}") from error
+        except ShardError as error:
+            raise PackError(
+                f"{out / MANIFEST_NAME}: {error.what}; remove it, and packing will go on from the "
+                "shards that are whole"
+            ) from error
+    for path in sorted(out.glob("shard-*.index.json")):
+        try:
+            index = read_index(out, path.name.removesuffix(".index.json") + ".tar")
+        except VersionError as error:
+            raise PackError(f"{out}: {error}") from error
+        except ShardError:
+            continue  # an index that cannot be read makes its shard an unfinished one
+        _refuse_difference(out, index.packing, packing)
+
+
+def _refuse_difference(out: Path, there: Packing, asked: Packing) -> None:
+    differences = there.differences(asked)
+    if differences:
+        raise PackError(
+            f"{out} holds another packing ({'; '.join(differences)}); choose another folder, or "
+            "remove this one"
+        )
+
+
+def make_shards(
+    tasks: Sequence[ShardTask], out: Path, encoder: Encoder, division: Division
+) -> list[ShardResult]:
+    """Make this task's share of the shards in ``out``, or find them whole.
+
+    Raises :class:`PackError` when a worker process died or a clip stood in the way of its shard,
+    after all other shards are done.
+    """
+    own = tasks[division.task_id :: division.num_tasks]
+    remove_leftovers(out, {name for t in own for name in (t.name, index_name(t.name))})
+    results: list[ShardResult] = []
+    stops: list[str] = []
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines
+    clips = sum(len(task.rows) for task in own)
+    with tqdm(total=clips, unit="clip", desc=out.name, mininterval=interval) as bar:
+        pool: WorkerPool[ShardTask, ShardResult | ShardStop] = WorkerPool(
+            partial(make_shard, out=out, encoder=encoder),
+            min(division.workers, len(own)),
+            lambda _, finished: bar.update(finished),
+        )
+        for number, outcome in pool.run(own):
+            if isinstance(outcome, ShardResult):
+                results.append(outcome)
+            else:
+                stops.append(f"{own[number].name}: {_words(outcome)}")
+    if stops:
+        raise PackError(
+            "\n".join([*stops, "all other shards are done; run the same command to try again"])
+        )
+    return results
+
+
+def _words(outcome: Death | ShardStop) -> str:
+    if isinstance(outcome, ShardStop):
+        return outcome.what
+    at = f"at clip {outcome.at}" if outcome.at else "before its first clip"
+    return f"a worker process died ({outcome.how}) {at}"
+
+
+def make_shard(
+    task: ShardTask, report: Report, out: Path, encoder: Encoder
+) -> ShardResult | ShardStop:
+    """Make one shard, or leave it as it is when it is whole already."""
+    began, pose_began = time.perf_counter(), encoder.pose_seconds
+    index = whole_index(out, task.name, encoder.packing)
+    skipped, failures = index is not None, list[str]()
+    if index is None:
+        try:
+            index = write_shard(
+                out / task.name, _clips(task, report, encoder, failures), encoder.packing
+            )
+        except ClipError as error:
+            return ShardStop(str(error))
+    else:
+        report("", len(task.rows))
+    seconds, pose_seconds = time.perf_counter() - began, encoder.pose_seconds - pose_began
+    return ShardResult(index, skipped, seconds, pose_seconds, failures[0] if failures else "")
+
+
+def _clips(
+    task: ShardTask, report: Report, encoder: Encoder, failures: list[str]
+) -> Iterator[Encoded | Rejected]:
+    for row in task.rows:
+        report(f"{row.id!r} (row {row.row}, {row.source})", 0)
+        clip = encoder.encode(row)
+        if not isinstance(clip, Rejected) and clip.failure:
+            failures.append(f"{row.id}: {clip.failure}")
+        yield clip
+        report("", 1)
+
+
+def whole_index(
+    out: Path, shard: str, packing: Packing, compare_bytes: bool = True
+) -> ShardIndex | None:
+    """Return the index of a shard that is finished and undamaged, else None."""
+    try:
+        index = read_index(out, shard)
+        whole = index.packing == packing and (out / shard).stat().st_size == index.size
+    except (ShardError, OSError):
+        return None
+    if not whole or (compare_bytes and checksum(out / shard) != index.sha256):
+        return None
+    return index
+
+
+def finished_indexes(
+    tasks: Sequence[ShardTask], out: Path, packing: Packing, results: Sequence[ShardResult]
+) -> list[ShardIndex]:
+    """Return the indexes of all finished shards in order, those of other tasks included."""
+    own = {result.index.shard: result.index for result in results}
+    found = [
+        own.get(t.name) or whole_index(out, t.name, packing, compare_bytes=False) for t in tasks
+    ]
+    return [index for index in found if index is not None]

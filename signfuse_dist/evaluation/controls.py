@@ -1,0 +1,100 @@
+"""The controls: the scores of the same system when it cannot see what it should translate.
+
+``shuffled``: the videos change places. A translation depends on its video alone: decoding is
+deterministic and a clip's output does not depend on its neighbours in a batch. So decoding
+shuffled videos against unmoved references gives exactly the sentences already decoded, each under
+another id, and moving the hypotheses among the ids is the same experiment without decoding again.
+What remains of a score is what the system earns without watching: frequent phrases, length, and
+sentences that several videos share.
+
+``blank``: every frame is one grey, the joints are kept; what remains came through the joints.
+
+``masked_joints``: no joint is found in any frame, the pictures are kept; what remains came through
+the pictures. Both are decoded as the videos themselves are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from signfuse_dist.config import refuse_unknown
+from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.evaluation.protocols import Preset
+from signfuse_dist.evaluation.scores import Scores, score
+
+if TYPE_CHECKING:  # the report knows the controls' names and imports no torch
+    from signfuse_dist.batch import SignBatch
+
+
+CONTROLS = ("shuffled", "blank", "masked_joints")
+NONE = "none"
+# The mean colour of ImageNet, which the visual stream normalises to nearly zero.
+GREY = (124, 116, 104)
+
+
+def chosen_controls(text: str) -> tuple[str, ...]:
+    """Return the controls that ``--controls`` names: some of CONTROLS with commas, or `none`."""
+    names = [] if text == NONE else text.split(",")
+    errors: list[str] = []
+    refuse_unknown(names, CONTROLS, "--controls", errors)
+    raise_together(errors, f"--controls takes {','.join(CONTROLS)}, some of them, or {NONE}")
+    return tuple(name for name in CONTROLS if name in names)
+
+
+def why_inapplicable(control: str, streams: str, num_clips: int) -> str | None:
+    """Return why a control says nothing here, or None; ``streams`` is ``model.streams``."""
+    if control == "shuffled" and num_clips == 1:
+        return "there is one clip only, which has no other sentence to go to"
+    if control == "blank" and streams == "skeletal":
+        return "the model sees no pictures (model.streams: skeletal)"
+    if control == "masked_joints" and streams == "visual":
+        return "the model sees no joints (model.streams: visual)"
+    return None
+
+
+def hidden(batch: SignBatch, control: str) -> SignBatch:
+    """Return the batch as ``blank`` or ``masked_joints`` shows it to the model."""
+    if control == "blank":
+        grey = batch.frames.new_tensor(GREY).view(1, 3, 1, 1)
+        return replace(batch, frames=grey.expand_as(batch.frames).contiguous())
+    if control == "masked_joints":
+        pose, mask = batch.pose.new_zeros(batch.pose.shape), batch.joint_mask.new_zeros
+        return replace(batch, pose=pose, joint_mask=mask(batch.joint_mask.shape))
+    raise ValueError(f"{control} hides nothing of a batch")
+
+
+def shuffled(hypotheses: Mapping[str, str], seed: int) -> dict[str, str]:
+    """Return the hypotheses with every video moved to the sentence of another.
+
+    Sattolo's shuffle of the sorted ids: one cycle through all of them, so no id keeps its own,
+    and the same ids and seed always give the same result. Raises :class:`UserError` with fewer
+    than two samples, which leave nothing to exchange.
+    """
+    if len(hypotheses) < 2:
+        raise UserError(
+            f"the shuffled control needs at least 2 samples, there is {len(hypotheses)}: "
+            "a single video has no other sentence to go to"
+        )
+    targets = sorted(hypotheses)
+    sources = list(targets)
+    rng = random.Random(seed)
+    for last in range(len(sources) - 1, 0, -1):
+        other = rng.randrange(last)
+        sources[last], sources[other] = sources[other], sources[last]
+    return {target: hypotheses[source] for target, source in zip(targets, sources, strict=True)}
+
+
+def score_control(
+    hypotheses: Mapping[str, str],
+    references: Mapping[str, str],
+    preset: str | Preset,
+    seed: int,
+    language: str | None = None,
+) -> Scores | None:
+    """Return the scores of the shuffled control, or None (not applicable) for a single sample."""
+    if len(hypotheses) == 1:
+        return None
+    return score(shuffled(hypotheses, seed), references, preset, language)

@@ -1,0 +1,321 @@
+"""``scores.json``: the scores of a split beside those of its controls.
+
+``{"version": 2, "scores": {...}, "controls": {name: {...}}, "inapplicable": {name: reason},
+"decoding": {...}}``. Scores have ``preset``, ``num_samples``, ``metrics`` (name -> ``value``,
+``signature``), ``unavailable``, ``empty``, ``notes``, and where intervals were asked for
+``resampling`` and each metric's ``interval``: low and high of 95%. Values are not rounded.
+``decoding`` is the section ``evaluation`` that the sentences were decoded with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.evaluation import translations
+from signfuse_dist.evaluation.metrics import Measure, build_measures, find_bleurt
+from signfuse_dist.evaluation.protocols import METRICS, Preset, find_preset, normalize
+from signfuse_dist.evaluation.significance import Resampling, resample
+from signfuse_dist.evaluation.translations import write_json
+
+# How many ids an error or a table names before it goes on with a count.
+NAMED_IDS = 10
+Interval = tuple[float, float]
+
+
+class Score(NamedTuple):
+    """A value in 0..100 (BLEURT's may lie outside) and how it was computed."""
+
+    value: float
+    signature: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one set of translations under one preset, by metric name.
+
+    ``unavailable`` gives the reason for each metric that was not computed, and ``empty`` the ids of
+    empty hypotheses, which are scored as they are. ``intervals`` holds 95% intervals by metric name
+    where they were asked for, and ``resampling`` says how they came about.
+    """
+
+    preset: str
+    num_samples: int
+    scores: Mapping[str, Score]
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    empty: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    resampling: str = ""
+
+    def __getitem__(self, metric: str) -> Score:
+        return self.scores[metric]
+
+
+def score(
+    hypotheses: Mapping[str, str],
+    references: Mapping[str, str],
+    preset: str | Preset,
+    language: str | None = None,
+    *,
+    resampling: Resampling | None = None,
+    bleurt: Path | None = None,
+) -> Scores:
+    """Score translations against references of the same ids.
+
+    ``language`` (a tag such as ``de``; None when unknown) decides only whether METEOR may use the
+    English WordNet. ``resampling`` asks for 95% intervals, ``bleurt`` names a checkpoint of BLEURT.
+    Raises :class:`UserError` naming missing and unknown ids, empty references, an unknown preset,
+    or that there is nothing to score.
+    """
+    protocol = find_preset(preset) if isinstance(preset, str) else preset
+    check_ids(hypotheses, references)
+    ids = sorted(references)
+    ours = [normalize(hypotheses[i], protocol) for i in ids]
+    theirs = [normalize(references[i], protocol) for i in ids]
+    measures, unavailable = find_measures(protocol, language, bleurt)
+    scores, intervals = _compute(measures, ours, theirs, resampling)
+    return Scores(
+        preset=protocol.name,
+        num_samples=len(ids),
+        scores=scores,
+        unavailable=unavailable,
+        empty=empty_ids(hypotheses),
+        notes=_notes(theirs),
+        intervals=intervals,
+        resampling=str(resampling) if intervals else "",
+    )
+
+
+def score_with_intervals(
+    hypotheses: Mapping[str, str],
+    references: Mapping[str, str],
+    preset: str | Preset,
+    language: str | None = None,
+) -> Scores:
+    """Return what :func:`score` does, with 95% intervals by a bootstrap of a fixed seed."""
+    return score(hypotheses, references, preset, language, resampling=Resampling())
+
+
+def score_files(
+    hypotheses: Path,
+    references: Path | None,
+    preset: str | Preset,
+    language: str | None = None,
+    *,
+    allow_empty: bool = False,
+    resampling: Resampling | None = None,
+    bleurt: Path | None = None,
+) -> Scores:
+    """Score files of the formats of :mod:`signfuse_dist.evaluation.translations`.
+
+    ``references`` None means that the hypotheses' file holds them too. Raises :class:`UserError`
+    as :func:`score` and :func:`~signfuse_dist.evaluation.translations.read_pairs` do, and naming
+    empty hypotheses unless ``allow_empty``.
+    """
+    protocol = find_preset(preset) if isinstance(preset, str) else preset
+    ours, theirs = translations.read_pairs(hypotheses, references)
+    if not allow_empty:
+        refuse_empty(str(hypotheses), ours)
+    return score(ours, theirs, protocol, language, resampling=resampling, bleurt=bleurt)
+
+
+def find_measures(
+    preset: Preset, language: str | None, bleurt: Path | None
+) -> tuple[dict[str, Measure], dict[str, str]]:
+    """Return the metrics of a protocol by name, and why any is not among them."""
+    measures = build_measures(preset, language)
+    metric, reason = find_bleurt(bleurt)
+    if metric is None:
+        return measures, {"BLEURT": reason}
+    return {**measures, "BLEURT": Measure(metric)}, {}
+
+
+def empty_ids(hypotheses: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the sorted ids whose hypothesis is empty."""
+    return tuple(sorted(i for i, text in hypotheses.items() if not text.strip()))
+
+
+def refuse_empty(source: str, hypotheses: Mapping[str, str]) -> None:
+    """Raise :class:`UserError` naming the ids of empty hypotheses, if there are any."""
+    empty = empty_ids(hypotheses)
+    if empty:
+        raise UserError(
+            f"{source}: {len(empty)} hypotheses are empty: {name_ids(empty)}. Where the system "
+            "really said nothing, score them so with --allow-empty"
+        )
+
+
+def check_ids(hypotheses: Mapping[str, str], references: Mapping[str, str]) -> None:
+    """Raise :class:`UserError` naming every id that keeps the two from being scored."""
+    if not references:
+        raise UserError("there are no references to score against")
+    missing = sorted(set(references) - set(hypotheses))
+    unknown = sorted(set(hypotheses) - set(references))
+    blank = sorted(i for i, text in references.items() if not text.strip())
+    errors = []
+    if missing:
+        errors.append(f"{len(missing)} ids have no hypothesis: {name_ids(missing)}")
+    if unknown:
+        errors.append(f"{len(unknown)} ids have no reference: {name_ids(unknown)}")
+    if blank:
+        errors.append(f"{len(blank)} references are empty: {name_ids(blank)}; leave those rows out")
+    raise_together(errors, "hypotheses and references do not fit together")
+
+
+def name_ids(ids: Iterable[str]) -> str:
+    """Return the first ids in words, and how many more there are."""
+    ids = list(ids)
+    more = len(ids) - NAMED_IDS
+    return ", ".join(map(repr, ids[:NAMED_IDS])) + (f" and {more} more" if more > 0 else "")
+
+
+def format_scores(scores: Scores) -> str:
+    """Return a table for the terminal, with what was not scored and which hypotheses are empty."""
+    shown = {name: f"[{low:.2f}, {high:.2f}]" for name, (low, high) in scores.intervals.items()}
+    rows = [("metric", "score", "95%", "signature")]
+    rows += [(n, f"{v:.2f}", shown.get(n, ""), text) for n, (v, text) in scores.scores.items()]
+    rows += [(n, "-", "", f"not scored: {why}") for n, why in scores.unavailable.items()]
+    names, figures, spans = (max(len(row[i]) for row in rows) for i in range(3))
+    lines = [f"preset {scores.preset}, {scores.num_samples} sentences", ""]
+    for name, figure, span, text in rows:
+        middle = f"{span:<{spans}}  " if shown else ""
+        lines.append(f"{name:<{names}}  {figure:>{figures}}  {middle}{text}")
+    if scores.empty:
+        count = len(scores.empty)
+        lines += ["", f"empty hypotheses, scored as empty: {count} ({name_ids(scores.empty)})"]
+    if shown:
+        lines += ["", f"95% intervals: {scores.resampling}"]
+    lines += [f"note: {note}" for note in scores.notes]
+    return "\n".join(lines)
+
+
+def _compute(
+    measures: Mapping[str, Measure],
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    resampling: Resampling | None,
+) -> tuple[dict[str, Score], dict[str, Interval]]:
+    """Return scores by name in the usual order, and intervals; one sentence has none."""
+    scores: dict[str, Score] = {}
+    intervals: dict[str, Interval] = {}
+    for name in (metric for metric in METRICS if metric in measures):
+        measure = measures[name]
+        if resampling is not None and len(ours) > 1:
+            (figure,), _ = resample(measure, [ours], theirs, resampling)
+            value, intervals[name] = figure.value, figure.interval
+        else:
+            value = float(measure.metric.corpus_score(ours, [theirs]).score)
+        scores[name] = Score(value, measure.signature())
+    return scores, intervals
+
+
+def _notes(references: Sequence[str]) -> tuple[str, ...]:
+    count = sum(text.endswith(" .") for text in references)
+    if 2 * count < len(references):
+        return ()
+    return (
+        f"{count} of {len(references)} references end in ' .', a token that is easily matched: "
+        "do not compare with scores of text without it",
+    )
+
+
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores, those of each control by name, and why a control that was asked for has none."""
+
+    scores: Scores
+    controls: Mapping[str, Scores] = field(default_factory=dict)
+    inapplicable: Mapping[str, str] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write ``scores.json``, whole or not at all; the bytes depend on the results alone."""
+    value = {
+        "version": VERSION,
+        "scores": _to_dict(results.scores),
+        "controls": {name: _to_dict(scores) for name, scores in results.controls.items()},
+        "inapplicable": dict(results.inapplicable),
+        "decoding": dict(results.decoding),
+    }
+    write_json(path, value)
+
+
+def read_results(path: Path) -> Results:
+    """Read what :func:`write_results` wrote; raise :class:`UserError` when it is not that."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["version"] != VERSION:
+            raise UserError(
+                f"{path}: version {raw['version']!r}, this program reads {VERSION}: evaluate again"
+            )
+        return Results(
+            scores=_from_dict(raw["scores"]),
+            controls={str(name): _from_dict(part) for name, part in raw["controls"].items()},
+            inapplicable={str(k): str(v) for k, v in raw["inapplicable"].items()},
+            decoding={str(k): v for k, v in raw["decoding"].items()},
+        )
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, RecursionError, IndexError) as e:
+        raise UserError(f"{path}: not a file of scores ({e!r})") from e
+    except ValueError as e:
+        raise UserError(f"{path}: not a file of scores ({e})") from e
+
+
+def read_scores(path: Path) -> tuple[Scores, Scores | None]:
+    """Return a split's scores and those of its shuffled control, as :func:`read_results` does."""
+    results = read_results(path)
+    return results.scores, results.controls.get("shuffled")
+
+
+def _to_dict(scores: Scores) -> dict[str, Any]:
+    metrics: dict[str, dict[str, Any]] = {n: s._asdict() for n, s in scores.scores.items()}
+    for name, interval in scores.intervals.items():
+        metrics[name]["interval"] = list(interval)
+    return {
+        "preset": scores.preset,
+        "num_samples": scores.num_samples,
+        "metrics": metrics,
+        "resampling": scores.resampling,
+        "unavailable": dict(scores.unavailable),
+        "empty": list(scores.empty),
+        "notes": list(scores.notes),
+    }
+
+
+def _from_dict(raw: dict[str, Any]) -> Scores:
+    metrics = {
+        str(name): Score(float(s["value"]), str(s["signature"]))
+        for name, s in raw["metrics"].items()
+    }
+    # Files written before there were intervals have none.
+    intervals = {
+        str(name): (float(s["interval"][0]), float(s["interval"][1]))
+        for name, s in raw["metrics"].items()
+        if "interval" in s
+    }
+    numbers = [s.value for s in metrics.values()] + [n for pair in intervals.values() for n in pair]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a score is not a finite number")
+    return Scores(
+        preset=str(raw["preset"]),
+        num_samples=int(raw["num_samples"]),
+        scores=metrics,
+        unavailable={str(k): str(v) for k, v in raw["unavailable"].items()},
+        empty=tuple(map(str, raw["empty"])),
+        notes=tuple(map(str, raw["notes"])),
+        intervals=intervals,
+        resampling=str(raw.get("resampling", "")),
+    )

@@ -1,0 +1,263 @@
+"""Which samples a report shows: spread evenly from the best translation to the worst.
+
+Order is by sentence-level chrF, which is defined for sentences, unlike BLEU. Evenly spread, because
+a report of the best alone flatters and of the worst alone misleads.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.evaluation.metrics import sentence_chrf
+from signfuse_dist.files import written_whole
+
+Column = Literal["hypothesis", "reference"]
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "name"),
+    "hypothesis": ("hypothesis",),
+    "reference": ("reference", "text"),
+}
+_STRUCTURED = (".jsonl", ".tsv")
+_SHOWN_ERRORS = 20
+
+
+def read_pairs(hypotheses: Path, references: Path | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Return hypotheses and references by id, each in the order of its file.
+
+    ``references`` None means that the hypotheses' file has both columns. Raises
+    :class:`UserError` for a file that cannot be read, a malformed line, a duplicate id, or two
+    plain files with different numbers of lines.
+    """
+    if references is None and hypotheses.suffix not in _STRUCTURED:
+        raise UserError(
+            f"{hypotheses}: a plain text file holds no references; name a second file with "
+            "--references, or give a .jsonl or .tsv file that has both"
+        )
+    source = hypotheses if references is None else references
+    plain = [path.suffix not in _STRUCTURED for path in (hypotheses, source)]
+    if plain[0] != plain[1]:
+        raise UserError(
+            f"{hypotheses} and {source}: one is plain text, whose ids are line numbers, and the "
+            "other names its ids; give two plain files, or two of .jsonl and .tsv"
+        )
+    ours, theirs = read_column(hypotheses, "hypothesis"), read_column(source, "reference")
+    if plain[0] and len(ours) != len(theirs):
+        raise UserError(
+            f"{hypotheses} has {len(ours)} lines and {source} has {len(theirs)}: "
+            "plain text files are matched line by line"
+        )
+    return ours, theirs
+
+
+def read_column(path: Path, column: Column) -> dict[str, str]:
+    """Return one column of a file by id; see :func:`read_pairs` for the errors."""
+    lines = _read_lines(path)
+    if path.suffix not in _STRUCTURED:
+        return {str(number): line for number, line in enumerate(lines, start=1)}
+    rows = _json_rows(lines, column) if path.suffix == ".jsonl" else _tsv_rows(path, lines, column)
+    found: dict[str, str] = {}
+    seen: dict[str, int] = {}
+    errors = []
+    for number, row in rows:
+        if isinstance(row, str):
+            errors.append(f"line {number}: {row}")
+        elif row[0] in seen:
+            errors.append(f"line {number}: the id {row[0]!r} is already on line {seen[row[0]]}")
+        else:
+            found[row[0]], seen[row[0]] = row[1], number
+    more = len(errors) - _SHOWN_ERRORS
+    shown = errors[:_SHOWN_ERRORS] + ([f"and {more} more"] if more > 0 else [])
+    raise_together(shown, f"{path}: cannot be scored")
+    return found
+
+
+def write_hypotheses(
+    path: Path, hypotheses: Mapping[str, str], references: Mapping[str, str]
+) -> None:
+    """Write ``{"id", "hypothesis", "reference"}`` lines, sorted by id, whole or not at all.
+
+    The bytes depend on the content alone. Raises :class:`UserError` when the ids differ.
+    """
+    apart = sorted(set(hypotheses) ^ set(references))
+    if apart:
+        raise UserError(f"{len(apart)} ids lack a hypothesis or a reference: {apart[:10]}")
+    rows = [
+        {"id": i, "hypothesis": hypotheses[i], "reference": references[i]}
+        for i in sorted(hypotheses)
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write a float32 array per name, readable by ``numpy.load``; same arrays, same bytes.
+
+    Not ``numpy.savez``: there an id named ``file`` is lost and the bytes hold the time of day.
+    """
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            member = BytesIO()
+            npy_format.write_array(member, np.asarray(arrays[name], np.float32), version=(1, 0))
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, member.getvalue())
+    write_atomically(path, buffer.getvalue())
+
+
+def read_array(archive: zipfile.ZipFile, name: str, ndim: int) -> NDArray[np.float32]:
+    """Return one array of ``ndim`` dimensions from an open file of :func:`write_arrays`.
+
+    The member is looked up by its exact name, so ids with ``/`` or ``.npy`` in them are safe; its
+    size is checked before memory is taken. Raises KeyError when the name is not there and
+    :class:`UserError` when the member is not such an array.
+    """
+    with archive.open(f"{name}.npy") as member:
+        try:
+            if npy_format.read_magic(member) != (1, 0):
+                raise ValueError("an unknown version of the format")
+            shape, fortran, dtype = npy_format.read_array_header_1_0(member)
+            if len(shape) != ndim or fortran or dtype != np.float32:
+                raise ValueError(f"shape {shape} of {dtype}, not {ndim} dimensions of float32")
+            size = 4 * math.prod(shape)
+            data = member.read(size + 1)
+            if len(data) != size:
+                raise ValueError("its data is torn")
+        except (ValueError, zipfile.BadZipFile, zlib.error) as e:
+            raise UserError(f"the array of {name!r} cannot be read: {e}") from e
+    return np.frombuffer(data, np.float32).reshape(shape)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON with sorted keys, whole or not at all."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False)
+    write_atomically(path, (text + "\n").encode("utf-8"))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` whole or not at all, and make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write(data)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 text (byte {e.start}); save it as UTF-8") from e
+    # Not splitlines: a sentence may hold other separators, such as U+2028.
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _json_rows(lines: list[str], column: Column) -> Iterator[tuple[int, tuple[str, str] | str]]:
+    """Yield the line number and (id, text), or what is wrong with the line."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            yield number, f"not JSON ({e})"
+            continue
+        yield number, _json_row(record, column)
+
+
+def _json_row(record: Any, column: Column) -> tuple[str, str] | str:
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    values = []
+    for key in ("id", column):
+        name = next((alias for alias in _ALIASES[key] if alias in record), None)
+        if name is None:
+            return f"no {' or '.join(map(repr, _ALIASES[key]))}"
+        text = record[name]
+        if not isinstance(text, str):
+            return f"{name!r} is {text!r}, not a string"
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            return f"{name!r} holds half of a surrogate pair, which is no text"
+        values.append(text)
+    return values[0], values[1]
+
+
+def _tsv_rows(
+    path: Path, lines: list[str], column: Column
+) -> Iterator[tuple[int, tuple[str, str] | str]]:
+    """Yield the line number and (id, text), or what is wrong with the line."""
+    if not lines:
+        raise UserError(f"{path}: empty; the first line must name the columns")
+    header = _tsv_fields(lines[0])
+    if isinstance(header, str):
+        raise UserError(f"{path}: line 1: {header}")
+    places = []
+    for key in ("id", column):
+        name = next((alias for alias in _ALIASES[key] if alias in header), None)
+        if name is None:
+            wanted = " or ".join(map(repr, _ALIASES[key]))
+            raise UserError(f"{path}: no column {wanted} in its first line; it has {header}")
+        places.append(header.index(name))
+    for number, line in enumerate(lines[1:], start=2):
+        fields = _tsv_fields(line)
+        if isinstance(fields, str):
+            yield number, fields
+        elif len(fields) != len(header):
+            yield number, f"{len(fields)} columns, the header has {len(header)}"
+        else:
+            yield number, (fields[places[0]], fields[places[1]])
+
+
+def _tsv_fields(line: str) -> list[str] | str:
+    """Return the fields of one line, or what is wrong with it.
+
+    Line by line and strict: an unpaired quote is an error of its line, where a lenient reader
+    would drop the quote or swallow the lines that follow.
+    """
+    try:
+        return next(csv.reader([line], delimiter="\t", strict=True), [])
+    except csv.Error as e:
+        return f'{e}; a field that begins with a double quote must be quoted whole ("..." with "")'
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One translation; ``rank`` 1 is the best of the split, ``chrf`` in 0..100."""
+
+    rank: int
+    id: str
+    hypothesis: str
+    reference: str
+    chrf: float
+
+
+def rank_samples(hypotheses: Mapping[str, str], references: Mapping[str, str]) -> list[Sample]:
+    """Return every sample from best to worst; equal scores in the order of their ids."""
+    scored = sorted((-sentence_chrf(hypotheses[i], references[i]), i) for i in references)
+    return [
+        Sample(rank, i, hypotheses[i], references[i], -negative)
+        for rank, (negative, i) in enumerate(scored, start=1)
+    ]
+
+
+def spread(samples: list[Sample], count: int) -> list[Sample]:
+    """Return ``count`` samples, or all, evenly spaced, with the best and the worst among them."""
+    if count >= len(samples):
+        return samples
+    if count < 2:
+        return samples[:count]
+    last = len(samples) - 1
+    return [samples[round(i * last / (count - 1))] for i in range(count)]

@@ -1,0 +1,159 @@
+"""The folder of one job, through which the batch script and the trainers speak.
+
+Between the two stand srun and the launcher, which turn every exit status into 1 and die of USR1.
+Files get through:
+
+- ``stop``: the batch script asks for a checkpoint and an end;
+- ``status.json``: what the trainer is doing, or how it ended;
+- ``failure.json``: the first error that a process of the attempt met;
+- ``run_folders``: every run folder that was trained, one a line;
+- ``attempts.json``: see :mod:`signfuse_dist.jobs.batch`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE, STOP
+from signfuse_dist.errors import UserError
+from signfuse_dist.files import write_text
+
+State = Literal["training", "stopped", "finished"]
+Kind = Literal["finished", "stopped", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended, and why in words."""
+
+    kind: Kind
+    why: str
+
+
+class JobFolder:
+    """Reads and writes the files of one job; without a folder nobody listens, nothing is written.
+
+    The batch script calls ``clear``, ``ask_stop``, ``outcome`` and ``newest_step``; the trainer
+    ``begin``, ``end`` and ``failures_named``.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    @classmethod
+    def from_environment(cls) -> JobFolder:
+        """Return the folder of the job that this process belongs to."""
+        name = os.environ.get(JOB_FOLDER)
+        return cls(Path(name) if name else None)
+
+    def clear(self) -> None:
+        """Forget the attempt before; run folders and attempts stay."""
+        assert self._path is not None
+        self._path.mkdir(parents=True, exist_ok=True)
+        for name in (STOP, "status.json", "failure.json"):
+            (self._path / name).unlink(missing_ok=True)
+
+    def ask_stop(self) -> None:
+        """Ask the trainer for a checkpoint and an end."""
+        assert self._path is not None
+        (self._path / STOP).touch()
+
+    @contextmanager
+    def asking(self, *numbers: int) -> Iterator[None]:
+        """Let these signals ask for a stop while the block runs."""
+        before = {n: signal.signal(n, lambda *_: self.ask_stop()) for n in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def begin(self, run_folder: Path) -> None:
+        """Say that a run is being trained; the main process calls this."""
+        if self._path is None:
+            return
+        with (self._path / "run_folders").open("a", encoding="utf-8") as file:
+            file.write(f"{run_folder.resolve()}\n")
+        self._write_state("training")
+
+    def end(self, *, finished: bool) -> None:
+        """Say how training ended, once the checkpoint is on the disk; the main process does."""
+        if self._path is not None:
+            self._write_state("finished" if finished else "stopped")
+
+    @contextmanager
+    def failures_named(self) -> Iterator[None]:
+        """Note an error that passes through, unless another process met one before."""
+        try:
+            yield
+        except Exception as e:
+            if self._path is not None:
+                self._note(e)
+            raise
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last run that was begun ended because a stop was asked for."""
+        return self._read("status.json").get("state") == "stopped"
+
+    def newest_step(self) -> int:
+        """Return the steps that are safe: of the newest checkpoint, summed over run folders."""
+        if self._path is None or not (self._path / "run_folders").exists():
+            return 0
+        lines = (self._path / "run_folders").read_text(encoding="utf-8").splitlines()
+        return sum(newest_checkpoint(Path(line) / "checkpoints") for line in set(lines))
+
+    def outcome(self, status: int) -> Outcome:
+        """Return how the attempt ended, whose command ended with exit status ``status``."""
+        if status == 0:
+            return Outcome("finished", "finished")
+        failure = self._read("failure.json")
+        # Of several runs at once the last to speak may be one that had finished in time.
+        heeded = self._path is not None and (self._path / STOP).exists() and not failure
+        if self.stopped or heeded or status == REQUEUE:
+            return Outcome("stopped", "stopped on request")
+        if failure:
+            why = f"process {failure['rank']} on {failure['host']}: {failure['error']}"
+            return Outcome("refused" if failure["user"] else "failed", why)
+        killed = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return Outcome("failed", f"{killed}; no process named an error, see the log above")
+
+    def _note(self, error: Exception) -> None:
+        assert self._path is not None
+        note = {
+            "rank": int(os.environ.get("RANK", "0")),
+            "host": socket.gethostname(),
+            "error": f"{type(error).__name__}: {error}",
+            "user": isinstance(error, UserError),
+        }
+        part = self._path / f".failure.{note['host']}.{os.getpid()}"
+        part.write_text(json.dumps(note), encoding="utf-8")
+        try:
+            os.link(part, self._path / "failure.json")  # fails where another was first
+        except FileExistsError:
+            pass  # what came first is the cause, and this its echo
+        finally:
+            part.unlink()
+
+    def _write_state(self, state: State) -> None:
+        assert self._path is not None
+        write_text(self._path / "status.json", json.dumps({"state": state}))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        if self._path is None or not (self._path / name).exists():
+            return {}
+        return dict(json.loads((self._path / name).read_text(encoding="utf-8")))
+
+
+def newest_checkpoint(folder: Path) -> int:
+    """Return the step of the newest whole checkpoint, 0 where there is none."""
+    steps = (path.name.removeprefix("step_") for path in folder.glob("step_*"))
+    return max((int(step) for step in steps if step.isdecimal()), default=0)

@@ -1,0 +1,91 @@
+"""Starting the stages on this machine through `accelerate launch`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from signfuse_dist.config import load_stages
+from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE
+from signfuse_dist.errors import UserError
+from signfuse_dist.jobs.folder import JobFolder
+
+
+def train_stages(
+    experiment: str, overrides: Sequence[str], launch: Path | None, num_processes: int | None
+) -> int:
+    """Train ``train.stages`` in order; return 0, or the status of the first that does not finish.
+
+    With ``stage=NAME`` among the overrides, only that stage.
+    """
+    launch = find_launch(launch, num_processes)
+    others = [word for word in overrides if not word.startswith("stage=")]
+    # All stages are read first: an error in the last must not show after the first has trained.
+    for run in load_stages(experiment, overrides):
+        stage = run.stage.name
+        if (run.folder / "model").is_dir():
+            print(f"{run.folder}: already trained", flush=True)
+            continue
+        words = [experiment, f"stage={stage}", *others]
+        status = _launch(launch, num_processes, words)
+        if status:
+            print(
+                f"stage {stage} did not finish; the same command goes on from its last checkpoint"
+            )
+            return status
+    return 0
+
+
+def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> int:
+    command = launch_command(launch, num_processes, "signfuse_dist.train", words)
+    with tempfile.TemporaryDirectory() as own:
+        # The launcher makes 1 of every status; whether a stop was asked for stands in the folder.
+        folder = os.environ.get(JOB_FOLDER, own)
+        job = JobFolder(Path(folder))
+        with job.asking(signal.SIGTERM, signal.SIGUSR1):
+            status = _wait(command, {**os.environ, JOB_FOLDER: folder})
+        return REQUEUE if status and job.stopped else status
+
+
+def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    with subprocess.Popen(command, env=environment) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                # ctrl-C reaches the workers as well: they write a checkpoint, then end.
+                print("stopping after this step ...", flush=True)
+
+
+def find_launch(launch: Path | None, num_processes: int | None) -> Path:
+    """Return the launch file, the default where none is given; raise UserError for what is not."""
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num-processes {num_processes}: at least one process is needed")
+    launch = launch or _default_launch()
+    if not launch.is_file():
+        raise UserError(f"--launch {launch}: no such file (see launch/)")
+    return launch
+
+
+def launch_command(
+    launch: Path, num_processes: int | None, module: str, words: Sequence[str], *options: str
+) -> list[str]:
+    """Return ``accelerate launch -m module words``; ``options`` are more of the launcher's."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
+    if num_processes is not None:
+        command += ["--num_processes", str(num_processes)]
+    return [*command, *options, "-m", module, *words]
+
+
+def _default_launch() -> Path:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    name = "cpu_zero2" if gpus == 0 else "gpu" if gpus == 1 else "node_zero2"
+    print(f"no --launch given: using launch/{name}.yaml")
+    return Path("launch") / f"{name}.yaml"

@@ -1,0 +1,107 @@
+"""What a stage does to the model and what it minimises, as the table of ``stages`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from signfuse_dist.batch import SignBatch
+from signfuse_dist.config import LossConfig, StageName
+from signfuse_dist.model import losses
+from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
+from signfuse_dist.stages import TRAINABLE, loss_weights, needs_language_model, trained_parts
+
+
+def prepare(model: SignFuse, stage: StageName, config: LossConfig) -> None:
+    """Let exactly the stage's parameters train; the fine-tune stage adds LoRA to the LLM."""
+    model.requires_grad_(False)
+    for name in trained_parts(stage, config):
+        if name == "lora":
+            if model.language_model is not None:
+                model.language_model.add_lora(model.built_from)
+        elif getattr(model, name.partition(".")[0]) is not None:  # a stream may not be there
+            model.get_submodule(name).requires_grad_(True)
+
+
+def set_mode(model: SignFuse, stage: StageName) -> None:
+    """Training mode for what trains, evaluation mode for what is frozen (its BatchNorm too)."""
+    model.train()
+    for name, part in model.named_children():
+        if name not in TRAINABLE[stage] and name != "language_model":
+            part.eval()
+    if model.language_model is not None and "lora" not in TRAINABLE[stage]:
+        model.language_model.eval()
+
+
+class StageObjective:
+    """What the engine minimises: sums and counts of named losses for one batch."""
+
+    def __init__(self, stage: StageName, config: LossConfig) -> None:
+        self.config = config
+        self.weights = loss_weights(stage, config)
+        self.language = needs_language_model(stage)
+        self.contrastive_features: str | None = None
+        if "contrastive" in self.weights:
+            self.contrastive_features = config.contrastive_features
+
+    def counts(self, batch: SignBatch) -> dict[str, float]:
+        """Return what each loss is averaged over: real clips, or real tokens for ``language``."""
+        clips = float(batch.weight.sum())
+        counts = dict.fromkeys(self.weights, clips)
+        if batch.text_lengths is not None:
+            counts["language"] = float((batch.text_lengths * batch.weight).sum())
+        return counts
+
+    @property
+    def compares(self) -> bool:
+        """Whether a loss compares the clips of a step with each other: Eq. 21 does."""
+        return self.contrastive_features is not None
+
+    def summarise(self, model: nn.Module, batch: SignBatch) -> tuple[Tensor, Tensor]:
+        """Return f_v and f_s, what Eq. 21 compares, ``[batch, dim]`` each; nothing else is run."""
+        output: SignFuseOutput = model(batch.augmented(), self.contrastive_features, False)
+        assert output.summaries is not None
+        return output.summaries
+
+    def compare(
+        self, batches: Sequence[SignBatch], summaries: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[losses.Compared]:
+        """Return each micro batch's part of Eq. 21 over the clips of all of them."""
+        device = summaries[0][0].device
+        weights = [batch.weight.to(device) for batch in batches]
+        return losses.contrastive_in_parts(summaries, weights, self.config.temperature)
+
+    def __call__(
+        self, model: nn.Module, batch: SignBatch, compared: losses.Compared | None = None
+    ) -> dict[str, Tensor]:
+        """Return each loss summed over this process's real clips, 0-dim with a gradient.
+
+        Without ``compared``, Eq. 21 is over the clips of this batch on all processes.
+        """
+        output: SignFuseOutput = model(batch.augmented(), self.contrastive_features, self.language)
+        sums: dict[str, Tensor] = {}
+        if output.summaries is not None and compared is not None:
+            sums["contrastive"] = losses.replay(output.summaries, compared)
+        elif output.summaries is not None:
+            terms = losses.contrastive(*output.summaries, batch.weight, self.config.temperature)
+            sums["contrastive"] = terms.sum()
+        if output.negative_log_likelihood is not None:
+            assert output.sign_embeddings is not None
+            assert output.text_embeddings is not None
+            assert batch.text_lengths is not None
+            sums["language"] = (output.negative_log_likelihood * batch.weight).sum()
+            apart = losses.distance(
+                output.sign_embeddings, output.text_embeddings, batch.text_lengths,
+                self.config.alignment_pooling,
+            )  # fmt: skip
+            sums["distance"] = (apart * batch.weight).sum()
+        return sums
+
+    def report(self, means: dict[str, float]) -> dict[str, float]:
+        """Return the losses under the names of the paper: Eq. 21, L_LM, Eq. 22, and the total."""
+        named: dict[str, float] = {n: means[n] for n in ("contrastive", "language") if n in means}
+        if "distance" in means:
+            named["alignment"] = means["distance"] + means["language"]
+        named["total"] = sum(self.weights[name] * value for name, value in means.items())
+        return named

@@ -1,0 +1,318 @@
+"""What a stage starts from: ImageNet weights, the stage before it, its own run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from signfuse_dist.config import ModelConfig, RunConfig
+from signfuse_dist.data.manifest import (
+    Manifest,
+    ShardError,
+    is_verified,
+    load_index,
+    load_manifest,
+    pose_path,
+)
+from signfuse_dist.data.storage import Folder, is_local, open_folder
+from signfuse_dist.errors import UserError
+from signfuse_dist.plan import Plan, epoch_order
+from signfuse_dist.preflight.finding import Finding, error, ok, warning
+from signfuse_dist.run_folder import refuse_other
+from signfuse_dist.stages import previous
+
+_EPOCHS = 8  # are drawn: more find hardly fuller ones
+_UNEVEN = 1.05  # clips cannot be cut: what is left between processes
+_Says = Callable[[str, str, str], Finding]
+
+
+def check_splits(run: RunConfig) -> list[Finding]:
+    """Look at each split, and at its pose set where ``data.poses`` names one."""
+    found = _split(run, run.data.train_split, "training", missing=error)
+    # Without these a stage trains: they are scored, after it or between its epochs.
+    found += _split(run, run.data.dev_split, "development", missing=warning)
+    return found + _split(run, run.data.test_split, "test", missing=warning)
+
+
+def worst_frames(run: RunConfig, plan: Plan | None) -> int:
+    """Return the frames of the fullest micro batch of a process, as the plan draws them.
+
+    Clips of a micro batch are shared out evenly, so it is the frames of all processes over their
+    number, and never less than the longest clip. Without a plan, or where the indexes would have to
+    be fetched from an address: nothing but clips of ``data.max_frames``.
+    """
+    lengths = _lengths(run)
+    if plan is None or lengths is None:
+        return run.train.micro_batch_size * run.data.max_frames
+    slowest = np.ceil(lengths * (1 + run.augment.speed)).astype(np.int64)
+    frames = np.minimum(slowest, run.data.max_frames)
+    fullest = 0
+    for epoch in range(min(run.stage.epochs, _EPOCHS)):
+        order = frames[epoch_order(run.train.seed, epoch, len(frames))]
+        padded = np.pad(order, (0, -len(order) % plan.global_batch_size))
+        fullest = max(fullest, int(padded.reshape(-1, plan.num_pairs).sum(axis=1).max()))
+    return max(int(frames.max()), math.ceil(fullest / plan.world_size * _UNEVEN))
+
+
+def _lengths(run: RunConfig) -> NDArray[np.int64] | None:
+    """Return the frames of each training clip, None where they are not at hand."""
+    try:
+        folder = open_folder(run.shards(run.data.train_split))
+        if not is_local(folder):
+            return None
+        shards = load_manifest(folder).shards
+        return np.array([s.num_frames for e in shards for s in load_index(folder, e).samples])
+    except UserError:
+        return None  # named by check_splits
+
+
+def _split(run: RunConfig, split: str, role: str, missing: _Says) -> list[Finding]:
+    location = run.shards(split)
+    what = f"{role} split {location}"
+    pack = f"signfuse pack {run.data.corpus} --split {split} --out {location} ..., or data.shards="
+    try:
+        folder = open_folder(location)
+        manifest = load_manifest(folder)
+        if is_local(folder):
+            for entry in manifest.shards:
+                load_index(folder, entry)
+    except UserError as e:
+        return [missing(what, _words(e), pack)]
+    found = [_packing(run, what, manifest), _verified(what, folder, location)]
+    if run.data.poses is not None:
+        found.append(_poses(run, folder, location, missing))
+    return found
+
+
+def _packing(run: RunConfig, what: str, manifest: Manifest) -> Finding:
+    settings, asked = manifest.packing.settings, run.data
+    odd = [
+        f"packed at {name} {ours}, the run asks {theirs}"
+        for name, ours, theirs in (
+            ("fps", settings.fps, asked.fps), ("frame_size", settings.frame_size, asked.frame_size)
+        )
+        if ours != theirs
+    ]  # fmt: skip
+    if odd:
+        return error(what, "; ".join(odd), "Change data.fps and data.frame_size, or pack again")
+    if not manifest.num_samples:
+        return error(what, "no clips", "See its dropped.tsv")
+    said = f"{manifest.num_samples} clips in {len(manifest.shards)} shards"
+    return ok(what, f"{said}, {manifest.num_dropped} rows dropped")
+
+
+def _verified(what: str, folder: Folder, location: str) -> Finding:
+    if is_verified(folder):
+        return ok(what, "verified, and not packed again since")
+    fix = f"signfuse verify {location} --workers 8"
+    return warning(what, "not verified since it was packed", fix)
+
+
+def _poses(run: RunConfig, clips: Folder, location: str, missing: _Says) -> Finding:
+    name = str(run.data.poses)
+    what = f"pose set {name} of {location}"
+    fix = f"signfuse pose {run.data.corpus} ... --name {name}, or data.poses=null"
+    try:
+        manifest = load_manifest(clips / pose_path(name))
+        expected = load_manifest(clips).num_samples
+    except UserError as e:
+        return missing(what, _words(e), fix)
+    if manifest.num_samples != expected:
+        return error(what, f"joints of {manifest.num_samples} clips, not of {expected}", fix)
+    return ok(what, f"joints by {manifest.packing.extractor}")
+
+
+def _words(error: UserError) -> str:
+    """Return what is wrong without the advice: the finding has its own."""
+    return f"{error.shard}: {error.what}" if isinstance(error, ShardError) else str(error)
+
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+# Of each weight when loaded; 4 bits carry the scales of their blocks.
+_QUANTIZED = {"8bit": 1.0, "4bit": 0.56}
+
+
+@dataclass(frozen=True)
+class LLMFiles:
+    """Where an LLM lies, and its ``config.json``."""
+
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def llm_dim(self) -> int:
+        """d_LLM under the name that the architecture has for it."""
+        return self._number("hidden_size", "d_model", "n_embd")
+
+    @property
+    def num_layers(self) -> int:
+        return self._number("num_hidden_layers", "num_layers", "n_layer")
+
+    def _number(self, *names: str) -> int:
+        for name in names:
+            if isinstance(self.config.get(name), int):
+                return int(self.config[name])
+        raise KeyError(names[0])
+
+    @property
+    def num_weights(self) -> float:
+        """Weights by the size of the files, as they are stored."""
+        size = sum(path.stat().st_size for path in _weights(self.folder))
+        stored = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
+        return size / _BYTES.get(stored, 2.0)
+
+    def bytes_loaded(self, model: ModelConfig) -> float:
+        """Return the bytes of the frozen LLM on each process."""
+        each = _QUANTIZED.get(model.llm_quantization, _BYTES[model.llm_dtype])
+        return self.num_weights * each
+
+    def lora_parameters(self, model: ModelConfig) -> int:
+        """Return the parameters of LoRA on the attention blocks (``model.lora_targets`` null).
+
+        Exact for attention of queries, keys, values and output, with grouped keys or without. An
+        encoder-decoder has three such blocks for each pair of layers.
+        """
+        dim = self.llm_dim
+        heads = int(self.config.get("num_attention_heads") or self.config.get("num_heads") or 1)
+        head = int(self.config.get("head_dim") or self.config.get("d_kv") or dim // heads)
+        keys = int(self.config.get("num_key_value_heads") or heads)
+        block = 2 * (dim + heads * head) + 2 * (dim + keys * head)
+        blocks = self.num_layers * (3 if self.config.get("is_encoder_decoder") else 1)
+        return model.lora_rank * block * blocks
+
+
+def find_llm_files(model: ModelConfig) -> LLMFiles | None:
+    """Return the LLM that is there, or None; a broken ``config.json`` raises ValueError."""
+    path = Path(model.llm) / "config.json"
+    if not Path(model.llm).is_dir():
+        cached = _in_cache(model)
+        if cached is None:
+            return None
+        path = cached
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no object")
+    return LLMFiles(path.parent, config)
+
+
+def check_llm(model: ModelConfig) -> list[Finding]:
+    """Say whether the LLM can be loaded without network: configuration, weights, tokenizer."""
+    what = f"LLM {model.llm}" + (f" at {model.llm_revision}" if model.llm_revision else "")
+    revision = f" --revision {model.llm_revision}" if model.llm_revision else ""
+    fetch = f"hf download {model.llm}{revision}, or model.llm=FOLDER"
+    if Path(model.llm).is_absolute() or model.llm.count("/") != 1:
+        fetch = "give model.llm a folder of a model, or its name on the hub"
+    try:
+        files = find_llm_files(model)
+        if files is None:
+            return [error(what, "neither a folder nor in the cache of the model hub", fetch)]
+        absent = list(_absent(files.folder))
+        if absent:
+            return [error(what, f"{files.folder} lacks {', '.join(absent[:5])}", fetch)]
+        said = f"{files.folder}, {files.num_weights / 1e6:,.0f} M weights, d_LLM {files.llm_dim}"
+        return [ok(what, said)]
+    except (ValueError, KeyError) as e:
+        return [error(what, f"its configuration cannot be read ({e})", fetch)]
+
+
+def _in_cache(model: ModelConfig) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model.llm, "config.json", revision=model.llm_revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _absent(folder: Path) -> Iterator[str]:
+    """Yield what is missing: a download that was stopped leaves a folder with some files."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        yield "a tokenizer"
+    if not _weights(folder):
+        yield "weights"
+    for index in folder.glob("*.index.json"):
+        names = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+        yield from sorted({str(n) for n in names.values() if not (folder / str(n)).is_file()})
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Return the files of one kind of weights: a folder may hold both kinds of the same."""
+    for pattern in _WEIGHTS:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    return []
+
+
+# torchvision's IMAGENET1K_V1, by the names under which torch keeps them.
+_FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-0676ba61.pth"}
+_URL = "https://download.pytorch.org/models"
+
+
+def check_weights(runs: Sequence[RunConfig]) -> list[Finding]:
+    """Look at what the first of these stages starts from, and at the run folder of each."""
+    found = _start(runs[0])
+    for run in runs:
+        what = f"run folder {run.folder}"
+        if (run.folder / "model").is_dir():
+            found.append(ok(what, "this stage is trained already"))
+            continue
+        try:
+            refuse_other(run)
+        except UserError as e:
+            found.append(error(what, str(e), "Give train.output=FOLDER"))
+        else:
+            there = (run.folder / "config.yaml").exists()
+            found.append(ok(what, "a run of this configuration, to go on" if there else "new"))
+    return found
+
+
+def _start(run: RunConfig) -> list[Finding]:
+    before = previous(run.stage.name, run.train.stages)
+    if before is not None:
+        folder = run.folder.with_name(before) / "model"
+        what = f"stage {before}, where {run.stage.name} starts"
+        if folder.is_dir():
+            return [ok(what, str(folder))]
+        return [error(what, f"{folder} does not exist", f"Train it first: stage={before}")]
+    if run.model.visual_weights is None or run.model.streams == "skeletal":
+        return []
+    return [_visual(run.model, run.model.visual_weights)]
+
+
+def _visual(model: ModelConfig, source: str) -> Finding:
+    what = f"weights of the {model.visual_backbone} ({source})"
+    if source != "imagenet":
+        if Path(source).is_file():
+            return ok(what, "there")
+        return error(what, "no such file", "Give model.visual_weights a file, imagenet or null")
+    file = _FILES.get(model.visual_backbone)
+    if file is None:
+        fix = "model.visual_weights=FILE, or null to start from nothing"
+        return error(what, "there are none of ImageNet", fix)
+    path = _torch_home() / "hub" / "checkpoints" / file
+    if path.is_file():
+        return ok(what, str(path))
+    fix = f"On a machine with network: curl --create-dirs -o {path} {_URL}/{file}"
+    return error(what, f"{path} is not there", f"{fix}; or model.visual_weights=FILE")
+
+
+def _torch_home() -> Path:
+    """Return where torch keeps what it downloads."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()

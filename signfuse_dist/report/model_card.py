@@ -1,0 +1,159 @@
+"""The model card, ``model/README.md`` of a run folder, filled in from what the run wrote.
+
+Names, corpora and prompts are anybody's text: they are escaped. A piece that cannot be read is
+named in the card, and the rest is written.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from signfuse_dist.config import RunConfig, load_resolved
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.protocols import in_order
+from signfuse_dist.evaluation.scores import Scores, read_scores
+from signfuse_dist.files import write_text
+from signfuse_dist.report.markup import LANGUAGE, environment
+
+Rows = list[tuple[str, str]]
+
+
+def write_card(run_folder: Path) -> Path:
+    """Write ``RUN/model/README.md`` and return it; raise UserError without a ``config.yaml``."""
+    path = run_folder / "model" / "README.md"
+    template = environment().get_template("model_card.md.j2")
+    write_text(path, template.render(_content(run_folder)))
+    return path
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    run = load_resolved(folder / "config.yaml")
+    missing: list[str] = []
+    saved = _read(folder / "model" / "config.json", missing)
+    plan, versions = (_read(folder / name, missing) for name in ("plan.json", "versions.json"))
+    translates = saved.get("llm_fingerprint") is not None
+    return {
+        "front_matter": _front_matter(run, translates),
+        "title": f"{run.name}, stage {run.stage.name}",
+        "translates": translates,
+        "adapted": (folder / "model" / "adapter").is_dir(),
+        "data": _data(run, plan),
+        "training": _training(run, plan, _last_losses(folder)),
+        "model": _model(run, saved, translates),
+        "splits": _splits(folder, missing),
+        "versions": sorted((name, str(value)) for name, value in versions.items()),
+        "missing": missing,
+    }
+
+
+def _front_matter(run: RunConfig, translates: bool) -> str:
+    """What the model hub reads: YAML whose values are JSON, so that each stays on its line."""
+    known: dict[str, Any] = {"library_name": "signfuse_dist", "tags": ["sign-language-translation"]}
+    if LANGUAGE.fullmatch(run.data.language):
+        known["language"] = [run.data.language]
+    if translates and not Path(run.model.llm).is_dir():
+        known["base_model"] = run.model.llm
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in sorted(known.items()))
+
+
+def _data(run: RunConfig, plan: dict[str, Any]) -> Rows:
+    data = run.data
+    return [
+        ("corpus", data.corpus),
+        ("training split", f"{data.train_split}, {plan.get('num_clips', 'unknown')} clips"),
+        ("language", data.language),
+        ("frames", f"{data.frame_size} x {data.frame_size}, "
+                   f"{'the rate of each video' if data.fps is None else f'{data.fps:g} a second'}"),
+        ("longest clip", f"{data.max_frames} frames; longer ones are sampled down"),
+    ]  # fmt: skip
+
+
+def _training(run: RunConfig, plan: dict[str, Any], losses: str) -> Rows:
+    train, stage = run.train, run.stage
+    return [
+        ("stages", f"{', '.join(train.stages)}; this is {stage.name}"),
+        ("epochs", f"{stage.epochs}, {plan.get('total_steps', 'unknown')} optimizer steps"),
+        ("learning rate", f"{stage.learning_rate:g}, {stage.warmup_epochs} epochs of warmup, "
+                          "cosine to zero"),
+        ("clips a step", f"{train.global_batch_size} over {plan.get('world_size', 'unknown')} "
+                         f"processes; {plan.get('num_pairs', 'unknown')} pairs in Eq. 21"),
+        ("precision", train.precision),
+        ("weight decay, clipping", f"{train.weight_decay:g}, {train.gradient_clipping:g}"),
+        ("last losses", losses),
+    ]  # fmt: skip
+
+
+def _last_losses(folder: Path) -> str:
+    """Return the losses of the last line of the log."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        last = json.loads(lines[-1])
+        names = ("contrastive", "alignment", "language", "total")
+        return ", ".join(f"{name} {last[name]:.4g}" for name in names if name in last)
+    except (OSError, ValueError, IndexError, TypeError, KeyError):
+        return "unknown"
+
+
+def _model(run: RunConfig, saved: dict[str, Any], translates: bool) -> Rows:
+    model = run.model
+    rows = [
+        ("streams", model.streams),
+        ("picture", f"{model.visual_backbone}, width {model.visual_width}, {model.visual_norm} "
+                    "norm"),
+        ("fusion", f"{model.fusion}, {model.fusion_layers} layers"),
+        ("time scales", ", ".join(model.scales) or "none"),
+        ("sign tokens", str(model.num_sign_tokens)),
+    ]  # fmt: skip
+    if translates:
+        rows += [
+            ("language model", model.llm),
+            ("its revision", str(saved.get("llm_commit") or "a folder, no revision")),
+            ("its fingerprint", str(saved.get("llm_fingerprint"))),
+            ("prompt", model.prompt),
+        ]
+    return rows
+
+
+def _splits(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(folder.glob("evaluation/*/scores.json")):
+        try:
+            scores, control = read_scores(path)
+        except UserError as e:
+            missing.append(str(e))
+            continue
+        found.append(
+            {
+                "name": path.parent.name,
+                "preset": scores.preset,
+                "num_samples": scores.num_samples,
+                "rows": _rows(scores, control),
+            }
+        )
+    return found
+
+
+def _rows(scores: Scores, control: Scores | None) -> list[dict[str, str]]:
+    rows = []
+    for name in in_order(scores.scores):
+        value, signature = scores.scores[name]
+        other = control.scores.get(name) if control else None
+        shown = "–" if other is None else f"{other.value:.2f}"
+        rows.append(
+            {"name": name, "value": f"{value:.2f}", "control": shown, "signature": signature}
+        )
+    return rows
+
+
+def _read(path: Path, missing: list[str]) -> dict[str, Any]:
+    """Return a file's JSON object, or note why there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        missing.append(f"{path.name} holds no JSON object")
+    except (OSError, ValueError) as e:
+        missing.append(f"{path.name} cannot be read ({e.__class__.__name__})")
+    return {}

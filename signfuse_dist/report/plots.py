@@ -1,0 +1,269 @@
+"""Figures of a report: one picture for a light page, maybe one for a dark page, and its words."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, TypeVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure as MatplotlibFigure
+from numpy.typing import NDArray
+from PIL import Image
+
+DPI = 110
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page; ``lines`` stay apart for colour-blind eyes and without colour by dash."""
+
+    background: str
+    ink: str
+    grid: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme("#ffffff", "#1b1b1f", "#c9c9d1", ("#0b5cad", "#b3470b", "#4b7a14", "#8a2a8f"))
+DARK = Theme("#17171b", "#ececf1", "#44444d", ("#7db8f5", "#f2a06b", "#a9d36c", "#dd97e0"))
+_DASHES = ("-", "--", "-.", ":")
+# The names of the losses in the logs, in the order of Eq. 23.
+LOSSES = ("total", "language", "alignment", "contrastive")
+# The scores of the development split, and the loss that each is beside.
+DEV_SCORES = {"dev_language": "language", "dev_contrastive": "contrastive"}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def loss_curves(stages: Mapping[str, Rows], theme: Theme) -> bytes:
+    """Draw one panel a stage: each loss that its log holds against the optimizer step.
+
+    Scores of the development split are diamonds in the colour of their loss.
+    """
+    figure, panels = _panels(stages, theme)
+    for axes, rows in zip(panels, stages.values(), strict=True):
+        for i, name in enumerate(LOSSES):
+            if any(name in row for row in rows):
+                _line(axes, rows, name, theme, i)
+        for name, loss in DEV_SCORES.items():
+            if taken := [row for row in rows if name in row]:
+                _diamonds(axes, taken, name, theme.lines[LOSSES.index(loss)])
+        axes.set_ylabel("loss", color=theme.ink)
+        axes.set_xlabel("optimizer step", color=theme.ink)
+        _legend(axes, theme)
+    return _png(figure)
+
+
+def learning_rates(stages: Mapping[str, Rows], theme: Theme) -> bytes:
+    """Draw one panel a stage: the learning rate against the optimizer step."""
+    figure, panels = _panels(stages, theme)
+    for axes, rows in zip(panels, stages.values(), strict=True):
+        _line(axes, rows, "learning_rate", theme, 0)
+        axes.set_ylabel("learning rate", color=theme.ink)
+        axes.set_xlabel("optimizer step", color=theme.ink)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    return _png(figure)
+
+
+def gate_over_time(gate: NDArray[np.float32], theme: Theme, seconds: float | None = None) -> bytes:
+    """Draw the mean gate of Eq. 10, float ``[steps]`` in 0..1, over the steps of a clip.
+
+    ``seconds`` is the clip's length, None where it is not known.
+    """
+    figure, (axes,) = _panels({"": ()}, theme, height=1.7)
+    axes.axhline(0.5, color=theme.grid, linewidth=1)
+    marker = "o" if len(gate) < 3 else ""
+    times = step_times(len(gate), seconds)
+    axes.plot(times, gate, color=theme.lines[0], linewidth=1.8, marker=marker)
+    axes.set_ylim(0.0, 1.0)
+    axes.set_yticks([0.0, 0.5, 1.0], labels=["0 joints", "0.5", "1 picture"])
+    axes.set_xlabel(_time_label(seconds), color=theme.ink)
+    return _png(figure)
+
+
+def attention_maps(
+    maps: Mapping[str, NDArray[np.float32]], seconds: float | None, theme: Theme
+) -> bytes:
+    """Draw one panel a direction: weights ``[query steps, key steps]`` over the clip's time.
+
+    A panel's title is its key in ``maps``. Colours go from the page's own at 0
+    to a line's at the panel's strongest weight.
+    """
+    figure, panels = _panels(maps, theme, height=3.6)
+    colours = LinearSegmentedColormap.from_list("page", [theme.background, theme.lines[0]])
+    for axes, weights in zip(panels, maps.values(), strict=True):
+        end = step_times(len(weights) + 1, seconds and seconds * (1 + 1 / len(weights)))[-1]
+        axes.imshow(
+            weights, cmap=colours, vmin=0.0, origin="lower", aspect="auto",
+            extent=(0.0, float(end), 0.0, float(end)), interpolation="nearest",
+        )  # fmt: skip
+        axes.grid(False)
+        axes.set_xlabel(f"attended to: {_time_label(seconds)}", color=theme.ink)
+        axes.set_ylabel(f"asked from: {_time_label(seconds)}", color=theme.ink)
+    return _png(figure)
+
+
+def bucket_bars(names: Sequence[str], values: Sequence[float], axis: str, theme: Theme) -> bytes:
+    """Draw a bar a bucket, its value written above it."""
+    figure, (axes,) = _panels({"": ()}, theme, height=2.4)
+    bars = axes.bar(range(len(names)), values, color=theme.lines[0], width=0.6)
+    axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], color=theme.ink, fontsize=9)
+    axes.set_xticks(range(len(names)), labels=list(names))
+    axes.set_ylim(0.0, max([*values, 1.0]) * 1.15)
+    axes.set_ylabel(axis, color=theme.ink)
+    axes.grid(False, axis="x")
+    axes.set_axisbelow(True)
+    return _png(figure)
+
+
+def step_times(num_steps: int, seconds: float | None) -> NDArray[np.float64]:
+    """Return where each step begins, in seconds, or its number where the time is not known."""
+    return np.arange(num_steps) * (1.0 if seconds is None else seconds / num_steps)
+
+
+def _time_label(seconds: float | None) -> str:
+    return "step of the encoder" if seconds is None else "seconds"
+
+
+def _panels(
+    titles: Mapping[str, object], theme: Theme, height: float = 2.9
+) -> tuple[MatplotlibFigure, list[Axes]]:
+    count = len(titles)
+    width = 6.4 if count == 1 else 4.2 * count
+    figure = MatplotlibFigure(
+        figsize=(width, height), facecolor=theme.background, layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(1, count, i + 1) for i in range(count)]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_facecolor(theme.background)
+        axes.set_title(title, color=theme.ink, fontsize=11, parse_math=False)  # a name, no formula
+        axes.tick_params(colors=theme.ink, labelsize=9)
+        axes.yaxis.offsetText.set_color(theme.ink)
+        axes.grid(True, color=theme.grid, linewidth=0.5)
+        for spine in axes.spines.values():
+            spine.set_color(theme.grid)
+    return figure, panels
+
+
+def _line(axes: Axes, rows: Rows, name: str, theme: Theme, order: int) -> None:
+    """Draw one value of the log; a step whose value is missing or not finite leaves a gap."""
+    steps = [row["step"] for row in rows]
+    values = [_number(row.get(name)) for row in rows]
+    marker = "o" if len(steps) < 3 else ""
+    axes.plot(
+        steps, values, label=name, color=theme.lines[order], linestyle=_DASHES[order],
+        linewidth=1.8, marker=marker, markersize=4,
+    )  # fmt: skip
+
+
+def _diamonds(axes: Axes, rows: Rows, name: str, colour: str) -> None:
+    """Draw one value where it was taken; one that is not finite is left out."""
+    axes.plot(
+        [row["step"] for row in rows], [_number(row[name]) for row in rows], label=name,
+        color=colour, linestyle="none", marker="D", markersize=5,
+    )  # fmt: skip
+
+
+def _number(value: object) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return math.nan
+
+
+def _legend(axes: Axes, theme: Theme) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            facecolor=theme.background, edgecolor=theme.grid, labelcolor=theme.ink, fontsize=9
+        )
+
+
+def _png(figure: MatplotlibFigure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+T = TypeVar("T")
+# One number, or an interval.
+_NUMBER = re.compile(r"-?[0-9][0-9.,]*(e[-+][0-9]+)?( to -?[0-9][0-9.,]*)?")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text with its caption."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def is_number(self, column: int) -> bool:
+        """Return whether a column holds numbers alone, and is set to the right.
+
+        Never the first, nor the values of a list of facts, which are of many kinds.
+        """
+        if column == 0 or len(self.header) == 2:
+            return False
+        cells = [row[column] for row in self.rows]
+        return any(_NUMBER.fullmatch(c) for c in cells) and all(
+            c == "–" or _NUMBER.fullmatch(c) for c in cells
+        )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG or JPEG with its words; ``name`` is a plain file name without ending.
+
+    ``dark`` is the picture for a dark page, None when there is one for both. ``alt`` says what is
+    seen, ``caption`` what it means. ``table`` holds what a plot draws, for those who do not see it;
+    None for a photograph.
+    """
+
+    name: str
+    light: bytes
+    dark: bytes | None
+    alt: str
+    caption: str
+    table: Table | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, so that a page keeps its layout while it loads."""
+        with Image.open(BytesIO(self.light)) as image:
+            return image.size
+
+    @property
+    def file_name(self) -> str:
+        """The picture's name in the Markdown report's folder of figures."""
+        return f"{self.name}.{_kind(self.light)}"
+
+
+def plot(
+    name: str, draw: Callable[[Theme], bytes], alt: str, caption: str, table: Table | None
+) -> Figure:
+    """Return a figure drawn once for each theme."""
+    return Figure(name, draw(LIGHT), draw(DARK), alt, caption, table)
+
+
+def thinned(rows: Sequence[T], most: int) -> list[T]:
+    """Return at most ``most`` rows, evenly spread, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def data_uri(picture: bytes) -> str:
+    """Return the picture as a ``data:`` URI, so that the page needs no other file."""
+    return f"data:image/{_kind(picture)};base64," + base64.b64encode(picture).decode("ascii")
+
+
+def _kind(picture: bytes) -> str:
+    return "png" if picture.startswith(_PNG) else "jpeg"

@@ -1,0 +1,91 @@
+"""The report of one split of one run: Markdown, and one HTML page that needs nothing else.
+
+Written into ``runs/<experiment>/<stage>/evaluation/<split>/``: ``report.html`` with its pictures
+inside, ``report.md`` with its pictures in ``figures/``. Ids and sentences are anybody's text: they
+are escaped in both. Pieces that are missing are named, with the reason, and the report is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from signfuse_dist import __version__
+from signfuse_dist.evaluation.translations import rank_samples, spread, write_atomically
+from signfuse_dist.report.inputs import RunFolder, read_run
+from signfuse_dist.report.markup import LANGUAGE, environment
+from signfuse_dist.report.plots import Figure
+from signfuse_dist.report.sections import (
+    Breakdown,
+    breakdowns,
+    data_table,
+    open_splits,
+    preset_of,
+    run_tables,
+    sample_details,
+    score_content,
+    training_figures,
+)
+
+# Rows of the table of translations; the samples in pictures are evaluation.num_samples.
+TABLE_ROWS = 24
+
+
+def write_report(run: Path, split: str) -> Path:
+    """Write ``report.md`` and ``report.html`` of a stage's run folder; return the HTML file.
+
+    ``run`` is ``runs/<experiment>/<stage>``, evaluated on ``split``. The shards are looked for in
+    ``data.shards`` of the run's configuration, relative to the current folder. Raises
+    :class:`~signfuse_dist.errors.UserError` only when there are no hypotheses to report on.
+    """
+    folder = read_run(run, split)
+    content = _content(folder)
+    _write_figures(folder.evaluation / "figures", _figures(content))
+    templates = environment()
+    for name in ("report.md", "report.html"):
+        text = templates.get_template(f"{name}.j2").render(content)
+        write_atomically(folder.evaluation / name, text.encode("utf-8"))
+    return folder.evaluation / "report.html"
+
+
+def _content(run: RunFolder) -> dict[str, Any]:
+    """Return everything the templates show; reading may still add to ``run.missing``."""
+    ranked = rank_samples(run.hypotheses, run.references)
+    packed, preset = open_splits(run), preset_of(run)
+    evaluated = packed.get(run.split)
+    parts: list[Breakdown] = [] if preset is None else breakdowns(run, evaluated, preset)
+    language = run.config.data.language if run.config else ""
+    names = run.path.resolve().parts[-2:]
+    return {
+        "title": f"Translation report: {' / '.join(names)}, {run.split}",
+        "split": run.split,
+        "num_samples": len(ranked),
+        "num_empty": sum(not text.strip() for text in run.hypotheses.values()),
+        **score_content(run, preset),
+        "parts": parts,
+        "training": training_figures(run),
+        "translations": spread(ranked, TABLE_ROWS),
+        "details": sample_details(run, spread(ranked, run.num_details), evaluated),
+        "data": data_table(packed),
+        "run_tables": run_tables(run),
+        "config_text": run.config_text,
+        "language": language if LANGUAGE.fullmatch(language) else "",
+        "missing": list(dict.fromkeys(run.missing)),
+        "version": __version__,
+    }
+
+
+def _figures(content: dict[str, Any]) -> list[Figure]:
+    parts = [part.figure for part in content["parts"] if part.figure]
+    return [*content["training"], *parts, *(f for d in content["details"] for f in d.figures)]
+
+
+def _write_figures(folder: Path, figures: list[Figure]) -> None:
+    """Write the Markdown report's pictures; those of an earlier report that are not in this go."""
+    for figure in figures:
+        write_atomically(folder / figure.file_name, figure.light)
+    written = {figure.file_name for figure in figures}
+    for pattern in ("sample-[0-9]*-*.*", "by_*.png"):
+        for old in folder.glob(pattern):
+            if old.name not in written:
+                old.unlink()

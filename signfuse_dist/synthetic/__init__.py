@@ -1,0 +1,1 @@
+"""The demo's invented world: a language, its signs, a drawn signer, a corpus and a tiny LLM."""

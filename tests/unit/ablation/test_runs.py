@@ -1,0 +1,221 @@
+"""Planning ablations: what a file may say, which runs its rows need, and which rows share them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.repository import ROOT
+from signfuse_dist.ablation.rows import read_ablation, read_ablations
+from signfuse_dist.ablation.runs import Chains, Plan, StageRun, make_plan
+from signfuse_dist.config import load_run
+from signfuse_dist.errors import UserError
+
+SHIPPED = sorted((ROOT / "configs" / "ablation").rglob("*.yaml"))
+SECTION_5_4 = ("components", "fusion", "scales", "stages", "backbones")
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def write(path: Path, **changes: object) -> Path:
+    content = {"title": "T", "paper": "P", "full": "a", "rows": [{"name": "a"}], **changes}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def plan(names: str, *words: str, seeds: tuple[int, ...] = (0,)) -> Plan:
+    return make_plan(read_ablations(names), "demo", words, seeds, None)
+
+
+def last(words: tuple[str, ...], seed: int = 0, given: tuple[str, ...] = ()) -> StageRun:
+    return Chains("demo", given).make(words, seed)
+
+
+def keys(run: StageRun) -> list[str]:
+    return [stage.key for stage in run.chain()]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "experiment", sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
+)
+def test_every_shipped_row_is_a_valid_run_of_every_shipped_experiment(
+    path: Path, experiment: str
+) -> None:
+    found = make_plan([read_ablation(path)], experiment, [], [0], None)
+    (planned,) = found.ablations
+    assert [row.row.name for row in planned.rows] == [r.name for r in planned.ablation.rows]
+    assert len({run.key for run in found.finals()}) >= len(planned.rows) - 1
+
+
+def test_all_are_the_five_of_section_5_4_and_the_layers() -> None:
+    assert {one.name for one in read_ablations("all")} == {*SECTION_5_4, "layers"}
+
+
+def test_planning_imports_no_torch() -> None:
+    code = (
+        "import sys; from signfuse_dist.cli import main; "
+        "main(['ablate', 'fusion', 'demo', '--plan']); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_whole_model_is_trained_once_for_all_tables() -> None:
+    found = plan("components,fusion,scales,stages")
+    full = [table.rows[[r.row.name for r in table.rows].index(table.ablation.full)].runs[0].key
+            for table in found.ablations]  # fmt: skip
+    assert len(set(full)) == 1
+    assert [run.key for run in found.stage_runs()].count(full[0]) == 1
+    rows = sum(len(table.rows) for table in found.ablations)
+    # The full row is there four times; "+ HTA" is "finetune alone".
+    assert len(found.finals()) == rows - 3 - 1
+
+
+def test_rows_that_differ_in_the_language_model_share_the_stage_that_has_none() -> None:
+    runs = [row.runs[0].chain() for row in plan("backbones").ablations[0].rows]
+    assert len({chain[0].key for chain in runs}) == 1
+    assert len({chain[1].key for chain in runs}) == len(runs) == 4
+    # Whichever row is first, its configuration is the same to the letter.
+    assert len({chain[0].words for chain in [*runs, last(()).chain()]}) > 1
+    assert len({str(load_run("demo", None, chain[0].words)) for chain in runs}) == 1
+
+
+def test_a_stage_is_another_when_the_one_before_it_is() -> None:
+    whole, without = last(()), last(("train.stages=[alignment,finetune]",))
+    assert whole.run.model == without.run.model
+    assert whole.chain()[1].key != without.chain()[0].key
+    assert last(("train.stages=[contrastive,finetune]",)).chain()[0].key == whole.chain()[0].key
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (("model.fusion_layers=2",), True),  # the tiny model's own
+        (("train.num_workers=3", "train.log_steps=7"), True),  # free on a resume
+        (("model.fusion_layers=1",), False),
+        (("stage.epochs=3",), False),
+        (("loss.temperature=0.5",), False),
+        (("evaluation.num_beams=2",), False),
+    ],
+)
+def test_a_run_is_known_by_what_its_numbers_depend_on(words: tuple[str, ...], same: bool) -> None:
+    assert (last(words).key == last(()).key) == same
+    assert (last((), given=words).key == last(()).key) == same
+
+
+def test_what_is_translated_with_is_the_last_stage_s_own() -> None:
+    ours, other = last(("evaluation.num_beams=2",)), last(())
+    assert keys(ours)[:2] == keys(other)[:2]
+    assert ours.key != other.key
+
+
+def test_seeds_are_runs_of_their_own_and_the_first_comes_first() -> None:
+    found = plan("stages", seeds=(3, 5))
+    assert [run.run.train.seed for run in found.finals()] == [3] * 4 + [5] * 4
+    assert len({run.key for run in found.stage_runs()}) == len(found.stage_runs())
+
+
+def test_a_run_s_words_give_its_configuration_and_its_folder() -> None:
+    for run in plan("components").stage_runs():
+        assert load_run("demo", None, run.words) == run.run
+        assert run.folder == Path("runs/ablation") / run.key / "demo" / run.run.stage.name
+
+
+def test_a_folder_s_name_says_what_differs_and_its_seed() -> None:
+    name = last(("model.fusion=sum", "model.scales=[]"), seed=4).key
+    assert name.rpartition("-")[0] == "fusion-sum-scales-none-seed4"
+    assert last(()).key.startswith("full-seed0-")
+    hostile = last(("model.llm='../../etc; rm -rf $HOME'",)).key
+    assert set(hostile) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+
+
+def test_the_stages_before_are_found_beside_a_run(tmp_path: Path) -> None:
+    run = last((), given=(f"train.output={tmp_path}",))
+    for stage in run.chain():
+        stage.link_stages()
+        stage.link_stages()  # again, when it goes on
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        (stage.folder / "model").mkdir()
+    for name in ("contrastive", "alignment"):
+        beside = run.folder.with_name(name)
+        assert (beside / "model").is_dir()
+        assert not beside.readlink().is_absolute()
+    other = last((), given=(f"train.output={tmp_path}", "stage.epochs=3"))
+    other.folder.with_name("contrastive").mkdir(parents=True)
+    with pytest.raises(UserError, match="is no link"):
+        other.link_stages()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": []}, "expected a list of rows"),
+        ({"rows": [{"name": "a"}, {"name": "a"}]}, "row 'a': more than once"),
+        ({"full": "b"}, "full: no row 'b'"),
+        ({"title": 3}, "title: missing, or no text"),
+        ({"row": []}, "unknown key 'row'; did you mean 'rows'?"),
+        ({"rows": [{"name": "a", "above": "c"}]}, "above: no row 'c'"),
+        ({"rows": [{"name": "a", "above": "a", "below": "a"}]}, "above and below"),
+        ({"rows": [{"name": "a", "words": "model.fusion=sum"}]}, "words: expected a list"),
+        ({"rows": [{"name": "a", "words": ["sum"]}]}, "words: expected a list"),
+        ({"rows": [{"words": []}]}, "entry 1: expected a mapping with a name"),
+    ],
+)
+def test_a_file_that_is_no_ablation_is_refused_with_what_is_wrong(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    path = write(tmp_path / "own.yaml", **changes)
+    with pytest.raises(UserError, match=r"own\.yaml") as caught:
+        read_ablations(str(path))
+    assert said in str(caught.value)
+
+
+def test_names_that_are_not_there_are_refused_with_those_that_are() -> None:
+    with pytest.raises(UserError, match="did you mean 'fusion'"):
+        read_ablations("fussion")
+    with pytest.raises(UserError, match="no ablation named"):
+        read_ablations("")
+    with pytest.raises(UserError, match="two ablations are called fusion"):
+        read_ablations("fusion,configs/ablation/fusion.yaml")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("stage=finetune", "every stage"),
+        ("train.seed=3", "--seeds 3"),
+        ("model.fusion=summ", "did you mean 'sum'"),
+    ],
+)
+def test_words_that_an_ablation_cannot_take_are_refused(word: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        plan("fusion", word)
+
+
+def test_every_row_with_an_error_is_named(tmp_path: Path) -> None:
+    rows = [{"name": "a"}, {"name": "b", "words": ["model.streams=visual"]},
+            {"name": "c", "words": ["train.output=elsewhere"]},
+            {"name": "d", "words": ["train.stages=[contrastive]"]}]  # fmt: skip
+    path = write(tmp_path / "own.yaml", rows=rows)
+    with pytest.raises(UserError) as caught:
+        plan(str(path))
+    said = str(caught.value)
+    assert "row 'a'" not in said
+    assert "row 'b': " in said
+    assert "train.output=elsewhere: not a row's to say" in said
+    assert "has no LLM and cannot be scored" in said
+
+
+def test_rows_that_are_meant_to_differ_and_do_not_are_refused(tmp_path: Path) -> None:
+    rows = [{"name": "a"}, {"name": "b", "words": ["train.log_steps=3"]}]
+    path = write(tmp_path / "own.yaml", rows=rows)
+    with pytest.raises(UserError, match=r"'a' and 'b' differ in train\.log_steps alone"):
+        plan(str(path))

@@ -1,0 +1,90 @@
+"""The command `signfuse train`: which stages it starts, where it goes on, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from helpers.command_line import refused
+from helpers.repository import ROOT
+from signfuse_dist.cli import main
+from signfuse_dist.jobs import local
+
+DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What `train` would have started, with the status of each taken from nothing: 0."""
+    found: list[list[str]] = []
+
+    def launch(file: Path, num_processes: int | None, words: Sequence[str]) -> int:
+        found.append([file.name, str(num_processes), *words])
+        return 0
+
+    monkeypatch.setattr(local, "_launch", launch)
+    return found
+
+
+LAUNCH = ("--launch", str(ROOT / "launch" / "cpu_zero2.yaml"))
+
+
+def test_train_starts_the_stages_in_order_with_the_words_it_was_given(
+    launched: list[list[str]], tmp_path: Path
+) -> None:
+    output = f"train.output={tmp_path}"
+    assert main(["train", DEMO, *LAUNCH, "--num-processes", "2", output, "train.seed=3"]) == 0
+    stages = ("contrastive", "alignment", "finetune")
+    words = [output, "train.seed=3"]
+    assert launched == [["cpu_zero2.yaml", "2", DEMO, f"stage={s}", *words] for s in stages]
+
+
+def test_train_starts_only_the_stages_that_are_used(
+    launched: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"train.output={tmp_path}", "train.stages=[contrastive,finetune]"]
+    assert main(["train", DEMO, *LAUNCH, *words]) == 0
+    assert [call[3] for call in launched] == ["stage=contrastive", "stage=finetune"]
+    error = refused(capsys, "train", DEMO, *LAUNCH, *words, "stage=alignment")
+    assert "stage alignment is not among train.stages" in error
+
+
+def test_train_goes_on_after_the_stages_that_are_finished(
+    launched: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "demo" / "contrastive" / "model").mkdir(parents=True)
+    assert main(["train", DEMO, *LAUNCH, f"train.output={tmp_path}"]) == 0
+    assert [words[3] for words in launched] == ["stage=alignment", "stage=finetune"]
+    assert "contrastive: already trained" in capsys.readouterr().out
+
+
+def test_train_stops_at_the_stage_that_does_not_finish(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local, "_launch", lambda *words: 75)
+    assert main(["train", DEMO, *LAUNCH, f"train.output={tmp_path}"]) == 75
+    assert "stage contrastive did not finish" in capsys.readouterr().out
+
+
+def test_train_finds_an_error_of_the_last_stage_before_the_first_has_begun(
+    launched: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "configs"
+    (folder / "experiment").mkdir(parents=True)
+    for name in ("data", "model", "stage"):
+        (folder / name).symlink_to(ROOT / "configs" / name)
+    text = Path(DEMO).read_text(encoding="utf-8").replace("epochs: 9", "epochs: 0")
+    (folder / "experiment" / "wrong.yaml").write_text(text, encoding="utf-8")
+    error = refused(capsys, "train", str(folder / "experiment" / "wrong.yaml"), *LAUNCH)
+    assert "stage.epochs: 0 is not at least 1" in error
+    assert launched == []
+
+
+def test_train_refuses_a_launch_that_cannot_be(
+    launched: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no such file" in refused(capsys, "train", DEMO, "--launch", "nowhere.yaml")
+    assert "--num-processes 0" in refused(capsys, "train", DEMO, *LAUNCH, "--num-processes", "0")
+    assert launched == []

@@ -1,0 +1,363 @@
+"""The loop and its checkpoints, in one process: a writer that is slow, or has no room."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from helpers.lone_objective import LoneObjective  # tests/helpers/lone_objective.py
+from signfuse_dist.config import StageConfig, TrainConfig
+from signfuse_dist.engine import checkpoint
+from signfuse_dist.engine.checkpoint import Snapshot
+from signfuse_dist.engine.hang import Marks
+from signfuse_dist.engine.loop import Loop, make_optimizer
+from signfuse_dist.errors import UserError
+from signfuse_dist.files import read_state
+from signfuse_dist.model.norm import BatchNorm
+from signfuse_dist.plan import make_plan
+
+CLIPS, BATCH, EPOCHS = 8, 2, 3
+STEPS = CLIPS // BATCH * EPOCHS
+WRITE = checkpoint.write_checkpoint
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A batch of four numbers a clip, over three steps."""
+
+    x: Tensor
+    faults: tuple[str, ...] = ()
+
+    @property
+    def frame_lengths(self) -> Tensor:
+        return torch.full((len(self.x),), 3)
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.ones(len(self.x))
+
+    def to(self, device: torch.device) -> Numbers:
+        return self
+
+
+class Squares(LoneObjective):
+    """What is minimised: squares of the model's output."""
+
+    def __init__(self) -> None:
+        self.weights = {"language": 1.0}
+
+    def counts(self, batch: Numbers) -> dict[str, float]:
+        return {"language": float(len(batch.x))}
+
+    def __call__(
+        self, model: nn.Module, batch: Numbers, compared: None = None
+    ) -> dict[str, Tensor]:
+        return {"language": model(batch.x).square().sum()}
+
+    def report(self, means: dict[str, float]) -> dict[str, float]:
+        return {**means, "total": means["language"]}
+
+
+class Network(nn.Module):
+    """A projection, a batch norm and dropout, so that statistics and randomness count."""
+
+    def __init__(self, policy: str) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.norm = BatchNorm(4, policy)
+        self.last = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        counted = torch.ones(len(x), x.shape[2], dtype=torch.bool)
+        mixed = self.norm(self.first(x), counted)
+        out: Tensor = self.last(nn.functional.dropout(mixed, 0.1, self.training))
+        return out
+
+
+def clips(start: int, faults: dict[int, str] | None = None) -> Iterator[Numbers]:
+    """Each step's clips are a function of the step."""
+    for step in range(start, STEPS):
+        generator = torch.Generator().manual_seed(step)
+        named = (faults or {}).get(step)
+        yield Numbers(torch.randn(BATCH, 4, 3, generator=generator), (named,) if named else ())
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Run:
+    """One start of a run in a folder: goes on from its checkpoint where there is one."""
+
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, policy: str = "sync",
+        development: Callable[[], dict[str, float]] | None = None, **train: Any,
+    ) -> None:  # fmt: skip
+        values = {"checkpoint_steps": 2, "log_steps": 1, "keep_checkpoints": 9, **train}
+        config = TrainConfig(
+            micro_batch_size=BATCH, global_batch_size=BATCH, precision="fp32",
+            gradient_clipping=1.0, **values,
+        )  # fmt: skip
+        stage = StageConfig(name="finetune", epochs=EPOCHS, learning_rate=1e-2, warmup_epochs=1)
+        self.folder, self.checkpoints = folder, folder / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        self.model = Network(policy)
+        self.found = checkpoint.find_checkpoint(self.checkpoints, accelerator, print)
+        if self.found:
+            checkpoint.load_weights(self.found.path, self.model)
+        prepared, optimizer = accelerator.prepare(
+            self.model, make_optimizer(self.model, stage.learning_rate, 0.01)
+        )
+        self.start = self.found.step if self.found else 0
+        if self.found:
+            checkpoint.load_optimizer(self.found.path, accelerator, prepared, optimizer, self.start)
+        self.loop = Loop(
+            accelerator, prepared, optimizer, Squares(), make_plan(CLIPS, stage, config, 1),
+            stage, config, folder, Marks(), {"stage": "finetune"}, development,
+        )  # fmt: skip
+
+    def train(self, source: Iterator[Numbers] | None = None) -> bool:
+        broken = self.found.broken_clips if self.found else 0
+        return self.loop.run(source or clips(self.start), self.start, self.model.train, broken)
+
+    def state(self, step: int) -> dict[str, Any]:
+        return read_state(self.checkpoints / f"step_{step:08d}")
+
+    def tensors(self, step: int) -> dict[str, Tensor]:
+        folder = self.checkpoints / f"step_{step:08d}"
+        names = ("weights.safetensors", "optimizer.safetensors")
+        return {key: value for name in names for key, value in load_file(folder / name).items()}
+
+    def lines(self) -> list[dict[str, Any]]:
+        text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Interrupted(Exception):
+    """What a test does in the place of kill -9."""
+
+
+def interrupted_after(step: int, start: int) -> Iterator[Numbers]:
+    for number, batch in enumerate(clips(start), start + 1):
+        if number > step:
+            raise Interrupted
+        yield batch
+
+
+@pytest.mark.parametrize("policy", ["sync", "local"])
+def test_an_interrupted_run_ends_with_the_tensors_of_an_undisturbed_one(
+    tmp_path: Path, accelerator: Accelerator, policy: str
+) -> None:
+    whole = Run(tmp_path / "whole", accelerator, policy)
+    assert whole.train()
+    for step in (3, 4, 9):
+        run = Run(tmp_path / "parts", accelerator, policy)
+        with pytest.raises(Interrupted):
+            run.train(interrupted_after(step, run.start))
+    run = Run(tmp_path / "parts", accelerator, policy)
+    assert run.start == 8
+    assert run.train()
+    assert_same(run.tensors(STEPS), whole.tensors(STEPS))
+    assert [line["step"] for line in run.lines()] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("policy", ["sync", "local"])
+def test_a_checkpoint_holds_the_running_statistics_and_gives_them_back(
+    tmp_path: Path, accelerator: Accelerator, policy: str
+) -> None:
+    run = Run(tmp_path / "run", accelerator, policy)
+    run.train()
+    tensors = run.tensors(STEPS)
+    assert torch.equal(tensors["norm.running_mean"], run.model.norm.running_mean)
+    assert not torch.equal(tensors["norm.running_var"], torch.ones(4))
+    again = Run(tmp_path / "run", accelerator, policy)
+    x = next(clips(0)).x
+    assert torch.equal(again.model.eval()(x), run.model.eval()(x))
+
+
+def test_steps_are_taken_while_a_checkpoint_is_being_written(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is written is the state of its own step, not of those taken meanwhile."""
+    whole = Run(tmp_path / "whole", accelerator)
+    whole.train()
+    allowed = threading.Event()
+
+    def write_when_allowed(folder: Path, snapshot: Snapshot, keep: int) -> None:
+        assert allowed.wait(60)
+        WRITE(folder, snapshot, keep)
+
+    def watched(run: Run) -> Iterator[Numbers]:
+        for step, batch in enumerate(clips(0)):
+            if step == 7:  # the checkpoint of step 4 is not on the disk, and steps 5 to 7 are done
+                assert [line["step"] for line in run.lines()] == list(range(1, 8))
+                assert not list(run.checkpoints.glob("step_*"))
+                allowed.set()
+            yield batch
+
+    monkeypatch.setattr(checkpoint, "write", write_when_allowed)
+    run = Run(tmp_path / "slow", accelerator, checkpoint_steps=4)
+    assert run.train(watched(run))
+    assert allowed.is_set()
+    for step in (4, 8, STEPS):
+        assert_same(run.tensors(step), whole.tensors(step))
+
+
+def test_one_checkpoint_is_written_at_a_time_and_waiting_is_said(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    running: list[int] = []
+    most: list[int] = []
+    slow = threading.Event()
+
+    def write(folder: Path, snapshot: Snapshot, keep: int) -> None:
+        running.append(snapshot.step)
+        most.append(len(running))
+        slow.wait(0.2)
+        WRITE(folder, snapshot, keep)
+        running.remove(snapshot.step)
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    run = Run(tmp_path / "run", accelerator)
+    assert run.train()
+    assert most == [1] * (STEPS // 2)
+    assert "waiting for the checkpoint of step 2 to be written" in "".join(capsys.readouterr())
+    assert len(checkpoint.list_steps(run.checkpoints)) == STEPS // 2
+
+
+def full_at(*steps: int) -> Callable[[Path, Snapshot, int], None]:
+    def write(folder: Path, snapshot: Snapshot, keep: int) -> None:
+        if snapshot.step in steps:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        WRITE(folder, snapshot, keep)
+
+    return write
+
+
+def test_a_checkpoint_that_finds_no_room_is_named_and_training_goes_on(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(checkpoint, "write", full_at(4, 6))
+    run = Run(tmp_path / "run", accelerator)
+    assert run.train()
+    said = "".join(capsys.readouterr())
+    assert "the checkpoint of step 4 could not be written: [Errno 28] No space left" in said
+    last = run.checkpoints / "step_00000002"
+    assert said.count(f"the last whole one is {last}; training goes on") == 2
+    found = [int(path.name[5:]) for path in checkpoint.list_steps(run.checkpoints)]
+    assert found == [2, 8, 10, 12]
+
+
+def test_at_the_end_no_room_is_an_error_that_names_the_last_whole_checkpoint(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Run(tmp_path / "whole", accelerator)
+    whole.train()
+    monkeypatch.setattr(checkpoint, "write", full_at(STEPS))
+    run = Run(tmp_path / "run", accelerator)
+    with pytest.raises(UserError, match=r"checkpoint of step 12 could not be written: .*step_0*10"):
+        run.train()
+    monkeypatch.undo()
+    again = Run(tmp_path / "run", accelerator)
+    assert again.start == 10
+    assert again.train()
+    assert_same(again.tensors(STEPS), whole.tensors(STEPS))
+
+
+def test_another_error_of_the_writer_is_not_taken_for_a_full_disk(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path, snapshot: Snapshot, keep: int) -> None:
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(checkpoint, "write", fail)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        Run(tmp_path / "run", accelerator).train()
+
+
+def test_a_checkpoint_says_where_the_data_stands_and_what_the_run_is(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    run = Run(tmp_path / "run", accelerator)
+    run.train()
+    state = run.state(6)
+    assert state["data"] == {"seed": 0, "epoch": 1, "step": 2, "clips": CLIPS}
+    assert state["run"] == {"stage": "finetune"}
+    assert (state["score"], state["development"]) == (None, {})
+
+
+def test_clips_of_the_epoch_that_were_broken_before_a_stop_count_after_it(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    """One of 8 clips is allowed: the second of an epoch stops the run, a stop between or not."""
+    faults = {4: "clip four: torn", 6: "clip six: torn"}
+    run = Run(tmp_path / "run", accelerator, max_broken_share=1 / CLIPS)
+    with pytest.raises(Interrupted):
+        run.train(
+            Numbers(batch.x, (faults[step],) if step in faults else ())
+            for step, batch in enumerate(interrupted_after(6, 0))
+        )
+    assert run.state(6)["broken_clips"] == 1
+    again = Run(tmp_path / "run", accelerator, max_broken_share=1 / CLIPS)
+    assert again.start == 6
+    with pytest.raises(UserError, match="step 7: 2 of 8 clips"):
+        again.train(clips(6, faults))
+    assert again.state(6)["broken_clips"] == 1
+
+
+def test_development_is_scored_at_its_epochs_and_at_the_end(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    scores = iter([2.0, 3.0])
+    scored: list[int] = []
+
+    def development() -> dict[str, float]:
+        scored.append(len(run.lines()))
+        return {"dev_language": next(scores)}
+
+    run = Run(
+        tmp_path / "run", accelerator, development=development, dev_epochs=2, checkpoint_steps=99,
+        log_steps=3, keep_checkpoints=1,
+    )  # fmt: skip
+    assert run.train()
+    lines = {line["step"]: line for line in run.lines()}
+    assert list(lines) == [3, 6, 8, 9, 12], "a line of its own where there is a score"
+    assert {step: line.get("dev_language") for step, line in lines.items()} == {
+        3: None, 6: None, 8: 2.0, 9: None, 12: 3.0
+    }  # fmt: skip
+    assert len(scored) == 2
+    assert run.state(8)["score"] == 2.0
+    assert run.state(8)["development"] == {"dev_language": 2.0}
+    best = checkpoint.best(run.checkpoints, pytest.fail)
+    assert best is not None
+    assert best.step == 8, "kept beside the newest, which is 12"
+    assert run.state(12)["score"] == 3.0
+
+
+def test_no_development_score_is_no_candidate(tmp_path: Path, accelerator: Accelerator) -> None:
+    run = Run(tmp_path / "run", accelerator, development=dict)
+    assert run.train()
+    assert checkpoint.best(run.checkpoints, pytest.fail) is None

@@ -1,0 +1,198 @@
+"""Files of translations: three formats in, one out, and every fault named."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.scores import (
+    Results,
+    read_results,
+    score_files,
+    score_with_intervals,
+    write_results,
+)
+from signfuse_dist.evaluation.translations import (
+    read_array,
+    read_pairs,
+    write_arrays,
+    write_hypotheses,
+)
+
+IDS = {"-b/1": ('Grüße\u2028an "alle"', "Gruß an alle"), "a": ("", "today rain")}
+HYPOTHESES = {i: pair[0] for i, pair in IDS.items()}
+REFERENCES = {i: pair[1] for i, pair in IDS.items()}
+
+
+def write(path, text):
+    path.write_bytes(text.encode("utf-8"))
+    return path
+
+
+def test_what_is_written_is_read_again_and_sorted(tmp_path):
+    path = tmp_path / "hypotheses.jsonl"
+    write_hypotheses(path, HYPOTHESES, REFERENCES)
+    assert read_pairs(path, None) == (HYPOTHESES, REFERENCES)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["id"] for line in lines[:-1]] == ["-b/1", "a"]
+    assert "Grüße" in lines[0]
+
+
+def test_the_bytes_do_not_depend_on_the_order_of_the_samples(tmp_path):
+    for name, flip in (("one", False), ("two", True)):
+        ids = sorted(IDS, reverse=flip)
+        write_hypotheses(
+            tmp_path / name, {i: HYPOTHESES[i] for i in ids}, {i: REFERENCES[i] for i in ids}
+        )
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "hypotheses.jsonl"
+    write_hypotheses(path, HYPOTHESES, REFERENCES)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="lack a hypothesis"):
+        write_hypotheses(path, HYPOTHESES, {**REFERENCES, "more": "x"})
+    with pytest.raises(UnicodeEncodeError):
+        write_hypotheses(path, {"a": "\ud800"}, {"a": "x"})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_table_with_a_bom_crlf_quotes_and_other_column_names_is_read(tmp_path):
+    header = "\ufeffname\treference\tsigner\thypothesis\r\n"
+    text = header + 'a\tone\ts1\t"say ""one"", two"\r\nb\tx\t\t\r\n'
+    path = write(tmp_path / "t.tsv", text)
+    ours, theirs = read_pairs(path, None)
+    assert ours == {"a": 'say "one", two', "b": ""}
+    assert theirs == {"a": "one", "b": "x"}
+
+
+def test_a_packing_table_serves_as_references(tmp_path):
+    references = write(tmp_path / "r.tsv", "id\tvideo\ttext\na\tv.mp4\tone\n")
+    hypotheses = write(tmp_path / "h.jsonl", '{"id": "a", "hypothesis": "two"}\n')
+    assert read_pairs(hypotheses, references) == ({"a": "two"}, {"a": "one"})
+
+
+def test_two_text_files_are_matched_by_line(tmp_path):
+    hypotheses = write(tmp_path / "h.txt", "one\n\nthree\u2028more\n")
+    references = write(tmp_path / "r.txt", "eins\nzwei\ndrei")
+    ours, theirs = read_pairs(hypotheses, references)
+    assert ours == {"1": "one", "2": "", "3": "three\u2028more"}
+    assert theirs["3"] == "drei"
+    with pytest.raises(UserError, match=r"h\.txt: 1 hypotheses are empty: '2'.*--allow-empty"):
+        score_files(hypotheses, references, "sacrebleu")
+    assert score_files(hypotheses, references, "sacrebleu", allow_empty=True).empty == ("2",)
+
+
+def test_text_files_with_different_numbers_of_lines_are_refused(tmp_path):
+    hypotheses = write(tmp_path / "h.txt", "one\ntwo\n")
+    references = write(tmp_path / "r.txt", "eins\nzwei\ndrei\n")
+    with pytest.raises(UserError, match=r"h\.txt has 2 lines and .*r\.txt has 3"):
+        read_pairs(hypotheses, references)
+
+
+def test_one_text_file_alone_asks_for_the_other(tmp_path):
+    with pytest.raises(UserError, match="--references"):
+        read_pairs(write(tmp_path / "h.txt", "one\n"), None)
+
+
+def test_line_numbers_are_not_matched_with_names(tmp_path):
+    references = write(tmp_path / "r.tsv", "id\treference\n1\tone\n")
+    with pytest.raises(UserError, match="one is plain text"):
+        read_pairs(write(tmp_path / "h.txt", "one\n"), references)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("d.jsonl", '{"id":"a","hypothesis":"x"}\n' * 2, "line 2: the id 'a' is already on line 1"),
+        ("j.jsonl", '{"id":"a"', "line 1: not JSON"),
+        ("n.jsonl", '{"id":"a","hypothesis":"x"}\n\n', "line 2: not JSON"),
+        ("l.jsonl", "[1]\n", "line 1: not a JSON object"),
+        ("k.jsonl", '{"id":"a"}\n', "line 1: no 'hypothesis'"),
+        ("i.jsonl", '{"id":3,"hypothesis":"x"}\n', "line 1: 'id' is 3, not a string"),
+        ("s.jsonl", '{"id":"a","hypothesis":"\\ud800"}\n', "line 1: 'hypothesis' holds half"),
+        ("deep.jsonl", "[" * 100_000, "line 1: not JSON"),
+        ("d.tsv", "id\thypothesis\na\tx\na\ty\n", "line 3: the id 'a' is already on line 2"),
+        ("c.tsv", "id\thypothesis\na\tx\ty\n", "line 2: 3 columns, the header has 2"),
+        ("q.tsv", 'id\thypothesis\na\t"x\nb\ty\n', "line 2: .*double quote"),
+        ("h.tsv", "id\ttranslation\na\tx\n", "no column 'hypothesis' in its first line"),
+        ("e.tsv", "", "empty; the first line must name the columns"),
+    ],
+)
+def test_a_malformed_line_is_named_with_its_number(tmp_path, name, text, message):
+    references = write(tmp_path / "references.tsv", "id\treference\na\tone\n")
+    with pytest.raises(UserError, match=message):
+        read_pairs(write(tmp_path / name, text), references)
+
+
+def test_all_faults_of_a_file_are_reported_together(tmp_path):
+    path = write(tmp_path / "h.jsonl", "x\n" * 30)
+    with pytest.raises(UserError) as caught:
+        read_pairs(path, None)
+    assert "line 20:" in str(caught.value)
+    assert "and 10 more" in str(caught.value)
+
+
+def test_missing_files_and_other_encodings_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.tsv: cannot be read"):
+        read_pairs(tmp_path / "none.tsv", None)
+    latin = tmp_path / "latin.tsv"
+    latin.write_bytes("id\thypothesis\na\tGrüße\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_pairs(latin, latin)
+
+
+def test_ids_are_checked_before_anything_is_scored(tmp_path):
+    hypotheses = write(tmp_path / "h.tsv", "id\thypothesis\na\tx\nz\ty\n")
+    references = write(tmp_path / "r.tsv", "id\treference\na\tx\nb\ty\n")
+    with pytest.raises(UserError, match=r"(?s)no hypothesis: 'b'.*no reference: 'z'"):
+        score_files(hypotheses, references, "sacrebleu")
+
+
+def test_scores_are_read_as_they_were_written(tmp_path):
+    scores = score_with_intervals(HYPOTHESES, REFERENCES, "unisign")
+    assert scores.intervals != {}
+    for results in (
+        Results(scores),
+        Results(scores, {"shuffled": scores}, {"blank": "no pictures"}, {"num_beams": 4}),
+    ):
+        write_results(tmp_path / "scores.json", results)
+        assert read_results(tmp_path / "scores.json") == results
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version":2,"scores":{}}'])
+def test_other_files_are_not_taken_for_scores(tmp_path, text):
+    with pytest.raises(UserError, match=r"scores\.json"):
+        read_results(write(tmp_path / "scores.json", text))
+
+
+def test_gates_are_read_by_any_id_and_by_numpy(tmp_path):
+    ids = ["file", "../up", "x", "x.npy", "a.b", "-0"]
+    gates = {name: np.full(3, i, np.float32) for i, name in enumerate(ids)}
+    write_arrays(tmp_path / "gates.npz", gates)
+    with zipfile.ZipFile(tmp_path / "gates.npz") as archive:
+        for name in ids:
+            assert np.array_equal(read_array(archive, name, 1), gates[name])
+        with pytest.raises(KeyError):
+            read_array(archive, "absent", 1)
+    with np.load(tmp_path / "gates.npz", allow_pickle=False) as loaded:
+        assert np.array_equal(loaded["a.b"], gates["a.b"])
+    first = (tmp_path / "gates.npz").read_bytes()
+    write_arrays(tmp_path / "gates.npz", dict(reversed(gates.items())))
+    assert (tmp_path / "gates.npz").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 2), np.float32), np.zeros(3), np.array([{}], dtype=object)]
+)
+def test_a_gate_that_is_no_row_of_float32_is_refused(tmp_path, array):
+    np.savez(tmp_path / "gates.npz", a=array)
+    with zipfile.ZipFile(tmp_path / "gates.npz") as archive, pytest.raises(UserError, match="'a'"):
+        read_array(archive, "a", 1)

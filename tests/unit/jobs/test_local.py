@@ -1,0 +1,42 @@
+"""`signfuse train` tells a stage that was stopped on request from one that has failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from helpers.repository import ROOT
+from signfuse_dist.cli import main
+from signfuse_dist.engine.stopping import JOB_FOLDER
+from signfuse_dist.jobs import local
+from signfuse_dist.jobs.folder import JobFolder
+
+
+@pytest.mark.parametrize(("finished", "status"), [(None, 1), (False, 75), (True, 1)])
+@pytest.mark.parametrize("in_job", [False, True])
+def test_the_launchers_1_becomes_75_when_the_trainer_says_that_it_was_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    finished: bool | None,
+    status: int,
+    in_job: bool,
+) -> None:
+    def wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
+        folder = Path(environment[JOB_FOLDER])
+        assert (folder == tmp_path) == in_job
+        job = JobFolder(folder)
+        job.begin(tmp_path / "run")
+        if finished is not None:
+            job.end(finished=finished)
+        return 1
+
+    monkeypatch.setattr(local, "_wait", wait)
+    monkeypatch.delenv(JOB_FOLDER, raising=False)
+    if in_job:
+        monkeypatch.setenv(JOB_FOLDER, str(tmp_path))
+    experiment = str(ROOT / "configs" / "experiment" / "demo.yaml")
+    launch = str(ROOT / "launch" / "cpu_zero2.yaml")
+    words = ["train", experiment, "--launch", launch, f"train.output={tmp_path}"]
+    assert main(words) == status

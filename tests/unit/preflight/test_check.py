@@ -1,0 +1,381 @@
+"""What the check before a job finds, each by making it so."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.little_clips import write_corpus
+from helpers.repository import ROOT
+from signfuse_dist.cli import main
+from signfuse_dist.data import manifest
+from signfuse_dist.data.manifest import PackConfig
+from signfuse_dist.data.pack import pack
+from signfuse_dist.preflight import machine, memory
+
+DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
+
+
+@dataclass
+class Job:
+    """A job in which everything is in order, to be broken."""
+
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    words: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def llm(self) -> Path:
+        return self.folder / "llm"
+
+    def split(self, name: str) -> Path:
+        return self.folder / "shards" / name
+
+    def launch(self, **settings: object) -> Path:
+        """Write a launch file that differs from that of a CPU node in some settings."""
+        values = yaml.safe_load((ROOT / "launch" / "cpu_zero2.yaml").read_text("utf-8"))
+        path = self.folder / "launch.yaml"
+        path.write_text(yaml.safe_dump({**values, **settings}), encoding="utf-8")
+        return path
+
+    def check(self, status: int) -> list[str]:
+        """Run the check, assert how it ends, and return the lines of its findings."""
+        path = self.launch() if "--launch" not in self.options else None
+        launch = ["--launch", str(path)] if path else []
+        words = [
+            f"data.shards={self.folder / 'shards'}", f"model.llm={self.llm}",
+            f"train.output={self.folder / 'runs'}", *self.words,
+        ]  # fmt: skip
+        assert main(["check", DEMO, "--world-size", "2", *launch, *self.options, *words]) == status
+        return self.capsys.readouterr().out.splitlines()
+
+    def finds(self, level: str, *parts: str) -> str:
+        """Return the one finding of this level, with all these words in it."""
+        lines = self.check(1 if level == "error" else 0)
+        found = [line for line in lines if line.startswith(level)]
+        assert len(found) == 1, "\n".join(lines)
+        for part in parts:
+            assert part in found[0]
+        return found[0]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three verified splits and an LLM's files."""
+    folder = tmp_path_factory.mktemp("packed")
+    table = write_corpus(folder / "corpus", clips=4)
+    config = PackConfig(frame_size=48, fps=10, clips_per_shard=2)
+    pack("table", table, "train", folder / "shards" / "train", config, 0)
+    assert main(["verify", str(folder / "shards" / "train"), "--workers", "0"]) == 0
+    for name in ("dev", "test"):
+        shutil.copytree(folder / "shards" / "train", folder / "shards" / name)
+    llm = folder / "llm"
+    llm.mkdir()
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
+    (llm / "config.json").write_text(json.dumps({**shape, "dtype": "bfloat16"}))
+    (llm / "tokenizer.json").write_text("{}")
+    (llm / "model.safetensors").write_bytes(bytes(4000))
+    return folder
+
+
+@pytest.fixture
+def job(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Job:  # fmt: skip
+    shutil.copytree(packed, tmp_path / "job")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(machine, "gpu_gigabytes", lambda: None)
+    with socket.socket() as s:
+        s.bind(("", 0))
+        port = s.getsockname()[1]
+    found = Job(tmp_path / "job", capsys)
+    found.options = ["--launch", str(found.launch(main_process_port=port))]
+    return found
+
+
+def test_a_job_in_order_has_no_error_and_no_warning(job: Job) -> None:
+    lines = job.check(0)
+    assert lines[-1].startswith("0 errors, 0 warnings, ")
+    said = "\n".join(lines)
+    assert "4 clips in 2 shards" in said
+    assert "0 M weights, d_LLM 64" in said
+    assert "ds_configs/zero2.json, ZeRO stage 2" in said
+    assert "no GPU here to compare with" in said
+
+
+def test_all_that_is_wrong_is_said_at_once(job: Job) -> None:
+    shutil.rmtree(job.split("train"))
+    shutil.rmtree(job.llm)
+    job.words = ["model.visual_weights=nothing.pth"]
+    lines = job.check(1)
+    assert sum(line.startswith("error") for line in lines) == 3
+    assert lines[-1].startswith("3 errors")
+
+
+@pytest.mark.parametrize("name", ["dev", "test"])
+def test_a_split_that_is_scored_later_may_be_packed_later(job: Job, name: str) -> None:
+    shutil.rmtree(job.split(name))
+    job.finds("warning", str(job.split(name)), "manifest.json", f"--split {name}")
+
+
+def test_a_shard_that_vanished_is_an_error(job: Job) -> None:
+    (job.split("train") / "shard-000001.tar").unlink()
+    job.finds("error", "shard-000001.tar: the shard is missing", "signfuse pack")
+
+
+def test_an_index_that_is_damaged_is_an_error(job: Job) -> None:
+    (job.split("train") / "shard-000001.index.json").write_text("{")
+    job.finds("error", "shard-000001.index.json", "cannot be read")
+
+
+def test_shards_that_were_not_verified_are_a_warning(job: Job) -> None:
+    (job.split("train") / "verified.json").unlink()
+    job.finds("warning", "not verified", f"signfuse verify {job.split('train')}")
+
+
+def test_shards_that_were_packed_again_are_not_verified(job: Job) -> None:
+    manifest = job.split("dev") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"root": "', '"root": "/elsewhere'))
+    job.finds("warning", "development split", "not verified since it was packed")
+
+
+def test_verify_takes_its_word_back_when_it_finds_a_fault(job: Job) -> None:
+    shard = job.split("train") / "shard-000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    assert main(["verify", str(job.split("train")), "--workers", "0"]) == 1
+    job.finds("warning", "not verified")
+
+
+def test_verify_says_where_it_cannot_leave_its_word(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(manifest, "write_text", refuse)
+    assert main(["verify", str(job.split("train")), "--workers", "0"]) == 0
+    assert "`signfuse check` will not know of this" in job.capsys.readouterr().out
+
+
+def test_another_packing_than_the_run_asks_is_an_error(job: Job) -> None:
+    for name in ("dev", "test"):
+        shutil.rmtree(job.split(name))
+    job.words = ["data.fps=25"]
+    lines = job.check(1)
+    assert any("packed at fps 10.0, the run asks 25.0" in line for line in lines)
+
+
+def test_a_pose_set_that_is_not_there_is_an_error(job: Job) -> None:
+    job.words = ["data.poses=new"]
+    lines = [line for line in job.check(1) if line.startswith("error")]
+    assert len(lines) == 1
+    assert "pose set new" in lines[0]
+    assert "signfuse pose" in lines[0]
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
+def test_an_llm_without_one_of_its_files_is_an_error(job: Job, file: str) -> None:
+    (job.llm / file).unlink()
+    kind = "a tokenizer" if file == "tokenizer.json" else "weights"
+    job.finds("error", f"lacks {kind}")
+
+
+def test_a_download_that_was_stopped_is_an_error(job: Job) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (job.llm / "model.safetensors.index.json").write_text(json.dumps(index))
+    job.finds("error", "lacks model-00002-of-00002.safetensors")
+
+
+def test_an_llm_that_is_not_in_the_cache_is_named_with_its_download(job: Job) -> None:
+    job.words = ["model.llm=nobody/has-this", "model.llm_revision=abc"]
+    lines = [line for line in job.check(1) if line.startswith("error")]
+    assert len(lines) == 1
+    assert "LLM nobody/has-this at abc: neither a folder nor in the cache" in lines[0]
+    assert "hf download nobody/has-this --revision abc" in lines[0]
+
+
+def test_an_llm_in_the_cache_is_found_by_its_revision(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = job.folder / "hub"
+    snapshot = hub / "models--some--llm" / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(job.llm, snapshot)
+    (hub / "models--some--llm" / "refs").mkdir()
+    (hub / "models--some--llm" / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(hub))
+    job.words = ["model.llm=some/llm"]
+    assert any(str(snapshot) in line for line in job.check(0) if line.startswith("ok"))
+    job.words.append("model.llm_revision=other")
+    assert any("LLM some/llm at other: neither" in line for line in job.check(1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.visual_weights=imagenet"], "there are none of ImageNet"),
+        (["model.visual_weights=imagenet", "model.visual_backbone=resnet18"], "curl"),
+        (["model.visual_weights=none.pth"], "no such file"),
+    ],
+)
+def test_weights_to_start_from_that_are_not_there_are_an_error(
+    job: Job, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(job.folder / "torch"))
+    job.words = words
+    job.finds("error", said)
+
+
+def test_weights_in_torchs_cache_are_found(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(job.folder / "torch"))
+    path = job.folder / "torch" / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    job.words = ["model.visual_weights=imagenet", "model.visual_backbone=resnet18"]
+    assert any(str(path) in line for line in job.check(0))
+
+
+def test_a_stage_whose_stage_before_is_missing_is_an_error(job: Job) -> None:
+    job.words = ["stage=alignment"]
+    job.finds("error", "contrastive", "Train it first: stage=contrastive")
+    (job.folder / "runs" / "demo" / "contrastive" / "model").mkdir(parents=True)
+    job.check(0)
+
+
+def test_a_run_folder_of_another_configuration_is_an_error(job: Job) -> None:
+    from signfuse_dist.config import load_run
+
+    run = load_run(DEMO, "contrastive", [f"train.output={job.folder / 'runs'}", "train.seed=3"])
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(run.to_dict()))
+    job.finds("error", "train.seed was 3, is 0", "train.output=FOLDER")
+
+
+Settings = dict[str, object]
+
+
+@pytest.mark.parametrize(
+    ("settings", "level", "said"),
+    [
+        ({"use_cpu": True}, "error", "without DeepSpeed, or with one process"),
+        ({"num_processes": 4}, "warning", "Launch with --num-processes 2"),
+        ({"mixed_precision": "fp16"}, "error", "train.precision decides"),
+        ({"num_machines": 2}, "error", "pdsh does not run under Slurm"),
+        ({"deepspeed_config": {}}, "error", "names no DeepSpeed template"),
+        (
+            {"deepspeed_config": {"deepspeed_config_file": "no.json"}}, "error",
+            "DeepSpeed template no.json",
+        ),
+    ],
+)  # fmt: skip
+def test_a_launch_file_that_would_train_something_else_is_named(
+    job: Job, settings: Settings, level: str, said: str
+) -> None:
+    port = yaml.safe_load(Path(job.options[1]).read_text("utf-8"))["main_process_port"]
+    job.launch(main_process_port=port, **settings)
+    job.finds(level, said)
+
+
+def test_a_template_without_the_gradients_norm_is_an_error(job: Job) -> None:
+    template = json.loads((ROOT / "ds_configs" / "zero2.json").read_text("utf-8"))
+    template["zero_optimization"]["compute_grad_norm"] = False
+    path = job.folder / "zero2.json"
+    path.write_text(json.dumps(template))
+    port = yaml.safe_load(Path(job.options[1]).read_text("utf-8"))["main_process_port"]
+    job.launch(main_process_port=port, deepspeed_config={"deepspeed_config_file": str(path)})
+    job.finds("error", "compute_grad_norm is false")
+
+
+def test_a_launch_file_that_is_none_is_the_users_mistake(job: Job) -> None:
+    assert main(["check", DEMO, "--world-size", "2", "--launch", "none.yaml"]) == 2
+    assert "--launch none.yaml: cannot be read" in job.capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_an_error(job: Job) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        job.launch(main_process_port=port)
+        job.finds("error", f"port {port}: cannot be taken", f"--main_process_port {port + 1}")
+
+
+def test_memory_of_a_gpu_is_judged_where_it_is_named(job: Job) -> None:
+    job.words = ["stage=contrastive"]
+    job.options += ["--gpu-memory", "1"]
+    job.finds("error", "memory of a GPU in stage contrastive", "of 1 GB", "micro_batch_size")
+    job.options[-1] = "80"
+    job.check(0)
+
+
+@pytest.mark.parametrize(
+    ("longest", "frames"),
+    # Four clips of 6, 7, 8 and 6 frames in a step, two to a process, with 5 % for what is uneven.
+    [(64, 15), (7, 14), (6, 13)],
+)
+def test_the_fullest_micro_batch_is_that_of_the_plan(job: Job, longest: int, frames: int) -> None:
+    job.words = [
+        "stage=contrastive", "train.micro_batch_size=2", "train.global_batch_size=4",
+        f"data.max_frames={longest}",
+    ]  # fmt: skip
+    (line,) = [line for line in job.check(0) if "memory of a GPU" in line]
+    assert f"; {frames} frames at most)" in line
+
+
+def test_without_a_plan_every_clip_is_as_long_as_it_may_be(job: Job) -> None:
+    shutil.rmtree(job.split("train"))
+    job.words = ["stage=contrastive", "data.max_frames=40"]
+    (line,) = [line for line in job.check(1) if "memory of a GPU" in line]
+    assert "; 160 frames at most)" in line
+
+
+def test_a_disk_that_is_too_small_is_an_error(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(job.folder)
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    job.finds("error", "0.0 GB free", "Make room")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.attention=flash_attention_2", "train.precision=bf16"], "pip install flash-attn"),
+        (["model.attention=varlen"], "needs train.precision=bf16"),
+        (["model.attention=varlen", "train.precision=bf16", "model.num_heads=8"], "not 12"),
+        (["model.llm_quantization=4bit"], "pip install bitsandbytes"),
+    ],
+)
+def test_what_a_choice_needs_of_the_machine_is_named(
+    job: Job, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    job.words = words
+    job.finds("error", said)
+
+
+def test_versions_out_of_their_ranges_are_an_error(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["torch<2", "numpy>=1", "not-a-package>=1", 'pytest>=99; extra == "dev"']
+    monkeypatch.setattr(machine.importlib.metadata, "requires", lambda name: asked)
+    found = job.finds("error", "torch is ", "not <2", "not-a-package is not installed")
+    assert "numpy" not in found
+    assert "pytest" not in found
+
+
+def test_a_batch_that_does_not_divide_is_the_users_mistake_and_hides_nothing(job: Job) -> None:
+    (job.llm / "tokenizer.json").unlink()
+    job.words = ["train.micro_batch_size=3"]
+    lines = job.check(2)
+    assert any("lacks a tokenizer" in line for line in lines)

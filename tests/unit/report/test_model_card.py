@@ -1,0 +1,116 @@
+"""The model card: filled in from the run, and no mark-up of anybody's text in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from helpers.repository import ROOT
+from signfuse_dist.config import RunConfig, load_run
+from signfuse_dist.evaluation.scores import Results, Score, Scores, write_results
+from signfuse_dist.report.model_card import write_card
+
+DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
+FINGERPRINT = "ab" * 32
+HOSTILE = "<script>alert(1)</script> | [x](http://evil) `code`\n# heading"
+
+
+def written(folder: Path, run: RunConfig, **saved: Any) -> str:
+    """Lay out a run folder as training leaves it, and return the card."""
+    (folder / "model" / "adapter").mkdir(parents=True, exist_ok=True)
+    config = {"llm_fingerprint": FINGERPRINT, "llm_commit": None, **saved}
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(run.to_dict()), encoding="utf-8")
+    plan = {"num_clips": 480, "total_steps": 540, "world_size": 2, "num_pairs": 8}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "versions.json").write_text(json.dumps({"torch": "2.15.0", "python": "3.11.2"}))
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 540, "total": 0.512345}\n')
+    return write_card(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.chdir(tmp_path)  # where no demo has left an LLM: a folder is no name on the hub
+    return load_run(DEMO, "finetune")
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    assert card.startswith("---\n")
+    return dict(yaml.safe_load(card.split("---\n")[1]))
+
+
+def test_a_card_says_what_the_run_was(tmp_path: Path, run: RunConfig) -> None:
+    card = written(tmp_path, run)
+    for part in (
+        "# demo, stage finetune", "| corpus | synthetic |", "train, 480 clips",
+        "9, 540 optimizer steps", "0.0015, 1 epochs of warmup", "8 over 2 processes",
+        "| last losses | total 0.5123 |", "| torch | 2.15.0 |", FINGERPRINT, "Not evaluated.",
+        "resnet10, width 16, group norm", "| fusion | cmfa, 2 layers |",
+        "SignFuse.from_pretrained", "that PEFT loads",
+    ):  # fmt: skip
+        assert part in card, part
+    assert front_matter(card) == {
+        "library_name": "signfuse_dist", "tags": ["sign-language-translation"], "language": ["en"],
+        "base_model": "shards/synthetic/tiny_llm",
+    }  # fmt: skip
+
+
+def test_the_scores_of_every_evaluated_split_are_in_it(tmp_path: Path, run: RunConfig) -> None:
+    def scores(value: float) -> Scores:
+        return Scores("sacrebleu", 60, {"BLEU-4": Score(value, "nrefs:1|tok:13a")}, {}, (), ())
+
+    for split, value in (("dev", 51.5), ("test", 52.25)):
+        (tmp_path / "evaluation" / split).mkdir(parents=True)
+        results = Results(scores(value), {"shuffled": scores(5.0)})
+        write_results(tmp_path / "evaluation" / split / "scores.json", results)
+    card = written(tmp_path, run)
+    assert "split dev, 60 sentences" in card
+    assert "| BLEU-4 | 52.25 | 5.00 | nrefs:1\\|tok:13a |" in card
+    assert "| BLEU-4 | 51.50 | 5.00 |" in card
+    assert "Not evaluated" not in card
+
+
+def test_text_of_others_cannot_be_mark_up(tmp_path: Path, run: RunConfig) -> None:
+    hostile = replace(
+        run, name=HOSTILE,
+        data=replace(run.data, corpus=HOSTILE, language=HOSTILE, train_split=HOSTILE),
+        model=replace(run.model, llm="a: [b\n---\nlicense: mit", prompt=HOSTILE),
+    )  # fmt: skip
+    card = written(tmp_path, hostile)
+    assert "<script" not in card
+    assert "[x](" not in card
+    assert "\n# heading" not in card
+    found = front_matter(card)
+    assert found["base_model"] == "a: [b\n---\nlicense: mit"
+    assert "language" not in found
+    assert "license" not in found
+
+
+def test_the_encoders_alone_do_not_claim_to_translate(tmp_path: Path) -> None:
+    card = written(tmp_path, load_run(DEMO, "contrastive"), llm_fingerprint=None)
+    assert "do not translate" in card
+    assert "generate" not in card
+    assert "fingerprint" not in card
+    assert "base_model" not in front_matter(card)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_written(
+    tmp_path: Path, run: RunConfig
+) -> None:
+    (tmp_path / "evaluation" / "test").mkdir(parents=True)
+    (tmp_path / "evaluation" / "test" / "scores.json").write_text("{")
+    written(tmp_path, run)
+    (tmp_path / "versions.json").unlink()
+    (tmp_path / "plan.json").write_text("[]")
+    (tmp_path / "metrics.jsonl").write_text("")
+    card = write_card(tmp_path).read_text(encoding="utf-8")
+    assert "versions.json cannot be read" in card
+    assert "plan.json holds no JSON object" in card
+    assert "scores.json" in card
+    assert "unknown clips" in card
+    assert "| last losses | unknown |" in card

@@ -1,0 +1,117 @@
+"""Choices that contradict each other are refused, by the keys to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.repository import ROOT
+from signfuse_dist.config import STAGES, load_run, load_stages
+from signfuse_dist.errors import UserError
+
+DEMO = str(ROOT / "configs/experiment/demo.yaml")
+ONE_STREAM = ("model.streams=visual", "loss.contrastive_weight=0",
+              "train.stages=[alignment,finetune]")  # fmt: skip
+
+
+def refused(*words: str, stage: str = "finetune") -> str:
+    with pytest.raises(UserError) as error:
+        load_run(DEMO, stage, words)
+    return str(error.value)
+
+
+def stages_of(*words: str) -> list[str]:
+    return [run.stage.name for run in load_stages(DEMO, words)]
+
+
+def test_the_stages_that_are_used_are_read_in_order() -> None:
+    assert stages_of() == list(STAGES)
+    assert stages_of("train.stages=[finetune]") == ["finetune"]
+    assert stages_of("train.stages=[contrastive,finetune]") == ["contrastive", "finetune"]
+    assert stages_of("train.stages=[alignment, finetune]", "stage=alignment") == ["alignment"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [("[]", "at least one"), ("[finetune,alignment]", "in the order"),
+     ("[finetune,finetune]", "each at most once"), ("[fine]", "'fine' is not one of contrastive")],
+)  # fmt: skip
+def test_stages_that_cannot_follow_each_other_are_refused(stages: str, said: str) -> None:
+    message = refused(f"train.stages={stages}")
+    assert "train.stages" in message
+    assert said in message
+    with pytest.raises(UserError, match=r"train\.stages"):
+        load_stages(DEMO, [f"train.stages={stages}"])
+
+
+def test_a_stage_that_is_not_used_cannot_be_trained() -> None:
+    message = refused("train.stages=[finetune]", stage="alignment")
+    assert "stage alignment is not among train.stages ['finetune']" in message
+    with pytest.raises(UserError, match="stage contrastive is not among"):
+        load_stages(DEMO, ["train.stages=[finetune]", "stage=contrastive"])
+
+
+def test_one_stream_is_refused_a_contrastive_loss_and_stage_by_their_keys() -> None:
+    message = refused("model.streams=visual")
+    assert "write train.stages=[alignment,finetune]" in message
+    assert "write loss.contrastive_weight=0" in message
+    assert load_run(DEMO, "finetune", ONE_STREAM).model.streams == "visual"
+    for left in ONE_STREAM[1:]:
+        assert "without pairs" in refused(*(word for word in ONE_STREAM if word != left))
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["model.fusion=concat", "model.fusion=sum", "model.fusion=visual_from_skeletal",
+     "model.fusion_layers=0"],
+)  # fmt: skip
+def test_attended_features_need_attention_in_both_directions(word: str) -> None:
+    key = word.partition("=")[0]
+    message = refused("loss.contrastive_features=attended", word)
+    assert "loss.contrastive_features=attended" in message
+    assert key in message
+    load_run(DEMO, "finetune", ["loss.contrastive_features=attended"])
+    load_run(DEMO, "finetune", [word])
+
+
+@pytest.mark.parametrize("scales", ["[sequence,frame]", "[frame,frame]", "[minute]", "frame"])
+def test_scales_are_a_subset_in_order(scales: str) -> None:
+    assert "model.scales" in refused(f"model.scales={scales}")
+
+
+def test_there_are_as_many_kernels_as_named_scales() -> None:
+    words = ("model.scale_kernels=[1,5]", "model.scale_strides=[1,2]", "model.scales=[frame]")
+    assert "model.scale_kernels has 2 entries for the 3 scales" in refused(*words)
+
+
+@pytest.mark.parametrize("norm", ["sync", "local"])
+@pytest.mark.parametrize("word", ["model.visual_chunk=4", "model.visual_checkpoint=true"])
+def test_frames_are_not_computed_twice_with_statistics_of_the_batch(norm: str, word: str) -> None:
+    message = refused(word, f"model.visual_norm={norm}")
+    assert word.replace("true", "True") in message
+    assert "model.visual_norm=frozen or group" in message
+    for exact in ("frozen", "group"):
+        load_run(DEMO, "finetune", [word, f"model.visual_norm={exact}"])
+
+
+def test_channels_last_is_refused_where_torch_is_unsound() -> None:
+    message = refused("model.visual_channels_last=true", "model.visual_width=4")
+    assert "model.visual_width of 8 or more, not 4" in message
+    load_run(DEMO, "finetune", ["model.visual_channels_last=true", "model.visual_width=8"])
+
+
+def test_all_contradictions_are_reported_together() -> None:
+    message = refused("model.streams=visual", "model.scales=[sequence,frame]",
+                      "model.visual_chunk=2", "model.visual_norm=sync")  # fmt: skip
+    assert "(4)" in message
+
+
+def test_cached_features_are_refused_where_they_would_change() -> None:
+    assert load_run(DEMO, "alignment", ["train.features=cached"]).train.features == "cached"
+    assert "in stage finetune they train" in refused("train.features=cached")
+    said = refused("train.features=cached", "augment.crop=0.1", stage="alignment")
+    assert "set augment.* to 0" in said
+
+
+def test_a_tracker_that_accelerate_does_not_know_is_refused() -> None:
+    assert load_run(DEMO, "alignment", ["train.trackers=[wandb]"]).train.trackers == ("wandb",)
+    assert "'tensorbord' is not one of" in refused("train.trackers=[tensorbord]")
