@@ -212,7 +212,7 @@ def test_every_object_that_a_document_names_by_its_full_name_exists(document: Pa
 
 
 def test_the_table_of_departures_is_exactly_the_docstrings_that_state_one() -> None:
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "departures.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"\| `(signfuse_dist\.[\w.]+)` \|$", text, re.MULTILINE))
     stated = set()
     for path in sorted((ROOT / "signfuse_dist").rglob("*.py")):
@@ -220,7 +220,7 @@ def test_the_table_of_departures_is_exactly_the_docstrings_that_state_one() -> N
         stated |= {f"{module}{name}" for name in _departures(tree(path), "")}
     # A method's own departure may stand in the table under its class.
     missing = {s for s in stated if s not in listed and s.rpartition(".")[0] not in listed}
-    assert not missing, f"not in the table of docs/training.md: {missing}"
+    assert not missing, f"not in the table of docs/departures.md: {missing}"
     assert not listed - stated, f"no docstring states a departure: {listed - stated}"
 
 
