@@ -163,18 +163,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "that is here, and say why the others are not.",
     )
     command.add_argument(
-        "--lengths", type=whole_numbers, default=(64, 128, 256, 512), metavar="T,T,...",
+        "--lengths",
+        type=whole_numbers,
+        default=(64, 128, 256, 512),
+        metavar="T,T,...",
         help="steps of the longest clip, as in 64,128 (default: 64,128,256,512)",
-    )  # fmt: skip
+    )
     command.add_argument("--batch-size", type=int, default=8, help="clips (default: %(default)s)")
     command.add_argument("--dim", type=int, default=ModelConfig.dim, help="default: %(default)s")
     command.add_argument(
         "--heads", type=int, default=ModelConfig.num_heads, help="default: %(default)s"
     )
     command.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"),
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
         help="default: bfloat16 on a GPU, float32 on a CPU",
-    )  # fmt: skip
+    )
     command.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
     )

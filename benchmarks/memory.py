@@ -189,8 +189,9 @@ def run(bench: MemoryBench) -> str:
 
 def _ways(bench: MemoryBench, frames: int) -> list[tuple[str, dict[str, Any]]]:
     ways: list[tuple[str, dict[str, Any]]] = [
-        ("whole", {}), ("blocks", {"visual_checkpoint": True}),
-    ]  # fmt: skip
+        ("whole", {}),
+        ("blocks", {"visual_checkpoint": True}),
+    ]
     ways += [(f"chunks of {size}", {"visual_chunk": size}) for size in bench.chunks]
     if frames == max(bench.frames):
         ways += [(name, OPTIONS[name]) for name in bench.options]
@@ -202,18 +203,26 @@ def _case(bench: MemoryBench, frames: int, name: str, changes: dict[str, Any]) -
     words = [*bench.overrides, *(f"model.{k}={json.dumps(v)}" for k, v in changes.items())]
     run = load_stages(bench.experiment, words)[0]
     return Case(
-        model=dataclasses.asdict(run.model), part=bench.part, frames=frames, clips=bench.clips,
-        frame_size=run.data.frame_size, bf16=name == "bf16", threads=bench.threads,
-    )  # fmt: skip
+        model=dataclasses.asdict(run.model),
+        part=bench.part,
+        frames=frames,
+        clips=bench.clips,
+        frame_size=run.data.frame_size,
+        bf16=name == "bf16",
+        threads=bench.threads,
+    )
 
 
 def _measure(case: Case) -> dict[str, float] | str:
     """Return the figures of a case, or why there are none."""
     text = json.dumps(dataclasses.asdict(case))
     done = subprocess.run(
-        [sys.executable, __file__, _ONE_CASE, text], check=False,
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(case.threads)},
-    )  # fmt: skip
+        [sys.executable, __file__, _ONE_CASE, text],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(case.threads)},
+    )
     if done.returncode == 0:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     said = done.stderr.strip().splitlines()
@@ -221,16 +230,24 @@ def _measure(case: Case) -> dict[str, float] | str:
 
 
 def _row(
-    frames: int, clips: int, name: str, figures: dict[str, float] | str,
+    frames: int,
+    clips: int,
+    name: str,
+    figures: dict[str, float] | str,
     whole: dict[str, float] | str | None,
-) -> tuple[str, ...]:  # fmt: skip
+) -> tuple[str, ...]:
     if isinstance(figures, str):
         return str(frames), name, figures, "", "", ""
     peak, seconds = figures["peak_bytes"] / 1e6, figures["seconds"]
     ratio = f"{seconds / whole['seconds']:.2f}" if isinstance(whole, dict) else "-"
     return (
-        str(frames), name, f"{peak:.0f}", f"{peak / frames / clips:.2f}", f"{seconds:.2f}", ratio
-    )  # fmt: skip
+        str(frames),
+        name,
+        f"{peak:.0f}",
+        f"{peak / frames / clips:.2f}",
+        f"{seconds:.2f}",
+        ratio,
+    )
 
 
 def _about() -> str:
@@ -257,18 +274,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the visual stream alone, or a step of the contrastive stage (default: %(default)s)",
     )
     command.add_argument(
-        "--frames", type=whole_numbers, default=(16, 32, 64), metavar="T,T,...",
+        "--frames",
+        type=whole_numbers,
+        default=(16, 32, 64),
+        metavar="T,T,...",
         help="frames a clip (default: 16,32,64)",
-    )  # fmt: skip
+    )
     command.add_argument(
-        "--chunks", type=whole_numbers, default=(4, 8), metavar="N,N,...",
+        "--chunks",
+        type=whole_numbers,
+        default=(4, 8),
+        metavar="N,N,...",
         help="frames at once (default: 4,8)",
-    )  # fmt: skip
+    )
     command.add_argument(
-        "--options", nargs="*", choices=("channels_last", "bf16", "compile"),
+        "--options",
+        nargs="*",
+        choices=("channels_last", "bf16", "compile"),
         default=("channels_last", "bf16", "compile"),
         help="also tried at the largest length (default: all three)",
-    )  # fmt: skip
+    )
     command.add_argument("--clips", type=int, default=1, help="default: %(default)s")
     command.add_argument("--threads", type=int, default=1, help="of a CPU (default: %(default)s)")
     command.set_defaults(run=_memory)
@@ -277,9 +302,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _memory(options: argparse.Namespace) -> int:
     bench = MemoryBench(
-        options.experiment, options.overrides, options.part, options.frames, options.chunks,
-        options.options, options.clips, options.threads,
-    )  # fmt: skip
+        options.experiment,
+        options.overrides,
+        options.part,
+        options.frames,
+        options.chunks,
+        options.options,
+        options.clips,
+        options.threads,
+    )
     print(run(bench))
     return 0
 

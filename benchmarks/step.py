@@ -210,9 +210,15 @@ class EngineLoop:
         prepared, optimizer = self.accelerator.prepare(model, optimizer)
         self._agreement = Agreement(case.objective, 1)
         self._step = Step(
-            self.accelerator, prepared, optimizer, case.objective, case.plan, run.stage, run.train,
+            self.accelerator,
+            prepared,
+            optimizer,
+            case.objective,
+            case.plan,
+            run.stage,
+            run.train,
             FiniteSteps(prepared, self._agreement, run.train.non_finite),
-        )  # fmt: skip
+        )
         self._timeline = Timeline(self.accelerator.device, self.meter.components)
         self._done = 0
 
@@ -265,12 +271,16 @@ def _launch_alone(template: Path | None) -> None:
         port = found.getsockname()[1]
     os.environ.update(
         {
-            "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
             "ACCELERATE_USE_DEEPSPEED": "false" if template is None else "true",
             "ACCELERATE_DEEPSPEED_CONFIG_FILE": "none" if template is None else str(template),
         }
-    )  # fmt: skip
+    )
 
 
 RATIO_GOAL = 1.05
@@ -455,9 +465,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_run(command)
     command.add_argument("--stage", choices=STAGES, default=STAGES[-1], help="default: %(default)s")
     command.add_argument(
-        "--llm-shape", choices=("tiny", "smollm2_135m", "llama2_7b"), default="tiny",
+        "--llm-shape",
+        choices=("tiny", "smollm2_135m", "llama2_7b"),
+        default="tiny",
         help="architecture of the LLM (default: %(default)s, for a CPU)",
-    )  # fmt: skip
+    )
     command.add_argument("--clips", type=int, default=2, help="default: %(default)s")
     command.add_argument(
         "--frames", type=int, default=16, help="frames of each clip (default: %(default)s)"
@@ -469,9 +481,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--repeats", type=int, default=9, help="steps of each loop (default: %(default)s)"
     )
     command.add_argument(
-        "--ds-config", type=Path, metavar="TEMPLATE",
+        "--ds-config",
+        type=Path,
+        metavar="TEMPLATE",
         help="run the engine under DeepSpeed with this template (default: plain)",
-    )  # fmt: skip
+    )
     command.add_argument(
         "--cached",
         action="store_true",
@@ -486,10 +500,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _step(options: argparse.Namespace) -> int:
     bench = StepBench(
-        options.experiment, options.overrides, options.stage, options.llm_shape, options.clips,
-        options.frames, options.tokens, options.repeats, options.ds_config, options.cached,
+        options.experiment,
+        options.overrides,
+        options.stage,
+        options.llm_shape,
+        options.clips,
+        options.frames,
+        options.tokens,
+        options.repeats,
+        options.ds_config,
+        options.cached,
         options.profile,
-    )  # fmt: skip
+    )
     print(bench_step(bench))
     return 0
 

@@ -42,9 +42,13 @@ _ENCODERS = ("streams", "visual_backbone", "visual_norm", "norm", "visual_stride
 
 
 def find_or_compute(
-    model: SignFuse, run: RunConfig, split: Split, accelerator: Accelerator, num_workers: int,
+    model: SignFuse,
+    run: RunConfig,
+    split: Split,
+    accelerator: Accelerator,
+    num_workers: int,
     say: Callable[[str], None],
-) -> FeatureSet:  # fmt: skip
+) -> FeatureSet:
     """Return the training split's features; what is missing or damaged is computed.
 
     Every process calls this, with the model of the stage before it is prepared, and computes a
@@ -107,9 +111,14 @@ def _is_whole(path: Path) -> bool:
 
 
 def _compute(
-    model: SignFuse, run: RunConfig, split: Split, folder: Path, parts: list[int],
-    device: torch.device, num_workers: int,
-) -> None:  # fmt: skip
+    model: SignFuse,
+    run: RunConfig,
+    split: Split,
+    folder: Path,
+    parts: list[int],
+    device: torch.device,
+    num_workers: int,
+) -> None:
     model.to(device)
     set_mode(model, "alignment")
     frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, run.train.seed)

@@ -569,9 +569,12 @@ def _file_values(
 
 
 def _merge_experiment(
-    values: dict[str, dict[str, Any]], raw: dict[str, Any], path: Path, stage: str,
+    values: dict[str, dict[str, Any]],
+    raw: dict[str, Any],
+    path: Path,
+    stage: str,
     errors: list[str],
-) -> None:  # fmt: skip
+) -> None:
     """Let the experiment's sections override; its ``stage`` section has one part a stage."""
     refuse_unknown(raw, SECTIONS, f"{path}: section", errors)
     for name, section in raw.items():

@@ -52,9 +52,13 @@ class DevelopmentScore:
     """
 
     def __init__(
-        self, run: RunConfig, model: SignFuse, split: Split, tokenizer: TextTokenizer | None,
+        self,
+        run: RunConfig,
+        model: SignFuse,
+        split: Split,
+        tokenizer: TextTokenizer | None,
         accelerator: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``model`` is the bare one: neither DDP nor DeepSpeed may see calls that do not train."""
         self._run, self._model, self._accelerator = run, model, accelerator
         once = replace(run.stage, epochs=1, warmup_epochs=0)

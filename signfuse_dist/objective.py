@@ -92,9 +92,11 @@ class StageObjective:
             assert batch.text_lengths is not None
             sums["language"] = (output.negative_log_likelihood * batch.weight).sum()
             apart = losses.distance(
-                output.sign_embeddings, output.text_embeddings, batch.text_lengths,
+                output.sign_embeddings,
+                output.text_embeddings,
+                batch.text_lengths,
                 self.config.alignment_pooling,
-            )  # fmt: skip
+            )
             sums["distance"] = (apart * batch.weight).sum()
         return sums
 

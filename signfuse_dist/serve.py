@@ -202,8 +202,10 @@ def serve(run_folder: Path, server: Server, pose_model: Path | None) -> int:
     with tempfile.TemporaryDirectory(prefix="signfuse-serve-") as folder:
         # Read by gradio when it is imported; without network it would wait for answers.
         os.environ |= {
-            "GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1",
-        }  # fmt: skip
+            "GRADIO_TEMP_DIR": folder,
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "HF_HUB_OFFLINE": "1",
+        }
         page = build_page(ClipTranslator(translator, reader, Path(folder)), server)
         _launch(page, server)
     return 0

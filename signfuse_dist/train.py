@@ -160,9 +160,12 @@ def _find_checkpoint(
 
 
 def _run_loop(
-    job: _Job, model: SignFuse, tokenizer: TextTokenizer | None, identity: dict[str, Any],
+    job: _Job,
+    model: SignFuse,
+    tokenizer: TextTokenizer | None,
+    identity: dict[str, Any],
     found: checkpoint.Found | None,
-) -> bool:  # fmt: skip
+) -> bool:
     """Train from the checkpoint that was found, or from nothing; return whether it is finished."""
     run, accelerator, startup = job.run, job.accelerator, job.startup
     start_step, broken = (found.step, found.broken_clips) if found else (0, 0)
@@ -181,9 +184,20 @@ def _run_loop(
     meter = meter_of(model, objective, run, accelerator.device)
     say_what_is_unknown(meter, accelerator.device, job.say)
     loop = Loop(
-        accelerator, prepared, optimizer, objective, job.plan, run.stage, run.train, run.folder,
-        job.marks, identity, development, meter, startup,
-    )  # fmt: skip
+        accelerator,
+        prepared,
+        optimizer,
+        objective,
+        job.plan,
+        run.stage,
+        run.train,
+        run.folder,
+        job.marks,
+        identity,
+        development,
+        meter,
+        startup,
+    )
     dataset = _clips(job, tokenizer, start_step, features)
     source = batches(dataset, job.workers, torch.cuda.is_available())
     return loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
@@ -284,8 +298,10 @@ def _record_attention(model: SignFuse, run: RunConfig, accelerator: Any, say: An
         "encoders": choose_for(run.model, run.train.precision, accelerator.device),
         "llm": model.language_model.attention if model.language_model else None,
     }
-    say(f"attention: {used['encoders']} in CMFA and HTA, {used['llm'] or 'none'} in the LLM "
-        f"(model.attention: {used['asked']})")  # fmt: skip
+    say(
+        f"attention: {used['encoders']} in CMFA and HTA, {used['llm'] or 'none'} in the LLM "
+        f"(model.attention: {used['asked']})"
+    )
     if accelerator.is_main_process:
         write_text(run.folder / "attention.json", json.dumps(used, indent=1))
 
@@ -320,8 +336,10 @@ def refuse_long_texts(
     room = model.language_model.room(model.built_from.num_sign_tokens)
     too_long, unknown = tokenizer.find_unfit(texts, room)
     if unknown:
-        say(f"{len(unknown)} of {len(texts)} texts hold letters that the LLM's tokenizer does not "
-            f"know, and are learned without them: {', '.join(unknown[:10])}")  # fmt: skip
+        say(
+            f"{len(unknown)} of {len(texts)} texts hold letters that the LLM's tokenizer does not "
+            f"know, and are learned without them: {', '.join(unknown[:10])}"
+        )
     raise_together(
         too_long[:10],
         f"{split.folder}: {len(too_long)} texts are too long for the LLM's context; take them out "

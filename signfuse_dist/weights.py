@@ -10,18 +10,23 @@ from signfuse_dist.errors import UserError
 
 
 def load_exactly(
-    found: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module, path: Path,
+    found: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    model: nn.Module,
+    path: Path,
     may_miss: tuple[str, ...] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Load ``found`` when it has the names and shapes of ``expected``, else raise UserError."""
     refuse_difference(found, expected, path, may_miss)
     model.load_state_dict(found, strict=False)
 
 
 def refuse_difference(
-    found: dict[str, Tensor], expected: dict[str, Tensor], path: Path,
+    found: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    path: Path,
     may_miss: tuple[str, ...] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Raise UserError when names or shapes differ; names that begin with ``may_miss`` may miss."""
     missing = [n for n in expected.keys() - found if not n.startswith(may_miss or ("\0",))]
     unknown = sorted(found.keys() - expected)

@@ -123,8 +123,9 @@ def _build(name: str, raw: Any, errors: list[str]) -> Ablation | None:
         return None
     rows = [row for number, entry in enumerate(entries, 1) if (row := _row(number, entry, errors))]
     errors += _across(rows, raw.get("full"))
-    return Ablation(name, str(raw.get("title")), str(raw.get("paper")), str(raw.get("full")),
-                    tuple(rows))  # fmt: skip
+    return Ablation(
+        name, str(raw.get("title")), str(raw.get("paper")), str(raw.get("full")), tuple(rows)
+    )
 
 
 def _row(number: int, entry: Any, errors: list[str]) -> Row | None:
@@ -149,15 +150,17 @@ def _row(number: int, entry: Any, errors: list[str]) -> Row | None:
 def _across(rows: Sequence[Row], full: Any) -> list[str]:
     """Return what no single row can say."""
     names = [row.name for row in rows]
-    errors = [f"row {name!r}: more than once" for name in dict.fromkeys(names)
-              if names.count(name) > 1]  # fmt: skip
+    errors = [
+        f"row {name!r}: more than once" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
     if _is_text(full) and full not in names:
         errors.append(f"full: no row {full!r}{suggest(full, names)}")
     for row in rows:
         if row.expectation and row.expectation.other not in names:
             other = row.expectation.other
-            errors.append(f"row {row.name!r}: {row.expectation.side}: no row {other!r}"
-                          f"{suggest(other, names)}")  # fmt: skip
+            errors.append(
+                f"row {row.name!r}: {row.expectation.side}: no row {other!r}{suggest(other, names)}"
+            )
     return errors
 
 

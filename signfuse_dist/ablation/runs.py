@@ -110,9 +110,12 @@ class Chains:
         return made
 
     def _stage(
-        self, together: Sequence[str], used: Sequence[StageName], before: StageRun | None,
+        self,
+        together: Sequence[str],
+        used: Sequence[StageName],
+        before: StageRun | None,
         last: bool,
-    ) -> StageRun:  # fmt: skip
+    ) -> StageRun:
         stage = used[-1]
         own = flat(self.base)
         words = [*together, _word("train.stages", list(used))]
@@ -133,9 +136,10 @@ class Chains:
         changed = [
             f"{key.partition('.')[2]}-{_short(ours[key])}"
             for key in ours
-            if ours[key] != own[key] and key not in (*_NOT_IN_A_NAME, *FREE_ON_RESUME)
+            if ours[key] != own[key]
+            and key not in (*_NOT_IN_A_NAME, *FREE_ON_RESUME)
             and not key.startswith(("stage.", "evaluation."))
-        ]  # fmt: skip
+        ]
         name = re.sub(r"[^A-Za-z0-9]+", "-", "_".join(changed) or "full")
         return f"{name[:_LONGEST_NAME].strip('-')}-seed{run.train.seed}"
 
@@ -194,13 +198,20 @@ class Plan:
         Raises :class:`UserError` when the training split is not packed.
         """
         runs = self.stage_runs()
-        used = Counter(run.key for planned in self.ablations for row in planned.rows
-                       for final in row.runs.values() for run in final.chain())  # fmt: skip
+        used = Counter(
+            run.key
+            for planned in self.ablations
+            for row in planned.rows
+            for final in row.runs.values()
+            for run in final.chain()
+        )
         first = runs[0].run
         clips = load_manifest(open_folder(first.shards(first.data.train_split))).num_samples
         lines = [_table(planned) for planned in self.ablations]
-        lines.append(f"{len(runs)} runs of stages ({sum(used.values())} without sharing), "
-                     f"{len(self.finals())} evaluations of {self.split}:")  # fmt: skip
+        lines.append(
+            f"{len(runs)} runs of stages ({sum(used.values())} without sharing), "
+            f"{len(self.finals())} evaluations of {self.split}:"
+        )
         total = 0
         for run in runs:
             train, stage = run.run.train, run.run.stage
@@ -213,9 +224,12 @@ class Plan:
 
 
 def make_plan(
-    ablations: Sequence[Ablation], experiment: str, words: Sequence[str], seeds: Sequence[int],
+    ablations: Sequence[Ablation],
+    experiment: str,
+    words: Sequence[str],
+    seeds: Sequence[int],
     split: str | None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Plan ablations; ``split`` None means the development split, which section 5.4 asks for.
 
     Raises :class:`UserError` with every error of every row together.
@@ -225,9 +239,13 @@ def make_plan(
     planned = [_plan_one(ablation, chains, seeds, errors) for ablation in ablations]
     raise_together(errors, f"{experiment}: ablations cannot be planned")
     return Plan(
-        experiment, tuple(words), tuple(seeds), split or chains.base.data.dev_split,
-        chains.root / "tables" / chains.base.name, tuple(planned),
-    )  # fmt: skip
+        experiment,
+        tuple(words),
+        tuple(seeds),
+        split or chains.base.data.dev_split,
+        chains.root / "tables" / chains.base.name,
+        tuple(planned),
+    )
 
 
 def _plan_one(
@@ -254,8 +272,10 @@ def _same(rows: Sequence[PlannedRow]) -> list[str]:
         theirs = flat(row.runs[seed].run)
         differing = [k for k, v in flat(run.run).items() if v != theirs[k]]
         if differing:
-            errors.append(f"rows {row.row.name!r} and {new.row.name!r} differ in "
-                          f"{', '.join(differing)} alone, which makes no other run")  # fmt: skip
+            errors.append(
+                f"rows {row.row.name!r} and {new.row.name!r} differ in "
+                f"{', '.join(differing)} alone, which makes no other run"
+            )
     return errors
 
 

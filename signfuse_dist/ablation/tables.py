@@ -140,10 +140,16 @@ def read_seed(run: StageRun, seed: int, split: str) -> SeedResult:
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{run.folder}: plan.json or parameters.json is not a run's ({e!r})") from e
     return SeedResult(
-        seed, run.folder, scores, hypotheses, references, trained,
-        _step_seconds(run.folder / "metrics.jsonl", batch), world,
+        seed,
+        run.folder,
+        scores,
+        hypotheses,
+        references,
+        trained,
+        _step_seconds(run.folder / "metrics.jsonl", batch),
+        world,
         measure(hypotheses, references) if is_drawn else {},
-    )  # fmt: skip
+    )
 
 
 def _step_seconds(log: Path, global_batch_size: int) -> float:
@@ -210,8 +216,9 @@ class Contrast:
 
     def __add__(self, other: Contrast) -> Contrast:
         """Join the counts of two sets of translations."""
-        return Contrast(self.num + other.num, self.named + other.named, self.right + other.right,
-                        self.chance)  # fmt: skip
+        return Contrast(
+            self.num + other.num, self.named + other.named, self.right + other.right, self.chance
+        )
 
 
 def measure(
@@ -319,8 +326,9 @@ def p_value(
     theirs, mine, yours = (
         [normalize(text, preset) for text in texts] for texts in (references, ours, others)
     )
-    (_, found), _ = resample(build_measures(preset, None)[METRIC], [yours, mine], theirs,
-                             Resampling())  # fmt: skip
+    (_, found), _ = resample(
+        build_measures(preset, None)[METRIC], [yours, mine], theirs, Resampling()
+    )
     assert found.p_value is not None
     return found.p_value
 
@@ -338,8 +346,11 @@ def draw(results: Results, theme: Theme = LIGHT) -> bytes:
 
     A missing row has no bar and says so; the same results give the same bytes.
     """
-    figure = Figure(figsize=(6.4, 1.0 + 0.38 * len(results.rows)), facecolor=theme.background,
-                    layout="constrained")  # fmt: skip
+    figure = Figure(
+        figsize=(6.4, 1.0 + 0.38 * len(results.rows)),
+        facecolor=theme.background,
+        layout="constrained",
+    )
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_facecolor(theme.background)
@@ -350,8 +361,9 @@ def draw(results: Results, theme: Theme = LIGHT) -> bytes:
             axes.text(0, place, " missing", color=theme.ink, va="center", fontsize=9)
             continue
         colour = theme.lines[1] if row is results.full else theme.lines[0]
-        axes.barh(place, mean, height=0.62, color=colour, xerr=deviation, ecolor=theme.ink,
-                  capsize=3)  # fmt: skip
+        axes.barh(
+            place, mean, height=0.62, color=colour, xerr=deviation, ecolor=theme.ink, capsize=3
+        )
         if len(values) > 1:
             axes.plot(values, [place] * len(values), "o", color=theme.ink, markersize=3)
     axes.set_yticks(range(len(results.rows)))
@@ -393,8 +405,17 @@ def write_table(results: Results, folder: Path) -> str:
 
 
 def _header(results: Results) -> list[str]:
-    header = ["row", *METRICS, f"{METRIC} less {results.ablation.full}", "p", "trained parameters",
-              "seconds a step", "seeds", "the paper expects", "found"]  # fmt: skip
+    header = [
+        "row",
+        *METRICS,
+        f"{METRIC} less {results.ablation.full}",
+        "p",
+        "trained parameters",
+        "seconds a step",
+        "seeds",
+        "the paper expects",
+        "found",
+    ]
     if _has_contrasts(results):
         header += ["words only the picture shows", "words only the joints show"]
     return header
@@ -458,9 +479,11 @@ def _contrast(contrast: Contrast | None) -> str:
 
 
 def _markdown(
-    results: Results, header: Sequence[str], rows: Sequence[Sequence[str]],
+    results: Results,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
     findings: dict[str, Finding],
-) -> str:  # fmt: skip
+) -> str:
     lines = [f"# {escape_markdown(results.ablation.title)}", "", *_about(results), ""]
     lines += [_line(header), _line("---" for _ in header)]
     lines += [_line(map(escape_markdown, row)) for row in rows]
@@ -488,22 +511,36 @@ def describe(results: Results) -> str:
 
 
 def _notes(results: Results, findings: dict[str, Finding]) -> list[str]:
-    signatures = {name: found.signature for row in results.rows for seed in row.seeds
-                  for name, found in seed.scores.scores.items() if name in METRICS}  # fmt: skip
+    signatures = {
+        name: found.signature
+        for row in results.rows
+        for seed in row.seeds
+        for name, found in seed.scores.scores.items()
+        if name in METRICS
+    }
     notes = [f"{name}: {signature}" for name, signature in signatures.items()]
-    notes.append(f"p: sacrebleu's paired bootstrap of {METRIC}, two-sided, over the sentences of "
-                 "the seeds that both rows have finished; from 0.05 a difference is noise. With "
-                 "one seed it says nothing about other seeds.")  # fmt: skip
+    notes.append(
+        f"p: sacrebleu's paired bootstrap of {METRIC}, two-sided, over the sentences of "
+        "the seeds that both rows have finished; from 0.05 a difference is noise. With "
+        "one seed it says nothing about other seeds."
+    )
     if _has_contrasts(results):
-        notes.append("Words one stream shows: right ones among the translations that name exactly "
-                     "one of the words that look alike to the other stream (binomial test against "
-                     "guessing, below 0.05 is told).")  # fmt: skip
-    notes += [f"{row.row.name}, seed {seed}: missing: {why}"
-              for row in results.rows for seed, why in row.missing.items()]  # fmt: skip
+        notes.append(
+            "Words one stream shows: right ones among the translations that name exactly "
+            "one of the words that look alike to the other stream (binomial test against "
+            "guessing, below 0.05 is told)."
+        )
+    notes += [
+        f"{row.row.name}, seed {seed}: missing: {why}"
+        for row in results.rows
+        for seed, why in row.missing.items()
+    ]
     worlds = {seed.world_size for row in results.rows for seed in row.seeds}
     if len(worlds) > 1:
-        notes.append(f"rows were trained on different numbers of processes: {sorted(worlds)}; step "
-                     "times, and pairs of Eq. 21, do not compare")  # fmt: skip
+        notes.append(
+            f"rows were trained on different numbers of processes: {sorted(worlds)}; step "
+            "times, and pairs of Eq. 21, do not compare"
+        )
     against = [f'"{n}"' for n, finding in findings.items() if finding.verdict == "contradicts"]
     if against:
         notes.append(f"against the paper's expectation: {', '.join(against)}")

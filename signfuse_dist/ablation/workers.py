@@ -123,10 +123,14 @@ class Work:
     def _start(self, unit: Unit, lock: int) -> None:
         with unit.log.open("ab") as log:
             process = subprocess.Popen(
-                unit.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                pass_fds=(lock,), start_new_session=True,
+                unit.command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(lock,),
+                start_new_session=True,
                 env={**os.environ, JOB_FOLDER: str(self._job_folder)},
-            )  # fmt: skip
+            )
         self._pending.remove(unit.name)
         self._running.append(_Running(unit, process, lock))
         self._say(f"{unit.name}: started")
@@ -250,8 +254,9 @@ def _training(plan: Plan, run: StageRun, launch: Path, num_processes: int | None
     words = [plan.experiment, *run.words]
     command = _command(launch, num_processes, "signfuse_dist.train", words)
     needs = (run.before.key,) if run.before else ()
-    return Unit(run.key, command, lambda: run.is_done, Path(run.run.train.output), needs,
-                is_trainer=True)  # fmt: skip
+    return Unit(
+        run.key, command, lambda: run.is_done, Path(run.run.train.output), needs, is_trainer=True
+    )
 
 
 def _scoring(plan: Plan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:

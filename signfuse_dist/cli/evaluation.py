@@ -216,9 +216,14 @@ def _translate(options: argparse.Namespace) -> int:
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
     choices = Choices(
-        options.joints, options.pose_model, options.folder_fps, options.nbest, options.decoding,
-        options.workers, options.out,
-    )  # fmt: skip
+        options.joints,
+        options.pose_model,
+        options.folder_fps,
+        options.nbest,
+        options.decoding,
+        options.workers,
+        options.out,
+    )
     return translate_videos(options.run_folder, options.videos, choices)
 
 

@@ -59,9 +59,7 @@ def _check(options: argparse.Namespace) -> int:
     from signfuse_dist.preflight.finding import summary
 
     told = check.describe(options.experiment, options.overrides, options.world_size)
-    found = examine(
-        told.runs, told.plans, options.launch, options.world_size, options.gpu_memory
-    )  # fmt: skip
+    found = examine(told.runs, told.plans, options.launch, options.world_size, options.gpu_memory)
     print(told.text)
     print(summary(found))
     raise_together(
@@ -90,13 +88,18 @@ def add_ablate(commands: _Commands) -> None:
     )
     command.add_argument("experiment", help="a YAML file, or a name in configs/experiment")
     command.add_argument(
-        "overrides", nargs="*", metavar="section.key=value",
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
         help="what differs from the files, in every row",
-    )  # fmt: skip
+    )
     command.add_argument(
-        "--seeds", type=_seeds, default=(0,), metavar="N,N,...",
+        "--seeds",
+        type=_seeds,
+        default=(0,),
+        metavar="N,N,...",
         help="each row is trained once with each seed (default: 0)",
-    )  # fmt: skip
+    )
     command.add_argument("--split", help="scored (default: data.dev_split, as the paper asks)")
     what = command.add_mutually_exclusive_group()
     what.add_argument(
@@ -111,14 +114,17 @@ def add_ablate(commands: _Commands) -> None:
         help="only count the parameters of every row, from models without memory",
     )
     command.add_argument(
-        "--launch", type=Path,
+        "--launch",
+        type=Path,
         help="a file of launch/ (default: node_zero2.yaml with a GPU, cpu_zero2.yaml without)",
-    )  # fmt: skip
+    )
     command.add_argument("--num-processes", type=int, help="instead of the launch file's")
     command.add_argument(
-        "--parallel", type=int, default=1,
+        "--parallel",
+        type=int,
+        default=1,
         help="runs at once, for CPUs: on GPUs they would meet on the same ones (default: 1)",
-    )  # fmt: skip
+    )
     add_tasks(command)
     command.set_defaults(run=_ablate)
 
@@ -133,9 +139,12 @@ def _ablate(options: argparse.Namespace) -> int:
         print(count_rows(options.names, options.experiment, options.overrides))
         return 0
     plan = make_plan(
-        read_ablations(options.names), options.experiment, options.overrides, options.seeds,
+        read_ablations(options.names),
+        options.experiment,
+        options.overrides,
+        options.seeds,
         options.split,
-    )  # fmt: skip
+    )
     if options.plan:
         print(plan.describe())
         return 0

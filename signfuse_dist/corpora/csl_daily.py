@@ -206,8 +206,14 @@ def _annotation_orphans(
     file, annotated_names = annotation.file, annotation.characters
     return [
         *annotation.orphans,
-        *(Orphan(f"no split: annotated in {file}, and not in {_SPLITS}", name)
-          for name in annotated_names if name not in in_splits),
-        *(Orphan(f"no annotation: in {split} of {_SPLITS}, and not in {file}", name)
-          for name in dict.fromkeys(names) if name not in annotated_names),
-    ]  # fmt: skip
+        *(
+            Orphan(f"no split: annotated in {file}, and not in {_SPLITS}", name)
+            for name in annotated_names
+            if name not in in_splits
+        ),
+        *(
+            Orphan(f"no annotation: in {split} of {_SPLITS}, and not in {file}", name)
+            for name in dict.fromkeys(names)
+            if name not in annotated_names
+        ),
+    ]

@@ -111,9 +111,15 @@ def _time(fields: Fields, column: str) -> float:
 
 
 def _row(
-    number: int, fields: Fields, anchor: Path, place: str, column: str, split: str,
-    start: float | None, end: float | None,
-) -> Row:  # fmt: skip
+    number: int,
+    fields: Fields,
+    anchor: Path,
+    place: str,
+    column: str,
+    split: str,
+    start: float | None,
+    end: float | None,
+) -> Row:
     file = f"{fields[column]}.mp4"
     signer = _SIGNER.search(fields["VIDEO_NAME"])
     return Row(
@@ -132,9 +138,15 @@ def _row(
 
 
 def _corpus(
-    name: str, anchor: Path, split: str, found: Lines, to_row: Callable[[int, Fields], Row],
-    place: str, column: str, notes: tuple[str, ...],
-) -> Corpus:  # fmt: skip
+    name: str,
+    anchor: Path,
+    split: str,
+    found: Lines,
+    to_row: Callable[[int, Fields], Row],
+    place: str,
+    column: str,
+    notes: tuple[str, ...],
+) -> Corpus:
     rows, rejected = accept(found.lines, "SENTENCE_NAME", to_row)
     flagged = flag_scripts(rows, (fields["SENTENCE"] for _, fields in found.fields))
     named = {f"{fields[column]}.mp4" for _, fields in found.fields}

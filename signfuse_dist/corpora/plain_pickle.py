@@ -14,11 +14,26 @@ from typing import Any
 _MARK = object()
 _MAX_KEY = 1000  # characters: comparing longer keys over and over takes time without end
 
-_VALUES = frozenset({
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-    "UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE",
-    "BINBYTES", "BINBYTES8", "SHORT_BINBYTES",
-})  # fmt: skip
+_VALUES = frozenset(
+    {
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "UNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "SHORT_BINUNICODE",
+        "BINBYTES",
+        "BINBYTES8",
+        "SHORT_BINBYTES",
+    }
+)
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
     "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "MARK": lambda: _MARK,

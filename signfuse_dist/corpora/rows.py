@@ -240,10 +240,16 @@ def unmatched(
 
     ``on_disk`` are names in the folder ``place``, ``named`` those that any row has.
     """
-    strays = [Orphan(f"no row: it lies in {place}, and no row names it", name)
-              for name in on_disk if name not in named]  # fmt: skip
-    missing = [Orphan(f"no video: {row.source} is not there", row.id)
-               for row in rows if row.video.name not in on_disk]  # fmt: skip
+    strays = [
+        Orphan(f"no row: it lies in {place}, and no row names it", name)
+        for name in on_disk
+        if name not in named
+    ]
+    missing = [
+        Orphan(f"no video: {row.source} is not there", row.id)
+        for row in rows
+        if row.video.name not in on_disk
+    ]
     return [*strays, *missing]
 
 

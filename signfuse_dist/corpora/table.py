@@ -34,10 +34,24 @@ from signfuse_dist.corpora.tables import Lines, cut_at, read_lines, refuse_twice
 
 _REQUIRED = ("id", "video", "text")
 _OPTIONAL = ("start", "end", "signer", "language", "split", "joints")
-_VIDEOS = frozenset({
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".flv", ".asf",
-    ".wmv", ".ogv", ".mxf",
-})  # fmt: skip
+_VIDEOS = frozenset(
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".ts",
+        ".mpg",
+        ".mpeg",
+        ".flv",
+        ".asf",
+        ".wmv",
+        ".ogv",
+        ".mxf",
+    }
+)
 
 
 def read_table(

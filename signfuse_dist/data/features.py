@@ -126,9 +126,14 @@ class FeatureBatches:
     """
 
     def __init__(
-        self, features: FeatureSet, split: Split, plan: MicroBatchSequence, frames: ClipFrames,
-        encode: Encode, stride: int,
-    ) -> None:  # fmt: skip
+        self,
+        features: FeatureSet,
+        split: Split,
+        plan: MicroBatchSequence,
+        frames: ClipFrames,
+        encode: Encode,
+        stride: int,
+    ) -> None:
         """``stride`` is the frames a step, ``model.visual_stride``."""
         self._like, self._stride = features.empty(), stride
         self._features, self._split, self.plan = features, split, plan
@@ -150,10 +155,12 @@ class FeatureBatches:
         texts = ["" if f is None else self._texts[p] for f, p in zip(found, places, strict=True)]
         tokens, text_lengths = tokens_of(texts, self._encode)
         batch = SignBatch(
-            ids=tuple("" if f is None else self._split.ids[p]
-                      for f, p in zip(found, places, strict=True)),
-            frames=torch.empty(0, 3, self._split.frame_size, self._split.frame_size,
-                               dtype=torch.uint8),
+            ids=tuple(
+                "" if f is None else self._split.ids[p] for f, p in zip(found, places, strict=True)
+            ),
+            frames=torch.empty(
+                0, 3, self._split.frame_size, self._split.frame_size, dtype=torch.uint8
+            ),
             pose=torch.empty(len(clips), 0, NUM_JOINTS, 2),
             joint_mask=torch.empty(len(clips), 0, NUM_JOINTS, dtype=torch.bool),
             frame_lengths=torch.from_numpy(lengths),
@@ -162,7 +169,7 @@ class FeatureBatches:
             text_lengths=text_lengths,
             faults=tuple(what for what in read if isinstance(what, str)),
             **self._padded(found, lengths),
-        )  # fmt: skip
+        )
         return batch.pin_memory() if pin_memory else batch
 
     def _read_or_name(self, place: int) -> ClipFeatures | str | None:

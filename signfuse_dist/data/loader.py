@@ -123,9 +123,13 @@ def _read_joints(poses: Split, place: int, indices: list[int]) -> ClipPose:
 
 
 def collate(
-    clips: Sequence[Clip | None], frames: Tensor, lengths: NDArray[np.int64],
-    encode: Encode | None, faults: Sequence[str] = (), drawn: Draw | None = None,
-) -> SignBatch:  # fmt: skip
+    clips: Sequence[Clip | None],
+    frames: Tensor,
+    lengths: NDArray[np.int64],
+    encode: Encode | None,
+    faults: Sequence[str] = (),
+    drawn: Draw | None = None,
+) -> SignBatch:
     """Put clips into one batch; None is a place of weight zero, without joints and text.
 
     ``frames`` uint8 ``[sum(lengths), height, width, 3]`` are those of all clips, one clip after

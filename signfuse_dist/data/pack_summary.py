@@ -69,18 +69,28 @@ class PackSummary:
 
     @classmethod
     def of_poses(
-        cls, name: str, split: str, num_clips: int, indexes: Sequence[ShardIndex], complete: bool,
+        cls,
+        name: str,
+        split: str,
+        num_clips: int,
+        indexes: Sequence[ShardIndex],
+        complete: bool,
         num_shards: int,
-    ) -> PackSummary:  # fmt: skip
+    ) -> PackSummary:
         """Count what is in the ``indexes`` of a pose set, whose rows are the packed clips."""
         title = f"{split}, poses {name}"
         return cls._counted(title, num_clips, [], indexes, complete, num_shards)
 
     @classmethod
     def _counted(
-        cls, title: str, num_rows: int, dropped: Sequence[Rejected],
-        indexes: Sequence[ShardIndex], complete: bool, num_shards: int,
-    ) -> PackSummary:  # fmt: skip
+        cls,
+        title: str,
+        num_rows: int,
+        dropped: Sequence[Rejected],
+        indexes: Sequence[ShardIndex],
+        complete: bool,
+        num_shards: int,
+    ) -> PackSummary:
         samples = [sample for index in indexes for sample in index.samples]
         flags = sorted({flag for sample in samples for flag in sample.flags})
         return cls(

@@ -34,9 +34,15 @@ from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-define
 from signfuse_dist.errors import UserError
 
 Phase = Literal[
-    "starting", "loading clips", "waiting for the others", "first step", "computing", "saving",
-    "scoring", "ending",
-]  # fmt: skip
+    "starting",
+    "loading clips",
+    "waiting for the others",
+    "first step",
+    "computing",
+    "saving",
+    "scoring",
+    "ending",
+]
 WAITING: Phase = "waiting for the others"
 # What may take long and is no hang: models are read, kernels built, files written to far disks.
 # Who waits does not know for what; what the others do has a limit of its own.
@@ -145,9 +151,14 @@ class Watch:
     """
 
     def __init__(
-        self, store: Any, rank: int, world_size: int, seconds: float, folder: Path,
+        self,
+        store: Any,
+        rank: int,
+        world_size: int,
+        seconds: float,
+        folder: Path,
         end: Callable[[str], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take a ``store`` of torch.distributed that nobody else waits with.
 
         ``seconds`` is ``train.hang_seconds``; stacks are written to ``folder``; ``end`` ends the
@@ -175,9 +186,11 @@ class Watch:
         return self.marks
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._ended = "finished" if error is None else f"ended with {_line(error)}"
         self._over.set()
         self._threads[0].join(2 * self._interval)
@@ -273,10 +286,15 @@ class Watch:
         self._number += 1
         mark = self.marks.last
         beat: dict[str, Any] = {
-            "rank": self._rank, "host": socket.gethostname(), "pid": os.getpid(),
-            "number": self._number, "phase": mark.phase, "step": mark.step,
-            "seconds": time.monotonic() - mark.since, "ended": self._ended,
-        }  # fmt: skip
+            "rank": self._rank,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "number": self._number,
+            "phase": mark.phase,
+            "step": mark.step,
+            "seconds": time.monotonic() - mark.since,
+            "ended": self._ended,
+        }
         self._store.set(_key(self._rank), json.dumps(beat))
 
     def _read(self, rank: int) -> Beat:

@@ -56,9 +56,16 @@ class Step:
     """Takes optimizer steps. Sums over global counts: no process's mean enters (Eq. 21-23)."""
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
-        plan: Plan, stage: StageConfig, train: TrainConfig, finite: FiniteSteps,
-    ) -> None:  # fmt: skip
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        objective: Objective,
+        plan: Plan,
+        stage: StageConfig,
+        train: TrainConfig,
+        finite: FiniteSteps,
+    ) -> None:
         self._finite = finite
         self._accelerator, self._model, self._optimizer = accelerator, model, optimizer
         self._objective, self._plan, self._stage, self._train = objective, plan, stage, train
@@ -157,11 +164,21 @@ class Loop:
     """Trains one stage from a step to its end, or to a stop that every process agrees on."""
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective,
-        plan: Plan, stage: StageConfig, train: TrainConfig, folder: Path, marks: Marks,
-        identity: Mapping[str, Any], development: Development | None,
-        meter: Meter = NOTHING, startup: Startup | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        objective: Objective,
+        plan: Plan,
+        stage: StageConfig,
+        train: TrainConfig,
+        folder: Path,
+        marks: Marks,
+        identity: Mapping[str, Any],
+        development: Development | None,
+        meter: Meter = NOTHING,
+        startup: Startup | None = None,
+    ) -> None:
         """Take a prepared ``model`` and ``optimizer``.
 
         Args:
@@ -189,9 +206,12 @@ class Loop:
         self._since = self._interval()
 
     def run(
-        self, batches: Iterator[Batch], start_step: int, set_mode: Callable[[], None],
+        self,
+        batches: Iterator[Batch],
+        start_step: int,
+        set_mode: Callable[[], None],
         broken_clips: int = 0,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Train; return whether the stage is finished (False: stopped on request, resumable).
 
         Args:

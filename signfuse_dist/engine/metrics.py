@@ -189,9 +189,14 @@ class MetricsLog:
         self._file = None
         self._pending = b""
         self._bar = tqdm(
-            total=total_steps, initial=start_step, unit="step", disable=not active,
-            desc=folder.name, dynamic_ncols=True, mininterval=1.0,
-        )  # fmt: skip
+            total=total_steps,
+            initial=start_step,
+            unit="step",
+            disable=not active,
+            desc=folder.name,
+            dynamic_ncols=True,
+            mininterval=1.0,
+        )
         if active:
             path = folder / "metrics.jsonl"
             _keep_until(path, start_step)

@@ -44,9 +44,12 @@ def refuse_missing(names: Sequence[str]) -> None:
 
 
 def start(
-    accelerator: Accelerator, names: Sequence[str], folder: Path, config: Mapping[str, Any],
+    accelerator: Accelerator,
+    names: Sequence[str],
+    folder: Path,
+    config: Mapping[str, Any],
     start_step: int,
-) -> None:  # fmt: skip
+) -> None:
     """Start the trackers of a run; every process calls this, and the first one's write.
 
     Args:

@@ -192,9 +192,15 @@ def compare(
         figures[name] = tuple(found)
     names = tuple(system.name for system in systems)
     return Comparison(
-        preset.name, len(ids), str(how), names, figures, signatures, unavailable,
+        preset.name,
+        len(ids),
+        str(how),
+        names,
+        figures,
+        signatures,
+        unavailable,
         tuple(_group(members, names, figures) for members in groups),
-    )  # fmt: skip
+    )
 
 
 def _group(

@@ -370,9 +370,11 @@ Found = dict[Unit, list[Translation]]
 
 
 def evaluate(
-    run_folder: Path, split_name: str, words: Sequence[str] = (),
+    run_folder: Path,
+    split_name: str,
+    words: Sequence[str] = (),
     controls: Sequence[str] = CONTROLS,
-) -> Path:  # fmt: skip
+) -> Path:
     """Translate and score one split; write ``RUN/evaluation/SPLIT`` and return that folder.
 
     Batches are formed from all clips, longest first, before they are shared out whole, so the
@@ -420,9 +422,12 @@ def _references(split: Split) -> dict[str, str]:
 
 
 def _decode(
-    translator: Translator, work: Work, journal: Journal, processes: Processes,
+    translator: Translator,
+    work: Work,
+    journal: Journal,
+    processes: Processes,
     done: frozenset[Unit],
-) -> Found:  # fmt: skip
+) -> Found:
     """Decode what is not done, together with the other processes; return what all have found.
 
     Raises UserError on all of them together: one that stopped by itself would leave the others
@@ -443,9 +448,12 @@ def _decode(
 
 
 def _own_share(
-    translator: Translator, work: Work, journal: Journal, processes: Processes,
+    translator: Translator,
+    work: Work,
+    journal: Journal,
+    processes: Processes,
     todo: Mapping[int, list[str]],
-) -> tuple[Found, list[str]]:  # fmt: skip
+) -> tuple[Found, list[str]]:
     """Decode the batches that this process gets hold of; return them and what was wrong."""
     found: Found = {}
     faults: list[str] = []
@@ -497,11 +505,15 @@ def _progress(work: Work, processes: Processes, todo: Mapping[int, list[str]]) -
     if processes.rank == 0 and left < total:
         print(f"{(total - left) / total:.0%} was decoded before; going on", file=sys.stderr)
     return tqdm(
-        total=total, initial=total - left, unit="frame", unit_scale=True,
+        total=total,
+        initial=total - left,
+        unit="frame",
+        unit_scale=True,
         disable=processes.rank > 0,
-        desc=f"translating {len(work.split)} clips{ways}", dynamic_ncols=True,
+        desc=f"translating {len(work.split)} clips{ways}",
+        dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
-    )  # fmt: skip
+    )
 
 
 def _by_id(found: Found, work: Work) -> dict[str, dict[str, Translation]]:

@@ -80,9 +80,13 @@ def resample(
     named = [(str(number), texts) for number, texts in enumerate(systems)]
     with _sacrebleu_seed(how.seed):
         test = PairedTest(
-            named, {"it": measure.metric}, [list(references)], kind, how.count,
+            named,
+            {"it": measure.metric},
+            [list(references)],
+            kind,
+            how.count,
             n_ar_confidence=NUM_SAMPLES["bootstrap"] if kind == "ar" else -1,
-        )  # fmt: skip
+        )
         signatures, found = test()
     (name,) = signatures
     results = [r for r in found[name] if isinstance(r, _Result)]

@@ -162,17 +162,30 @@ class ClipReader:
         """Decode a clip; raise UserError naming what is wrong with it."""
         source = self.extractor or JointsFile
         packing = Packing(
-            corpus="translate", root="", split="", joint_layout=JOINT_LAYOUT,
-            extractor=source.name, extractor_version=source.version,
+            corpus="translate",
+            root="",
+            split="",
+            joint_layout=JOINT_LAYOUT,
+            extractor=source.name,
+            extractor_version=source.version,
             settings=PackConfig(frame_size=self.data.frame_size, fps=self.data.fps),
             rows_sha256="",
-        )  # fmt: skip
+        )
         rate = self.folder_fps or self.data.fps
         row = Row(
-            row=0, id=video.stem or "clip", video=video, source=str(video), text="", start=None,
-            end=None, signer=None, language=None, split="", joints=joints,
+            row=0,
+            id=video.stem or "clip",
+            video=video,
+            source=str(video),
+            text="",
+            start=None,
+            end=None,
+            signer=None,
+            language=None,
+            split="",
+            joints=joints,
             folder=FolderFrames(rate, None),
-        )  # fmt: skip
+        )
         encoded = encode_clip(row, packing, self._limited(video))
         count = len(encoded.jpegs)
         return NewClip(encoded, spread_frames(count, min(count, self.data.max_frames)))
@@ -303,9 +316,12 @@ def _already(out: Path | None, by: dict[str, Any], nbest: int) -> set[str]:
 
 
 def _read_all(
-    reader: ClipReader, sources: Sequence[Source], workers: int, say: Callable[[str], object],
+    reader: ClipReader,
+    sources: Sequence[Source],
+    workers: int,
+    say: Callable[[str], object],
     bar: tqdm[Any],
-) -> Iterator[tuple[Path, NewClip]]:  # fmt: skip
+) -> Iterator[tuple[Path, NewClip]]:
     """Yield the clips that can be read in the order of ``sources``, and name the others."""
     pool: WorkerPool[Source, NewClip | str] = WorkerPool(
         partial(read_source, reader), workers, lambda name, finished: None
@@ -326,9 +342,12 @@ def _read_all(
 
 
 def _write_all(
-    translator: Translator, clips: Iterator[tuple[Path, NewClip]], choices: Choices,
-    by: dict[str, Any], bar: tqdm[Any],
-) -> int:  # fmt: skip
+    translator: Translator,
+    clips: Iterator[tuple[Path, NewClip]],
+    choices: Choices,
+    by: dict[str, Any],
+    bar: tqdm[Any],
+) -> int:
     """Translate in batches; return how many clips were translated."""
     written = 0
     file = choices.out.open("a", encoding="utf-8") if choices.out else None

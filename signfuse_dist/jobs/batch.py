@@ -71,9 +71,12 @@ class SlurmError(RuntimeError):
 
 def _scontrol(*words: str) -> str:
     done = subprocess.run(
-        ["scontrol", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ["scontrol", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     if done.returncode:
         raise SlurmError(f"scontrol {' '.join(words)}: {done.stdout.strip()}")
     return done.stdout

@@ -185,9 +185,14 @@ def kernel_of(backend: Backend) -> Kernel:
 
 
 def _flash_attention_2(
-    query: Tensor, key: Tensor, value: Tensor, query_offsets: Tensor, key_offsets: Tensor,
-    most_queries: int, most_keys: int,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    most_queries: int,
+    most_keys: int,
+) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
     # Deterministic: a resumed run repeats the undisturbed one bit for bit.
@@ -198,9 +203,14 @@ def _flash_attention_2(
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, query_offsets: Tensor, key_offsets: Tensor,
-    most_queries: int, most_keys: int,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    most_queries: int,
+    most_keys: int,
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(query, key, value, query_offsets, key_offsets, most_queries, most_keys)
@@ -266,9 +276,13 @@ def attend_eagerly(
 
 
 def _attend_by_sdpa(
-    query: Tensor, key: Tensor, value: Tensor, num_heads: int, key_mask: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    key_mask: Tensor | None,
     query_mask: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     out = F.scaled_dot_product_attention(
         _split(query, num_heads),
         _split(key, num_heads),
@@ -307,9 +321,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Arguments and result as of :func:`attend`."""
         if self.listener is None:
-            return attend(
-                query, key, value, self.num_heads, key_mask, query_mask, self.backend
-            )  # fmt: skip
+            return attend(query, key, value, self.num_heads, key_mask, query_mask, self.backend)
         out, weights = attend_eagerly(query, key, value, self.num_heads, key_mask, query_mask)
         self.listener(weights.detach())
         return out

@@ -125,9 +125,15 @@ class CrossModalFusion(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_layers: int, num_heads: int, ffn_dim: int, fusion: str, gain: float,
+        self,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        fusion: str,
+        gain: float,
         layer: type[FusionLayer] = FusionLayer,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         layers = [layer(dim, num_heads, ffn_dim, fusion) for _ in range(num_layers)]
         for made in layers:

@@ -46,8 +46,14 @@ class TemporalAggregation(nn.Module):
     and Eq. 15 defines H_seq.
     """
 
-    def __init__(self, dim: int, kernels: Sequence[int], strides: Sequence[int],
-                 pooled_length: int, num_heads: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        dim: int,
+        kernels: Sequence[int],
+        strides: Sequence[int],
+        pooled_length: int,
+        num_heads: int,
+    ) -> None:
         super().__init__()
         self.pooled_length = pooled_length
         self.attention = Attention(num_heads)

@@ -333,9 +333,11 @@ class LanguageModel(nn.Module):
         if self.attention == "flash_attention_2":  # it leaves padding out, told where that is
             mask = torch.cat((real.new_ones(prefix.shape[:2]), real), dim=1).long()
         logits: Tensor = self.model(
-            inputs_embeds=embeds, attention_mask=mask, logits_to_keep=tokens.shape[1] + 1,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            logits_to_keep=tokens.shape[1] + 1,
             use_cache=False,
-        ).logits  # fmt: skip
+        ).logits
         return logits[:, :-1]
 
     def _decoder_logits(self, prefix: Tensor, tokens: Tensor) -> Tensor:

@@ -38,8 +38,14 @@ _FIELDS = {f.name for f in dataclasses.fields(ModelConfig)}
 # Keys that transformers writes beside a model's own, and takes where it reads a configuration.
 _OF_TRANSFORMERS = {f.name for f in dataclasses.fields(PreTrainedConfig)}
 _OF_TRANSFORMERS |= PreTrainedConfig().to_dict().keys()
-_OF_TRANSFORMERS |= {"name_or_path", "output_attentions", "attn_implementation",
-                     "experts_implementation", "torch_dtype", "num_labels"}  # fmt: skip
+_OF_TRANSFORMERS |= {
+    "name_or_path",
+    "output_attentions",
+    "attn_implementation",
+    "experts_implementation",
+    "torch_dtype",
+    "num_labels",
+}
 
 
 class SignFuseConfig(PreTrainedConfig):
@@ -58,9 +64,13 @@ class SignFuseConfig(PreTrainedConfig):
     model_type = "signfuse"
 
     def __init__(
-        self, *, llm_commit: str | None = None, llm_fingerprint: str | None = None,
-        max_frames: int | None = None, **values: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        llm_commit: str | None = None,
+        llm_fingerprint: str | None = None,
+        max_frames: int | None = None,
+        **values: Any,
+    ) -> None:
         """Raise :class:`UserError` with every value that is missing, unknown or of another type."""
         errors: list[str] = []
         run_config.refuse_unknown(values, _FIELDS | _OF_TRANSFORMERS, "model", errors)
@@ -188,8 +198,9 @@ def load_into(folder: Path, model: SignFuse, may_miss: tuple[str, ...] = ()) -> 
     damaged or of another configuration.
     """
     files, config = _read(folder)
-    then, now = (json.loads(json.dumps(dataclasses.asdict(c)))
-                 for c in (config.model, model.built_from))  # fmt: skip
+    then, now = (
+        json.loads(json.dumps(dataclasses.asdict(c))) for c in (config.model, model.built_from)
+    )
     differ = [k for k in now if k not in _FREE and then[k] != now[k]]
     errors = [f"model.{k} was {then[k]!r}, is {now[k]!r}" for k in differ]
     raise_together(errors, f"{folder} was trained with another model configuration")

@@ -95,9 +95,11 @@ class SignFuse(nn.Module):
     llm_reference: LLMReference | None = None
 
     def __init__(
-        self, config: ModelConfig, llm: LanguageModel | tuple[int, float] | None,
+        self,
+        config: ModelConfig,
+        llm: LanguageModel | tuple[int, float] | None,
         max_frames: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build the model around an LLM.
 
         ``llm`` None builds the encoders alone, without adapter: the contrastive stage needs no
@@ -285,10 +287,14 @@ class SignFuse(nn.Module):
             return
         lengths = batch.frame_lengths.tolist()
         raise_together(
-            [f"{name}: {n} frames" for name, n in zip(batch.ids, lengths, strict=True)
-             if n > self.max_frames] or [f"padded to {longest} frames"],
+            [
+                f"{name}: {n} frames"
+                for name, n in zip(batch.ids, lengths, strict=True)
+                if n > self.max_frames
+            ]
+            or [f"padded to {longest} frames"],
             f"clips are longer than the {self.max_frames} frames of data.max_frames",
-        )  # fmt: skip
+        )
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -312,29 +318,37 @@ def visual_stream(config: ModelConfig) -> VisualStream:
     backbone = ResNet(config.visual_backbone, config.visual_width, config.visual_norm)
     if config.visual_compile:
         backbone.compile(dynamic=True)  # in place: the names of its parameters stay
-    budget = FrameBudget(
-        config.visual_chunk, config.visual_checkpoint, config.visual_channels_last
-    )  # fmt: skip
+    budget = FrameBudget(config.visual_chunk, config.visual_checkpoint, config.visual_channels_last)
     return VisualStream(
-        backbone, config.dim, config.visual_kernel, config.visual_stride,
-        _step_norm(config)(config.dim), budget,
-    )  # fmt: skip
+        backbone,
+        config.dim,
+        config.visual_kernel,
+        config.visual_stride,
+        _step_norm(config)(config.dim),
+        budget,
+    )
 
 
 def skeletal_stream(config: ModelConfig) -> SkeletalStream:
     """Return Eq. 4-5."""
     return SkeletalStream(
-        config.skeletal_channels, config.skeletal_strides, config.skeletal_kernel,
+        config.skeletal_channels,
+        config.skeletal_strides,
+        config.skeletal_kernel,
         _step_norm(config),
-    )  # fmt: skip
+    )
 
 
 def fusion(config: ModelConfig) -> CrossModalFusion:
     """Return Eq. 6-12."""
     return CrossModalFusion(
-        config.dim, config.fusion_layers, config.num_heads, config.ffn_multiplier * config.dim,
-        config.fusion, config.fusion_gain,
-    )  # fmt: skip
+        config.dim,
+        config.fusion_layers,
+        config.num_heads,
+        config.ffn_multiplier * config.dim,
+        config.fusion,
+        config.fusion_gain,
+    )
 
 
 def temporal(config: ModelConfig) -> TemporalAggregation | TemporalPooling:
@@ -343,9 +357,12 @@ def temporal(config: ModelConfig) -> TemporalAggregation | TemporalPooling:
         return TemporalPooling(config.pooled_length)
     places = [SCALES.index(name) for name in config.scales]
     return TemporalAggregation(
-        config.dim, [config.scale_kernels[i] for i in places],
-        [config.scale_strides[i] for i in places], config.pooled_length, config.num_heads,
-    )  # fmt: skip
+        config.dim,
+        [config.scale_kernels[i] for i in places],
+        [config.scale_strides[i] for i in places],
+        config.pooled_length,
+        config.num_heads,
+    )
 
 
 def _step_norm(config: ModelConfig) -> Callable[[int], nn.Module]:

@@ -41,8 +41,15 @@ class SpatialTemporalBlock(nn.Module):
     four layers without them do not train.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int,
-                 adjacency: Tensor, make_norm: Callable[[int], nn.Module]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        adjacency: Tensor,
+        make_norm: Callable[[int], nn.Module],
+    ) -> None:
         super().__init__()
         self.spatial = SpatialGraphConv(in_channels, out_channels, adjacency)
         self.spatial_norm = make_norm(out_channels)
@@ -80,8 +87,13 @@ class SkeletalStream(nn.Module):
     Eq. 4, and beside the spread over the body the movements of one joint are too small to learn.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], kernel: int,
-                 make_norm: Callable[[int], nn.Module]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        kernel: int,
+        make_norm: Callable[[int], nn.Module],
+    ) -> None:
         super().__init__()
         adjacency = torch.from_numpy(normalized_adjacency()).float()
         self.input_norm = make_norm(2 * NUM_JOINTS)
@@ -91,8 +103,9 @@ class SkeletalStream(nn.Module):
             for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True)
         )
 
-    def forward(self, pose: Tensor, joint_mask: Tensor, frame_lengths: Tensor,
-                weight: Tensor) -> Tensor:  # fmt: skip
+    def forward(
+        self, pose: Tensor, joint_mask: Tensor, frame_lengths: Tensor, weight: Tensor
+    ) -> Tensor:
         """Return ``skeletal`` (F^_s of Eq. 5), zero beyond each clip's end.
 
         Paper: "normalized coordinates". Here: the square frame from -1 to 1, missing joints at 0.

@@ -132,8 +132,15 @@ class VisualStream(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: ResNet, dim: int, kernel: int, stride: int, norm: nn.Module,
-                 budget: FrameBudget = WHOLE) -> None:  # fmt: skip
+    def __init__(
+        self,
+        backbone: ResNet,
+        dim: int,
+        kernel: int,
+        stride: int,
+        norm: nn.Module,
+        budget: FrameBudget = WHOLE,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.budget = budget
@@ -146,8 +153,9 @@ class VisualStream(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
-    def forward(self, frames: Tensor, frame_lengths: Tensor, step_lengths: Tensor,
-                weight: Tensor) -> Tensor:  # fmt: skip
+    def forward(
+        self, frames: Tensor, frame_lengths: Tensor, step_lengths: Tensor, weight: Tensor
+    ) -> Tensor:
         """Return ``visual`` (F^_v of Eq. 3), zero beyond each clip's end.
 
         Args:

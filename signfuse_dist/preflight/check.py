@@ -47,8 +47,10 @@ def describe(experiment: str, overrides: Sequence[str], world_size: int) -> Desc
         return Described("\n".join(lines), runs, [], [])  # preflight/inputs.py says why
     lines.append(f"training split: {folder}, {num_clips} clips")
     for run in runs:
-        lines.append(f"stage {run.stage.name} -> {run.folder}: learning rate "
-                     f"{run.stage.learning_rate:g}, {run.stage.epochs} epochs")  # fmt: skip
+        lines.append(
+            f"stage {run.stage.name} -> {run.folder}: learning rate "
+            f"{run.stage.learning_rate:g}, {run.stage.epochs} epochs"
+        )
         try:
             plans.append(make_plan(num_clips, run.stage, run.train, world_size))
             lines.append(plans[-1].describe())
@@ -77,9 +79,12 @@ def _resolved(run: RunConfig) -> str:
 
 
 def examine(
-    runs: Sequence[RunConfig], plans: Sequence[Plan], launch_file: Path | None, world_size: int,
+    runs: Sequence[RunConfig],
+    plans: Sequence[Plan],
+    launch_file: Path | None,
+    world_size: int,
     gigabytes: float | None,
-) -> list[Finding]:  # fmt: skip
+) -> list[Finding]:
     """Return what ends the job, what may end it, and what is in order.
 
     Args:
@@ -112,9 +117,12 @@ def examine(
 
 
 def _sizes(
-    runs: Sequence[RunConfig], planned: Mapping[StageName, Plan], world_size: int,
-    bucket: int | None, gigabytes: float | None,
-) -> list[Finding]:  # fmt: skip
+    runs: Sequence[RunConfig],
+    planned: Mapping[StageName, Plan],
+    world_size: int,
+    bucket: int | None,
+    gigabytes: float | None,
+) -> list[Finding]:
     """Judge memory and disk; a stage whose LLM is not there cannot be judged."""
     llms = {run.stage.name: _llm(run) for run in runs}
     known = [

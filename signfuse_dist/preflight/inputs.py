@@ -97,10 +97,11 @@ def _packing(run: RunConfig, what: str, manifest: Manifest) -> Finding:
     odd = [
         f"packed at {name} {ours}, the run asks {theirs}"
         for name, ours, theirs in (
-            ("fps", settings.fps, asked.fps), ("frame_size", settings.frame_size, asked.frame_size)
+            ("fps", settings.fps, asked.fps),
+            ("frame_size", settings.frame_size, asked.frame_size),
         )
         if ours != theirs
-    ]  # fmt: skip
+    ]
     if odd:
         return error(what, "; ".join(odd), "Change data.fps and data.frame_size, or pack again")
     if not manifest.num_samples:

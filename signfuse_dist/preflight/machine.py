@@ -143,9 +143,10 @@ def _processes(what: str, settings: dict[str, Any], world_size: int) -> Finding:
     if said == world_size:
         return ok(what, f"{world_size} processes")
     return warning(
-        what, f"num_processes is {said}, --world-size {world_size}",
+        what,
+        f"num_processes is {said}, --world-size {world_size}",
         f"Launch with --num-processes {world_size} (the scripts of slurm/ do)",
-    )  # fmt: skip
+    )
 
 
 def _deepspeed(

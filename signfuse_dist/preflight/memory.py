@@ -56,8 +56,11 @@ def _blocks(config: ModelConfig, frame_size: int) -> Iterator[list[_Conv]]:
         for place in range(depth):
             before, side = side, _half(side) if layer and not place else side
             if bottleneck:
-                block = [_Conv(planes, inner, 1, before), _Conv(inner, inner, 3, side),
-                         _Conv(inner, outer, 1, side)]  # fmt: skip
+                block = [
+                    _Conv(planes, inner, 1, before),
+                    _Conv(inner, inner, 3, side),
+                    _Conv(inner, outer, 1, side),
+                ]
             else:
                 block = [_Conv(planes, inner, 3, side), _Conv(inner, outer, 3, side)]
             if before != side or planes != outer:
@@ -90,10 +93,12 @@ def parameters(config: ModelConfig, llm_dim: int) -> dict[str, int]:
     """Return the parameters of each component, without the LLM and LoRA."""
     dim = config.dim
     counts = {
-        "visual": _visual(config), "skeletal": _skeletal(config),
-        "fusion": config.fusion_layers * _fusion_layer(config), "temporal": _temporal(config),
+        "visual": _visual(config),
+        "skeletal": _skeletal(config),
+        "fusion": config.fusion_layers * _fusion_layer(config),
+        "temporal": _temporal(config),
         "adapter": dim * llm_dim + llm_dim + llm_dim**2 + llm_dim + 2 * llm_dim,
-    }  # fmt: skip
+    }
     absent = {"both": "", "visual": "skeletal", "skeletal": "visual"}[config.streams]
     return {name: count for name, count in counts.items() if name != absent}
 
@@ -174,9 +179,13 @@ class Need:
 
     def __str__(self) -> str:
         parts = {
-            "LLM": self.llm, "weights and gradients": self.weights, "optimizer": self.optimizer,
-            "activations of the encoders": self.resnet, "of the LLM": self.language, "CUDA": _CUDA,
-        }  # fmt: skip
+            "LLM": self.llm,
+            "weights and gradients": self.weights,
+            "optimizer": self.optimizer,
+            "activations of the encoders": self.resnet,
+            "of the LLM": self.language,
+            "CUDA": _CUDA,
+        }
         return ", ".join(f"{name} {value / 1e9:.1f}" for name, value in parts.items() if value)
 
 

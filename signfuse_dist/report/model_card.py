@@ -64,10 +64,13 @@ def _data(run: RunConfig, plan: dict[str, Any]) -> Rows:
         ("corpus", data.corpus),
         ("training split", f"{data.train_split}, {plan.get('num_clips', 'unknown')} clips"),
         ("language", data.language),
-        ("frames", f"{data.frame_size} x {data.frame_size}, "
-                   f"{'the rate of each video' if data.fps is None else f'{data.fps:g} a second'}"),
+        (
+            "frames",
+            f"{data.frame_size} x {data.frame_size}, "
+            f"{'the rate of each video' if data.fps is None else f'{data.fps:g} a second'}",
+        ),
         ("longest clip", f"{data.max_frames} frames; longer ones are sampled down"),
-    ]  # fmt: skip
+    ]
 
 
 def _training(run: RunConfig, plan: dict[str, Any], losses: str) -> Rows:
@@ -75,14 +78,19 @@ def _training(run: RunConfig, plan: dict[str, Any], losses: str) -> Rows:
     return [
         ("stages", f"{', '.join(train.stages)}; this is {stage.name}"),
         ("epochs", f"{stage.epochs}, {plan.get('total_steps', 'unknown')} optimizer steps"),
-        ("learning rate", f"{stage.learning_rate:g}, {stage.warmup_epochs} epochs of warmup, "
-                          "cosine to zero"),
-        ("clips a step", f"{train.global_batch_size} over {plan.get('world_size', 'unknown')} "
-                         f"processes; {plan.get('num_pairs', 'unknown')} pairs in Eq. 21"),
+        (
+            "learning rate",
+            f"{stage.learning_rate:g}, {stage.warmup_epochs} epochs of warmup, cosine to zero",
+        ),
+        (
+            "clips a step",
+            f"{train.global_batch_size} over {plan.get('world_size', 'unknown')} "
+            f"processes; {plan.get('num_pairs', 'unknown')} pairs in Eq. 21",
+        ),
         ("precision", train.precision),
         ("weight decay, clipping", f"{train.weight_decay:g}, {train.gradient_clipping:g}"),
         ("last losses", losses),
-    ]  # fmt: skip
+    ]
 
 
 def _last_losses(folder: Path) -> str:
@@ -100,12 +108,14 @@ def _model(run: RunConfig, saved: dict[str, Any], translates: bool) -> Rows:
     model = run.model
     rows = [
         ("streams", model.streams),
-        ("picture", f"{model.visual_backbone}, width {model.visual_width}, {model.visual_norm} "
-                    "norm"),
+        (
+            "picture",
+            f"{model.visual_backbone}, width {model.visual_width}, {model.visual_norm} norm",
+        ),
         ("fusion", f"{model.fusion}, {model.fusion_layers} layers"),
         ("time scales", ", ".join(model.scales) or "none"),
         ("sign tokens", str(model.num_sign_tokens)),
-    ]  # fmt: skip
+    ]
     if translates:
         rows += [
             ("language model", model.llm),

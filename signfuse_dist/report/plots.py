@@ -101,9 +101,14 @@ def attention_maps(
     for axes, weights in zip(panels, maps.values(), strict=True):
         end = step_times(len(weights) + 1, seconds and seconds * (1 + 1 / len(weights)))[-1]
         axes.imshow(
-            weights, cmap=colours, vmin=0.0, origin="lower", aspect="auto",
-            extent=(0.0, float(end), 0.0, float(end)), interpolation="nearest",
-        )  # fmt: skip
+            weights,
+            cmap=colours,
+            vmin=0.0,
+            origin="lower",
+            aspect="auto",
+            extent=(0.0, float(end), 0.0, float(end)),
+            interpolation="nearest",
+        )
         axes.grid(False)
         axes.set_xlabel(f"attended to: {_time_label(seconds)}", color=theme.ink)
         axes.set_ylabel(f"asked from: {_time_label(seconds)}", color=theme.ink)
@@ -159,17 +164,28 @@ def _line(axes: Axes, rows: Rows, name: str, theme: Theme, order: int) -> None:
     values = [_number(row.get(name)) for row in rows]
     marker = "o" if len(steps) < 3 else ""
     axes.plot(
-        steps, values, label=name, color=theme.lines[order], linestyle=_DASHES[order],
-        linewidth=1.8, marker=marker, markersize=4,
-    )  # fmt: skip
+        steps,
+        values,
+        label=name,
+        color=theme.lines[order],
+        linestyle=_DASHES[order],
+        linewidth=1.8,
+        marker=marker,
+        markersize=4,
+    )
 
 
 def _diamonds(axes: Axes, rows: Rows, name: str, colour: str) -> None:
     """Draw one value where it was taken; one that is not finite is left out."""
     axes.plot(
-        [row["step"] for row in rows], [_number(row[name]) for row in rows], label=name,
-        color=colour, linestyle="none", marker="D", markersize=5,
-    )  # fmt: skip
+        [row["step"] for row in rows],
+        [_number(row[name]) for row in rows],
+        label=name,
+        color=colour,
+        linestyle="none",
+        marker="D",
+        markersize=5,
+    )
 
 
 def _number(value: object) -> float:

@@ -168,10 +168,17 @@ def table_for(
     ``ours`` was scored by ``preset``; None leaves the published ones alone.
     """
     rows = [
-        Row(row.name, row.appeared, row.bleu4, row.rouge_l, False,
-            tuple(protocol_differences(row, preset)), row.url)
+        Row(
+            row.name,
+            row.appeared,
+            row.bleu4,
+            row.rouge_l,
+            False,
+            tuple(protocol_differences(row, preset)),
+            row.url,
+        )
         for row in results(corpus, split)
-    ]  # fmt: skip
+    ]
     if ours is not None:
         bleu4, rouge_l = (
             ours.scores[m].value if m in ours.scores else None for m in ("BLEU-4", "ROUGE-L")
@@ -187,8 +194,14 @@ def results_markdown(corpus: str, split: str) -> str:
     for row in results(corpus, split):
         name = f"[{row.name}]({row.url})" if row.url else row.name
         preset = f"`{row.preset}`" if row.preset else "–"
-        cells = (name, row.appeared, _shown(row.bleu4), _shown(row.rouge_l),
-                 row.extra_data or "–", preset)  # fmt: skip
+        cells = (
+            name,
+            row.appeared,
+            _shown(row.bleu4),
+            _shown(row.rouge_l),
+            row.extra_data or "–",
+            preset,
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -118,11 +118,12 @@ def run_tables(run: RunFolder) -> list[Table]:
         Table(
             "Time of training, from the speeds in metrics.jsonl; checkpoints and pauses are not in "
             "it",
-            ("stage", "optimizer steps", "time"), tuple(time),
+            ("stage", "optimizer steps", "time"),
+            tuple(time),
         ),
         Table("How it was evaluated (evaluation.json)", ("", "value"), _rows(run.evaluated)),
         Table("Versions (versions.json)", ("name", "value"), _rows(run.versions)),
-    ]  # fmt: skip
+    ]
     return [table for table in tables if table.rows]
 
 
@@ -462,10 +463,11 @@ def _gate_figure(
         "Mean gate of the first fusion layer (Eq. 10) over time: 1 takes the picture's queries "
         f"alone, 0 the joints' alone. {span[0].upper()}{span[1:]}.",
         Table(
-            f"The gate of {sample.id} over time", (_unit(seconds), "gate"),
+            f"The gate of {sample.id} over time",
+            (_unit(seconds), "gate"),
             tuple(thinned(rows, TABLE_STEPS)),
         ),
-    )  # fmt: skip
+    )
 
 
 def _attention_figure(number: int, sample: Sample, maps: Maps, seconds: float | None) -> Figure:
@@ -486,9 +488,10 @@ def _attention_figure(number: int, sample: Sample, maps: Maps, seconds: float | 
         f"{words}.",
         Table(
             f"Where {sample.id} looks most, with the weight there",
-            (f"asked from, {_unit(seconds)}", *named), tuple(thinned(rows, TABLE_STEPS)),
+            (f"asked from, {_unit(seconds)}", *named),
+            tuple(thinned(rows, TABLE_STEPS)),
         ),
-    )  # fmt: skip
+    )
 
 
 def _strongest(weights: NDArray[np.float32]) -> list[tuple[int, float]]:

@@ -78,10 +78,14 @@ class PlannedClip:
     def row(self) -> dict[str, str]:
         """Return the clip's row of the table."""
         return {
-            "id": self.id, "video": f"clips/{self.id}.mp4", "text": self.sentence.text,
-            "signer": self.signer.name, "split": self.split, "language": LANGUAGE,
+            "id": self.id,
+            "video": f"clips/{self.id}.mp4",
+            "text": self.sentence.text,
+            "signer": self.signer.name,
+            "split": self.split,
+            "language": LANGUAGE,
             "joints": f"joints/{self.id}.npz",
-        }  # fmt: skip
+        }
 
 
 def _track(
@@ -200,9 +204,15 @@ def _refuse_another(root: Path, wanted: dict[str, Any]) -> None:
 
 def _describe(seed: int, sizes: SplitSizes, frame_size: int) -> dict[str, Any]:
     return {
-        "version": VERSION, "seed": seed, "sizes": asdict(sizes), "frame_size": frame_size,
-        "fps": FPS, "joint_layout": JOINT_LAYOUT, "num_joints": NUM_JOINTS, "codec": _codec(),
-    }  # fmt: skip
+        "version": VERSION,
+        "seed": seed,
+        "sizes": asdict(sizes),
+        "frame_size": frame_size,
+        "fps": FPS,
+        "joint_layout": JOINT_LAYOUT,
+        "num_joints": NUM_JOINTS,
+        "codec": _codec(),
+    }
 
 
 def _check(root: Path, seed: int, frame_size: int) -> None:

@@ -142,10 +142,12 @@ def _face_points(body: Body, face: Face) -> dict[str, Floats]:
     w, h = body.head_width, body.head_height
     lift, mouth = 0.26 * h * face.brow, 0.36 * w * face.mouth_width
     points = {
-        "nose": (0.0, 0.10), "face_nose_tip": (0.0, 0.14), "face_chin": (0.0, 0.98),
+        "nose": (0.0, 0.10),
+        "face_nose_tip": (0.0, 0.14),
+        "face_chin": (0.0, 0.98),
         "face_lip_upper": (0.0, 0.52 - 0.10 * face.mouth_open),
         "face_lip_lower": (0.0, 0.55 + 0.26 * face.mouth_open),
-    }  # fmt: skip
+    }
     placed = {name: np.array([x * w, y * h]) for name, (x, y) in points.items()}
     for side, sign in SIDES.items():
         corner = np.array([sign * mouth, 0.53 * h + 0.15 * h * face.frown])
@@ -241,9 +243,15 @@ def dress(signer: Signer, rng: np.random.Generator) -> tuple[Body, Look]:
     clothes = _CLOTHES[rng.integers(len(_CLOTHES))]
     wall, desk = _WALLS[rng.integers(len(_WALLS))], _DESKS[rng.integers(len(_DESKS))]
     placed = Body(
-        body.shoulder, body.upper_arm, body.forearm, body.hand,
-        body.head_width, body.head_height, scale, shift,
-    )  # fmt: skip
+        body.shoulder,
+        body.upper_arm,
+        body.forearm,
+        body.hand,
+        body.head_width,
+        body.head_height,
+        scale,
+        shift,
+    )
     return placed, Look(signer.skin, signer.hair, clothes, wall, desk)
 
 

@@ -91,9 +91,12 @@ def train_tokenizer(texts: Sequence[str], prompt: str, vocab_size: int) -> PreTr
     tokenizer.train_from_iterator([*texts, prompt, prompt], trainer)
     fast: Any = PreTrainedTokenizerFast  # its constructor has no types
     wrapped: PreTrainedTokenizerFast = fast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD,
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
     return wrapped
 
 
@@ -394,9 +397,13 @@ def write_tiny_llm(
     tokenizer = train_tokenizer(texts, prompt, size.vocab_size)
     model = build(size, tokenizer)
     samples = Samples(
-        texts, prompt, tokenizer,
-        context=size.context, context_words=size.context_words, seed=size.seed,
-    )  # fmt: skip
+        texts,
+        prompt,
+        tokenizer,
+        context=size.context,
+        context_words=size.context_words,
+        seed=size.seed,
+    )
     done = pretrain(model, samples, size, minutes)
     if done < size.steps:
         tqdm.write(f"stopped after {minutes:g} minutes at step {done} of {size.steps}")
@@ -440,10 +447,13 @@ def _size(given: argparse.Namespace) -> TinyLLM:
             f"{TinyLLM.num_heads} and at least one layer are needed"
         )
     return TinyLLM(
-        encoder_decoder=given.encoder_decoder, hidden_size=given.hidden_size,
-        intermediate_size=2 * given.hidden_size, num_layers=given.num_layers,
-        steps=given.steps, seed=given.seed,
-    )  # fmt: skip
+        encoder_decoder=given.encoder_decoder,
+        hidden_size=given.hidden_size,
+        intermediate_size=2 * given.hidden_size,
+        num_layers=given.num_layers,
+        steps=given.steps,
+        seed=given.seed,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -452,9 +462,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         texts, held_out = (read_texts(given.text, s) for s in (given.split, given.held_out))
         losses = write_tiny_llm(
-            given.out, texts, held_out, prompt=given.prompt, minutes=given.minutes,
+            given.out,
+            texts,
+            held_out,
+            prompt=given.prompt,
+            minutes=given.minutes,
             size=_size(given),
-        )  # fmt: skip
+        )
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

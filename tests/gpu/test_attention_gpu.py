@@ -55,9 +55,13 @@ def _exact(case: str, inputs: tuple[Any, ...]) -> Tensor:
         return attend(query, key, value, HEADS, *masks, "eager")
     keys, queries = CASES[case]
     return attend_by_loops(
-        query, key, value, HEADS, keys or [key.shape[1]] * len(key),
+        query,
+        key,
+        value,
+        HEADS,
+        keys or [key.shape[1]] * len(key),
         queries or [query.shape[1]] * len(query),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -142,11 +146,20 @@ def _wide_llama(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=23, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        bos_token_id=0, eos_token_id=1, initializer_range=0.1,
-    )).save_pretrained(folder)  # fmt: skip
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=23,
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=1,
+            initializer_range=0.1,
+        )
+    ).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
@@ -161,9 +174,12 @@ def test_the_llm_with_flash_attention_is_the_llm_with_sdpa(
     batch, found = join(draw_clips([5, 3, 8])).to(device), {}
     for attention in ("sdpa", "flash_attention_2"):
         config = small_config(
-            llm=str(tmp_path), llm_dtype="bfloat16", attention=attention, dim=DIM,
+            llm=str(tmp_path),
+            llm_dtype="bfloat16",
+            attention=attention,
+            dim=DIM,
             skeletal_channels=(4, 6, 8, DIM),
-        )  # fmt: skip
+        )
         torch.manual_seed(0)
         model, _ = saved.build(config, language=True)
         model = model.to(device).eval()
@@ -194,9 +210,12 @@ def test_a_quantized_llm_trains_and_translates(
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     _wide_llama(tmp_path)
     config = small_config(
-        llm=str(tmp_path), llm_dtype="bfloat16", llm_quantization=quantization, lora_targets=None,
+        llm=str(tmp_path),
+        llm_dtype="bfloat16",
+        llm_quantization=quantization,
+        lora_targets=None,
         attention="auto",
-    )  # fmt: skip
+    )
     model, tokenizer = saved.build(config, language=True)
     prepare(model, "finetune", LossConfig())
     model = model.to(device)

@@ -9,9 +9,13 @@ from torch import Tensor
 
 
 def attend_by_loops(
-    query: Tensor, key: Tensor, value: Tensor, num_heads: int, key_lengths: list[int],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    key_lengths: list[int],
     query_lengths: list[int],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """softmax(Q K^T / sqrt(d_k)) V, one clip, head and query at a time; zero beyond each end."""
     width = query.shape[2] // num_heads
     clips = []
@@ -30,9 +34,14 @@ def attend_by_loops(
 
 
 def loop_kernel(
-    query: Tensor, key: Tensor, value: Tensor, query_offsets: Tensor, key_offsets: Tensor,
-    most_queries: int, most_keys: int,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    most_queries: int,
+    most_keys: int,
+) -> Tensor:
     """Variable-length attention on any device: what the CUDA kernels compute, clip by clip."""
     clips = []
     for i in range(len(query_offsets) - 1):

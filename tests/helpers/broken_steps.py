@@ -77,18 +77,32 @@ def little_loop(
     prepared, optimizer = accelerator.prepare(model, optimizer)
     stage = StageConfig(name="contrastive", epochs=1, learning_rate=1e-2, warmup_epochs=0)
     loop = Loop(
-        accelerator, prepared, optimizer, Breaking(), plan, stage, train, folder, Marks(),
-            {}, None,
-    )  # fmt: skip
+        accelerator,
+        prepared,
+        optimizer,
+        Breaking(),
+        plan,
+        stage,
+        train,
+        folder,
+        Marks(),
+        {},
+        None,
+    )
     return loop, prepared
 
 
 def little_plan(num_steps: int, world_size: int, **changes: Any) -> tuple[Plan, TrainConfig]:
     """Return a plan of two clips a step on each process; every step has a checkpoint and a line."""
     train = TrainConfig(
-        micro_batch_size=2, global_batch_size=2 * world_size, precision="fp32",
-        gradient_clipping=1.0, log_steps=1, checkpoint_steps=1, keep_checkpoints=num_steps,
+        micro_batch_size=2,
+        global_batch_size=2 * world_size,
+        precision="fp32",
+        gradient_clipping=1.0,
+        log_steps=1,
+        checkpoint_steps=1,
+        keep_checkpoints=num_steps,
         **changes,
-    )  # fmt: skip
+    )
     stage = StageConfig(name="contrastive", epochs=1, learning_rate=1e-2, warmup_epochs=0)
     return make_plan(2 * world_size * num_steps, stage, train, world_size), train

@@ -24,9 +24,12 @@ class CountingLoop(loop.Loop):
     """The engine's loop, looked at when it ends."""
 
     def run(
-        self, batches: Iterator[Any], start_step: int, set_mode: Callable[[], None],
+        self,
+        batches: Iterator[Any],
+        start_step: int,
+        set_mode: Callable[[], None],
         broken_clips: int = 0,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Train as ever, then count."""
         finished = super().run(batches, start_step, set_mode, broken_clips)
         base = self.optimizer

@@ -32,10 +32,19 @@ PACKING = Packing(
 
 def data_config(**changes: Any) -> DataConfig:
     values = {
-        "corpus": "table", "shards": "shards", "train_split": "train", "dev_split": "dev",
-        "test_split": "test", "fps": 10.0, "frame_size": SIZE, "max_frames": 64,
-        "language": "en", "bleu_tokenizer": "13a", "metric_preset": "sacrebleu", **changes,
-    }  # fmt: skip
+        "corpus": "table",
+        "shards": "shards",
+        "train_split": "train",
+        "dev_split": "dev",
+        "test_split": "test",
+        "fps": 10.0,
+        "frame_size": SIZE,
+        "max_frames": 64,
+        "language": "en",
+        "bleu_tokenizer": "13a",
+        "metric_preset": "sacrebleu",
+        **changes,
+    }
     return DataConfig(**values)
 
 
@@ -47,9 +56,14 @@ def clip(number: int, frames: int) -> EncodedClip:
     mask[:, number] = False
     pose = np.full((frames, NUM_JOINTS, 2), number + 1, dtype=np.float32) * mask[..., None]
     record = {
-        "id": f"clip {number}", "text": "ab" * (number + 1), "num_frames": frames, "signer": None,
-        "flags": [], "failed_frames": 0, "split": "train",
-    }  # fmt: skip
+        "id": f"clip {number}",
+        "text": "ab" * (number + 1),
+        "num_frames": frames,
+        "signer": None,
+        "flags": [],
+        "failed_frames": 0,
+        "split": "train",
+    }
     return EncodedClip(record, [simplejpeg.encode_jpeg(p, 95) for p in pictures], pose, mask)
 
 
@@ -64,9 +78,13 @@ def write_split(folder: Path, lengths: tuple[int, ...] = LENGTHS) -> Path:
 
 
 def clip_batches(
-    split: Split, places: list[list[int]], max_frames: int = 64, encode: Any = None,
-    augment: AugmentConfig = OFF, epoch: int = 0,
-) -> ClipBatches:  # fmt: skip
+    split: Split,
+    places: list[list[int]],
+    max_frames: int = 64,
+    encode: Any = None,
+    augment: AugmentConfig = OFF,
+    epoch: int = 0,
+) -> ClipBatches:
     frames = ClipFrames(split.lengths, max_frames, augment, seed=5)
     return ClipBatches(split, [MicroBatch(clips, epoch) for clips in places], frames, encode)
 

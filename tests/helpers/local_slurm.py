@@ -34,9 +34,13 @@ class LocalSlurm:
         path = os.pathsep.join([str(Path(sys.executable).parent), sbin])
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SIGNFUSE_"))}
         self.environment = {
-            **kept, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-            "SLURM_CONF": str(folder / "slurm.conf"), "SIGNFUSE_JOBS": str(folder / "jobs"),
-        }  # fmt: skip
+            **kept,
+            "PATH": path,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "SIGNFUSE_JOBS": str(folder / "jobs"),
+        }
 
     def start(self) -> None:
         """Start all, and wait until both nodes are idle; skips by name where that cannot be."""
@@ -47,11 +51,19 @@ class LocalSlurm:
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(1024))
-        files = ("key-file=munge.key", "socket=munge.socket", "pid-file=munge.pid",
-                 "log-file=munged.log", "seed-file=munge.seed")  # fmt: skip
-        self._spawn("munged", "--foreground", "--force", *(
-            f"--{option}={self.folder / name}" for option, name in (f.split("=") for f in files)
-        ))  # fmt: skip
+        files = (
+            "key-file=munge.key",
+            "socket=munge.socket",
+            "pid-file=munge.pid",
+            "log-file=munged.log",
+            "seed-file=munge.seed",
+        )
+        self._spawn(
+            "munged",
+            "--foreground",
+            "--force",
+            *(f"--{option}={self.folder / name}" for option, name in (f.split("=") for f in files)),
+        )
         self._wait("munged", self.socket.exists, 20)
         self._spawn("slurmctld", "-D", "-c")
         for node in NODES:
@@ -121,18 +133,27 @@ class LocalSlurm:
         with (self.folder / "daemons.log").open("ab") as log:
             self._daemons.append(
                 subprocess.Popen(
-                    command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=log, start_new_session=True,
+                    command,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
-            )  # fmt: skip
+            )
 
     def _call(
         self, *words: str | Path, check: bool = True, more: dict[str, str] | None = None
     ) -> str:
         done = subprocess.run(
-            [str(word) for word in words], cwd=ROOT, env={**self.environment, **(more or {})},
-            capture_output=True, text=True, check=False, timeout=60,
-        )  # fmt: skip
+            [str(word) for word in words],
+            cwd=ROOT,
+            env={**self.environment, **(more or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
         assert not check or done.returncode == 0, done.stderr
         return done.stdout
 
@@ -144,9 +165,13 @@ class LocalSlurm:
             for node, port in zip(NODES, ports, strict=True)
         ]
         return _CONFIGURATION.format(
-            folder=self.folder, user=getpass.getuser(), control=control, socket=self.socket,
-            nodes="\n".join(nodes), names=",".join(NODES),
-        )  # fmt: skip
+            folder=self.folder,
+            user=getpass.getuser(),
+            control=control,
+            socket=self.socket,
+            nodes="\n".join(nodes),
+            names=",".join(NODES),
+        )
 
 
 # No accounting, no cgroups, no MPI. A requeued job waits for `cred_expire`, by default 120 s.

@@ -114,10 +114,18 @@ def tiny_llama(dim: int = 12, seed: int = 0) -> Any:
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=dim, intermediate_size=2 * dim, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        initializer_range=0.3,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -127,10 +135,18 @@ def tiny_gpt2(dim: int = 12, seed: int = 0, num_layers: int = 2) -> Any:
 
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=dim, n_layer=num_layers, n_head=2, n_positions=64,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=0, eos_token_id=1, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        n_embd=dim,
+        n_layer=num_layers,
+        n_head=2,
+        n_positions=64,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=1,
+        initializer_range=0.3,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -140,10 +156,18 @@ def tiny_qwen(dim: int = 12, seed: int = 0) -> Any:
 
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=dim, intermediate_size=2 * dim, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        bos_token_id=None, eos_token_id=1, pad_token_id=1, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=1,
+        initializer_range=0.3,
+    )
     return Qwen2ForCausalLM(config).eval()
 
 
@@ -166,11 +190,20 @@ def tiny_mt5(dim: int = 12, seed: int = 0) -> Any:
 
 def _t5_values(dim: int) -> dict[str, Any]:
     return {
-        "vocab_size": VOCABULARY, "d_model": dim, "d_kv": 5, "d_ff": 2 * dim, "num_layers": 2,
-        "num_heads": 2, "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False, "initializer_factor": 1.5, "dropout_rate": 0.1,
-        "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "d_model": dim,
+        "d_kv": 5,
+        "d_ff": 2 * dim,
+        "num_layers": 2,
+        "num_heads": 2,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "initializer_factor": 1.5,
+        "dropout_rate": 0.1,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
 
 
 def tiny_t5_tokenizer() -> Any:

@@ -98,9 +98,9 @@ def find(node: ast.AST, names: list[str]) -> ast.AST | None:
     for name in names:
         found = None
         for child in ast.iter_child_nodes(node):
-            targets = child.targets if isinstance(child, ast.Assign) else [
-                getattr(child, "target", None)
-            ]  # fmt: skip
+            targets = (
+                child.targets if isinstance(child, ast.Assign) else [getattr(child, "target", None)]
+            )
             assigned = [t.id for t in targets if isinstance(t, ast.Name)]
             if getattr(child, "name", None) == name or name in assigned:
                 found = child

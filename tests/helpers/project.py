@@ -35,18 +35,34 @@ class Project:
     def command(self, output: Path, processes: int, words: list[str]) -> list[str]:
         """The command that trains one stage, through `accelerate launch` and DeepSpeed ZeRO-2."""
         return [
-            sys.executable, "-m", "accelerate.commands.launch",
-            "--config_file", "launch/cpu_zero2.yaml",
-            "--num_processes", str(processes), "--main_process_port", str(free_port()),
-            "-m", "signfuse_dist.train", self.experiment, f"train.output={output}", *words,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            "launch/cpu_zero2.yaml",
+            "--num_processes",
+            str(processes),
+            "--main_process_port",
+            str(free_port()),
+            "-m",
+            "signfuse_dist.train",
+            self.experiment,
+            f"train.output={output}",
+            *words,
+        ]
 
     def train(self, output: Path, processes: int, *words: str, status: int = 0) -> str:
         """Train one stage, assert how it ended, and return what was printed."""
         done = subprocess.run(
-            self.command(output, processes, list(words)), cwd=ROOT, env=environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, check=False,
-        )  # fmt: skip
+            self.command(output, processes, list(words)),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=400,
+            check=False,
+        )
         assert done.returncode == status, done.stdout
         return done.stdout
 
@@ -55,9 +71,12 @@ class Project:
     ) -> None:
         """Start a stage and kill every process of it (-9) as soon as ``when()`` holds."""
         with subprocess.Popen(
-            self.command(output, processes, list(words)), cwd=ROOT, env=environment(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ) as process:  # fmt: skip
+            self.command(output, processes, list(words)),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
             deadline = time.monotonic() + 300
             while not when():
                 assert process.poll() is None, "training ended before it could be killed"
@@ -128,19 +147,30 @@ def _write_experiment(folder: Path) -> None:
         "use": {"data": "synthetic", "model": "tiny"},
         "data": {"shards": str(folder / "shards"), "frame_size": FRAME_SIZE},
         "model": {
-            "llm": str(folder / "llm"), "visual_width": 4, "dim": 16, "num_heads": 2,
-            "skeletal_channels": [4, 6, 8, 16], "pooled_length": 6, "num_sign_tokens": 4,
-            "lora_rank": 2, "lora_alpha": 4,
+            "llm": str(folder / "llm"),
+            "visual_width": 4,
+            "dim": 16,
+            "num_heads": 2,
+            "skeletal_channels": [4, 6, 8, 16],
+            "pooled_length": 6,
+            "num_sign_tokens": 4,
+            "lora_rank": 2,
+            "lora_alpha": 4,
         },
         "train": {
-            "micro_batch_size": 2, "global_batch_size": 4, "precision": "fp32",
-            "gradient_clipping": 1.0, "num_workers": 0, "log_steps": 1, "checkpoint_steps": 2,
+            "micro_batch_size": 2,
+            "global_batch_size": 4,
+            "precision": "fp32",
+            "gradient_clipping": 1.0,
+            "num_workers": 0,
+            "log_steps": 1,
+            "checkpoint_steps": 2,
         },
         "stage": {
             name: {"epochs": 1, "warmup_epochs": 0}
             for name in ("contrastive", "alignment", "finetune")
         },
         "evaluation": {"max_new_tokens": 12, "batch_size": 2, "num_beams": 2},
-    }  # fmt: skip
+    }
     path = folder / "configs" / "experiment" / "small.yaml"
     path.write_text(yaml.safe_dump(experiment), encoding="utf-8")

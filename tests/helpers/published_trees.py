@@ -103,8 +103,10 @@ def write_csl(
     if with_map:
         lines = ["index|name|length|gloss|char|word|postag"]
         for index, entry in enumerate(entries):
-            gloss, char, word, tags = (" ".join(map(str, entry[f"label_{kind}"]))
-                                       for kind in ("gloss", "char", "word", "postag"))  # fmt: skip
+            gloss, char, word, tags = (
+                " ".join(map(str, entry[f"label_{kind}"]))
+                for kind in ("gloss", "char", "word", "postag")
+            )
             lines.append(f"{index}|{entry['name']}|{entry['length']}|{gloss}|{char}|{word}|{tags}")
         write_lines(labels / "video_map.txt", lines)
     for name, count in frames.items():

@@ -19,9 +19,12 @@ from signfuse_dist.engine.hang import watched
 def main(rank: int, port: int, folder: Path, seconds: float) -> None:
     """Go on for ever: the test ends it."""
     dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
         timeout=timedelta(minutes=30),
-    )  # fmt: skip
+    )
     with watched(seconds, folder) as marks:
         for step in range(1, 1_000_000):
             marks.at("computing", step)

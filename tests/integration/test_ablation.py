@@ -37,17 +37,34 @@ def names(tmp_path: Path) -> str:
 
 def command(project: Project, names: str, output: Path, *options: str) -> list[str]:
     return [
-        sys.executable, "-m", "signfuse_dist.cli", "ablate", names, project.experiment,
-        f"train.output={output}", "--split", "test", "--launch", "launch/cpu_zero2.yaml",
-        "--num-processes", "1", *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "signfuse_dist.cli",
+        "ablate",
+        names,
+        project.experiment,
+        f"train.output={output}",
+        "--split",
+        "test",
+        "--launch",
+        "launch/cpu_zero2.yaml",
+        "--num-processes",
+        "1",
+        *options,
+    ]
 
 
 def run(words: list[str]) -> str:
     done = subprocess.run(
-        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
-    )  # fmt: skip
+        words,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -67,9 +84,11 @@ def test_a_killed_ablation_goes_on_and_ends_as_two_tasks_end(
 ) -> None:
     killed, shared = tmp_path / "killed", tmp_path / "shared"
     with subprocess.Popen(
-        command(project, names, killed), cwd=ROOT, env=environment(),
+        command(project, names, killed),
+        cwd=ROOT,
+        env=environment(),
         stdout=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
+    ) as process:
         deadline = time.monotonic() + 400
         # In the second stage, after a checkpoint of it.
         while not list(killed.glob("ablation/*/small/alignment/checkpoints/step_*")):
@@ -100,10 +119,13 @@ def test_a_killed_ablation_goes_on_and_ends_as_two_tasks_end(
     tasks = [
         subprocess.Popen(
             command(project, names, shared, "--task-id", str(task), "--num-tasks", "2"),
-            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True,
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for task in range(2)
-    ]  # fmt: skip
+    ]
     printed = [task.communicate(timeout=900)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], printed
     together = "".join(printed)

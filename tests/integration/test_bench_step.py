@@ -55,11 +55,28 @@ def test_cached_features_are_refused_where_encoders_train(
 def test_the_command_compares_the_engine_with_a_bare_loop() -> None:
     """The whole of it once, under ZeRO-2, which needs a process of its own."""
     done = subprocess.run(
-        [sys.executable, "benchmarks/step.py", "demo", "--stage", "alignment",
-         "--frames", "4", "--repeats", "1", "--cached", "--profile",
-         "--ds-config", str(Path("ds_configs") / "zero2.json")],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "benchmarks/step.py",
+            "demo",
+            "--stage",
+            "alignment",
+            "--frames",
+            "4",
+            "--repeats",
+            "1",
+            "--cached",
+            "--profile",
+            "--ds-config",
+            str(Path("ds_configs") / "zero2.json"),
+        ],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     ratio = re.search(
         r"milliseconds, processor +([\d.]+) +([\d.]+) +([\d.]+)   goal 1.05", done.stdout
@@ -67,8 +84,13 @@ def test_the_command_compares_the_engine_with_a_bare_loop() -> None:
     assert ratio is not None, done.stdout
     bare, engine, said = (float(part) for part in ratio.groups())
     assert said == pytest.approx(engine / bare, rel=0.02)
-    for part in ("visual forward", "skeletal forward", "fusion backward", "language_model backward",
-                 "optimizer"):  # fmt: skip
+    for part in (
+        "visual forward",
+        "skeletal forward",
+        "fusion backward",
+        "language_model backward",
+        "optimizer",
+    ):
         assert re.search(rf"^{part} ", done.stdout, re.MULTILINE), done.stdout
     assert "visual backward" not in done.stdout  # frozen
     assert re.search(r"from cached features: [\d.]+ ms a step, [\d.]+ times faster", done.stdout)

@@ -56,10 +56,14 @@ def printed(copy: Path) -> dict[str, str]:
     """What each command of the page printed, the Python block after it included."""
     program = ROOT / "tests" / "helpers" / "worked_examples.py"
     done = subprocess.run(
-        [sys.executable, str(program), str(PAGE)], cwd=copy, text=True, check=False, timeout=900,
+        [sys.executable, str(program), str(PAGE)],
+        cwd=copy,
+        text=True,
+        check=False,
+        timeout=900,
         env={**environment(), "PYTHONPATH": str(copy), "PYTHONUNBUFFERED": "1"},
         capture_output=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     parts = re.split(r"^\$ (.*)\n", done.stdout, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))

@@ -27,9 +27,12 @@ def llm(project: Project, tmp_path_factory: pytest.TempPathFactory) -> str:
         shutil.copy(project.folder / "llm" / name, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tiny_t5(
-        dim=16, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, decoder_start_token_id=tokenizer.pad_token_id,
-    ).save_pretrained(folder)  # fmt: skip
+        dim=16,
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
     return str(folder)
 
 

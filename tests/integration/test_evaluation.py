@@ -136,10 +136,13 @@ def start(folder: Path, rank: int, world: int, port: int) -> subprocess.Popen[st
     words = ["evaluate", str(folder), "--split", "test"]
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     return subprocess.Popen(
-        [sys.executable, "-m", "signfuse_dist.cli", *words], cwd=ROOT, text=True,
+        [sys.executable, "-m", "signfuse_dist.cli", *words],
+        cwd=ROOT,
+        text=True,
         env={**environment(), **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def on_processes(folder: Path, world: int) -> list[tuple[int, str]]:
@@ -172,9 +175,12 @@ def test_several_processes_write_what_one_wrote_byte_for_byte(
 
 @pytest.mark.parametrize("controls", [("shuffled", "blank", "masked_joints"), ()])
 def test_a_killed_evaluation_goes_on_where_it_was(
-    folder: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     controls: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """It dies in its second batch, its last line torn; what was whole is not decoded again."""
     copy = tmp_path / "small" / "finetune"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("evaluation"))

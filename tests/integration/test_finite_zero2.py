@@ -20,14 +20,26 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run on two processes that ends with nothing but steps that are not finite."""
     folder = tmp_path_factory.mktemp("broken")
     command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", "launch/cpu_zero2.yaml", "--main_process_port", str(free_port()),
-        str(WORKER), str(folder),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "launch/cpu_zero2.yaml",
+        "--main_process_port",
+        str(free_port()),
+        str(WORKER),
+        str(folder),
+    ]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     return folder, done.stdout
 

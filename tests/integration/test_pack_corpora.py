@@ -58,10 +58,15 @@ def brightness(clip: Clip) -> list[int]:
 def phoenix(root: Path) -> Path:
     """A split with whole clips, a truncated one, one without frames, a bad row, strays."""
     rows = [
-        phoenix_row("clip-1", "am tag regen ."), phoenix_row("clip-2", '"schnee', "Signer01"),
-        phoenix_row("torn", "kurz"), phoenix_row("lost", "weg"), "cut|short", phoenix_row("", "x"),
-        phoenix_row("strays", "nur streuner"), phoenix_row("clip-3", "wind"),
-    ]  # fmt: skip
+        phoenix_row("clip-1", "am tag regen ."),
+        phoenix_row("clip-2", '"schnee', "Signer01"),
+        phoenix_row("torn", "kurz"),
+        phoenix_row("lost", "weg"),
+        "cut|short",
+        phoenix_row("", "x"),
+        phoenix_row("strays", "nur streuner"),
+        phoenix_row("clip-3", "wind"),
+    ]
     frames = {"clip-1": 8, "clip-2": 5, "clip-3": 6, "torn": 4, "unnamed": 2}
     anchor = write_phoenix(root, "dev", rows, frames)
     place = anchor / "features/fullFrame-210x260px/dev"
@@ -100,8 +105,11 @@ def test_phoenix_is_packed_at_its_own_rate_with_every_row_accounted_for(tmp_path
     assert brightness(found["clip-1"]) == list(range(8)), "neither the profile nor the thumbnail"
     record = found["clip-2"].record
     assert (record["fps"], record["text"], record["signer"], record["language"]) == (
-        25.0, '"schnee', "Signer01", "de"
-    )  # fmt: skip
+        25.0,
+        '"schnee',
+        "Signer01",
+        "de",
+    )
     assert verify(out, 0) == []
 
 
@@ -198,9 +206,11 @@ def test_how2sign_is_cut_from_full_videos_and_times_beyond_the_end_are_dropped(t
     assert brightness(clip) == pytest.approx(range(10, 20), abs=1)
     assert (clip.record["text"], clip.record["start"]) == ('He said "no".', 1.0)
     assert summary.orphans == (
-        Orphan("no video: video_level/test/rgb_front/raw_videos/lost-1-rgb_front.mp4 is not there",
-               "lost_0-1-rgb_front"),
-    )  # fmt: skip
+        Orphan(
+            "no video: video_level/test/rgb_front/raw_videos/lost-1-rgb_front.mp4 is not there",
+            "lost_0-1-rgb_front",
+        ),
+    )
 
 
 def test_precut_clips_are_packed_whole_and_the_manifest_says_so(tmp_path):

@@ -81,9 +81,12 @@ class Packing:
         words += ["--task-id", self.task[0], "--num-tasks", self.task[1]]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "signfuse_dist.cli", *map(str, words)],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
 
     def family(self) -> list[psutil.Process]:
         try:

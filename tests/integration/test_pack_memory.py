@@ -33,9 +33,14 @@ for table in (first, first, second):
 def growth(first: Path, second: Path) -> float:
     """How much the peak of a process that has packed ``first`` grows with ``second``, in MB."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, first, second], cwd=ROOT, check=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM, first, second],
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     _, warm, after = map(float, done.stdout.split())
     return after - warm
 

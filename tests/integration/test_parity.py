@@ -49,20 +49,31 @@ class Trained:
 
 def accelerate(launch: str, processes: int, *words: str) -> list[str]:
     return [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-        f"launch/{launch}.yaml", "--num_processes", str(processes), *words, *TRAINER,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        f"launch/{launch}.yaml",
+        "--num_processes",
+        str(processes),
+        *words,
+        *TRAINER,
+    ]
 
 
 def run_together(commands: Sequence[list[str]], variables: dict[str, str]) -> None:
     """Run all at the same time; every one must end well."""
     started = [
         subprocess.Popen(
-            command, cwd=ROOT, env=environment() | variables, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command,
+            cwd=ROOT,
+            env=environment() | variables,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for command in commands
-    ]  # fmt: skip
+    ]
     try:
         printed = [process.communicate(timeout=400)[0] for process in started]
     finally:
@@ -73,9 +84,12 @@ def run_together(commands: Sequence[list[str]], variables: dict[str, str]) -> No
 
 
 def trained(
-    project: Project, folder: Path, launchers: Sequence[list[str]], *words: str,
+    project: Project,
+    folder: Path,
+    launchers: Sequence[list[str]],
+    *words: str,
     variables: dict[str, str] | None = None,
-) -> Trained:  # fmt: skip
+) -> Trained:
     """Train with one or several launchers, all given the same words."""
     rest = [str(folder), project.experiment, f"train.output={folder}", *STAGE, *words]
     run_together([[*launcher, *rest] for launcher in launchers], variables or {})
@@ -143,9 +157,15 @@ def test_torchrun_starts_the_same(
     project: Project, bare: dict[str, Tensor], tmp_path: Path, variables: dict[str, str]
 ) -> None:
     launcher = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-        "--master_port", str(free_port()), *TRAINER,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+        *TRAINER,
+    ]
     run = trained(project, tmp_path, [launcher], variables=variables)
     assert furthest(run.weights, bare) <= TOLERANCE
     kind = "DEEPSPEED" if variables else "MULTI_CPU"
@@ -165,9 +185,13 @@ def bare_resnet_50(project: Project) -> dict[str, Tensor]:
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("kind", ["zero2", "ddp"])
 def test_weights_do_not_depend_on_processes_accumulation_or_zero2(
-    project: Project, bare_resnet_50: dict[str, Tensor], tmp_path: Path, kind: str, processes: int,
+    project: Project,
+    bare_resnet_50: dict[str, Tensor],
+    tmp_path: Path,
+    kind: str,
+    processes: int,
     accumulation: int,
-) -> None:  # fmt: skip
+) -> None:
     """ResNet-50, LoRA on a frozen LLM, 5 steps."""
     plain = "gpu" if processes == 1 else "node_ddp"
     launch = "cpu_zero2" if kind == "zero2" else plain

@@ -83,9 +83,14 @@ def test_joints_are_extracted_again_and_the_frames_stay_as_they_are(corpus):
         for sample, shown in zip(poses, frames, strict=True):
             read = read_pose(folder, mine.name, sample.members)
             assert set(read.record) == {
-                "id", "num_frames", "joint_layout", "extractor", "extractor_version", "flags",
+                "id",
+                "num_frames",
+                "joint_layout",
+                "extractor",
+                "extractor_version",
+                "flags",
                 "failed_frames",
-            }  # fmt: skip
+            }
             pixels = read_clip(out, theirs.name, shown.members).frames[:, 4:28]
             assert np.allclose(read.pose[0, 3, 0], pixels[0].mean() / 255, atol=0.02)
             assert not read.mask[1].any(), "the frame at which the tracker failed"
@@ -131,8 +136,10 @@ def test_a_set_by_another_extractor_is_refused_by_what_differs(corpus):
     extract(table, out, "table", extractor=None)
     found = {n: load_manifest(out / "poses" / n).packing for n in ("again", "newer", "table")}
     assert {(p.extractor, p.extractor_version) for p in found.values()} == {
-        ("tracker", "1"), ("tracker", "2"), ("synthetic", "1"),
-    }  # fmt: skip
+        ("tracker", "1"),
+        ("tracker", "2"),
+        ("synthetic", "1"),
+    }
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "../out", "a\\b", "a\n", "é", "-rf"])

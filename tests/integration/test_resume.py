@@ -82,15 +82,26 @@ class Watched:
         command[at - 1 : at + 1] = [str(self.script)]
         if how == "ddp":
             command = [
-                sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-                "--master_port", command[command.index("--main_process_port") + 1],
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc_per_node",
+                str(processes),
+                "--master_port",
+                command[command.index("--main_process_port") + 1],
                 *command[command.index(str(self.script)) :],
-            ]  # fmt: skip
+            ]
         seen = {"SEEN": str(output) + ".seen", **env}
         done = subprocess.run(
-            command, cwd=ROOT, env={**environment(), **seen},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False,
-        )  # fmt: skip
+            command,
+            cwd=ROOT,
+            env={**environment(), **seen},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
+        )
         finished = not env
         assert (done.returncode == 0) == finished, done.stdout
         return done.stdout
@@ -146,9 +157,11 @@ def watched(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Watch
     ],
 )
 def test_a_stopped_stage_goes_on_elsewhere_with_the_same_clips_and_weights(
-    watched: Watched, stage: str,
-    first: tuple[str, int], then: tuple[str, int],
-) -> None:  # fmt: skip
+    watched: Watched,
+    stage: str,
+    first: tuple[str, int],
+    then: tuple[str, int],
+) -> None:
     """On another number of processes, or under plain DDP what ZeRO-2 began."""
     output = watched.folder / f"{stage}-{first[0]}{first[1]}-{then[0]}{then[1]}"
     words = WHOLE[stage]
@@ -212,9 +225,14 @@ def test_a_full_disk_is_said_and_the_run_ends_as_the_undisturbed_one_when_there_
         output, ballast = disk / "runs", disk / "ballast"
         words = [*WHOLE["finetune"], micro(2)]
         printed = watched.launch(
-            output, "zero2", 2, words, SEEN=str(tmp_path / "seen"), FILL_AFTER="5",
+            output,
+            "zero2",
+            2,
+            words,
+            SEEN=str(tmp_path / "seen"),
+            FILL_AFTER="5",
             BALLAST=str(ballast),
-        )  # fmt: skip
+        )
         assert "No space left on device" in printed
         assert "training goes on" in printed
         refusal = f"the checkpoint of step {STEPS} could not be written"
@@ -249,18 +267,30 @@ def test_killed_twelve_times_at_random_the_stages_end_as_undisturbed_ones(
             kills += 1
         project.train(killed, 2, f"stage={stage}", *words)
         assert furthest(weights(killed, stage), weights(whole, stage)) == 0.0
-        kept = (checkpoint.list_steps(output / "small" / stage / "checkpoints")
-                for output in (killed, whole))  # fmt: skip
+        kept = (
+            checkpoint.list_steps(output / "small" / stage / "checkpoints")
+            for output in (killed, whole)
+        )
         ours, theirs = ([path.name for path in paths] for paths in kept)
         assert ours == theirs
         for name in ours:
             path = Path("small") / stage / "checkpoints" / name
-            one, other = ({n: t for part in ("weights", "optimizer") for n, t in
-                           load_file(output / path / f"{part}.safetensors").items()}
-                          for output in (killed, whole))  # fmt: skip
+            one, other = (
+                {
+                    n: t
+                    for part in ("weights", "optimizer")
+                    for n, t in load_file(output / path / f"{part}.safetensors").items()
+                }
+                for output in (killed, whole)
+            )
             assert furthest(one, other) == 0.0
-        scores = [[(line["step"], line.get("dev_language"), line.get("dev_contrastive"))
-                   for line in log(output, stage)] for output in (killed, whole)]  # fmt: skip
+        scores = [
+            [
+                (line["step"], line.get("dev_language"), line.get("dev_contrastive"))
+                for line in log(output, stage)
+            ]
+            for output in (killed, whole)
+        ]
         assert scores[0] == scores[1]
     assert kills == 12
 

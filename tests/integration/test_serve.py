@@ -49,12 +49,27 @@ class Served:
 def served(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     run = write_run(project, tmp_path_factory.mktemp("runs"))
     temporary, port = tmp_path_factory.mktemp("temporary"), free_port()
-    command = [sys.executable, "-m", "signfuse_dist.cli", "serve", str(run), "--port", str(port),
-               "--max-seconds", "60", "--max-megabytes", "1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "signfuse_dist.cli",
+        "serve",
+        str(run),
+        "--port",
+        str(port),
+        "--max-seconds",
+        "60",
+        "--max-megabytes",
+        "1",
+    ]
     with subprocess.Popen(
-        command, cwd=ROOT, env={**environment(), "TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
+        command,
+        cwd=ROOT,
+        env={**environment(), "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         printed = []
         for line in process.stdout:
@@ -121,8 +136,10 @@ def test_a_dropped_clip_shows_its_translation_skeleton_and_gate(
 def test_a_recorded_clip_is_translated(page: Any) -> None:
     """Chromium's own test picture stands for the camera."""
     page.click("#clip button[aria-label='Capture from camera']")
-    page.click("#clip button:has-text('Click to Access Webcam'), #clip .access-webcam button",
-               timeout=ANSWER_MS)  # fmt: skip
+    page.click(
+        "#clip button:has-text('Click to Access Webcam'), #clip .access-webcam button",
+        timeout=ANSWER_MS,
+    )
     page.click("#clip button:has([title='start recording'])", timeout=ANSWER_MS)
     page.wait_for_function("recordedBytes > 5000", timeout=ANSWER_MS)  # some frames
     page.click("#clip button:has([title='stop recording'])", timeout=ANSWER_MS)

@@ -28,9 +28,13 @@ def config() -> ModelConfig:
     if folder is None or not (Path(folder) / "config.json").is_file():
         pytest.skip("SmolLM2-135M-Instruct is absent: set SIGNFUSE_SMOLLM2 to its folder")
     return small_config(
-        llm=folder, prompt=ModelConfig.prompt, lora_targets=None, attention="auto",
-        lora_rank=ModelConfig.lora_rank, lora_alpha=ModelConfig.lora_alpha,
-    )  # fmt: skip
+        llm=folder,
+        prompt=ModelConfig.prompt,
+        lora_targets=None,
+        attention="auto",
+        lora_rank=ModelConfig.lora_rank,
+        lora_alpha=ModelConfig.lora_alpha,
+    )
 
 
 @pytest.fixture

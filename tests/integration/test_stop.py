@@ -30,9 +30,14 @@ WORDS = (
 def stop(command: list[str], run: Path, *numbers: int, group: bool = False) -> tuple[int, str]:
     """Start a command, send it the signals after five steps; return its status and what it said."""
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    ) as process:  # fmt: skip
+        command,
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
         metrics = run / "metrics.jsonl"
         deadline = time.monotonic() + 300
         while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 5):
@@ -63,8 +68,17 @@ def assert_stopped(run: Path, printed: str) -> None:
 def test_signfuse_train_stops_in_good_order_and_says_to_be_started_again(
     project: Project, tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
-    command = [sys.executable, "-m", "signfuse_dist.cli", "train", project.experiment,
-               "--launch", "launch/cpu_zero2.yaml", f"train.output={tmp_path}", *WORDS]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "signfuse_dist.cli",
+        "train",
+        project.experiment,
+        "--launch",
+        "launch/cpu_zero2.yaml",
+        f"train.output={tmp_path}",
+        *WORDS,
+    ]
     run = tmp_path / "small" / "contrastive"
     status, printed = stop(command, run, number, group=group)
     assert status == 75, printed

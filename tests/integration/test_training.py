@@ -63,8 +63,13 @@ def test_the_last_stage_trains_from_nothing_with_one_stream(
     project: Project, tmp_path: Path
 ) -> None:
     """Two switches of section 5.4 through ZeRO-2: every trained parameter is reached."""
-    words = ["stage=finetune", "train.stages=[finetune]", "model.streams=skeletal",
-             "loss.contrastive_weight=0", "train.micro_batch_size=4"]  # fmt: skip
+    words = [
+        "stage=finetune",
+        "train.stages=[finetune]",
+        "model.streams=skeletal",
+        "loss.contrastive_weight=0",
+        "train.micro_batch_size=4",
+    ]
     project.train(tmp_path, 1, *words)
     found = weights(tmp_path, "finetune")
     assert not any(name.startswith("visual.") for name in found)
@@ -157,8 +162,10 @@ def test_a_run_folder_describes_the_run_and_is_not_overwritten(
     assert json.loads((folder / "versions.json").read_text())["deepspeed"]
     assert "adapter/adapter_model.safetensors" in read_state(folder / "model")["files"]
     assert json.loads((folder / "attention.json").read_text()) == {
-        "asked": "auto", "encoders": "sdpa", "llm": "sdpa"
-    }  # fmt: skip
+        "asked": "auto",
+        "encoders": "sdpa",
+        "llm": "sdpa",
+    }
     from signfuse_dist.train import open_folder
 
     other = load_run(

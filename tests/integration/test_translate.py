@@ -150,14 +150,24 @@ def test_a_clip_without_a_person_says_so_once(
 
 def test_folders_stand_for_their_videos_or_are_a_clip_of_frames(tmp_path: Path) -> None:
     videos, frames, both, none = (tmp_path / name for name in ("videos", "frames", "both", "none"))
-    for path in (videos / "b.mp4", videos / "a.webm", videos / "notes.txt", frames / "1.png",
-                 both / "a.mp4", both / "1.jpg", none / "a.txt"):  # fmt: skip
+    for path in (
+        videos / "b.mp4",
+        videos / "a.webm",
+        videos / "notes.txt",
+        frames / "1.png",
+        both / "a.mp4",
+        both / "1.jpg",
+        none / "a.txt",
+    ):
         path.parent.mkdir(exist_ok=True)
         path.touch()
     missing = tmp_path / "missing.mp4"
     assert find_videos([videos, frames, missing]) == [
-        videos / "a.webm", videos / "b.mp4", frames, missing,
-    ]  # fmt: skip
+        videos / "a.webm",
+        videos / "b.mp4",
+        frames,
+        missing,
+    ]
     with pytest.raises(UserError, match="holds 1 videos and 1 pictures"):
         find_videos([both])
     with pytest.raises(UserError, match="none holds no videos"):

@@ -31,10 +31,14 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         command = [sys.executable, str(WORKER), str(rank), port, str(tmp_path), str(SECONDS)]
         started.append(
             subprocess.Popen(
-                command, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)},
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                command,
+                cwd=ROOT,
+                env=environment() | {"PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
-        )  # fmt: skip
+        )
     for process in started:
         assert process.stdout is not None
         assert [int(process.stdout.readline()) for _ in range(20)] == list(range(1, 21))
@@ -69,9 +73,13 @@ def test_a_frozen_trainer_is_named_and_ends_the_launch(project: Project, tmp_pat
     words = ["stage=contrastive", "stage.epochs=400", "train.hang_seconds=24"]
     metrics = tmp_path / "small" / "contrastive" / "metrics.jsonl"
     with subprocess.Popen(
-        project.command(tmp_path, 2, words), cwd=ROOT, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as launch:  # fmt: skip
+        project.command(tmp_path, 2, words),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as launch:
         deadline = time.monotonic() + 300
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
             assert launch.poll() is None

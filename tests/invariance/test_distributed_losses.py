@@ -22,9 +22,7 @@ STEPS = 6
 
 def _draw() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {
-        "visual": (6, 5), "skeletal": (6, 5), "x": (6, 3, STEPS), "probe": (6, 3, STEPS)
-    }  # fmt: skip
+    shapes = {"visual": (6, 5), "skeletal": (6, 5), "x": (6, 3, STEPS), "probe": (6, 3, STEPS)}
     drawn = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
     return {**drawn, "weight": WEIGHT, "lengths": LENGTHS}
 
@@ -62,9 +60,13 @@ def _batch_norm(part: dict[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
     loss = (out.square() * part["probe"] * mask[:, None] * weight[:, None, None]).sum()
     gradients = torch.autograd.grad(loss, (x, norm.weight, norm.bias))
     return {
-        "out": out.detach(), "x": gradients[0], "weight": gradients[1], "bias": gradients[2],
-        "running_mean": norm.running_mean, "running_var": norm.running_var,
-    }  # fmt: skip
+        "out": out.detach(),
+        "x": gradients[0],
+        "weight": gradients[1],
+        "bias": gradients[2],
+        "running_mean": norm.running_mean,
+        "running_var": norm.running_var,
+    }
 
 
 def _image_norm(part: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
@@ -78,9 +80,12 @@ def _image_norm(part: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
     loss = (norm(x).square() * part["probe"].unflatten(2, (2, 3))[counted > 0]).sum()
     gradients = torch.autograd.grad(loss, (x, norm.weight, norm.bias))
     return {
-        "x": gradients[0], "weight": gradients[1], "bias": gradients[2],
-        "running_mean": norm.running_mean, "running_var": norm.running_var,
-    }  # fmt: skip
+        "x": gradients[0],
+        "weight": gradients[1],
+        "bias": gradients[2],
+        "running_mean": norm.running_mean,
+        "running_var": norm.running_var,
+    }
 
 
 def _results(part: dict[str, Tensor], empty: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -152,14 +157,13 @@ def test_info_nce_in_parts_compares_in_float32_and_answers_in_the_summaries_type
     leaves = [x.requires_grad_() for x in pair]
     for gradient, known in zip(
         torch.autograd.grad(replay((leaves[0], leaves[1]), compared), leaves),
-        compared.gradients, strict=True,
-    ):  # fmt: skip
+        compared.gradients,
+        strict=True,
+    ):
         assert torch.equal(gradient, known.bfloat16())
 
 
-@pytest.mark.parametrize(
-    "case", ["batch_norm", "batch_norm_empty_rank", "image_norm_empty_rank"]
-)  # fmt: skip
+@pytest.mark.parametrize("case", ["batch_norm", "batch_norm_empty_rank", "image_norm_empty_rank"])
 def test_batch_norm_of_two_processes_is_that_of_one(
     ranks: list[Any], single: Any, case: str
 ) -> None:

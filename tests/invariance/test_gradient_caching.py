@@ -114,9 +114,12 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     AcceleratorState._reset_state(reset_partial_state=world == 1)
     GradientState._reset_state()
     train = TrainConfig(
-        micro_batch_size=CLIPS // case.accumulation // world, global_batch_size=CLIPS,
-        precision="fp32", gradient_clipping=0.0, gradient_caching=case.caching,
-    )  # fmt: skip
+        micro_batch_size=CLIPS // case.accumulation // world,
+        global_batch_size=CLIPS,
+        precision="fp32",
+        gradient_clipping=0.0,
+        gradient_caching=case.caching,
+    )
     stage = StageConfig(name=case.stage, epochs=1, learning_rate=1e-3, warmup_epochs=0)
     plan = make_plan(CLIPS, stage, train, world)
     accelerator, resolved = processes.start(plan, train)
@@ -150,9 +153,14 @@ def _cases(world: int) -> list[Case]:
 def _process(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
-    )  # fmt: skip
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
     found = {case.key: _take_a_step(case, rank, 2) for case in _cases(2)}
     torch.save(found, f"{folder}/{rank}.pt")
 
@@ -200,9 +208,10 @@ def _close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("world", "case"), [w for w in WAYS if w[1] in CASES[:7]],
+    ("world", "case"),
+    [w for w in WAYS if w[1] in CASES[:7]],
     ids=[i for i, w in zip(ids, WAYS, strict=True) if w[1] in CASES[:7]],
-)  # fmt: skip
+)
 def test_gradients_and_losses_are_those_of_one_batch_in_one_process(
     steps: dict[int, list[Any]], world: int, case: Case
 ) -> None:

@@ -105,10 +105,9 @@ def _close(found: list[Tensor], expected: list[Tensor]) -> None:
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(
     ("norm", "visual_norm", "training"),
-    [("sync", "frozen", False), ("layer", "group", False),
-     ("layer", "frozen", True)],
+    [("sync", "frozen", False), ("layer", "group", False), ("layer", "frozen", True)],
     ids=["batch-eval", "layer-eval", "layer-train"],
-)  # fmt: skip
+)
 @torch.no_grad()
 def test_a_clip_is_the_same_alone_and_beside_longer_ones(
     norm: str, visual_norm: str, training: bool, part: str
@@ -202,11 +201,12 @@ def test_the_order_of_the_clips_changes_no_loss_gradient_or_running_statistic(
     orders = [[0, 1, 2, 3], [2, 0, 3, 1]]
     found, expected = (
         _trained(
-            small_model(norm="sync", visual_norm=visual_norm), stage,
+            small_model(norm="sync", visual_norm=visual_norm),
+            stage,
             join([clips[i] for i in order]),
         )
         for order in orders
-    )  # fmt: skip
+    )
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():

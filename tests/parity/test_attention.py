@@ -260,9 +260,7 @@ def test_the_kernel_of_torch_is_called_as_its_signature_says(
 
     def stand_in(*given: Any, **named: Any) -> Tensor:
         bound = signature.bind(*given, **named).arguments
-        assert bound.keys() == {
-            "query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"
-        }  # fmt: skip
+        assert bound.keys() == {"query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"}
         return loop_kernel(*bound.values())
 
     monkeypatch.setattr(varlen, "varlen_attn", stand_in)
@@ -273,10 +271,18 @@ def test_the_kernel_of_flash_attn_is_called_as_its_documentation_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def flash_attn_varlen_func(
-        q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-        max_seqlen_q: int, max_seqlen_k: int, dropout_p: float = 0.0,
-        softmax_scale: float | None = None, causal: bool = False, deterministic: bool = False,
-    ) -> Tensor:  # fmt: skip
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        dropout_p: float = 0.0,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        deterministic: bool = False,
+    ) -> Tensor:
         assert dropout_p == 0
         assert softmax_scale is None
         assert not causal

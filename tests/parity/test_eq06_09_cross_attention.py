@@ -66,8 +66,11 @@ def test_cross_attention_is_torchs_multi_head_attention_with_its_gradients() -> 
 
 def test_each_direction_has_the_projections_of_its_own_streams() -> None:
     layer: Any = FusionLayer(DIM, HEADS, 4 * DIM, "cmfa").double()
-    names = [n for n, _ in layer.named_parameters() if n.endswith(("query.weight", "key.weight",
-                                                                   "value.weight"))]  # fmt: skip
+    names = [
+        n
+        for n, _ in layer.named_parameters()
+        if n.endswith(("query.weight", "key.weight", "value.weight"))
+    ]
     assert len(names) == 6  # W_Q, W_K, W_V of v and of s: Eq. 6-7
     assert not any("query.bias" in n for n, _ in layer.named_parameters())
     visual, skeletal = clip(3, 1)[None], clip(3, 2)[None]

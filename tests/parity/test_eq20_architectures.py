@@ -223,8 +223,9 @@ def test_lora_targets_can_be_named_and_each_must_be_there() -> None:
     with pytest.raises(UserError, match="no layers called q_proj; its attention has k, o, q, v"):
         llm.add_lora(small_config(lora_targets=("q", "q_proj")))
     llm.add_lora(small_config(lora_targets=("q", "wi_0")))
-    layers = {n.split(".lora_")[0].rpartition(".")[2] for n, _ in llm.named_parameters()
-              if "lora_" in n}  # fmt: skip
+    layers = {
+        n.split(".lora_")[0].rpartition(".")[2] for n, _ in llm.named_parameters() if "lora_" in n
+    }
     assert layers == {"q", "wi_0"}
 
 
@@ -239,8 +240,9 @@ def test_deep_models_get_lora_on_the_same_layers() -> None:
     """PEFT shortens long lists of names; GPT-2's feed-forward part has a c_proj as well."""
     llm = LanguageModel(tiny_gpt2(num_layers=12), PROMPT)
     llm.add_lora(small_config(lora_targets=None))
-    adapted = {n.split(".lora_")[0].split(".h.")[1] for n, p in llm.named_parameters()
-               if p.requires_grad}  # fmt: skip
+    adapted = {
+        n.split(".lora_")[0].split(".h.")[1] for n, p in llm.named_parameters() if p.requires_grad
+    }
     assert adapted == {f"{i}.attn.{name}" for i in range(12) for name in ("c_attn", "c_proj")}
 
 

@@ -59,8 +59,9 @@ def test_bfloat16_embeddings_of_the_llm_are_compared_in_float32() -> None:
     sign, text = (x.detach().bfloat16() for x in _embeddings())
     found = distance(sign, text, torch.tensor(LENGTHS), "mean")
     assert found.dtype == torch.float32
-    expected = [_naive(sign[i].double(), text[i, :n].double(), "mean")
-                for i, n in enumerate(LENGTHS)]  # fmt: skip
+    expected = [
+        _naive(sign[i].double(), text[i, :n].double(), "mean") for i, n in enumerate(LENGTHS)
+    ]
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 

@@ -40,8 +40,9 @@ def build(stage: StageName, llm: str = "llama", **changes: Any) -> SignFuse:
 def even_batch(frames: int = 9, tokens: int = 5) -> SignBatch:
     """Clips of one length: with padding the counter would count what is not real as well."""
     clips = draw_clips([frames] * 3)
-    made = [type(c)(c.name, c.frames, c.pose, c.joint_mask, torch.arange(2, 2 + tokens))
-            for c in clips]  # fmt: skip
+    made = [
+        type(c)(c.name, c.frames, c.pose, c.joint_mask, torch.arange(2, 2 + tokens)) for c in clips
+    ]
     return join(made)
 
 
@@ -129,7 +130,8 @@ def test_padding_and_clips_of_weight_zero_cost_nothing() -> None:
     long, short = draw_clips([9, 3])
     alone = analytic(model, "contrastive", join([long]))
     both = analytic(model, "contrastive", join([long, short]))
-    skipped = analytic(model, "contrastive", join([long, short.__class__(**{
-        **vars(short), "counted": False})]))  # fmt: skip
+    skipped = analytic(
+        model, "contrastive", join([long, short.__class__(**{**vars(short), "counted": False})])
+    )
     assert both["visual"].total == pytest.approx(alone["visual"].total * 12 / 9, rel=0.1)
     assert skipped == alone

@@ -50,8 +50,13 @@ def _expected() -> dict[str, int]:
     scales = sum(k * D + D + _linear(D, D) for k in (1, 5, 11))
     temporal = scales + _linear(3 * D, D) + _linear(D, 3 * D, bias=False) + _linear(D, D) + norm
     adapter = _linear(D, LLAMA_DIM) + _linear(LLAMA_DIM, LLAMA_DIM) + 2 * LLAMA_DIM
-    return {"visual": visual, "skeletal": skeletal, "fusion": fusion, "temporal": temporal,
-            "adapter": adapter}  # fmt: skip
+    return {
+        "visual": visual,
+        "skeletal": skeletal,
+        "fusion": fusion,
+        "temporal": temporal,
+        "adapter": adapter,
+    }
 
 
 def test_the_whole_is_within_one_percent_of_the_papers_total(model: SignFuse) -> None:
@@ -88,8 +93,11 @@ def test_the_built_model_has_the_shapes_of_table_1(model: Any) -> None:
     assert model.visual.backbone.output_dim == 2048
     assert model.visual.conv.weight.shape == (512, 2048, 3)
     assert [block.temporal.weight.shape[1:] for block in model.skeletal.blocks] == [
-        (64, 9, 1), (128, 9, 1), (256, 9, 1), (512, 9, 1)
-    ]  # fmt: skip
+        (64, 9, 1),
+        (128, 9, 1),
+        (256, 9, 1),
+        (512, 9, 1),
+    ]
     assert [block.stride for block in model.skeletal.blocks] == [1, 1, 2, 1]
     assert [layer.ffn[0].out_features for layer in model.fusion.layers] == [2048] * 3
     assert model.adapter.mlp[2].weight.shape == (LLAMA_DIM, LLAMA_DIM)

@@ -58,5 +58,8 @@ def test_the_optimizer_is_adamw_with_decay_on_matrices() -> None:
     assert isinstance(optimizer, torch.optim.AdamW)
     decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert {n: decays[id(p)] for n, p in model.named_parameters()} == {
-        "0.weight": 0.01, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0
-    }  # fmt: skip
+        "0.weight": 0.01,
+        "0.bias": 0.0,
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+    }

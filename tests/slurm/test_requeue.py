@@ -47,9 +47,12 @@ def test_a_job_that_is_warned_is_requeued_once_and_finishes_before_the_next_star
     # As the pipeline does; it fails unless the last attempt has ended before it starts.
     (tmp_path / "next.sh").write_text(f"#!/bin/sh\ngrep ': finished' {log}\n")
     after = slurm.submit(
-        *SMALL, f"--output={tmp_path}/next.log", f"--dependency=afterok:{job}",
-        "--kill-on-invalid-dep=yes", tmp_path / "next.sh",
-    )  # fmt: skip
+        *SMALL,
+        f"--output={tmp_path}/next.log",
+        f"--dependency=afterok:{job}",
+        "--kill-on-invalid-dep=yes",
+        tmp_path / "next.sh",
+    )
     slurm.wait_until(job, (run / "started").exists)
     slurm.signal_batch(job, "USR1")
     assert slurm.wait(job) == "COMPLETED", log.read_text()

@@ -63,10 +63,21 @@ def test_the_pipeline_trains_and_evaluates_over_two_nodes_as_one_launcher_does(
 ) -> None:
     by_hand, by_slurm = tmp_path / "hand", tmp_path / "slurm"
     done = subprocess.run(
-        ["bash", "slurm/pipeline.sh", project.experiment, *TWO_NODES, "--output",
-         f"{tmp_path}/%x.log", f"train.output={by_slurm}"],
-        cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            "bash",
+            "slurm/pipeline.sh",
+            project.experiment,
+            *TWO_NODES,
+            "--output",
+            f"{tmp_path}/%x.log",
+            f"train.output={by_slurm}",
+        ],
+        cwd=ROOT,
+        env=slurm.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     jobs = dict(line.split("\t") for line in done.stdout.splitlines())
     assert list(jobs) == [*STAGES, "evaluate"]
@@ -87,8 +98,14 @@ def test_a_stage_that_is_warned_in_the_middle_is_requeued_and_ends_as_if_it_was_
     slurm: LocalSlurm, project: Project, undisturbed: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    job = slurm.submit(*TWO_NODES, f"--output={log}", "slurm/stage3.sh", project.experiment,
-                       *LAST_ALONE[1:], f"train.output={tmp_path}")  # fmt: skip
+    job = slurm.submit(
+        *TWO_NODES,
+        f"--output={log}",
+        "slurm/stage3.sh",
+        project.experiment,
+        *LAST_ALONE[1:],
+        f"train.output={tmp_path}",
+    )
     slurm.wait_until(job, lambda: len(metrics(tmp_path, "finetune")) >= 5)
     slurm.signal_batch(job, "USR1")
     assert slurm.wait(job) == "COMPLETED", printed_by(log)
@@ -128,39 +145,80 @@ def test_a_stage_that_crashes_at_once_is_given_up_and_the_error_named(
 ) -> None:
     """Here for want of a network interface; what only a lucky node could cure is tried again."""
     log = tmp_path / "log"
-    job = slurm.submit(*TWO_NODES, f"--output={log}", "slurm/stage3.sh", project.experiment,
-                       *LAST_ALONE[1:], f"train.output={tmp_path}", SIGNFUSE_FUTILE_ATTEMPTS="2",
-                       GLOO_SOCKET_IFNAME="absent0")  # fmt: skip
+    job = slurm.submit(
+        *TWO_NODES,
+        f"--output={log}",
+        "slurm/stage3.sh",
+        project.experiment,
+        *LAST_ALONE[1:],
+        f"train.output={tmp_path}",
+        SIGNFUSE_FUTILE_ATTEMPTS="2",
+        GLOO_SOCKET_IFNAME="absent0",
+    )
     assert slurm.wait(job) == "FAILED"
     printed = printed_by(log)
     assert printed.count("requeued as attempt") == 1, printed
     assert re.search(
         r"2 attempts in a row got no further than step 0; not requeued\. The last: process [01] on "
-        r"\S+: \w+Error: .*absent0", printed
-    ), printed  # fmt: skip
+        r"\S+: \w+Error: .*absent0",
+        printed,
+    ), printed
 
 
 def test_a_stage_that_is_refused_is_not_requeued(
     slurm: LocalSlurm, project: Project, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    job = slurm.submit(*TWO_NODES, f"--output={log}", "slurm/stage2.sh", project.experiment,
-                       f"train.output={tmp_path}")  # fmt: skip
+    job = slurm.submit(
+        *TWO_NODES,
+        f"--output={log}",
+        "slurm/stage2.sh",
+        project.experiment,
+        f"train.output={tmp_path}",
+    )
     assert slurm.wait(job) == "FAILED"
     assert "train it first (stage=contrastive)" in printed_by(log)
     assert "not requeued: it would be refused again" in printed_by(log)
 
 
 def test_packing_is_shared_by_an_array(slurm: LocalSlurm, project: Project, tmp_path: Path) -> None:
-    words = ("synthetic", "--root", project.folder / "corpus", "--split", "train",
-             "--frame-size", "32", "--fps", "10", "--clips-per-shard", "4")  # fmt: skip
-    job = slurm.submit("--array=1-5:2", "--cpus-per-task=1", f"--output={tmp_path}/%a.log",
-                       "slurm/pack.sh", *words, "--out", tmp_path / "array")  # fmt: skip
+    words = (
+        "synthetic",
+        "--root",
+        project.folder / "corpus",
+        "--split",
+        "train",
+        "--frame-size",
+        "32",
+        "--fps",
+        "10",
+        "--clips-per-shard",
+        "4",
+    )
+    job = slurm.submit(
+        "--array=1-5:2",
+        "--cpus-per-task=1",
+        f"--output={tmp_path}/%a.log",
+        "slurm/pack.sh",
+        *words,
+        "--out",
+        tmp_path / "array",
+    )
     assert slurm.wait(job) == "COMPLETED,COMPLETED,COMPLETED", slurm.state(job)
     subprocess.run(
-        [sys.executable, "-m", "signfuse_dist.cli", "pack", *map(str, words),
-         "--out", tmp_path / "alone"], cwd=ROOT, env=slurm.environment, check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "signfuse_dist.cli",
+            "pack",
+            *map(str, words),
+            "--out",
+            tmp_path / "alone",
+        ],
+        cwd=ROOT,
+        env=slurm.environment,
+        check=True,
+    )
     files = {p.name: p.read_bytes() for p in (tmp_path / "array").glob("*") if p.is_file()}
     assert len([name for name in files if name.endswith(".tar")]) == 5
     assert files == {p.name: p.read_bytes() for p in (tmp_path / "alone").glob("*") if p.is_file()}
@@ -173,10 +231,21 @@ def test_an_ablation_is_shared_by_an_array(
     names = tmp_path / "two.yaml"
     names.write_text(yaml.safe_dump({"title": "T", "paper": "-", "full": "cmfa", "rows": rows}))
     job = slurm.submit(
-        "--array=3-4", *SMALL, f"--output={tmp_path}/%a.log", "slurm/ablate.sh", names,
-        project.experiment, "train.stages=[finetune]", f"train.output={tmp_path}", "--split",
-        "test", "--launch", "launch/cpu_zero2.yaml", "--num-processes", "1",
-    )  # fmt: skip
+        "--array=3-4",
+        *SMALL,
+        f"--output={tmp_path}/%a.log",
+        "slurm/ablate.sh",
+        names,
+        project.experiment,
+        "train.stages=[finetune]",
+        f"train.output={tmp_path}",
+        "--split",
+        "test",
+        "--launch",
+        "launch/cpu_zero2.yaml",
+        "--num-processes",
+        "1",
+    )
     logs = [tmp_path / "3.log", tmp_path / "4.log"]
     assert slurm.wait(job) == "COMPLETED,COMPLETED", [printed_by(log) for log in logs]
     table = (tmp_path / "ablation" / "tables" / "small" / "two" / "table.csv").read_text()

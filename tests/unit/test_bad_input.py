@@ -36,9 +36,10 @@ def outcome(model: Any, batch: SignBatch) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         output = model(batch, "unimodal", True)
         return {
-            "sign_embeddings": output.sign_embeddings, "summary": output.summaries[1],
+            "sign_embeddings": output.sign_embeddings,
+            "summary": output.summaries[1],
             "likelihood": output.negative_log_likelihood,
-        }  # fmt: skip
+        }
 
 
 def test_what_stands_where_a_joint_is_missing_or_a_clip_has_ended_is_not_read() -> None:

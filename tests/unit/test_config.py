@@ -89,9 +89,12 @@ def test_a_file_that_is_not_there_is_refused_with_a_suggestion() -> None:
 
 @pytest.mark.parametrize(
     ("word", "suggested"),
-    [("train.micro_batch_sise=4", "micro_batch_size"), ("los.temperature=1", "loss"),
-     ("model.num_head=4", "num_heads")],
-)  # fmt: skip
+    [
+        ("train.micro_batch_sise=4", "micro_batch_size"),
+        ("los.temperature=1", "loss"),
+        ("model.num_head=4", "num_heads"),
+    ],
+)
 def test_an_unknown_key_is_refused_with_a_suggestion(word: str, suggested: str) -> None:
     message = _errors(word)
     assert word.split("=")[0].split(".")[-1] in message or word in message
@@ -110,9 +113,11 @@ def test_files_are_disjoint(tmp_path: Path) -> None:
     data = (ROOT / "configs/data/synthetic.yaml").read_text()
     stage = (ROOT / "configs/stage/alignment.yaml").read_text()
     path = _experiment(
-        tmp_path, USUAL,
-        data_synthetic=data + "dim: 7\n", stage_alignment=stage + "micro_batch_size: 4\n",
-    )  # fmt: skip
+        tmp_path,
+        USUAL,
+        data_synthetic=data + "dim: 7\n",
+        stage_alignment=stage + "micro_batch_size: 4\n",
+    )
     message = _errors(experiment=path)
     assert "data: unknown key 'dim'" in message
     assert "stage: unknown key 'micro_batch_size'" in message
@@ -120,12 +125,21 @@ def test_files_are_disjoint(tmp_path: Path) -> None:
 
 def test_all_errors_are_reported_together() -> None:
     message = _errors(
-        "model.dim=zero", "train.precision=fp8", "nonsense", "loss.temprature=1",
-        "train.seed=-1", "data.fps=[1]",
-    )  # fmt: skip
-    for part in ("model.dim: 'zero' is not an int", "train.precision: 'fp8' is not one of",
-                 "'nonsense': expected section.key=value", "'temprature'",
-                 "train.seed: -1 is not at least 0", "data.fps: [1] is not a float"):  # fmt: skip
+        "model.dim=zero",
+        "train.precision=fp8",
+        "nonsense",
+        "loss.temprature=1",
+        "train.seed=-1",
+        "data.fps=[1]",
+    )
+    for part in (
+        "model.dim: 'zero' is not an int",
+        "train.precision: 'fp8' is not one of",
+        "'nonsense': expected section.key=value",
+        "'temprature'",
+        "train.seed: -1 is not at least 0",
+        "data.fps: [1] is not a float",
+    ):
         assert part in message
     assert "(6)" in message
 
@@ -140,21 +154,35 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["train.micro_batch_size=2.5", "train.micro_batch_size=true", "train.micro_batch_size='2'",
-     "stage.learning_rate=fast", "stage.learning_rate=true", "model.llm=3", "data.fps=true",
-     "model.lora_targets=q_proj", "model.skeletal_channels=[16, wide, 64, 96]",
-     "train.micro_batch_size=null"],
-)  # fmt: skip
+    [
+        "train.micro_batch_size=2.5",
+        "train.micro_batch_size=true",
+        "train.micro_batch_size='2'",
+        "stage.learning_rate=fast",
+        "stage.learning_rate=true",
+        "model.llm=3",
+        "data.fps=true",
+        "model.lora_targets=q_proj",
+        "model.skeletal_channels=[16, wide, 64, 96]",
+        "train.micro_batch_size=null",
+    ],
+)
 def test_a_value_of_another_type_is_refused_by_name(word: str) -> None:
     assert word.split("=")[0] in _errors(word)
 
 
 @pytest.mark.parametrize(
     "word",
-    ["train.micro_batch_size=0", "stage.epochs=0", "loss.temperature=0",
-     "loss.contrastive_weight=-0.1", "stage.learning_rate=-1e-3", "stage.learning_rate=.nan",
-     "model.num_heads=0"],
-)  # fmt: skip
+    [
+        "train.micro_batch_size=0",
+        "stage.epochs=0",
+        "loss.temperature=0",
+        "loss.contrastive_weight=-0.1",
+        "stage.learning_rate=-1e-3",
+        "stage.learning_rate=.nan",
+        "model.num_heads=0",
+    ],
+)
 def test_a_value_out_of_range_is_refused_by_name(word: str) -> None:
     assert word.split("=")[0] in _errors(word)
 
@@ -167,24 +195,37 @@ def test_a_choice_is_refused_with_what_there_is() -> None:
 
 @pytest.mark.parametrize(
     ("word", "part"),
-    [("model.num_heads=5", "does not divide"),
-     ("model.skeletal_strides=[1, 2]", "2 entries for 4"),
-     ("model.scale_kernels=[1]", "3 entries for 1"),
-     ("model.skeletal_channels=[16, 32, 64, 95]", "ends with 95"),
-     ("model.visual_stride=4", "would not align"), ("model.visual_kernel=4", "must be odd"),
-     ("model.scale_kernels=[1, 5, 10]", "must be odd"),
-     ("model.scale_strides=[1, 2, 0]", "at least 1"),
-     ("stage.warmup_epochs=2", "not below stage.epochs 2")],
-)  # fmt: skip
+    [
+        ("model.num_heads=5", "does not divide"),
+        ("model.skeletal_strides=[1, 2]", "2 entries for 4"),
+        ("model.scale_kernels=[1]", "3 entries for 1"),
+        ("model.skeletal_channels=[16, 32, 64, 95]", "ends with 95"),
+        ("model.visual_stride=4", "would not align"),
+        ("model.visual_kernel=4", "must be odd"),
+        ("model.scale_kernels=[1, 5, 10]", "must be odd"),
+        ("model.scale_strides=[1, 2, 0]", "at least 1"),
+        ("stage.warmup_epochs=2", "not below stage.epochs 2"),
+    ],
+)
 def test_values_that_do_not_fit_each_other_are_refused(word: str, part: str) -> None:
     assert part in _errors(word)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["use: synthetic\n", "use: [data]\n", "- a\n- b\n", "a: [\n", "train: 3\n",
-     "stage: {alignment: 3}\n", "stage: 3\n", "1: 2\n", "use: {dat: synthetic}\n", ""],
-)  # fmt: skip
+    [
+        "use: synthetic\n",
+        "use: [data]\n",
+        "- a\n- b\n",
+        "a: [\n",
+        "train: 3\n",
+        "stage: {alignment: 3}\n",
+        "stage: 3\n",
+        "1: 2\n",
+        "use: {dat: synthetic}\n",
+        "",
+    ],
+)
 def test_a_malformed_experiment_is_refused_without_a_traceback(tmp_path: Path, text: str) -> None:
     path = _experiment(tmp_path, text)
     assert "mine.yaml" in _errors(experiment=path)
@@ -211,9 +252,14 @@ def test_the_resolved_configuration_reads_back_as_it_was(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [({"name": None}, "name"), ({"extra": {}}, "extra"), ({"loss": {"tau": 1}}, "tau"),
-     ({"model": {}}, "model.llm"), ({"model": 3}, "model")],
-)  # fmt: skip
+    [
+        ({"name": None}, "name"),
+        ({"extra": {}}, "extra"),
+        ({"loss": {"tau": 1}}, "tau"),
+        ({"model": {}}, "model.llm"),
+        ({"model": 3}, "model"),
+    ],
+)
 def test_a_resolved_configuration_that_does_not_fit_is_refused(
     tmp_path: Path, change: dict[str, Any], part: str
 ) -> None:
@@ -254,9 +300,15 @@ def _packed(folder: Path) -> None:
     tar = b"x" * 512
     (folder / "shard-000000.tar").write_bytes(tar)
     packing = Packing(
-        "synthetic", "corpus", "train", JOINT_LAYOUT, "synthetic", "1",
-        PackConfig(frame_size=64, fps=10.0), "0" * 64,
-    )  # fmt: skip
+        "synthetic",
+        "corpus",
+        "train",
+        JOINT_LAYOUT,
+        "synthetic",
+        "1",
+        PackConfig(frame_size=64, fps=10.0),
+        "0" * 64,
+    )
     shard = ShardEntry("shard-000000.tar", hashlib.sha256(tar).hexdigest(), len(tar), 40, 400)
     manifest = Manifest(packing, (shard,), 40, 40, 400, 0, 0, "0")
     (folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
@@ -272,8 +324,12 @@ def test_check_answers_without_torch(tmp_path: Path) -> None:
     words = ["check", DEMO, "train.micro_batch_size=2", "train.global_batch_size=16"]
     done = subprocess.run(
         [sys.executable, "-c", program, *words, f"data.shards={tmp_path}", "--world-size", "4"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert "status 1 heavy []" in done.stdout, done.stderr  # the LLM is not made yet
     assert "4 processes x 2 clips x 2 accumulated = 16 a step" in done.stdout
     assert "temperature: 0.07" in done.stdout

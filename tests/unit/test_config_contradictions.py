@@ -32,9 +32,13 @@ def test_the_stages_that_are_used_are_read_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("stages", "said"),
-    [("[]", "at least one"), ("[finetune,alignment]", "in the order"),
-     ("[finetune,finetune]", "each at most once"), ("[fine]", "'fine' is not one of contrastive")],
-)  # fmt: skip
+    [
+        ("[]", "at least one"),
+        ("[finetune,alignment]", "in the order"),
+        ("[finetune,finetune]", "each at most once"),
+        ("[fine]", "'fine' is not one of contrastive"),
+    ],
+)
 def test_stages_that_cannot_follow_each_other_are_refused(stages: str, said: str) -> None:
     message = refused(f"train.stages={stages}")
     assert "train.stages" in message
@@ -61,9 +65,13 @@ def test_one_stream_is_refused_a_contrastive_loss_and_stage_by_their_keys() -> N
 
 @pytest.mark.parametrize(
     "word",
-    ["model.fusion=concat", "model.fusion=sum", "model.fusion=visual_from_skeletal",
-     "model.fusion_layers=0"],
-)  # fmt: skip
+    [
+        "model.fusion=concat",
+        "model.fusion=sum",
+        "model.fusion=visual_from_skeletal",
+        "model.fusion_layers=0",
+    ],
+)
 def test_attended_features_need_attention_in_both_directions(word: str) -> None:
     key = word.partition("=")[0]
     message = refused("loss.contrastive_features=attended", word)
@@ -100,8 +108,12 @@ def test_channels_last_is_refused_where_torch_is_unsound() -> None:
 
 
 def test_all_contradictions_are_reported_together() -> None:
-    message = refused("model.streams=visual", "model.scales=[sequence,frame]",
-                      "model.visual_chunk=2", "model.visual_norm=sync")  # fmt: skip
+    message = refused(
+        "model.streams=visual",
+        "model.scales=[sequence,frame]",
+        "model.visual_chunk=2",
+        "model.visual_norm=sync",
+    )
     assert "(4)" in message
 
 

@@ -47,11 +47,15 @@ def make(
     split = open_split(write_split(tmp_path / "dev", LENGTHS), data_config())
     values = {"micro_batch_size": 2, "global_batch_size": GROUP, "num_workers": 0, **train}
     run = RunConfig(
-        name="small", data=data_config(), model=small_config(norm="sync"), loss=LossConfig(),
+        name="small",
+        data=data_config(),
+        model=small_config(norm="sync"),
+        loss=LossConfig(),
         stage=StageConfig(name=stage, epochs=3, learning_rate=1e-3, warmup_epochs=0),
         train=TrainConfig(precision="fp32", gradient_clipping=1.0, **values),
-        evaluation=EvaluationConfig(), augment=AugmentConfig(speed=0.5, colour=0.5),
-    )  # fmt: skip
+        evaluation=EvaluationConfig(),
+        augment=AugmentConfig(speed=0.5, colour=0.5),
+    )
     model = small_model(norm="sync")
     set_mode(model, stage)
     said: list[str] = []

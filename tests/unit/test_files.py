@@ -85,8 +85,20 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_state(folder)
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", '{"step": 1}', '{"files": 3}',
-                                  '{"files": ["a.bin"]}', '{"files": null}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"step": 1}',
+        '{"files": 3}',
+        '{"files": ["a.bin"]}',
+        '{"files": null}',
+    ],
+)
 def test_a_state_that_is_missing_or_no_state_is_named(tmp_path: Path, text: str | None) -> None:
     folder = write(tmp_path / "folder")
     (folder / STATE).unlink()

@@ -37,9 +37,12 @@ STAGE = StageConfig(name="alignment", epochs=4, learning_rate=1e-3, warmup_epoch
 
 def _train(micro: int, size: int = 8, **changes: Any) -> TrainConfig:
     return TrainConfig(
-        micro_batch_size=micro, global_batch_size=size, precision="fp32", gradient_clipping=1.0,
+        micro_batch_size=micro,
+        global_batch_size=size,
+        precision="fp32",
+        gradient_clipping=1.0,
         **changes,
-    )  # fmt: skip
+    )
 
 
 def _plan(num_clips: int = 21, micro: int = 2, world: int = 2) -> Plan:

@@ -40,10 +40,14 @@ def test_without_augmentation_nothing_is_drawn_and_every_frame_is_kept() -> None
 def test_what_is_drawn_stays_within_its_bounds_and_reaches_near_them() -> None:
     drawn = draws(ALL)
     bounds = {
-        "zoom": (1 / 1.2, 1.2), "shift_x": (-0.1, 0.1), "shift_y": (-0.1, 0.1),
-        "brightness": (0.7, 1.3), "contrast": (0.7, 1.3), "saturation": (0.7, 1.3),
+        "zoom": (1 / 1.2, 1.2),
+        "shift_x": (-0.1, 0.1),
+        "shift_y": (-0.1, 0.1),
+        "brightness": (0.7, 1.3),
+        "contrast": (0.7, 1.3),
+        "saturation": (0.7, 1.3),
         "speed": (1 / 1.5, 1.5),
-    }  # fmt: skip
+    }
     for name, (low, high) in bounds.items():
         values = getattr(drawn, name)
         assert low <= values.min() < low + 0.02 * (high - low), name
@@ -109,15 +113,21 @@ def picture_batch(config: AugmentConfig, points: np.ndarray, size: int = 96) -> 
     moved = drawn.moved(points.astype(np.float32), 0)
     pose = torch.from_numpy(np.broadcast_to(moved, (1, 3, *moved.shape)).copy())
     return SignBatch(
-        ids=("a",), frames=torch.from_numpy(frames).permute(0, 3, 1, 2), pose=pose,
-        joint_mask=torch.ones(pose.shape[:3], dtype=torch.bool), frame_lengths=torch.tensor([3]),
-        weight=torch.ones(1), warp=torch.from_numpy(drawn.warps()),
+        ids=("a",),
+        frames=torch.from_numpy(frames).permute(0, 3, 1, 2),
+        pose=pose,
+        joint_mask=torch.ones(pose.shape[:3], dtype=torch.bool),
+        frame_lengths=torch.tensor([3]),
+        weight=torch.ones(1),
+        warp=torch.from_numpy(drawn.warps()),
         colour=torch.from_numpy(drawn.colours()),
-    )  # fmt: skip
+    )
 
 
-@pytest.mark.parametrize("config", [AugmentConfig(crop=0.2), AugmentConfig(scale=0.5),
-                                    AugmentConfig(crop=0.1, scale=0.3)])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [AugmentConfig(crop=0.2), AugmentConfig(scale=0.5), AugmentConfig(crop=0.1, scale=0.3)],
+)
 def test_joints_go_where_the_picture_goes(config: AugmentConfig) -> None:
     batch = picture_batch(config, POINT)
     frames = batch.augmented().frames.float()
@@ -166,11 +176,15 @@ def test_many_frames_are_changed_clip_by_clip_in_the_right_order() -> None:
     assert one is not None
     frames = torch.full((161, 3, 8, 8), 100, dtype=torch.uint8)
     batch = SignBatch(
-        ids=("a", "b", "c"), frames=frames, pose=torch.zeros(3, 90, 75, 2),
-        joint_mask=torch.zeros(3, 90, 75, dtype=torch.bool), weight=torch.ones(3),
-        frame_lengths=torch.tensor(lengths), warp=torch.from_numpy(one.warps()),
+        ids=("a", "b", "c"),
+        frames=frames,
+        pose=torch.zeros(3, 90, 75, 2),
+        joint_mask=torch.zeros(3, 90, 75, dtype=torch.bool),
+        weight=torch.ones(3),
+        frame_lengths=torch.tensor(lengths),
+        warp=torch.from_numpy(one.warps()),
         colour=torch.from_numpy(one.colours()),
-    )  # fmt: skip
+    )
     levels = batch.augmented().frames[:, 0, 0, 0].tolist()
     expected = one.colours() @ np.array([100 / 255, 100 / 255, 100 / 255, 1]) * 255
     assert levels[:70] == [round(float(expected[0, 0]))] * 70

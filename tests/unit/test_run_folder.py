@@ -54,12 +54,27 @@ def test_it_tells_other_clips_and_another_stage_before_apart(tmp_path: Path) -> 
         (["stage=alignment", "train.stages=[alignment]"], None),
         (["stage=finetune", "train.stages=[finetune]"], 8),
         (["stage=finetune", "train.stages=[finetune]", "loss.contrastive_weight=0"], 8),
-        (["stage=finetune", "train.stages=[finetune]", "loss.contrastive_weight=0",
-          "model.norm=layer"], None),
-        (["stage=finetune", "train.stages=[finetune]", "loss.contrastive_weight=0",
-          "model.norm=frozen", "model.visual_norm=local"], 8),
+        (
+            [
+                "stage=finetune",
+                "train.stages=[finetune]",
+                "loss.contrastive_weight=0",
+                "model.norm=layer",
+            ],
+            None,
+        ),
+        (
+            [
+                "stage=finetune",
+                "train.stages=[finetune]",
+                "loss.contrastive_weight=0",
+                "model.norm=frozen",
+                "model.visual_norm=local",
+            ],
+            8,
+        ),
     ],
-)  # fmt: skip
+)
 def test_how_many_clips_meet_counts_where_they_see_each_other(
     tmp_path: Path, words: list[str], meeting: int | None
 ) -> None:

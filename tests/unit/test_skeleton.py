@@ -41,9 +41,15 @@ def test_the_face_landmarks_are_those_of_the_design() -> None:
 
 def test_body_joints_are_in_mediapipes_order() -> None:
     mediapipe = {
-        0: "nose", 11: "left_shoulder", 12: "right_shoulder", 13: "left_elbow",
-        15: "left_wrist", 16: "right_wrist", 19: "left_index", 22: "right_thumb",
-    }  # fmt: skip
+        0: "nose",
+        11: "left_shoulder",
+        12: "right_shoulder",
+        13: "left_elbow",
+        15: "left_wrist",
+        16: "right_wrist",
+        19: "left_index",
+        22: "right_thumb",
+    }
     for index, name in mediapipe.items():
         assert BODY[index] == name
 

@@ -23,8 +23,10 @@ from signfuse_dist.objective import StageObjective, prepare, set_mode
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 LLAMA_DIM = 4096
 # The rows of `backbones` differ in the LLM alone, which these tests do not load.
-ABLATIONS = [read_ablation(ROOT / "configs" / "ablation" / f"{name}.yaml")
-             for name in ("components", "fusion", "layers", "scales", "stages")]  # fmt: skip
+ABLATIONS = [
+    read_ablation(ROOT / "configs" / "ablation" / f"{name}.yaml")
+    for name in ("components", "fusion", "layers", "scales", "stages")
+]
 ROWS = [(ablation.name, row) for ablation in ABLATIONS for row in ablation.rows]
 each_row = pytest.mark.parametrize(
     "row",
@@ -114,8 +116,15 @@ def test_the_table_counts_every_row_from_one_command(
         == 0
     )
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["stages", "visual", "skeletal", "fusion", "temporal", "adapter",
-                              "total"]  # fmt: skip
+    assert header.split() == [
+        "stages",
+        "visual",
+        "skeletal",
+        "fusion",
+        "temporal",
+        "adapter",
+        "total",
+    ]
     assert len(lines) == len(ROWS) == 30
     rows = dict(zip(((name, row.name) for name, row in ROWS), lines, strict=True))
     for (ablation, name), line in rows.items():

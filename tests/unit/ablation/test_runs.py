@@ -70,8 +70,10 @@ def test_planning_imports_no_torch() -> None:
 
 def test_the_whole_model_is_trained_once_for_all_tables() -> None:
     found = plan("components,fusion,scales,stages")
-    full = [table.rows[[r.row.name for r in table.rows].index(table.ablation.full)].runs[0].key
-            for table in found.ablations]  # fmt: skip
+    full = [
+        table.rows[[r.row.name for r in table.rows].index(table.ablation.full)].runs[0].key
+        for table in found.ablations
+    ]
     assert len(set(full)) == 1
     assert [run.key for run in found.stage_runs()].count(full[0]) == 1
     rows = sum(len(table.rows) for table in found.ablations)
@@ -201,9 +203,12 @@ def test_words_that_an_ablation_cannot_take_are_refused(word: str, said: str) ->
 
 
 def test_every_row_with_an_error_is_named(tmp_path: Path) -> None:
-    rows = [{"name": "a"}, {"name": "b", "words": ["model.streams=visual"]},
-            {"name": "c", "words": ["train.output=elsewhere"]},
-            {"name": "d", "words": ["train.stages=[contrastive]"]}]  # fmt: skip
+    rows = [
+        {"name": "a"},
+        {"name": "b", "words": ["model.streams=visual"]},
+        {"name": "c", "words": ["train.output=elsewhere"]},
+        {"name": "d", "words": ["train.stages=[contrastive]"]},
+    ]
     path = write(tmp_path / "own.yaml", rows=rows)
     with pytest.raises(UserError) as caught:
         plan(str(path))

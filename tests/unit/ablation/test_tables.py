@@ -53,8 +53,9 @@ def worse(text: str, draw: random.Random) -> str:
 
 def blind_to_joints(text: str, draw: random.Random) -> str:
     """Guess what a hand behind the desk would tell."""
-    words = [draw.choice(("mother", "father")) if w in ("mother", "father") else w
-             for w in text.split()]  # fmt: skip
+    words = [
+        draw.choice(("mother", "father")) if w in ("mother", "father") else w for w in text.split()
+    ]
     forms = (("open", "close"), ("opens", "closes"), ("opened", "closed"))
     pairs = {form: pair for pair in forms for form in pair}
     return " ".join(draw.choice(pairs[w]) if w in pairs else w for w in words)
@@ -198,8 +199,12 @@ def test_collect_writes_the_tables_of_what_is_finished(
     assert main(words) == 0
     assert "| full | 100.00 |" in capsys.readouterr().out
     folder = tmp_path / "runs" / "ablation" / "tables" / "demo" / "drawn"
-    assert {path.name for path in folder.iterdir()} == {"table.md", "table.csv", "results.json",
-                                                        "chart.png"}  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == {
+        "table.md",
+        "table.csv",
+        "results.json",
+        "chart.png",
+    }
 
 
 def test_words_of_one_channel_are_told_or_guessed(tmp_path: Path) -> None:

@@ -35,8 +35,12 @@ def order(folder: Path) -> list[str]:
 
 
 def test_each_unit_is_done_once_and_after_what_it_needs(tmp_path: Path) -> None:
-    units = [unit(tmp_path, "a"), unit(tmp_path, "b", "a"), unit(tmp_path, "c", "b"),
-             unit(tmp_path, "d")]  # fmt: skip
+    units = [
+        unit(tmp_path, "a"),
+        unit(tmp_path, "b", "a"),
+        unit(tmp_path, "c", "b"),
+        unit(tmp_path, "d"),
+    ]
     outcome = Work(units, 2, 0, 1).run()
     assert (outcome.failed, outcome.elsewhere, outcome.stopped) == ((), (), False)
     found = order(tmp_path)
@@ -49,8 +53,12 @@ def test_each_unit_is_done_once_and_after_what_it_needs(tmp_path: Path) -> None:
 def test_a_failed_unit_takes_with_it_only_what_needs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    units = [unit(tmp_path, "a", script="echo out of memory >&2; exit 7"), unit(tmp_path, "b", "a"),
-             unit(tmp_path, "c", "b"), unit(tmp_path, "d")]  # fmt: skip
+    units = [
+        unit(tmp_path, "a", script="echo out of memory >&2; exit 7"),
+        unit(tmp_path, "b", "a"),
+        unit(tmp_path, "c", "b"),
+        unit(tmp_path, "d"),
+    ]
     outcome = Work(units, 1, 0, 1).run()
     assert set(outcome.failed) == {"a", "b", "c"}
     assert order(tmp_path) == ["a", "d"]

@@ -16,9 +16,15 @@ from signfuse_dist.model.attention import BACKENDS
 
 def _bench(**changes: Any) -> AttentionBench:
     values: dict[str, Any] = {
-        "lengths": (4, 9), "batch_size": 2, "dim": 16, "num_heads": 2, "dtype": torch.float32,
-        "device": torch.device("cpu"), "repeats": 1, **changes,
-    }  # fmt: skip
+        "lengths": (4, 9),
+        "batch_size": 2,
+        "dim": 16,
+        "num_heads": 2,
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "repeats": 1,
+        **changes,
+    }
     return AttentionBench(**values)
 
 
@@ -72,9 +78,9 @@ def test_clips_go_from_a_quarter_to_all_of_the_length() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"dim": 15}, {"num_heads": 0}, {"lengths": (4, 0)}, {"batch_size": 0},
-                {"repeats": 0}],
-)  # fmt: skip
+    "changes",
+    [{"dim": 15}, {"num_heads": 0}, {"lengths": (4, 0)}, {"batch_size": 0}, {"repeats": 0}],
+)
 def test_numbers_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="at least 1"):
         run(_bench(**changes))

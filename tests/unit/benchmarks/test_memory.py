@@ -16,8 +16,12 @@ from helpers.repository import ROOT
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 
 
-def bench(frames: tuple[int, ...], chunks: tuple[int, ...] = (), part: str = "visual",
-          options: tuple[str, ...] = ()) -> MemoryBench:  # fmt: skip
+def bench(
+    frames: tuple[int, ...],
+    chunks: tuple[int, ...] = (),
+    part: str = "visual",
+    options: tuple[str, ...] = (),
+) -> MemoryBench:
     words = ["data.frame_size=96"]
     return MemoryBench(DEMO, words, part, frames, chunks, options, clips=1, threads=1)
 
@@ -69,13 +73,30 @@ def test_every_way_is_measured_at_every_length_and_options_at_the_largest(
     assert main([DEMO, "model.visual_width=8", *words]) == 0
     title, header, *rows = capsys.readouterr().out.splitlines()
     assert "part step, clips 2" in title
-    assert header.split() == ["frames", "ResNet", "peak", "MB", "a", "frame", "seconds", "x",
-                              "whole"]  # fmt: skip
+    assert header.split() == [
+        "frames",
+        "ResNet",
+        "peak",
+        "MB",
+        "a",
+        "frame",
+        "seconds",
+        "x",
+        "whole",
+    ]
     assert [row.split()[:2] for row in rows] == [
-        ["4", "whole"], ["4", "blocks"], ["4", "chunks"], ["4", "chunks"],
-        ["6", "whole"], ["6", "blocks"], ["6", "chunks"], ["6", "chunks"],
-        ["6", "channels_last"], ["6", "bf16"], ["6", "compile"],
-    ]  # fmt: skip
+        ["4", "whole"],
+        ["4", "blocks"],
+        ["4", "chunks"],
+        ["4", "chunks"],
+        ["6", "whole"],
+        ["6", "blocks"],
+        ["6", "chunks"],
+        ["6", "chunks"],
+        ["6", "channels_last"],
+        ["6", "bf16"],
+        ["6", "compile"],
+    ]
     assert rows[2].split()[-4:] == ["20", "2.50", "3.00", "1.50"]
     assert "status 1: no compiler" in rows[-1]
     assert [case.model["visual_chunk"] for case in measured[:4]] == [None, None, 2, 3]

@@ -41,9 +41,15 @@ def shards(tmp_path: Path) -> str:
     folder.mkdir(parents=True)
     (folder / "shard-000000.tar").write_bytes(b"x" * 512)
     packing = Packing(
-        "synthetic", "corpus", "train", JOINT_LAYOUT, "synthetic", "1",
-        PackConfig(frame_size=64, fps=10.0), "0" * 64,
-    )  # fmt: skip
+        "synthetic",
+        "corpus",
+        "train",
+        JOINT_LAYOUT,
+        "synthetic",
+        "1",
+        PackConfig(frame_size=64, fps=10.0),
+        "0" * 64,
+    )
     shard = ShardEntry("shard-000000.tar", "0" * 64, 512, 40, 400)
     manifest = Manifest(packing, (shard,), 40, 40, 400, 0, 0, "0")
     (folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
@@ -199,8 +205,11 @@ def test_check_answers_within_three_seconds_and_without_torch(shards: str) -> No
     launch = ["--launch", "launch/cpu_zero2.yaml"]
     done = subprocess.run(
         [sys.executable, "-c", program, "check", DEMO, shards, "--world-size", "2", *launch],
-        cwd=ROOT, check=False, timeout=60, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+        stdout=subprocess.DEVNULL,
+    )
     assert done.returncode == 1
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Time of the processor, so that a busy machine does not count.
@@ -210,9 +219,13 @@ def test_check_answers_within_three_seconds_and_without_torch(shards: str) -> No
 def test_a_user_meets_a_message_and_never_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "signfuse_dist.cli", "verify", str(tmp_path / "nowhere")],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path / 'nowhere'}: no such folder of shards\n"
 

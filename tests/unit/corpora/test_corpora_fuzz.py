@@ -79,14 +79,43 @@ CORPORA: dict[str, tuple[Callable[[Path], Path], str, str]] = {
 every_corpus = pytest.mark.parametrize("case", CORPORA.values(), ids=CORPORA.keys())
 
 _PIECES = st.sampled_from(
-    [b"|", b"\t", b",", b";", b'"', b'""', b"\n", b"\r", b"\r\n", b"\0", b"..", b"../../x", b"/",
-     b"/etc/passwd", b"\\", b"\xff", b"\xef\xbb\xbf", b"-1", b"nan", b"inf", b"1e400", b"-",
-     "\u2028".encode(), "\u202e".encode(), b"\x1b[2J", b"x" * 300, b"train", b"dev", b" "]
-)  # fmt: skip
+    [
+        b"|",
+        b"\t",
+        b",",
+        b";",
+        b'"',
+        b'""',
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\0",
+        b"..",
+        b"../../x",
+        b"/",
+        b"/etc/passwd",
+        b"\\",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"-1",
+        b"nan",
+        b"inf",
+        b"1e400",
+        b"-",
+        "\u2028".encode(),
+        "\u202e".encode(),
+        b"\x1b[2J",
+        b"x" * 300,
+        b"train",
+        b"dev",
+        b" ",
+    ]
+)
 _EDITS = st.lists(
     st.tuples(st.integers(0, 10**6), st.integers(0, 8), _PIECES | st.binary(max_size=6)),
-    min_size=1, max_size=12,
-)  # fmt: skip
+    min_size=1,
+    max_size=12,
+)
 
 
 def edited(content: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:

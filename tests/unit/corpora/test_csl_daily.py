@@ -31,8 +31,11 @@ def test_text_is_the_characters_joined_from_either_annotation(tmp_path, with_pic
     assert row.folder == FolderFrames(30.0, ".jpg")
     assert (row.start, row.end, row.row) == (None, None, 2)
     assert (corpus.name, corpus.root, corpus.rejected, corpus.orphans) == (
-        "csl_daily", tmp_path.name, (), ()
-    )  # fmt: skip
+        "csl_daily",
+        tmp_path.name,
+        (),
+        (),
+    )
 
 
 def test_both_annotations_give_the_same_corpus(tmp_path):
@@ -132,8 +135,10 @@ def test_entries_without_a_name_and_entries_that_come_twice_are_orphans(tmp_path
     corpus = read(tmp_path, "dev")
     assert [row.text for row in corpus.rows] == ["一"]
     assert [(o.id, o.reason.partition(":")[0]) for o in corpus.orphans] == [
-        (NAME, "annotated twice"), ("entry 0", "no name"), ("entry 3", "no name")
-    ]  # fmt: skip
+        (NAME, "annotated twice"),
+        ("entry 0", "no name"),
+        ("entry 3", "no name"),
+    ]
 
 
 def test_lines_of_the_split_file_that_nobody_can_place_are_dropped_from_every_split(tmp_path):

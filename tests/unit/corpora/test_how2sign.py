@@ -136,8 +136,11 @@ def test_precut_clips_are_another_corpus_which_says_what_is_worse(tmp_path):
 
 
 def test_orphans_of_both_sides_are_listed(tmp_path):
-    rows = [how2sign_row("here", 0, 0, 1, "a"), how2sign_row("lost", 0, 0, 1, "b"),
-            how2sign_row("lost", 1, 1, 2, "c")]  # fmt: skip
+    rows = [
+        how2sign_row("here", 0, 0, 1, "a"),
+        how2sign_row("lost", 0, 0, 1, "b"),
+        how2sign_row("lost", 1, 1, 2, "c"),
+    ]
     write_how2sign(tmp_path, "val", rows, {"here-1-rgb_front": 2, "stray-1-rgb_front": 2})
     place = f"video_level/val/{RAW}"
     assert [(o.id, o.reason) for o in read(tmp_path).orphans] == [

@@ -122,8 +122,9 @@ def test_a_nest_of_tuples_is_never_hashed():
         load_plain(b"})" + b"\x85" * 10 * DEEP + b"Ns.")
 
 
-@pytest.mark.parametrize("opcode", [b"\x8d", b"\x8e", b"\x96", b"\x95"], ids=["text", "bytes",
-                         "bytearray", "frame"])  # fmt: skip
+@pytest.mark.parametrize(
+    "opcode", [b"\x8d", b"\x8e", b"\x96", b"\x95"], ids=["text", "bytes", "bytearray", "frame"]
+)
 def test_a_length_beyond_the_end_is_damage_and_allocates_nothing(opcode):
     with pytest.raises(PickleError):
         load_plain(b"\x80\x05" + opcode + struct.pack("<Q", 2**50) + b"x.")
@@ -139,10 +140,34 @@ def test_every_beginning_of_a_pickle_is_damaged():
 
 @pytest.mark.parametrize(
     "content",
-    [b".", b"(.", b"NN.", b"0.", b"1.", b"2.", b"(a.", b"NNa.", b"]Ns.", b"}(Nu.", b"]e.", b"e.",
-     b"q\x00.", b"(q\x00.", b"h\x00.", b"\x94.", b"\x86.", b"N\x86.", b"(N\x86.", b"(Nd.", b"t.",
-     b"S'\\xe9'\n.", b"I12x\n.", b"\xff", b"U\x01\xe9."],
-)  # fmt: skip
+    [
+        b".",
+        b"(.",
+        b"NN.",
+        b"0.",
+        b"1.",
+        b"2.",
+        b"(a.",
+        b"NNa.",
+        b"]Ns.",
+        b"}(Nu.",
+        b"]e.",
+        b"e.",
+        b"q\x00.",
+        b"(q\x00.",
+        b"h\x00.",
+        b"\x94.",
+        b"\x86.",
+        b"N\x86.",
+        b"(N\x86.",
+        b"(Nd.",
+        b"t.",
+        b"S'\\xe9'\n.",
+        b"I12x\n.",
+        b"\xff",
+        b"U\x01\xe9.",
+    ],
+)
 def test_a_program_that_makes_no_value_is_damaged(content):
     with pytest.raises(PickleError):
         load_plain(content)

@@ -89,8 +89,16 @@ def test_the_split_column_chooses_rows_and_other_columns_are_ignored(tmp_path):
 
 
 def test_videos_that_no_row_names_and_rows_without_a_video_are_orphans(tmp_path):
-    for name in ("v/a.mp4", "v/stray.MP4", "v/notes.txt", "dev/c.mp4", "f/d/0.png", "f/e/0.png",
-                 "v/sub/deep.mp4", "else/where.mp4"):  # fmt: skip
+    for name in (
+        "v/a.mp4",
+        "v/stray.MP4",
+        "v/notes.txt",
+        "dev/c.mp4",
+        "f/d/0.png",
+        "f/e/0.png",
+        "v/sub/deep.mp4",
+        "else/where.mp4",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "v/round.mp4").symlink_to(tmp_path / "v/round.mp4")
@@ -110,10 +118,16 @@ def test_videos_that_no_row_names_and_rows_without_a_video_are_orphans(tmp_path)
     assert len(corpus.rows) == 7, "what is not there is planned, and dropped by packing"
     found = [(o.reason.partition(":")[0], o.id) for o in corpus.orphans]
     assert sorted(found) == [
-        ("no row", "deep.mp4"), ("no row", "e"), ("no row", "round.mp4"), ("no row", "stray.MP4"),
-        ("no video", "file"), ("no video", "long"), ("no video", "lost"), ("no video", "nowhere"),
+        ("no row", "deep.mp4"),
+        ("no row", "e"),
+        ("no row", "round.mp4"),
+        ("no row", "stray.MP4"),
+        ("no video", "file"),
+        ("no video", "long"),
+        ("no video", "lost"),
+        ("no video", "nowhere"),
         ("no video", "sub"),
-    ]  # fmt: skip
+    ]
     assert read_table(table, "dev").orphans == ()
 
 

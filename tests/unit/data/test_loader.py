@@ -120,8 +120,9 @@ def test_a_damaged_clip_has_weight_zero_and_a_name_and_costs_no_other(
     assert not batch.joint_mask[1].any()
 
 
-@pytest.mark.parametrize("change", [(b'"clip 2"', b'"clip 7"'), (b"ababab", b"abXbab"),
-                                    (b'frames": 6', b'frames": 3')])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [(b'"clip 2"', b'"clip 7"'), (b"ababab", b"abXbab"), (b'frames": 6', b'frames": 3')]
+)
 def test_a_record_that_is_not_the_indexed_one_is_a_fault(
     split: Split, change: tuple[bytes, bytes]
 ) -> None:
@@ -263,8 +264,10 @@ def test_workers_take_the_cores_there_are_and_never_more(monkeypatch: pytest.Mon
     assert count_workers(None) == 0
 
 
-@pytest.mark.parametrize(("written", "cores"), [("max 100000\n", 8), ("300000 100000\n", 3),
-                                                ("50000 100000\n", 1), ("", 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("written", "cores"),
+    [("max 100000\n", 8), ("300000 100000\n", 3), ("50000 100000\n", 1), ("", 8)],
+)
 def test_the_quota_of_a_container_bounds_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, cores: int
 ) -> None:

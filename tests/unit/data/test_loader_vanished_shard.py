@@ -26,8 +26,14 @@ STEPS, CLIPS = 4, 8  # two clips a step, two clips a shard
 def train(folder: Path, max_share: float, workers: int) -> int:
     """Train one epoch; delete a shard after the first batch. Return how many clips it held."""
     shards = folder / "shards"
-    pack("table", write_corpus(folder / "corpus", CLIPS), "train", shards,
-         PackConfig(frame_size=32, fps=10, clips_per_shard=2), 0)  # fmt: skip
+    pack(
+        "table",
+        write_corpus(folder / "corpus", CLIPS),
+        "train",
+        shards,
+        PackConfig(frame_size=32, fps=10, clips_per_shard=2),
+        0,
+    )
     split = read_split(shards, load_manifest(shards), None)
     plan, train_config = little_plan(STEPS, 1, max_broken_share=max_share)
     frames = ClipFrames(split.lengths, 64, AugmentConfig(), 0)

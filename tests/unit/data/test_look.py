@@ -37,8 +37,11 @@ def table(tmp_path: Path) -> Path:
     for number, frames in enumerate((8, 12)):
         write_video(folder / f"{number}.mp4", frames)
         write_joints(folder / f"{number}.npz", frames, slice(21, 75 if number else 21))
-    rows = [("first", "0.mp4", "two words", "0.npz", "ann"), ("-x", "1.mp4", "one", "1.npz", "bo"),
-            ("lost", "2.mp4", "gone", "2.npz", "bo")]  # fmt: skip
+    rows = [
+        ("first", "0.mp4", "two words", "0.npz", "ann"),
+        ("-x", "1.mp4", "one", "1.npz", "bo"),
+        ("lost", "2.mp4", "gone", "2.npz", "bo"),
+    ]
     return write_table(folder / "t.tsv", rows, columns)
 
 
@@ -58,8 +61,14 @@ def test_stats_count_clips_texts_detections_and_signers(split: Path) -> None:
     assert stats.signers == {"ann": 1, "bo": 1}
     assert stats.flags == {"no_right_hand": 1}
     text = str(stats)
-    for part in ("3 rows = 2 clips + 1 dropped", "20 frames", "joints by synthetic", "40.0%",
-                 "no_right_hand: 1", "10.00"):  # fmt: skip
+    for part in (
+        "3 rows = 2 clips + 1 dropped",
+        "20 frames",
+        "joints by synthetic",
+        "40.0%",
+        "no_right_hand: 1",
+        "10.00",
+    ):
         assert part in text, part
 
 

@@ -51,9 +51,11 @@ FILES = ("manifest.json", INDEX, SHARD)
 MAX_SECONDS = 2.0  # of processor time, to read and verify a set of two clips of a few frames
 
 quick = settings(
-    max_examples=100, deadline=None, derandomize=True,
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 thorough = settings(
     max_examples=4000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -61,10 +63,17 @@ thorough = settings(
 
 def record(clip_id: str, frames: int) -> dict[str, Any]:
     return {
-        "id": clip_id, "text": "a sentence", "num_frames": frames, "signer": "s1", "flags": [],
-        "failed_frames": 0, "split": "train", "joint_layout": JOINT_LAYOUT,
-        "extractor": "synthetic", "extractor_version": "1",
-    }  # fmt: skip
+        "id": clip_id,
+        "text": "a sentence",
+        "num_frames": frames,
+        "signer": "s1",
+        "flags": [],
+        "failed_frames": 0,
+        "split": "train",
+        "joint_layout": JOINT_LAYOUT,
+        "extractor": "synthetic",
+        "extractor_version": "1",
+    }
 
 
 def encoded(clip_id: str, frames: int, poses: bool) -> EncodedClip | EncodedPose:
@@ -105,9 +114,16 @@ class Set:
 def write_set(folder: Path, poses: bool) -> Set:
     folder.mkdir(parents=True)
     packing = Packing(
-        "table", "t.tsv", "train", JOINT_LAYOUT, "synthetic", "1", PackConfig(SIZE), "0" * 64,
+        "table",
+        "t.tsv",
+        "train",
+        JOINT_LAYOUT,
+        "synthetic",
+        "1",
+        PackConfig(SIZE),
+        "0" * 64,
         "poses" if poses else "clips",
-    )  # fmt: skip
+    )
     clips = [encoded("a.b", 3, poses), encoded("c", 2, poses)]
     index = write_shard(folder / SHARD, clips, packing)
     manifest = Manifest(packing, (index.entry(),), 2, 2, 5, 0, 0, "0.1.0")
@@ -203,10 +219,12 @@ def test_a_valid_set_is_read_whole_and_the_watch_notices_what_it_watches(
 edits = st.lists(
     st.tuples(
         st.sampled_from(["flip", "cut", "insert", "erase", "zero", "repeat"]),
-        st.floats(0, 1), st.binary(min_size=1, max_size=12),
+        st.floats(0, 1),
+        st.binary(min_size=1, max_size=12),
     ),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    min_size=1,
+    max_size=4,
+)
 
 
 def edited(content: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:

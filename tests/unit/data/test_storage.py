@@ -47,9 +47,11 @@ def s3_server() -> Iterator[str]:
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, str], str]]:
     """Upload a folder of shards; returns where it is then."""
     values = {
-        "AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
         "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
+    }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")

@@ -50,8 +50,7 @@ def spans(document: Path) -> list[str]:
 
 def commands(document: Path) -> list[str]:
     """Lines of code, those that a backslash continues joined."""
-    lines = [line for block in blocks(document) for line in
-             block.replace("\\\n", " ").split("\n")]  # fmt: skip
+    lines = [line for block in blocks(document) for line in block.replace("\\\n", " ").split("\n")]
     return [*lines, *spans(document)]
 
 
@@ -62,7 +61,7 @@ def flags(words: str) -> list[str]:
 @cache
 def subcommands() -> dict[str, set[str]]:
     """The flags of each subcommand; those of a group stand as `bench attention`."""
-    return _below(cli._parser(), "")
+    return _below(cli.build_parser(), "")
 
 
 def _below(parser: argparse.ArgumentParser, before: str) -> dict[str, set[str]]:
@@ -141,9 +140,12 @@ def test_every_line_of_a_block_that_runs_signfuse_is_taken_by_its_parser(
 
 @pytest.mark.parametrize(
     "line",
-    ["signfuse pack table --root a --split b", "sbatch slurm/pack.sh table --rot a",
-     "accelerate launch --config_file launch/node_zero2.yaml -m signfuse_dist.cli evaluate"],
-)  # fmt: skip
+    [
+        "signfuse pack table --root a --split b",
+        "sbatch slurm/pack.sh table --rot a",
+        "accelerate launch --config_file launch/node_zero2.yaml -m signfuse_dist.cli evaluate",
+    ],
+)
 def test_a_command_that_the_parser_refuses_would_be_found(line: str) -> None:
     with pytest.raises(SystemExit):
         cli.parse(cli.build_parser(), command_words(line))

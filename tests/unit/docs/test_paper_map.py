@@ -92,9 +92,11 @@ def test_clipping_and_gpus_of_table_2_are_those_of_the_files_that_the_map_names(
 
 @pytest.mark.parametrize(
     "row",
-    ["| a | b | `signfuse_dist/model/losses.py` | `no_such_loss` | |",
-     "| a | b | `configs/stage/finetune.yaml` | `no_such_key` | |"],
-)  # fmt: skip
+    [
+        "| a | b | `signfuse_dist/model/losses.py` | `no_such_loss` | |",
+        "| a | b | `configs/stage/finetune.yaml` | `no_such_key` | |",
+    ],
+)
 def test_an_object_that_is_gone_is_named(row: str) -> None:
     with pytest.raises(LookupError, match="no_such"):
         rewritten(row)

@@ -127,10 +127,15 @@ class Engine:
 
     def __init__(self, **changes: Any) -> None:
         answers = {
-            "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4,
-            "train_batch_size": 16, "gradient_clipping": 0.5, "torch_autocast_enabled": False,
-            "zero_optimization_stage": 2, "bfloat16_enabled": False, "fp16_enabled": False,
-        }  # fmt: skip
+            "train_micro_batch_size_per_gpu": 2,
+            "gradient_accumulation_steps": 4,
+            "train_batch_size": 16,
+            "gradient_clipping": 0.5,
+            "torch_autocast_enabled": False,
+            "zero_optimization_stage": 2,
+            "bfloat16_enabled": False,
+            "fp16_enabled": False,
+        }
         self.dp_world_size = changes.pop("dp_world_size", 2)
         self._answers = {**answers, **changes}
 

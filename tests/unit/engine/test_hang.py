@@ -30,9 +30,13 @@ class Job:
 
     def process(self, rank: int, world_size: int, store: Any = None) -> Watch:
         return Watch(
-            store or self.store, rank, world_size, SECONDS, self.folder,
+            store or self.store,
+            rank,
+            world_size,
+            SECONDS,
+            self.folder,
             lambda verdict: self.verdicts.update({rank: verdict}),
-        )  # fmt: skip
+        )
 
     def silent(self, rank: int, **changes: Any) -> None:
         """Leave the beat of a process that is no more."""

@@ -30,9 +30,13 @@ from signfuse_dist.plan import make_plan
 STEPS, LOG_STEPS, PEAK = 8, 4, 1e12
 STAGE = StageConfig(name="finetune", epochs=1, learning_rate=1e-3, warmup_epochs=0)
 TRAIN = TrainConfig(
-    micro_batch_size=2, global_batch_size=2, precision="fp32", gradient_clipping=1.0,
-    log_steps=LOG_STEPS, checkpoint_steps=100,
-)  # fmt: skip
+    micro_batch_size=2,
+    global_batch_size=2,
+    precision="fp32",
+    gradient_clipping=1.0,
+    log_steps=LOG_STEPS,
+    checkpoint_steps=100,
+)
 
 
 class _Batch:
@@ -112,9 +116,20 @@ def run(folder: Path, reads: _Reads | None = None, meter: Meter | None = None) -
             yield _Batch()
 
     loop = Loop(
-        accelerator, prepared, optimizer, objective, plan, STAGE, TRAIN, folder, Marks(), {}, None,
-        meter, Startup(),
-    )  # fmt: skip
+        accelerator,
+        prepared,
+        optimizer,
+        objective,
+        plan,
+        STAGE,
+        TRAIN,
+        folder,
+        Marks(),
+        {},
+        None,
+        meter,
+        Startup(),
+    )
     assert loop.run(batches(), 0, lambda: set_mode(model, "finetune"))
 
 
@@ -145,13 +160,27 @@ def test_a_line_has_losses_rates_memory_balance_and_costs_of_each_component(
     assert [line["step"] for line in found] == [LOG_STEPS, STEPS]
     for line in found:
         wanted = {
-            "total", "contrastive", "language", "alignment", "learning_rate", "gradient_norm",
-            "temperature", "clips_per_second", "frames_per_second",
-            "frames_per_second_per_device", "seconds_per_step", "data_wait", "balance",
-            "peak_memory_gb", "teraflops_per_second_per_device", "mfu", "skipped",
-            "optimizer/seconds", "other/seconds",
+            "total",
+            "contrastive",
+            "language",
+            "alignment",
+            "learning_rate",
+            "gradient_norm",
+            "temperature",
+            "clips_per_second",
+            "frames_per_second",
+            "frames_per_second_per_device",
+            "seconds_per_step",
+            "data_wait",
+            "balance",
+            "peak_memory_gb",
+            "teraflops_per_second_per_device",
+            "mfu",
+            "skipped",
+            "optimizer/seconds",
+            "other/seconds",
             *(f"{name}/{what}" for name in COMPONENTS for what in ("seconds", "teraflops", "mfu")),
-        }  # fmt: skip
+        }
         assert wanted <= line.keys()
         assert line["balance"] == 1.0
         assert 0.1 < line["peak_memory_gb"] < 100

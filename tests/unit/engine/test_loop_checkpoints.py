@@ -105,14 +105,21 @@ class Run:
     """One start of a run in a folder: goes on from its checkpoint where there is one."""
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, policy: str = "sync",
-        development: Callable[[], dict[str, float]] | None = None, **train: Any,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        policy: str = "sync",
+        development: Callable[[], dict[str, float]] | None = None,
+        **train: Any,
+    ) -> None:
         values = {"checkpoint_steps": 2, "log_steps": 1, "keep_checkpoints": 9, **train}
         config = TrainConfig(
-            micro_batch_size=BATCH, global_batch_size=BATCH, precision="fp32",
-            gradient_clipping=1.0, **values,
-        )  # fmt: skip
+            micro_batch_size=BATCH,
+            global_batch_size=BATCH,
+            precision="fp32",
+            gradient_clipping=1.0,
+            **values,
+        )
         stage = StageConfig(name="finetune", epochs=EPOCHS, learning_rate=1e-2, warmup_epochs=1)
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         folder.mkdir(exist_ok=True)
@@ -128,9 +135,18 @@ class Run:
         if self.found:
             checkpoint.load_optimizer(self.found.path, accelerator, prepared, optimizer, self.start)
         self.loop = Loop(
-            accelerator, prepared, optimizer, Squares(), make_plan(CLIPS, stage, config, 1),
-            stage, config, folder, Marks(), {"stage": "finetune"}, development,
-        )  # fmt: skip
+            accelerator,
+            prepared,
+            optimizer,
+            Squares(),
+            make_plan(CLIPS, stage, config, 1),
+            stage,
+            config,
+            folder,
+            Marks(),
+            {"stage": "finetune"},
+            development,
+        )
 
     def train(self, source: Iterator[Numbers] | None = None) -> bool:
         broken = self.found.broken_clips if self.found else 0
@@ -225,9 +241,11 @@ def test_steps_are_taken_while_a_checkpoint_is_being_written(
 
 
 def test_one_checkpoint_is_written_at_a_time_and_waiting_is_said(
-    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     running: list[int] = []
     most: list[int] = []
     slow = threading.Event()
@@ -257,9 +275,11 @@ def full_at(*steps: int) -> Callable[[Path, Snapshot, int], None]:
 
 
 def test_a_checkpoint_that_finds_no_room_is_named_and_training_goes_on(
-    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(checkpoint, "write", full_at(4, 6))
     run = Run(tmp_path / "run", accelerator)
     assert run.train()
@@ -339,15 +359,24 @@ def test_development_is_scored_at_its_epochs_and_at_the_end(
         return {"dev_language": next(scores)}
 
     run = Run(
-        tmp_path / "run", accelerator, development=development, dev_epochs=2, checkpoint_steps=99,
-        log_steps=3, keep_checkpoints=1,
-    )  # fmt: skip
+        tmp_path / "run",
+        accelerator,
+        development=development,
+        dev_epochs=2,
+        checkpoint_steps=99,
+        log_steps=3,
+        keep_checkpoints=1,
+    )
     assert run.train()
     lines = {line["step"]: line for line in run.lines()}
     assert list(lines) == [3, 6, 8, 9, 12], "a line of its own where there is a score"
     assert {step: line.get("dev_language") for step, line in lines.items()} == {
-        3: None, 6: None, 8: 2.0, 9: None, 12: 3.0
-    }  # fmt: skip
+        3: None,
+        6: None,
+        8: 2.0,
+        9: None,
+        12: 3.0,
+    }
     assert len(scored) == 2
     assert run.state(8)["score"] == 2.0
     assert run.state(8)["development"] == {"dev_language": 2.0}

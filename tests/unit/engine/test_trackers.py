@@ -33,8 +33,11 @@ def test_a_tracker_that_is_not_installed_is_named_with_what_installs_it(
 
 def test_a_configuration_is_flattened_to_numbers_and_texts() -> None:
     assert trackers.flatten(CONFIG) == {
-        "name": "demo", "model.dim": 16, "model.llm_revision": "None", "model.scales": "['frame']",
-    }  # fmt: skip
+        "name": "demo",
+        "model.dim": 16,
+        "model.llm_revision": "None",
+        "model.scales": "['frame']",
+    }
 
 
 def part_of_a_run(folder: Path, names: tuple[str, ...], start: int, steps: range) -> None:

@@ -107,8 +107,10 @@ def test_runs_are_compared_on_a_split_and_grouped_by_seed(
 
 
 def test_the_language_of_runs_reaches_meteor(tmp_path: Path) -> None:
-    runs = [run_folder(tmp_path, n, GOOD, f"data.language={lang}") for n, lang in
-            (("a", "de"), ("b", "de"))]  # fmt: skip
+    runs = [
+        run_folder(tmp_path, n, GOOD, f"data.language={lang}")
+        for n, lang in (("a", "de"), ("b", "de"))
+    ]
     found = compared(tmp_path, *runs, "--split", "test", "--num-samples", "100")
     assert "match:exact+stem|" in found["signatures"]["METEOR"]
 

@@ -34,12 +34,18 @@ def test_another_record_of_the_file_is_another_protocol() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"tokenizer": "14a"}, {"lowercase": "no"}, {"punctuation": "full"}, {"smoothing": "add-k"},
-        {"effective_order": 1}, {"rouge_l": 0.0}, {"rouge_l": "1.2"}, {"about": None},
+        {"tokenizer": "14a"},
+        {"lowercase": "no"},
+        {"punctuation": "full"},
+        {"smoothing": "add-k"},
+        {"effective_order": 1},
+        {"rouge_l": 0.0},
+        {"rouge_l": "1.2"},
+        {"about": None},
         {"beta": 1.0},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_wrong_value_or_key_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="preset 'char'"):
         read_presets(changed(**wrong))

@@ -58,18 +58,24 @@ class Slurm:
         stub.chmod(0o755)
         kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
         self.environment = {
-            **kept, "PATH": f"{stub.parent}:{os.environ['PATH']}", "CALLS": str(self.calls),
-            "SIGNFUSE_JOBS": str(folder / "jobs"), "SLURM_JOB_ID": "12", "STATE": "RUNNING",
+            **kept,
+            "PATH": f"{stub.parent}:{os.environ['PATH']}",
+            "CALLS": str(self.calls),
+            "SIGNFUSE_JOBS": str(folder / "jobs"),
+            "SLURM_JOB_ID": "12",
+            "STATE": "RUNNING",
             "REFUSES": "0",
-        }  # fmt: skip
+        }
 
     def start(self, how: str, step: int = 0, **more: str) -> subprocess.Popen[str]:
         words = [sys.executable, "-c", COMMAND, how, str(step), str(self.folder / "run")]
         return subprocess.Popen(
             [sys.executable, "-m", "signfuse_dist.jobs.batch", *words],
-            env={**self.environment, **more}, text=True, stdout=subprocess.PIPE,
+            env={**self.environment, **more},
+            text=True,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-        )  # fmt: skip
+        )
 
     def run(self, how: str, step: int = 0, **more: str) -> tuple[int, str]:
         with self.start(how, step, **more) as process:

@@ -69,21 +69,31 @@ def test_each_job_waits_for_the_one_before(
     output = f"train.output={tmp_path}/my runs"
     assert main(["demo", "--partition", "long", output]) == 0
     found = submitted(calls)
-    assert found[0] == [
-        "--parsable", "--partition", "long", "slurm/stage1.sh", "demo", output
-    ]  # fmt: skip
+    assert found[0] == ["--parsable", "--partition", "long", "slurm/stage1.sh", "demo", output]
     for number, (script, call) in enumerate(zip(("2", "3"), found[1:3], strict=True)):
         assert call == [
-            "--parsable", "--partition", "long", f"--dependency=afterok:{101 + number}",
-            "--kill-on-invalid-dep=yes", f"slurm/stage{script}.sh", "demo", output,
-        ]  # fmt: skip
+            "--parsable",
+            "--partition",
+            "long",
+            f"--dependency=afterok:{101 + number}",
+            "--kill-on-invalid-dep=yes",
+            f"slurm/stage{script}.sh",
+            "demo",
+            output,
+        ]
     assert found[3][-4:] == [
-        "slurm/evaluate.sh", f"{tmp_path}/my runs/demo/finetune", "--split", "test"
-    ]  # fmt: skip
+        "slurm/evaluate.sh",
+        f"{tmp_path}/my runs/demo/finetune",
+        "--split",
+        "test",
+    ]
     assert "--dependency=afterok:103" in found[3]
     assert capsys.readouterr().out.splitlines() == [
-        "contrastive\t101", "alignment\t102", "finetune\t103", "evaluate\t104"
-    ]  # fmt: skip
+        "contrastive\t101",
+        "alignment\t102",
+        "finetune\t103",
+        "evaluate\t104",
+    ]
 
 
 def test_only_the_stages_that_there_are_are_submitted(calls: Path) -> None:
@@ -114,8 +124,12 @@ def test_the_script_is_run_from_the_project_folder(calls: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("SLURM_SUBMIT_DIR", None)
     done = subprocess.run(
-        ["bash", "slurm/pipeline.sh", "demo", "--nodes=2"], cwd=ROOT, env=environment,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        ["bash", "slurm/pipeline.sh", "demo", "--nodes=2"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.splitlines()[-1] == "evaluate\t104"
     assert submitted(calls)[0][1] == "--nodes=2"

@@ -50,9 +50,13 @@ def run_script(name: str, folder: Path, *words: str, **slurm: str) -> tuple[int,
     (folder / ".venv" / "bin" / "scontrol").chmod(0o755)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     done = subprocess.run(
-        ["bash", f"slurm/{name}", *words], cwd=folder, capture_output=True, text=True, check=False,
+        ["bash", f"slurm/{name}", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**kept, "SLURM_SUBMIT_DIR": str(folder), **slurm},
-    )  # fmt: skip
+    )
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
@@ -71,16 +75,33 @@ def test_packing_is_shared_by_the_tasks_of_the_array(tmp_path: Path) -> None:
     words = ("table", "--root", "my data/t.tsv", "--split", "train", "--out", "$(out)")
     _, printed, _ = run_script("pack.sh", tmp_path, *words, **ARRAY)
     assert printed == [
-        "signfuse", "pack", "--workers", "16", "--task-id", "3", "--num-tasks", "8", *words
-    ]  # fmt: skip
+        "signfuse",
+        "pack",
+        "--workers",
+        "16",
+        "--task-id",
+        "3",
+        "--num-tasks",
+        "8",
+        *words,
+    ]
 
 
 def test_an_ablation_is_shared_by_the_tasks_of_the_array_and_requeued(tmp_path: Path) -> None:
     _, printed, _ = run_script("ablate.sh", tmp_path, "fusion", "model=my model", **ARRAY)
     assert printed == [
-        "python", "-m", "signfuse_dist.jobs.batch", "signfuse", "ablate", "fusion",
-        "model=my model", "--task-id", "3", "--num-tasks", "8",
-    ]  # fmt: skip
+        "python",
+        "-m",
+        "signfuse_dist.jobs.batch",
+        "signfuse",
+        "ablate",
+        "fusion",
+        "model=my model",
+        "--task-id",
+        "3",
+        "--num-tasks",
+        "8",
+    ]
 
 
 @pytest.mark.parametrize("script", ["pack.sh", "ablate.sh"])
@@ -100,21 +121,31 @@ def test_a_script_without_words_says_what_it_needs(script: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("script", "stage"), [("stage1.sh", "contrastive"), ("stage2.sh", "alignment"),
-                          ("stage3.sh", "finetune")]
-)  # fmt: skip
+    ("script", "stage"),
+    [("stage1.sh", "contrastive"), ("stage2.sh", "alignment"), ("stage3.sh", "finetune")],
+)
 def test_a_stage_is_one_launcher_a_node_under_the_program_that_requeues(
     script: str, stage: str, tmp_path: Path
 ) -> None:
     _, printed, _ = run_script(script, tmp_path, "my experiment", "data.shards=$(x) y", **NODES)
     assert printed[:8] == [
-        "python", "-m", "signfuse_dist.jobs.batch", "srun", "--kill-on-bad-exit=1", "--ntasks",
-        "2", "--ntasks-per-node=1",
-    ]  # fmt: skip
+        "python",
+        "-m",
+        "signfuse_dist.jobs.batch",
+        "srun",
+        "--kill-on-bad-exit=1",
+        "--ntasks",
+        "2",
+        "--ntasks-per-node=1",
+    ]
     assert printed[-6:] == [
-        "launcher", "-m", "signfuse_dist.train", "my experiment", f"stage={stage}",
+        "launcher",
+        "-m",
+        "signfuse_dist.train",
+        "my experiment",
+        f"stage={stage}",
         "data.shards=$(x) y",
-    ]  # fmt: skip
+    ]
 
 
 def test_an_evaluation_is_followed_by_its_report(tmp_path: Path) -> None:
@@ -133,10 +164,12 @@ def launched(tmp_path: Path, **more: str) -> str:
     text = "\n".join(printed[start:end]).replace("exec accelerate", "echo")
     environment = {"LAUNCH": "L", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "20007", **more}
     done = subprocess.run(
-        ["bash", "-c", text, "launcher", "-m", "signfuse_dist.train"], check=True, text=True,
-        capture_output=True, env={**os.environ, "SLURM_NNODES": "2", "SLURM_NODEID": "1",
-                                  **environment},
-    )  # fmt: skip
+        ["bash", "-c", text, "launcher", "-m", "signfuse_dist.train"],
+        check=True,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "SLURM_NNODES": "2", "SLURM_NODEID": "1", **environment},
+    )
     return done.stdout.strip()
 
 
@@ -153,11 +186,16 @@ def test_each_launcher_is_told_its_place(tmp_path: Path) -> None:
         ({}, "launch/cluster_zero2.yaml 1 10.0.0.1 20007"),
         ({"SLURM_GPUS_ON_NODE": "8"}, "launch/cluster_zero2.yaml 8 10.0.0.1 20007"),
         (
-            {"SLURM_GPUS_ON_NODE": "8", "PROCESSES_PER_NODE": "2", "LAUNCH": "my launch.yaml",
-             "MASTER_PORT": "5"}, "my launch.yaml 2 10.0.0.1 5",
+            {
+                "SLURM_GPUS_ON_NODE": "8",
+                "PROCESSES_PER_NODE": "2",
+                "LAUNCH": "my launch.yaml",
+                "MASTER_PORT": "5",
+            },
+            "my launch.yaml 2 10.0.0.1 5",
         ),
     ],
-)  # fmt: skip
+)
 def test_launch_file_processes_and_port_are_overridden_by_the_environment(
     tmp_path: Path, given: dict[str, str], expected: str
 ) -> None:
@@ -172,7 +210,11 @@ def test_launch_file_processes_and_port_are_overridden_by_the_environment(
     stub.chmod(0o755)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     done = subprocess.run(
-        ["bash", "probe.sh"], cwd=tmp_path, check=True, capture_output=True, text=True,
+        ["bash", "probe.sh"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
         env={**kept, **NODES, "SLURM_SUBMIT_DIR": str(tmp_path), **given},
-    )  # fmt: skip
+    )
     assert done.stdout.strip() == expected

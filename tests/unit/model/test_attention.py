@@ -97,10 +97,16 @@ def test_auto_takes_flash_attn_where_it_is_there() -> None:
 @pytest.mark.usefixtures("ampere")
 @pytest.mark.parametrize(
     ("device", "dtype", "head_dim", "expected"),
-    [(GPU, BF16, 64, "varlen"), (GPU, torch.float16, 64, "varlen"), (GPU, FP32, 64, "sdpa"),
-     (GPU, BF16, 12, "sdpa"), (CPU, BF16, 64, "sdpa"), (CPU, FP32, 64, "sdpa"),
-     (torch.device("meta"), FP32, 64, "sdpa")],
-)  # fmt: skip
+    [
+        (GPU, BF16, 64, "varlen"),
+        (GPU, torch.float16, 64, "varlen"),
+        (GPU, FP32, 64, "sdpa"),
+        (GPU, BF16, 12, "sdpa"),
+        (CPU, BF16, 64, "sdpa"),
+        (CPU, FP32, 64, "sdpa"),
+        (torch.device("meta"), FP32, 64, "sdpa"),
+    ],
+)
 def test_auto_goes_by_device_dtype_and_width(
     device: torch.device, dtype: torch.dtype, head_dim: int, expected: str
 ) -> None:

@@ -243,8 +243,10 @@ def test_training_refuses_texts_beyond_the_context_before_it_starts(tmp_path: Pa
     assert said == []
     split.entries = lambda: [*entries[:3], SimpleNamespace(id="odd", text="zebra")]
     refuse_long_texts(model, tokenizer, split, said.append)
-    assert said == ["1 of 4 texts hold letters that the LLM's tokenizer does not know, and are "
-                    "learned without them: odd"]  # fmt: skip
+    assert said == [
+        "1 of 4 texts hold letters that the LLM's tokenizer does not know, and are "
+        "learned without them: odd"
+    ]
 
 
 PUBLISHED: dict[str, tuple[Callable[..., Any], str, dict[str, Any], dict[str, Any]]] = {
@@ -292,9 +294,10 @@ def test_quantization_without_its_package_says_what_to_install(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        llm.importlib.util, "find_spec",
+        llm.importlib.util,
+        "find_spec",
         lambda name: None if name == "bitsandbytes" else find(name),
-    )  # fmt: skip
+    )
     config = _config(tmp_path, "llama", llm_quantization="4bit")
     with pytest.raises(UserError, match=r"=4bit needs.*\(pip install bitsandbytes\)"):
         llm.load_frozen(config)

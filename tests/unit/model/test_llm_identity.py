@@ -99,10 +99,17 @@ def test_pickled_weights_are_compared_without_being_opened(llm: Path) -> None:
     assert fingerprint(llm) != before
 
 
-@pytest.mark.parametrize("content", [b"", b"abc", struct.pack("<Q", 1 << 60) + b"{}", b"\0" * 16,
-                                     struct.pack("<Q", 13) + b'{"w": "junk"}',
-                                     struct.pack("<Q", 61) + b'{"w": {"dtype": "F32", '
-                                     b'"shape": [9], "data_offsets": [0, 36]}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"abc",
+        struct.pack("<Q", 1 << 60) + b"{}",
+        b"\0" * 16,
+        struct.pack("<Q", 13) + b'{"w": "junk"}',
+        struct.pack("<Q", 61) + b'{"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}',
+    ],
+)
 def test_weights_that_are_no_weights_are_refused(llm: Path, content: bytes) -> None:
     (llm / "model.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="not a readable LLM"):

@@ -68,9 +68,11 @@ def test_a_fresh_process_computes_the_same_bit_for_bit(config: ModelConfig, tmp_
     )
     path = os.pathsep.join(map(str, (TESTS, TESTS / "unit", TESTS.parent)))
     subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120,
+        [sys.executable, "-c", program, str(tmp_path)],
+        check=True,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )  # fmt: skip
+    )
     theirs = load_file(tmp_path / "outputs.safetensors")
     for name, ours in outputs(model).items():
         assert torch.equal(ours, theirs[name]), name
@@ -81,9 +83,12 @@ def test_the_folder_is_what_users_of_transformers_and_peft_know(
 ) -> None:
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert names == {
-        "config.json", "model.safetensors", STATE,
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-    }  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        STATE,
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
     read = SignFuseConfig.from_pretrained(folder)
     assert isinstance(read, PreTrainedConfig)
     assert AutoConfig.from_pretrained(folder) == read
@@ -155,8 +160,9 @@ def test_clips_longer_than_what_it_was_trained_on_are_refused_before_the_model(
     model.generate(join(draw_clips([MAX_FRAMES])), max_new_tokens=1)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "adapter/adapter_model.safetensors",
-                                  "config.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "adapter/adapter_model.safetensors", "config.json"]
+)
 def test_a_damaged_or_missing_file_is_named(folder: Path, name: str) -> None:
     content = bytearray((folder / name).read_bytes())
     content[-2] ^= 1
@@ -194,7 +200,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
         ({"lora_rank": 3}, "of another shape"),
         ({"lora_targets": ["q_proj"]}, "4 unknown"),
     ],
-)  # fmt: skip
+)
 def test_a_configuration_that_does_not_fit_is_refused(
     folder: Path, change: dict[str, Any], said: str
 ) -> None:

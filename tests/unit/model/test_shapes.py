@@ -226,9 +226,12 @@ def home(name: str) -> tuple[Any, str]:
 def checked(function: Callable[..., Any], shapes: dict[str, Any]) -> Callable[..., Any]:
     """The function with the shapes in place of its own annotations, checked on every call."""
     copy = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__,
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
         function.__closure__,
-    )  # fmt: skip
+    )
     copy.__kwdefaults__, copy.__annotations__ = function.__kwdefaults__, dict(shapes)
     return jaxtyped(typechecker=beartype)(copy)  # type: ignore[no-any-return]
 
@@ -262,10 +265,14 @@ def calls() -> Iterator[dict[str, list[Call]]]:
 
 def _run_everything() -> None:
     changes: list[dict[str, Any]] = [
-        {"norm": "sync", "visual_norm": "sync"}, {"visual_chunk": 2},
-        {"visual_norm": "frozen", "norm": "local"}, {"scales": (), "fusion": "concat"},
-        {"streams": "visual"}, {"fusion_layers": 0, "norm": "frozen"}, {"attention": "eager"},
-    ]  # fmt: skip
+        {"norm": "sync", "visual_norm": "sync"},
+        {"visual_chunk": 2},
+        {"visual_norm": "frozen", "norm": "local"},
+        {"scales": (), "fusion": "concat"},
+        {"streams": "visual"},
+        {"fusion_layers": 0, "norm": "frozen"},
+        {"attention": "eager"},
+    ]
     query, key = torch.randn(3, 2, 12), torch.randn(3, 5, 12)
     mask = torch.arange(5)[None] < torch.tensor([5, 1, 3])[:, None]
     signfuse_dist.model.attention.attend_packed(query, key, key, 2, mask, None, loop_kernel)
@@ -303,8 +310,12 @@ def _modules() -> list[Any]:
         f"signfuse_dist.model.{found.name}"
         for found in pkgutil.iter_modules(signfuse_dist.model.__path__)
     ]
-    return [signfuse_dist.batch, signfuse_dist.model.losses, signfuse_dist.objective,
-            *map(importlib.import_module, names)]  # fmt: skip
+    return [
+        signfuse_dist.batch,
+        signfuse_dist.model.losses,
+        signfuse_dist.objective,
+        *map(importlib.import_module, names),
+    ]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -119,8 +119,9 @@ def held(budget: FrameBudget, num_frames: int) -> int:
 
 
 def test_what_is_held_for_the_backward_pass_shrinks_to_frames_and_features() -> None:
-    whole, blocks, chunks = (held(b, 40) for b in (
-        WHOLE, BUDGETS["blocks"], BUDGETS["chunks that do not divide"]))  # fmt: skip
+    whole, blocks, chunks = (
+        held(b, 40) for b in (WHOLE, BUDGETS["blocks"], BUDGETS["chunks that do not divide"])
+    )
     assert whole > 2 * blocks
     assert blocks > 5 * chunks
     a_frame = (chunks - held(BUDGETS["chunks that do not divide"], 20)) / 20
@@ -157,9 +158,10 @@ def test_channels_last_is_a_layout_and_no_other_result() -> None:
 
 @pytest.mark.long
 def test_compiled_the_resnet_has_the_same_result_and_names() -> None:
-    plain, compiled = small_model(visual_norm="frozen"), small_model(
-        visual_norm="frozen", visual_compile=True
-    )  # fmt: skip
+    plain, compiled = (
+        small_model(visual_norm="frozen"),
+        small_model(visual_norm="frozen", visual_compile=True),
+    )
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     for lengths in (LENGTHS, (4, 2)):
         batch = join(draw_clips(lengths))

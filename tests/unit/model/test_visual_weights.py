@@ -20,9 +20,11 @@ from signfuse_dist.model.visual_weights import load_visual_weights
 
 def resnet(source: str) -> tuple[SignFuse, ModelConfig]:
     config = small_config(
-        visual_backbone="resnet18", visual_width=64, visual_norm="frozen",
+        visual_backbone="resnet18",
+        visual_width=64,
+        visual_norm="frozen",
         visual_weights=source,
-    )  # fmt: skip
+    )
     return SignFuse(config, None), config
 
 

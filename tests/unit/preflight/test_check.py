@@ -51,9 +51,11 @@ class Job:
         path = self.launch() if "--launch" not in self.options else None
         launch = ["--launch", str(path)] if path else []
         words = [
-            f"data.shards={self.folder / 'shards'}", f"model.llm={self.llm}",
-            f"train.output={self.folder / 'runs'}", *self.words,
-        ]  # fmt: skip
+            f"data.shards={self.folder / 'shards'}",
+            f"model.llm={self.llm}",
+            f"train.output={self.folder / 'runs'}",
+            *self.words,
+        ]
         assert main(["check", DEMO, "--world-size", "2", *launch, *self.options, *words]) == status
         return self.capsys.readouterr().out.splitlines()
 
@@ -88,9 +90,11 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(
-    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    packed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> Job:  # fmt: skip
+) -> Job:
     shutil.copytree(packed, tmp_path / "job")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(machine, "gpu_gigabytes", lambda: None)
@@ -275,11 +279,12 @@ Settings = dict[str, object]
         ({"num_machines": 2}, "error", "pdsh does not run under Slurm"),
         ({"deepspeed_config": {}}, "error", "names no DeepSpeed template"),
         (
-            {"deepspeed_config": {"deepspeed_config_file": "no.json"}}, "error",
+            {"deepspeed_config": {"deepspeed_config_file": "no.json"}},
+            "error",
             "DeepSpeed template no.json",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_launch_file_that_would_train_something_else_is_named(
     job: Job, settings: Settings, level: str, said: str
 ) -> None:
@@ -327,9 +332,11 @@ def test_memory_of_a_gpu_is_judged_where_it_is_named(job: Job) -> None:
 )
 def test_the_fullest_micro_batch_is_that_of_the_plan(job: Job, longest: int, frames: int) -> None:
     job.words = [
-        "stage=contrastive", "train.micro_batch_size=2", "train.global_batch_size=4",
+        "stage=contrastive",
+        "train.micro_batch_size=2",
+        "train.global_batch_size=4",
         f"data.max_frames={longest}",
-    ]  # fmt: skip
+    ]
     (line,) = [line for line in job.check(0) if "memory of a GPU" in line]
     assert f"; {frames} frames at most)" in line
 

@@ -30,8 +30,11 @@ def on_meta(config: ModelConfig) -> SignFuse:
 
 
 ABLATIONS = ROOT / "configs" / "ablation"
-ROWS = [row for name in ("components", "fusion", "layers", "scales", "stages")
-        for row in read_ablation(ABLATIONS / f"{name}.yaml").rows]  # fmt: skip
+ROWS = [
+    row
+    for name in ("components", "fusion", "layers", "scales", "stages")
+    for row in read_ablation(ABLATIONS / f"{name}.yaml").rows
+]
 WORDS = {row.words for row in ROWS} | {
     ("model.visual_backbone=resnet18", "model.visual_weights=null"),
     ("model.visual_backbone=resnet10", "model.visual_weights=null", "model.visual_width=16"),

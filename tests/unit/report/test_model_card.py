@@ -47,17 +47,28 @@ def front_matter(card: str) -> dict[str, Any]:
 def test_a_card_says_what_the_run_was(tmp_path: Path, run: RunConfig) -> None:
     card = written(tmp_path, run)
     for part in (
-        "# demo, stage finetune", "| corpus | synthetic |", "train, 480 clips",
-        "9, 540 optimizer steps", "0.0015, 1 epochs of warmup", "8 over 2 processes",
-        "| last losses | total 0.5123 |", "| torch | 2.15.0 |", FINGERPRINT, "Not evaluated.",
-        "resnet10, width 16, group norm", "| fusion | cmfa, 2 layers |",
-        "SignFuse.from_pretrained", "that PEFT loads",
-    ):  # fmt: skip
+        "# demo, stage finetune",
+        "| corpus | synthetic |",
+        "train, 480 clips",
+        "9, 540 optimizer steps",
+        "0.0015, 1 epochs of warmup",
+        "8 over 2 processes",
+        "| last losses | total 0.5123 |",
+        "| torch | 2.15.0 |",
+        FINGERPRINT,
+        "Not evaluated.",
+        "resnet10, width 16, group norm",
+        "| fusion | cmfa, 2 layers |",
+        "SignFuse.from_pretrained",
+        "that PEFT loads",
+    ):
         assert part in card, part
     assert front_matter(card) == {
-        "library_name": "signfuse_dist", "tags": ["sign-language-translation"], "language": ["en"],
+        "library_name": "signfuse_dist",
+        "tags": ["sign-language-translation"],
+        "language": ["en"],
         "base_model": "shards/synthetic/tiny_llm",
-    }  # fmt: skip
+    }
 
 
 def test_the_scores_of_every_evaluated_split_are_in_it(tmp_path: Path, run: RunConfig) -> None:
@@ -77,10 +88,11 @@ def test_the_scores_of_every_evaluated_split_are_in_it(tmp_path: Path, run: RunC
 
 def test_text_of_others_cannot_be_mark_up(tmp_path: Path, run: RunConfig) -> None:
     hostile = replace(
-        run, name=HOSTILE,
+        run,
+        name=HOSTILE,
         data=replace(run.data, corpus=HOSTILE, language=HOSTILE, train_split=HOSTILE),
         model=replace(run.model, llm="a: [b\n---\nlicense: mit", prompt=HOSTILE),
-    )  # fmt: skip
+    )
     card = written(tmp_path, hostile)
     assert "<script" not in card
     assert "[x](" not in card

@@ -106,9 +106,11 @@ def test_the_differences_of_a_known_protocol_are_named() -> None:
     assert published.protocol_differences(row, "unisign") == [more]
     chinese = find_preset("sacrebleu", "zh")
     assert published.protocol_differences(row, chinese) == [
-        more, "tokenizer is char, ours zh", "punctuation is half-width, ours kept",
+        more,
+        "tokenizer is char, ours zh",
+        "punctuation is half-width, ours kept",
         "rouge_l is package, ours 1.0",
-    ]  # fmt: skip
+    ]
     own = dataclasses.replace(row, preset="neccam", extra_data=None)
     assert published.protocol_differences(own, PRESETS["neccam"]) == []
 

@@ -90,8 +90,10 @@ def make_run(root, stages, num_samples):
         write_log(folder.parent / stage, stage)
     shards = root / "shards"
     words = [
-        f"data.shards={shards}", f"evaluation.num_samples={num_samples}", "data.train_split=train"
-    ]  # fmt: skip
+        f"data.shards={shards}",
+        f"evaluation.num_samples={num_samples}",
+        "data.train_split=train",
+    ]
     config = load_run(str(EXPERIMENT), "finetune", words)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     (folder / "versions.json").write_text(json.dumps({"commit": EVIL, "packages": {"torch": "2"}}))

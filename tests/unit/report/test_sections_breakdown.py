@@ -51,15 +51,22 @@ def test_every_clip_is_in_one_bucket_and_buckets_are_in_order(values):
 def test_many_lengths_are_cut_at_their_quartiles():
     buckets = divide({f"id{i:02d}": float(i + 1) for i in range(20)})
     assert {name: len(ids) for name, ids in buckets.items()} == {
-        "1 to 5": 5, "6 to 10": 5, "11 to 15": 5, "16 to 20": 5,
-    }  # fmt: skip
+        "1 to 5": 5,
+        "6 to 10": 5,
+        "11 to 15": 5,
+        "16 to 20": 5,
+    }
 
 
 def test_a_part_is_scored_as_a_corpus_of_its_own(run):
     by_length = breakdowns(run, None, PRESET)[0]
     assert by_length.table.header == (
-        "words of the reference", "sentences", "BLEU-4", "ROUGE-L", "chrF"
-    )  # fmt: skip
+        "words of the reference",
+        "sentences",
+        "BLEU-4",
+        "ROUGE-L",
+        "chrF",
+    )
     ids = [name for name, text in REFERENCES.items() if len(text.split()) == 2]
     alone = score({i: HYPOTHESES[i] for i in ids}, {i: REFERENCES[i] for i in ids}, PRESET)
     row = by_length.table.rows[1]
