@@ -322,10 +322,6 @@ def _count(model: SignFuse) -> dict[str, dict[str, int]]:
     return found
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 def refuse_long_texts(
     model: SignFuse, tokenizer: TextTokenizer | None, split: Split, say: Callable[[str], None]
 ) -> None:
@@ -345,3 +341,7 @@ def refuse_long_texts(
         f"{split.folder}: {len(too_long)} texts are too long for the LLM's context; take them out "
         "of the corpus, or another LLM. The first",
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
