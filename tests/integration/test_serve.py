@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def test_what_is_no_clip_or_too_long_is_refused_with_the_reason(page: Any, tmp_p
 def test_files_outside_the_folder_of_uploads_are_not_served(served: Served) -> None:
     for path in ("/etc/passwd", str(ROOT / "setup.cfg"), "../../../../etc/passwd"):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{served.address}/gradio_api/file={path}")
+            urllib.request.urlopen(f"{served.address}/gradio_api/file={urllib.parse.quote(path)}")
         assert refused.value.code in (403, 404)
 
 

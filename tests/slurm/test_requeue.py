@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def test_a_job_that_is_warned_is_requeued_once_and_finishes_before_the_next_star
 ) -> None:
     (tmp_path / "trainer.py").write_text(TRAINER)
     script = tmp_path / "job.sh"
-    script.write_text(SCRIPT.format(python=sys.executable, trainer=tmp_path / "trainer.py"))
+    words = {"python": sys.executable, "trainer": str(tmp_path / "trainer.py")}
+    script.write_text(SCRIPT.format(**{name: shlex.quote(word) for name, word in words.items()}))
     run, log = tmp_path / "run", tmp_path / "job.log"
     run.mkdir()
     job = slurm.submit(*SMALL, f"--output={log}", script, run)

@@ -234,7 +234,7 @@ def test_a_malformed_experiment_is_refused_without_a_traceback(tmp_path: Path, t
 def test_an_experiment_that_is_not_there_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "did you mean 'demo'" in _errors(experiment=DEMO.replace("demo", "dem"))
+    assert "did you mean 'demo'" in _errors(experiment=str(Path(DEMO).with_name("dem.yaml")))
     monkeypatch.chdir(ROOT)
     assert load_run("demo", "alignment").name == "demo"
     assert "did you mean 'demo'" in _errors(experiment="demi")
