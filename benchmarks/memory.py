@@ -62,8 +62,9 @@ def measure(case: Case) -> dict[str, float]:
 def _passes(case: Case, device: torch.device) -> Callable[[SignBatch], None]:
     """Return a function that runs forward and backward passes of the case's part."""
     errors: list[str] = []
-    config: ModelConfig = run_config.build("model", ModelConfig, case.model, errors)
+    config = run_config.build("model", ModelConfig, case.model, errors)
     raise_together(errors, "not a model")
+    assert config is not None
     build = _visual if case.part == "visual" else _step
     model, loss = build(config)
     model.to(device).train()

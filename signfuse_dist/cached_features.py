@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from signfuse_dist.config import RunConfig
+from signfuse_dist.config import RunConfig, names_with
 from signfuse_dist.data.features import (
     CLIPS_A_PART,
     FeatureSet,
@@ -37,8 +37,7 @@ from signfuse_dist.plan import ClipFrames, MicroBatch
 
 _WHAT = "features.json"
 # Of the model, what decides how the encoders are computed; their numbers show in their weights.
-_ENCODERS = ("streams", "visual_backbone", "visual_norm", "norm", "visual_stride", "visual_kernel",
-             "skeletal_strides", "skeletal_kernel")  # fmt: skip
+_ENCODERS = names_with("model", "encoders")
 
 
 def find_or_compute(

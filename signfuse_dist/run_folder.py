@@ -6,33 +6,12 @@ import hashlib
 import json
 from typing import Any
 
-from signfuse_dist.config import RunConfig, load_resolved
+from signfuse_dist.config import RunConfig, keys_with, load_resolved
 from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import STATE, checksum
 from signfuse_dist.plan import Plan
 from signfuse_dist.stages import TRAINABLE, loss_weights, previous
-
-# What may change between the parts of a run: nothing here touches the numbers of a step, beyond
-# rounding where memory made it necessary. Where the micro batch does, checkpoints hold it fast.
-FREE_ON_RESUME = (
-    "train.num_workers",
-    "train.max_broken_share",
-    "train.non_finite",
-    "train.hang_seconds",
-    "train.log_steps",
-    "train.trackers",
-    "train.checkpoint_steps",
-    "train.keep_checkpoints",
-    "train.dev_epochs",
-    "train.select",
-    "train.micro_batch_size",
-    "train.output",
-    "data.shard_cache",
-    "data.shard_cache_gb",
-    "model.visual_chunk",
-    "model.visual_checkpoint",
-)
 
 
 def refuse_other(run: RunConfig) -> None:
@@ -50,21 +29,10 @@ def refuse_other(run: RunConfig) -> None:
         )
 
 
-def flat(run: RunConfig) -> dict[str, Any]:
-    """Return every value of a run by ``section.key``, and its name."""
-    sections = run.to_dict()
-    name = sections.pop("name")
-    values = {f"{s}.{k}": v for s, section in sections.items() for k, v in section.items()}
-    return {"name": name, **values}
-
-
 def fixed(run: RunConfig) -> dict[str, Any]:
     """Return what must not change between the parts of a run, by ``section.key``."""
-    return {
-        key: value
-        for key, value in flat(run).items()
-        if key not in FREE_ON_RESUME and not key.startswith("evaluation.")
-    }
+    free = keys_with("resume")
+    return {key: value for key, value in run.flat().items() if key not in free}
 
 
 def identify(run: RunConfig, fixed: dict[str, Any], split: Split, plan: Plan) -> dict[str, Any]:

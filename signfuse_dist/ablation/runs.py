@@ -17,22 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from signfuse_dist.ablation.rows import Ablation, Row
-from signfuse_dist.config import RunConfig, StageName, load_run, load_stages
+from signfuse_dist.config import RunConfig, StageName, keys_with, load_run, load_stages
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.run_folder import FREE_ON_RESUME, fixed, flat
+from signfuse_dist.run_folder import fixed
 
 FOLDER = "ablation"  # inside train.output
-# The contrastive stage has no LLM (section 3.7), and Eq. 21 is all that it minimises.
-_UNREAD: dict[StageName, tuple[str, ...]] = {
-    "contrastive": (
-        "model.llm", "model.llm_revision", "model.llm_dtype", "model.llm_quantization",
-        "model.lora_targets", "model.lora_rank", "model.lora_alpha", "model.prompt",
-        "loss.contrastive_weight", "loss.alignment_weight", "loss.alignment_pooling",
-    ),
-}  # fmt: skip
-_NOT_IN_A_NAME = ("name", "train.seed", "train.stages", "loss.contrastive_weight")
 _LONGEST_NAME = 48
 
 
@@ -117,9 +108,10 @@ class Chains:
         last: bool,
     ) -> StageRun:
         stage = used[-1]
-        own = flat(self.base)
+        own = self.base.flat()
         words = [*together, _word("train.stages", list(used))]
-        words += [_word(key, own[key]) for key in _UNREAD.get(stage, ())]
+        if stage == "contrastive":  # shared by rows that differ in what it does not read
+            words += [_word(key, own[key]) for key in keys_with("unread by contrastive")]
         run = load_run(self.experiment, stage, words)
         depends: dict[str, Any] = {"before": before.key if before else None, "fixed": fixed(run)}
         if last:
@@ -132,13 +124,13 @@ class Chains:
 
     def _name(self, run: RunConfig) -> str:
         """Return what differs from the experiment and the seed, as part of a folder's name."""
-        own, ours = flat(self.base), flat(run)
+        own, ours = self.base.flat(), run.flat()
         changed = [
             f"{key.partition('.')[2]}-{_short(ours[key])}"
             for key in ours
             if ours[key] != own[key]
-            and key not in (*_NOT_IN_A_NAME, *FREE_ON_RESUME)
-            and not key.startswith(("stage.", "evaluation."))
+            and key not in ("name", *keys_with("not in a name", "resume"))
+            and not key.startswith("stage.")
         ]
         name = re.sub(r"[^A-Za-z0-9]+", "-", "_".join(changed) or "full")
         return f"{name[:_LONGEST_NAME].strip('-')}-seed{run.train.seed}"
@@ -269,8 +261,8 @@ def _same(rows: Sequence[PlannedRow]) -> list[str]:
     seed, run = next(iter(new.runs.items()))
     errors = []
     for row in [row for row in rows[:-1] if row.runs[seed].key == run.key]:
-        theirs = flat(row.runs[seed].run)
-        differing = [k for k, v in flat(run.run).items() if v != theirs[k]]
+        theirs = row.runs[seed].run.flat()
+        differing = [k for k, v in run.run.flat().items() if v != theirs[k]]
         if differing:
             errors.append(
                 f"rows {row.row.name!r} and {new.row.name!r} differ in "

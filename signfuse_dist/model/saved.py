@@ -77,6 +77,7 @@ class SignFuseConfig(PreTrainedConfig):
         own = {name: value for name, value in values.items() if name in _FIELDS}
         model = run_config.build("model", ModelConfig, own, errors)
         raise_together(errors, "not the configuration of a SignFuse model")
+        assert model is not None
         theirs = _OF_TRANSFORMERS - {"model_type", "transformers_version"}
         super().__init__(**{k: v for k, v in values.items() if k in theirs})
         for name in _FIELDS:
@@ -118,12 +119,10 @@ def read_config(folder: Any) -> SignFuseConfig:
 _CONFIG, _WEIGHTS, _ADAPTER = "config.json", "model.safetensors", "adapter"
 _ADAPTER_WEIGHTS = f"{_ADAPTER}/adapter_model.safetensors"
 # What may differ where a model is loaded: where its LLM is and how the numbers are computed.
-MOVABLE = ("llm", "llm_revision", "llm_dtype", "llm_quantization", "attention", "visual_chunk",
-           "visual_checkpoint", "visual_channels_last", "visual_compile")  # fmt: skip
+MOVABLE = run_config.names_with("model", "load")
 # What a stage may change of the one before: also how the LLM is adapted and asked, and whose
 # statistics batch norms use (with others than batch norms, names of tensors differ).
-_FREE = (*MOVABLE, "lora_targets", "lora_rank", "lora_alpha", "prompt", "visual_weights", "norm",
-         "visual_norm")  # fmt: skip
+_FREE = run_config.names_with("model", "load", "stage")
 
 
 def build(

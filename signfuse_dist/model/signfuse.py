@@ -254,6 +254,7 @@ class SignFuse(nn.Module):
         errors: list[str] = []
         decoding = run_config.build("generate", EvaluationConfig, settings, errors)
         raise_together(errors, "generate cannot do this")
+        assert decoding is not None
         rows = self.decode(batch, decoding).tokens
         return torch.tensor(rows, device=batch.frames.device)
 

@@ -66,7 +66,7 @@ def test_a_fresh_process_computes_the_same_bit_for_bit(config: ModelConfig, tmp_
         "assert not model.training\n"
         "save_file(outputs(model), sys.argv[1] + '/outputs.safetensors')\n"
     )
-    path = os.pathsep.join(map(str, (TESTS, TESTS / "unit", TESTS.parent)))
+    path = os.pathsep.join(map(str, (TESTS, Path(__file__).parent, TESTS.parent)))
     subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
         check=True,
