@@ -32,7 +32,8 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: 
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _PATH = re.compile(
-    r"(?<![\w/.-])(?:configs|launch|ds_configs|slurm|docs|shards|tests|signfuse_dist)/[\w./*<>{}-]+"
+    r"(?<![\w/.-])(?:configs|launch|ds_configs|slurm|docs|shards|tests|benchmarks|signfuse_dist)"
+    r"/[\w./*<>{}-]+"
 )
 _PLACEHOLDER = re.compile(r"[A-Z]{3,}|[*<>{}]|\.\.\.")
 
@@ -155,7 +156,8 @@ def test_a_command_that_the_parser_refuses_would_be_found(line: str) -> None:
 def test_every_module_that_a_document_runs_exists_with_its_flags(document: Path) -> None:
     for line in commands(document):
         for module, rest in re.findall(r"-m (signfuse_dist[.\w]*)(.*)", line):
-            path = ROOT / Path(*module.split(".")).with_suffix(".py")
+            place = ROOT / Path(*module.split("."))
+            path = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
             assert path.is_file(), f"no module {module}: {line}"
             if module != "signfuse_dist.cli":
                 unknown = [f for f in flags(rest) if f'"{f}"' not in path.read_text()]
@@ -257,8 +259,9 @@ def _first_cells(text: str) -> list[str]:
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
 
 
-def _data_sources() -> str:
-    return "".join(p.read_text() for p in (ROOT / "signfuse_dist" / "data").rglob("*.py"))
+def _packing_sources() -> str:
+    folders = (ROOT / "signfuse_dist" / name for name in ("corpora", "data"))
+    return "".join(p.read_text() for folder in folders for p in sorted(folder.rglob("*.py")))
 
 
 def test_every_reason_for_dropping_a_row_is_one_that_the_packer_gives() -> None:
@@ -269,12 +272,12 @@ def test_every_reason_for_dropping_a_row_is_one_that_the_packer_gives() -> None:
     assert len(reasons) > 10
     assert "no annotation" in own
     for reason in (*reasons, *own):
-        assert re.search(rf'f?"{reason}[:" ]', _data_sources()), f"nothing gives {reason!r}"
+        assert re.search(rf'f?"{reason}[:" ]', _packing_sources()), f"nothing gives {reason!r}"
 
 
 def test_the_kinds_of_orphans_that_are_described_are_those_that_are_listed() -> None:
     text = (ROOT / "shards" / "table.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r'Orphan\(f?"([a-z ]+):', _data_sources()))
+    listed = set(re.findall(r'Orphan\(f?"([a-z ]+):', _packing_sources()))
     table = text[text.index("## Orphans") : text.index("## Clips that are flagged")]
     assert set(_first_cells(table)) == listed
 
