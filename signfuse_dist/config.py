@@ -26,6 +26,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.files import locate, package_files, yaml_files
 
 StageName = Literal["contrastive", "alignment", "finetune"]
 STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")
@@ -514,17 +515,21 @@ def override(run: RunConfig, overrides: Sequence[str], section: str) -> RunConfi
 
 
 def find_experiment(experiment: str) -> Path:
-    """Return the experiment's file; a bare name means ``configs/experiment/NAME.yaml``."""
+    """Return the experiment's file; a bare name means ``configs/experiment/NAME.yaml``.
+
+    It is looked for in the working folder, then among the package's own (:func:`.files.locate`).
+    """
     path = Path(experiment)
     if path.suffix not in (".yaml", ".yml"):
         path = Path("configs") / "experiment" / f"{experiment}.yaml"
+    path = locate(path)
     if path.is_file():
         return path
-    known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+    known = [p.stem for p in yaml_files(path.parent)]
     near = suggest(path.stem, known)
     raise UserError(
         f"no experiment {experiment!r}: {path} does not exist{near}. "
-        f"There are: {', '.join(known) or 'none (run from the folder that holds configs/)'}"
+        f"There are: {', '.join(known) or 'none'}"
     )
 
 
@@ -573,16 +578,31 @@ def _file_values(
         name = chosen.get(key)
         if name is None:
             continue
-        folder = path.parent.parent / key
-        file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+        file = _find_choice(path, key, name)
         if not file.is_file():
-            near = suggest(name, [p.stem for p in folder.glob("*.yaml")])
+            folders = (path.parent.parent / key, Path("configs") / key)
+            near = suggest(name, {p.stem for folder in folders for p in yaml_files(folder)})
             errors.append(f"{key}={name}: {file} does not exist{near}")
             continue
         values[key] = _read_mapping(file)
     if "stage" in values and chosen["stage"] in STAGES:
         values["stage"]["name"] = chosen["stage"]
     return values
+
+
+def _find_choice(experiment: Path, key: str, name: str) -> Path:
+    """Return the file ``name`` of ``configs/KEY``: the experiment's own, or as any other is found.
+
+    The experiment's own lie beside it; those of the package's experiments come last.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return locate(Path(name))
+    configs = experiment.parent.parent
+    beside, elsewhere = (at / key / f"{name}.yaml" for at in (configs, Path("configs")))
+    if beside.is_file() and configs != package_files() / "configs":
+        return beside
+    elsewhere = locate(elsewhere)
+    return elsewhere if elsewhere.is_file() else beside
 
 
 def _merge_experiment(

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and their checksums."""
+"""Files and folders: written whole or not at all, checksums, and where the package's own are."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from signfuse_dist.errors import UserError
 
 STATE = "state.json"
 PART = ".part"  # ends the name of a folder that is being written
+# Folders of files that come with the package and that a user may have in the working folder too.
+_OWN = ("configs", "ds_configs", "launch")
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def write_folder(
@@ -142,3 +145,31 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def package_files() -> Path:
+    """Return the folder that holds the package's own ``configs``, ``ds_configs`` and ``launch``.
+
+    Installed, they are inside the package; in a clone they are beside it.
+    """
+    return _PACKAGE if (_PACKAGE / _OWN[0]).is_dir() else _PACKAGE.parent
+
+
+def locate(path: Path) -> Path:
+    """Return ``path`` where it exists, seen from the working folder, else the package's own file.
+
+    ``configs/experiment/demo.yaml`` is thus found from every folder, and a file of that name in the
+    working folder comes first. Where there is neither, ``path`` is returned as it is, for an error
+    that names what the user typed.
+    """
+    if path.exists() or path.is_absolute() or path.parts[0] not in _OWN or ".." in path.parts:
+        return path
+    own = package_files() / path
+    return own if own.exists() else path
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """Return the YAML files of ``folder`` by name: the working folder's, then the package's own."""
+    by_name = {path.name: path for path in (package_files() / folder).glob("*.yaml")}
+    by_name |= {path.name: path for path in folder.glob("*.yaml")}
+    return [by_name[name] for name in sorted(by_name)]

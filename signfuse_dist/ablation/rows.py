@@ -22,6 +22,7 @@ import yaml
 
 from signfuse_dist.config import refuse_unknown, suggest
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.files import locate, yaml_files
 
 FOLDER = Path("configs") / "ablation"
 ALL = "all"
@@ -71,7 +72,7 @@ def read_ablations(names: str) -> list[Ablation]:
     Raises :class:`UserError` with every error of every file together.
     """
     given = [name for name in names.split(",") if name]
-    paths = sorted(FOLDER.glob("*.yaml")) if given == [ALL] else [_find(name) for name in given]
+    paths = yaml_files(FOLDER) if given == [ALL] else [_find(name) for name in given]
     if not paths:
         raise UserError(f"no ablation named: give {ALL} or {_known()}")
     found = [read_ablation(path) for path in paths]
@@ -100,15 +101,15 @@ def _find(name: str) -> Path:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = FOLDER / f"{name}.yaml"
+    path = locate(path)
     if path.is_file():
         return path
-    near = suggest(path.stem, [p.stem for p in path.parent.glob("*.yaml")])
+    near = suggest(path.stem, [p.stem for p in yaml_files(path.parent)])
     raise UserError(f"no ablation {name!r}: {path} does not exist{near}. There are: {_known()}")
 
 
 def _known() -> str:
-    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    return ", ".join(names) or "none (run from the folder that holds configs/)"
+    return ", ".join(path.stem for path in yaml_files(FOLDER))
 
 
 def _build(name: str, raw: Any, errors: list[str]) -> Ablation | None:

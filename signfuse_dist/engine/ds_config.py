@@ -9,6 +9,7 @@ from typing import Any
 
 from signfuse_dist.config import TrainConfig
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.files import locate
 from signfuse_dist.plan import Plan
 
 
@@ -20,7 +21,7 @@ def resolve(template: Path, plan: Plan, train: TrainConfig) -> dict[str, Any]:
     misplaced or still "auto".
     """
     try:
-        values = json.loads(template.read_text(encoding="utf-8"))
+        values = json.loads(locate(template).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"DeepSpeed template {template}: {e}") from e
     if not isinstance(values, dict):

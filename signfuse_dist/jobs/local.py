@@ -13,6 +13,7 @@ from pathlib import Path
 from signfuse_dist.config import load_stages
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE
 from signfuse_dist.errors import UserError
+from signfuse_dist.files import locate
 from signfuse_dist.jobs.folder import JobFolder
 
 
@@ -66,7 +67,7 @@ def find_launch(launch: Path | None, num_processes: int | None) -> Path:
     """Return the launch file, the default where none is given; raise UserError for what is not."""
     if num_processes is not None and num_processes < 1:
         raise UserError(f"--num-processes {num_processes}: at least one process is needed")
-    launch = launch or _default_launch()
+    launch = locate(launch or _default_launch())
     if not launch.is_file():
         raise UserError(f"--launch {launch}: no such file (see launch/)")
     return launch

@@ -19,6 +19,7 @@ from packaging.version import Version
 from signfuse_dist.config import RunConfig
 from signfuse_dist.engine.ds_config import resolve
 from signfuse_dist.errors import UserError
+from signfuse_dist.files import locate
 from signfuse_dist.plan import Plan
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 
@@ -102,7 +103,7 @@ _PORT = 29500  # accelerate's and torchrun's own
 def read(path: Path) -> dict[str, Any]:
     """Return a launch file's settings; raise UserError where it is none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(locate(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise UserError(f"--launch {path}: cannot be read ({e}); see launch/") from e
     if not isinstance(values, dict):
@@ -115,8 +116,9 @@ def bucket(settings: dict[str, Any]) -> int | None:
     if settings.get("distributed_type") != "DEEPSPEED":
         return None
     try:
-        text = Path(str(settings["deepspeed_config"]["deepspeed_config_file"])).read_text("utf-8")
-        return int(float(json.loads(text)["zero_optimization"]["reduce_bucket_size"]))
+        template = locate(Path(str(settings["deepspeed_config"]["deepspeed_config_file"])))
+        values = json.loads(template.read_text(encoding="utf-8"))
+        return int(float(values["zero_optimization"]["reduce_bucket_size"]))
     except (OSError, ValueError, KeyError, TypeError):
         return 0  # what is wrong with the template is named by check_launch
 

@@ -239,7 +239,37 @@ def test_an_experiment_that_is_not_there_is_refused(
     assert load_run("demo", "alignment").name == "demo"
     assert "did you mean 'demo'" in _errors(experiment="demi")
     monkeypatch.chdir(tmp_path)
-    assert "run from the folder that holds configs/" in _errors(experiment="demo")
+    assert "There are: ablation_demo, csl_daily, demo" in _errors(experiment="demi")
+
+
+def test_files_of_the_working_folder_come_before_those_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_run("demo", "alignment") == load_run(DEMO, "alignment")
+    data = Path("configs/data/synthetic.yaml")
+    data.parent.mkdir(parents=True)
+    data.write_text((ROOT / data).read_text().replace("max_frames: 64", "max_frames: 63"))
+    assert load_run("demo", "alignment").data.max_frames == 63
+    own = Path("configs/experiment/demo.yaml")
+    own.parent.mkdir()
+    own.write_text((ROOT / own).read_text().replace("epochs: 9", "epochs: 8"))
+    run, packaged = load_run("demo", "finetune"), load_run(DEMO, "finetune")
+    assert (run.stage.epochs, packaged.stage.epochs) == (8, 9)
+    assert run.model == packaged.model, "configs/model of the package"
+    assert "did you mean 'synthetic'" in _errors("data=synthetik", experiment="demo")
+
+
+def test_an_experiment_outside_takes_the_files_beside_it_before_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _experiment(tmp_path, Path(DEMO).read_text())
+    beside = tmp_path / "data" / "synthetic.yaml"
+    beside.write_text(beside.read_text().replace("max_frames: 64", "max_frames: 63"))
+    monkeypatch.chdir(ROOT)
+    assert load_run(path, "alignment").data.max_frames == 63
+    beside.unlink()
+    assert load_run(path, "alignment").data.max_frames == 64
 
 
 def test_the_resolved_configuration_reads_back_as_it_was(tmp_path: Path) -> None:

@@ -15,11 +15,14 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.files import (
     STATE,
     checksum,
+    locate,
+    package_files,
     read_state,
     remove_leftovers,
     write_alike,
     write_folder,
     write_text,
+    yaml_files,
 )
 
 
@@ -180,3 +183,29 @@ def test_a_temporary_file_that_vanished_for_no_reason_is_an_error(
     monkeypatch.setattr(os, "replace", lost)
     with pytest.raises(FileNotFoundError):
         write_alike(tmp_path / "manifest.json", b"alike")
+
+
+def test_the_packages_own_files_are_found_from_every_folder_after_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    launch, own = Path("launch") / "gpu.yaml", package_files() / "launch" / "gpu.yaml"
+    assert own.is_file()
+    assert locate(launch) == own
+    launch.parent.mkdir()
+    launch.touch()
+    (launch.parent / "mine.yaml").touch()
+    assert locate(launch) == launch
+    names = {path.name: path for path in yaml_files(Path("launch"))}
+    assert names["mine.yaml"] == launch.parent / "mine.yaml"
+    assert (names["gpu.yaml"], names["cpu_zero2.yaml"]) == (launch, own.with_name("cpu_zero2.yaml"))
+
+
+@pytest.mark.parametrize(
+    "name", ["launch/absent.yaml", "setup.cfg", "launch/../setup.cfg", "/launch/gpu.yaml", "."]
+)
+def test_what_is_none_of_the_packages_files_stays_as_it_was_typed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate(Path(name)) == Path(name)

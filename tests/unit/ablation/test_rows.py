@@ -102,19 +102,9 @@ def test_the_table_counts_every_row_from_one_command(
     llm = tiny_llama().config
     llm.hidden_size = LLAMA_DIM
     llm.save_pretrained(tmp_path)
-    assert (
-        main(
-            [
-                "bench",
-                "parameters",
-                ",".join(a.name for a in ABLATIONS),
-                DEMO,
-                "model=llama2_7b",
-                f"model.llm={tmp_path}",
-            ]
-        )
-        == 0
-    )
+    names = ",".join(a.name for a in ABLATIONS)
+    overrides = ["model=llama2_7b", f"model.llm={tmp_path}"]
+    assert main(["ablate", names, DEMO, *overrides, "--parameters"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == [
         "stages",
