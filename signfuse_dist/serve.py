@@ -9,7 +9,6 @@ import signal
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,8 @@ from signfuse_dist.data.look import draw_skeleton
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.shard import EncodedClip
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.translate import ClipReader, Limits, join
+from signfuse_dist.evaluation.choices import Server
+from signfuse_dist.evaluation.translate import ClipReader, join
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.report.markup import visible
 from signfuse_dist.report.plots import DARK, LIGHT, data_uri, gate_over_time
@@ -53,16 +53,6 @@ def write_overlay(path: Path, clip: EncodedClip) -> None:
 _KEPT_SECONDS = 600  # uploads and what was made of them are deleted after
 _NUM_CANDIDATES = 3
 _WAITING = 16  # visitors in the queue before the next is told to come back
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where the page is served, and what a visitor may ask of it."""
-
-    host: str
-    port: int
-    limits: Limits
-    max_megabytes: int
 
 
 class Answer(NamedTuple):

@@ -7,49 +7,131 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from signfuse_dist.cli import add_options, from_options
 from signfuse_dist.errors import UserError
 
 if TYPE_CHECKING:
     from signfuse_dist.data.joints import PoseExtractor
 
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+def add_pack(command: argparse.ArgumentParser) -> None:
+    """Describe `pack` and add its options."""
+    from signfuse_dist.corpora import CORPORA
+    from signfuse_dist.data.manifest import PackConfig
+    from signfuse_dist.data.pack_workers import Division
 
-def add_division(command: argparse.ArgumentParser) -> None:
-    """Add the options that divide the work."""
-    command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    add_tasks(command)
-
-
-def add_tasks(command: argparse.ArgumentParser) -> None:
-    """Add the options of a task that shares its work with others."""
-    command.add_argument(
-        "--task-id", type=int, default=0, help="which of several tasks this is, from 0 (default: 0)"
+    published = [corpus for corpus in CORPORA if corpus not in ("table", "synthetic")]
+    command.description = (
+        "Decode, resize, extract joints and write shards. Interrupted, run it again: finished "
+        "shards are kept. Rows that cannot be packed are named in dropped.tsv, and what is "
+        "annotated or on the disk alone in orphans.tsv."
     )
     command.add_argument(
-        "--num-tasks",
-        type=int,
-        default=1,
-        help="tasks that share the work, such as those of an array job (default: 1)",
+        "corpus",
+        help="`table` (ROOT is a TSV), `synthetic` (ROOT is a folder, drawn when empty), or "
+        f"{_listed(published)} (ROOT is the unpacked folder); each has a page in shards/",
+    )
+    command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
+    command.add_argument("--split", required=True, help="which rows: train, dev (val) or test")
+    command.add_argument("--out", type=Path, required=True, help="the split's own folder")
+    add_options(command, Division)
+    add_options(command, PackConfig)
+    _add_extractor(command, ("mediapipe", "none"))
+    command.set_defaults(run=_pack)
+
+
+def add_pose(command: argparse.ArgumentParser) -> None:
+    """Describe `pose` and add its options."""
+    from signfuse_dist.corpora import CORPORA
+    from signfuse_dist.data.pack_workers import Division
+
+    command.description = (
+        "Write a pose set of a packed split, DIR/poses/NAME, from the source videos. The frames "
+        "stay as they are. Interrupted, run it again: finished shards are kept."
+    )
+    command.add_argument("corpus", help=f"as it was packed: {_listed(CORPORA)}")
+    command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
+    command.add_argument("--split", required=True, help="the split that was packed")
+    command.add_argument(
+        "--shards", type=Path, required=True, metavar="DIR", help="the folder it was packed into"
+    )
+    command.add_argument("--name", required=True, help="the pose set's own name")
+    add_options(command, Division)
+    _add_extractor(command, ("mediapipe",))
+    command.set_defaults(run=_pose)
+
+
+def add_verify(command: argparse.ArgumentParser) -> None:
+    """Describe `verify` and add its options."""
+    from signfuse_dist.data.pack_workers import Division
+
+    command.description = (
+        "Check checksums, indexes, JPEGs, lengths and joints of a packed split. Where nothing is "
+        "wrong, verified.json beside the manifest says so to `signfuse check`."
+    )
+    command.add_argument("folder", help="folder or address of a split, or of a pose set")
+    add_options(command, Division, "workers")
+    command.set_defaults(run=_verify)
+
+
+def add_stats(command: argparse.ArgumentParser) -> None:
+    """Describe `stats` and add its options."""
+    command.description = (
+        "Print clip lengths, text lengths, how often hands and face were found, and the signers "
+        "of a packed split, and plot them."
+    )
+    _add_split(command)
+    command.add_argument(
+        "--plot", type=Path, default=Path("stats.png"), help="the plot (default: %(default)s)"
+    )
+    command.set_defaults(run=_stats)
+
+
+def add_show(command: argparse.ArgumentParser) -> None:
+    """Describe `show` and add its options."""
+    command.description = (
+        "Draw a contact sheet of a packed clip, as PNG. An id that begins with '-' goes after "
+        "'--': signfuse show --out clip.png -- FOLDER -fZc293MpJk_0"
+    )
+    _add_split(command)
+    command.add_argument("id", help="the clip's id, as the corpus has it")
+    command.add_argument("--frames", type=int, default=12, help="at most (default: %(default)s)")
+    command.add_argument("--out", type=Path, default=Path("clip.png"), help="default: %(default)s")
+    command.set_defaults(run=_show)
+
+
+def add_pose_model(command: argparse.ArgumentParser) -> None:
+    """Add the option that names MediaPipe's model file."""
+    command.add_argument(
+        "--pose-model",
+        type=Path,
+        help="a holistic_landmarker.task, for mediapipe 1.0 or newer",
     )
 
 
-def add_extractor(command: argparse.ArgumentParser, choices: Sequence[str]) -> None:
-    """Add the options that say where joints come from."""
+def _add_split(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", help="a split's folder or address (with manifest.json)")
+    command.add_argument(
+        "--poses", metavar="NAME", help="the joints of this pose set (see `signfuse pose`)"
+    )
+
+
+def _add_extractor(command: argparse.ArgumentParser, choices: Sequence[str]) -> None:
     command.add_argument(
         "--extractor",
         choices=choices,
         help="where joints come from (default: the table's column `joints` where it has one, "
         "else mediapipe)",
     )
-    command.add_argument(
-        "--pose-model",
-        type=Path,
-        help="a holistic_landmarker.task for mediapipe 1.0 or newer",
-    )
+    add_pose_model(command)
 
 
-def chosen_extractor(options: argparse.Namespace) -> PoseExtractor | None:
+def _listed(names: Sequence[str]) -> str:
+    *others, last = (f"`{name}`" for name in names)
+    return f"{', '.join(others)} or {last}"
+
+
+def _extractor(options: argparse.Namespace) -> PoseExtractor | None:
     """Return the extractor that was asked for, or None for the default."""
     from signfuse_dist.data.joints import NoJoints
     from signfuse_dist.data.mediapipe import choose_extractor
@@ -63,24 +145,23 @@ def chosen_extractor(options: argparse.Namespace) -> PoseExtractor | None:
     return None
 
 
-def add_pose(commands: _Commands) -> None:
-    """Add the subcommand `pose`."""
-    command = commands.add_parser(
-        "pose",
-        help="extract the joints of packed clips again, beside their frames",
-        description="Write a pose set of a packed split, DIR/poses/NAME, from the source videos. "
-        "The frames stay as they are. Interrupted, run it again: finished shards are kept.",
+def _pack(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.manifest import PackConfig
+    from signfuse_dist.data.pack import pack
+
+    summary = pack(
+        options.corpus,
+        options.root,
+        options.split,
+        options.out,
+        from_options(PackConfig, options),
+        workers=options.workers,
+        task_id=options.task_id,
+        num_tasks=options.num_tasks,
+        extractor=_extractor(options),
     )
-    command.add_argument("corpus", help="as it was packed: `table` or `synthetic`")
-    command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
-    command.add_argument("--split", required=True, help="the split that was packed")
-    command.add_argument(
-        "--shards", type=Path, required=True, metavar="DIR", help="the folder it was packed into"
-    )
-    command.add_argument("--name", required=True, help="the pose set's own name")
-    add_division(command)
-    add_extractor(command, ("mediapipe",))
-    command.set_defaults(run=_pose)
+    print(summary)
+    return 0
 
 
 def _pose(options: argparse.Namespace) -> int:
@@ -92,161 +173,13 @@ def _pose(options: argparse.Namespace) -> int:
         options.split,
         options.shards,
         options.name,
-        options.workers,
-        options.task_id,
-        options.num_tasks,
-        chosen_extractor(options),
+        workers=options.workers,
+        task_id=options.task_id,
+        num_tasks=options.num_tasks,
+        extractor=_extractor(options),
     )
     print(summary)
     return 0
-
-
-def add_stats(commands: _Commands) -> None:
-    """Add the subcommand `stats`."""
-    command = commands.add_parser(
-        "stats",
-        help="tables and plots of what a packed split holds",
-        description="Print clip lengths, text lengths, how often hands and face were found, and "
-        "the signers of a packed split, and draw them.",
-    )
-    command.add_argument("folder", help="a split's folder or address (with manifest.json)")
-    _add_poses(command)
-    command.add_argument(
-        "--plot", type=Path, default=Path("stats.png"), help="where to draw it (default: stats.png)"
-    )
-    command.set_defaults(run=_stats)
-
-
-def _stats(options: argparse.Namespace) -> int:
-    from signfuse_dist.data.look import collect
-    from signfuse_dist.data.storage import open_folder
-    from signfuse_dist.files import written_whole
-
-    stats = collect(open_folder(options.folder), options.poses)
-    print(stats)
-    with written_whole(options.plot) as file:
-        file.write(stats.plot())
-    print(f"\n{options.plot}")
-    return 0
-
-
-def add_show(commands: _Commands) -> None:
-    """Add the subcommand `show`."""
-    command = commands.add_parser(
-        "show",
-        help="a clip's frames with the skeleton drawn over them, as PNG",
-        description="Draw a contact sheet of a packed clip. An id that begins with '-' goes after "
-        "'--': signfuse show --out clip.png -- FOLDER -fZc293MpJk_0",
-    )
-    command.add_argument("folder", help="a split's folder or address (with manifest.json)")
-    command.add_argument("id", help="the clip's id, as the corpus has it")
-    _add_poses(command)
-    command.add_argument("--frames", type=int, default=12, help="at most (default: %(default)s)")
-    command.add_argument("--out", type=Path, default=Path("clip.png"), help="default: %(default)s")
-    command.set_defaults(run=_show)
-
-
-def _show(options: argparse.Namespace) -> int:
-    from signfuse_dist.data.look import show
-    from signfuse_dist.data.storage import open_folder
-    from signfuse_dist.errors import UserError
-    from signfuse_dist.files import written_whole
-
-    if options.frames < 1:
-        raise UserError(f"--frames {options.frames}: at least 1 is needed")
-    picture = show(open_folder(options.folder), options.id, options.frames, options.poses)
-    with written_whole(options.out) as file:
-        picture.save(file, format="PNG")
-    print(options.out)
-    return 0
-
-
-def _add_poses(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--poses", metavar="NAME", help="the joints of this pose set (see `signfuse pose`)"
-    )
-
-
-def add_pack(commands: _Commands) -> None:
-    """Add the subcommand `pack`."""
-    from signfuse_dist.data.manifest import PackConfig
-
-    default = PackConfig()
-    command = commands.add_parser(
-        "pack",
-        help="pack the videos of a corpus into verified WebDataset shards",
-        description="Decode, resize, extract joints and write shards. Interrupted, run it again: "
-        "finished shards are kept. Rows that cannot be packed are named in dropped.tsv, and what "
-        "is annotated or on the disk alone in orphans.tsv.",
-    )
-    command.add_argument(
-        "corpus",
-        help="`table` (ROOT is a TSV), `synthetic` (ROOT is a folder, drawn when empty), "
-        "`phoenix14t`, `csl_daily`, `how2sign` or `how2sign_precut` (ROOT is the unpacked "
-        "folder); each has a page in shards/",
-    )
-    command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
-    command.add_argument("--split", required=True, help="which rows: train, dev (val) or test")
-    command.add_argument("--out", type=Path, required=True, help="the split's own folder")
-    add_division(command)
-    command.add_argument(
-        "--fps",
-        type=float,
-        default=default.fps,
-        help="stored frames a second (default: each video's own rate, or the corpus's)",
-    )
-    command.add_argument(
-        "--frame-size",
-        type=int,
-        default=default.frame_size,
-        help="side of the stored square in pixels (default: %(default)s)",
-    )
-    command.add_argument(
-        "--jpeg-quality", type=int, default=default.jpeg_quality, help="default: %(default)s"
-    )
-    command.add_argument(
-        "--clips-per-shard", type=int, default=default.clips_per_shard, help="default: %(default)s"
-    )
-    add_extractor(command, ("mediapipe", "none"))
-    command.set_defaults(run=_pack)
-
-
-def _pack(options: argparse.Namespace) -> int:
-    from signfuse_dist.data.manifest import PackConfig
-    from signfuse_dist.data.pack import pack
-
-    config = PackConfig(
-        frame_size=options.frame_size,
-        fps=options.fps,
-        jpeg_quality=options.jpeg_quality,
-        clips_per_shard=options.clips_per_shard,
-    )
-    summary = pack(
-        options.corpus,
-        options.root,
-        options.split,
-        options.out,
-        config,
-        options.workers,
-        options.task_id,
-        options.num_tasks,
-        chosen_extractor(options),
-    )
-    print(summary)
-    return 0
-
-
-def add_verify(commands: _Commands) -> None:
-    """Add the subcommand `verify`."""
-    command = commands.add_parser(
-        "verify",
-        help="check packed shards and name every fault",
-        description="Check checksums, indexes, JPEGs, lengths and joints of a packed split. Where "
-        "nothing is wrong, verified.json beside the manifest says so to `signfuse check`.",
-    )
-    command.add_argument("folder", help="folder or address of a split, or of a pose set")
-    command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    command.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -264,3 +197,30 @@ def _verify(options: argparse.Namespace) -> int:
         print(fault)
     print(f"{options.folder}: {len(faults)} faults" if faults else f"{options.folder}: whole")
     return 1 if faults else 0
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.look import collect
+    from signfuse_dist.data.storage import open_folder
+    from signfuse_dist.files import written_whole
+
+    stats = collect(open_folder(options.folder), options.poses)
+    print(stats)
+    with written_whole(options.plot) as file:
+        file.write(stats.plot())
+    print(f"\n{options.plot}")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.look import show
+    from signfuse_dist.data.storage import open_folder
+    from signfuse_dist.files import written_whole
+
+    if options.frames < 1:
+        raise UserError(f"--frames {options.frames}: at least 1 is needed")
+    picture = show(open_folder(options.folder), options.id, options.frames, options.poses)
+    with written_whole(options.out) as file:
+        picture.save(file, format="PNG")
+    print(options.out)
+    return 0

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -127,12 +127,19 @@ _SHARD_NAME = re.compile(r"shard-[0-9]{6,}\.tar")
 class PackConfig:
     """How clips are stored. Raises :class:`UserError` listing every value that cannot be."""
 
-    frame_size: int = 224
-    """Side of the stored square in pixels: what ResNet-50 reads (section 3.2)."""
-    fps: float | None = None
-    """Stored frames per second; None keeps each video's own rate."""
-    jpeg_quality: int = 90
-    clips_per_shard: int = 128
+    frame_size: int = field(
+        default=224,
+        metadata={"help": "side of the stored square in pixels (default: %(default)s)"},
+    )
+    """What ResNet-50 reads (section 3.2)."""
+    fps: float | None = field(
+        default=None,
+        metadata={
+            "help": "stored frames a second (default: each video's own rate, or the corpus's)"
+        },
+    )
+    jpeg_quality: int = field(default=90, metadata={"help": "default: %(default)s"})
+    clips_per_shard: int = field(default=128, metadata={"help": "default: %(default)s"})
 
     def __post_init__(self) -> None:
         wrong = []

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -220,9 +220,18 @@ class Division:
     processes each make whole shards (0: in this process).
     """
 
-    workers: int = 1
-    task_id: int = 0
-    num_tasks: int = 1
+    workers: int = field(default=1, metadata={"help": "processes (default: %(default)s)"})
+    task_id: int = field(
+        default=0,
+        metadata={"help": "which of several tasks this is, from 0 (default: %(default)s)"},
+    )
+    num_tasks: int = field(
+        default=1,
+        metadata={
+            "help": "tasks that share the work, such as those of an array job "
+            "(default: %(default)s)"
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.workers < 0:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from sacrebleu.significance import PairedTest
@@ -37,9 +37,16 @@ class Resampling:
     (sacrebleu takes 0 for no seed at all).
     """
 
-    method: Method = "bootstrap"
-    num_samples: int | None = None
-    seed: int = SEED
+    method: Method = field(
+        default="bootstrap", metadata={"help": "the paired test (default: %(default)s)"}
+    )
+    num_samples: int | None = field(
+        default=None, metadata={"help": "resamples (default: 1000) or random trials (10000)"}
+    )
+    seed: int = field(
+        default=SEED,
+        metadata={"help": "of the resampling (default: sacrebleu's %(default)s)"},
+    )
 
     def __post_init__(self) -> None:
         if self.count < _FEWEST:

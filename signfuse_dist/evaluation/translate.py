@@ -29,6 +29,7 @@ from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.shard import Clip, EncodedClip
 from signfuse_dist.data.video import IMAGE_SUFFIXES, VideoError, VideoFrame, open_video
 from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.files import STATE, checksum, write_text
 from signfuse_dist.plan import spread_frames
@@ -68,22 +69,6 @@ def find_videos(places: Sequence[Path]) -> list[Path]:
             )
         found += videos or [place]
     return found
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a clip from anybody may cost."""
-
-    max_seconds: float
-    """Length of the clip."""
-    max_work_seconds: float
-    """Time for decoding it and finding its joints."""
-    max_pixels: int = 3840 * 2160
-
-    def refuse_long(self, seconds: float) -> None:
-        """Raise VideoError for a clip that is longer than allowed."""
-        if seconds > self.max_seconds:
-            raise VideoError(f"the clip is longer than {self.max_seconds:g} s; cut it")
 
 
 class _LimitedExtractor(PoseExtractor):
@@ -213,24 +198,6 @@ def read_source(reader: ClipReader, source: Source, report: Report) -> NewClip |
         return reader.read(source.video, source.joints)
     except UserError as e:
         return str(e)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """How `signfuse translate` is asked to work."""
-
-    joints: Sequence[Path] | None = None
-    """A file of joints for each video, in place of MediaPipe."""
-    pose_model: Path | None = None
-    folder_fps: float | None = None
-    """Rate of folders of frames; None: the corpus's."""
-    nbest: int = 1
-    decoding: Sequence[str] = ()
-    """``evaluation.key=value``, what differs from the run's decoding."""
-    workers: int = 0
-    """Processes that decode and find joints; 0: this one."""
-    out: Path | None = None
-    """Where lines go; None: standard output. What it holds already is not done again."""
 
 
 def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices) -> int:

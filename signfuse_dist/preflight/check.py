@@ -1,8 +1,14 @@
-"""All that is looked at before a job starts."""
+"""`signfuse check`: the resolved run, the plan of each stage, and what would end the job.
+
+The run and its plans are described as text (:func:`describe`); what they need of the data, of the
+LLM, of the disk and of the machine is looked at by the modules beside this one, and every finding
+is reported together (:func:`check_job`). Imports no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +23,24 @@ from signfuse_dist.preflight import inputs, machine, memory
 from signfuse_dist.preflight.finding import Finding, warning
 from signfuse_dist.preflight.inputs import LLMFiles
 from signfuse_dist.stages import needs_language_model
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a job will run, as far as its user knows."""
+
+    world_size: int = field(metadata={"help": "number of processes"})
+    launch: Path | None = field(
+        default=None, metadata={"help": "the file of launch/ that will be used"}
+    )
+    gpu_memory: float | None = field(
+        default=None,
+        metadata={
+            "metavar": "GB",
+            "help": "memory of one GPU where the job will run (default: this machine's, where it "
+            "has one)",
+        },
+    )
 
 
 class Described(NamedTuple):
@@ -78,70 +102,60 @@ def _resolved(run: RunConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip()
 
 
-def examine(
-    runs: Sequence[RunConfig],
-    plans: Sequence[Plan],
-    launch_file: Path | None,
-    world_size: int,
-    gigabytes: float | None,
-) -> list[Finding]:
+def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) -> list[Finding]:
     """Return what ends the job, what may end it, and what is in order.
 
     Args:
         runs: the stages to be trained, in order.
         plans: of each; empty where the batch does not divide or nothing is packed.
-        launch_file: a file of ``launch/``, or None: then nothing is said of it, and memory is
-            estimated as under ZeRO-2.
-        world_size: processes.
-        gigabytes: a GPU's memory; None asks this machine.
+        target: where the job will run; without a launch file, memory is estimated as under ZeRO-2.
 
     Raises UserError when the launch file cannot be read.
     """
     first = runs[0]
-    found = [
+    findings = [
         *inputs.check_splits(first),
         *inputs.check_weights(runs),
         *machine.check_machine(first),
     ]
     if any(needs_language_model(run.stage.name) for run in runs):
-        found += inputs.check_llm(first.model)
+        findings += inputs.check_llm(first.model)
     bucket: int | None = 0
-    if launch_file is not None:
-        settings = machine.read(launch_file)
+    if target.launch is not None:
+        settings = machine.read_launch(target.launch)
         bucket = machine.bucket(settings)
         plan = plans[0] if plans else None
-        found += machine.check_launch(launch_file, settings, first, plan, world_size)
+        findings += machine.check_launch(target.launch, settings, first, plan, target.world_size)
     planned = {run.stage.name: plan for run, plan in zip(runs, plans, strict=False)}
-    known = gigabytes or machine.gpu_gigabytes()
-    return found + _sizes(runs, planned, world_size, bucket, known)
+    return findings + _check_sizes(runs, planned, target, bucket)
 
 
-def _sizes(
+def _check_sizes(
     runs: Sequence[RunConfig],
     planned: Mapping[StageName, Plan],
-    world_size: int,
+    target: Target,
     bucket: int | None,
-    gigabytes: float | None,
 ) -> list[Finding]:
     """Judge memory and disk; a stage whose LLM is not there cannot be judged."""
-    llms = {run.stage.name: _llm(run) for run in runs}
+    llms = {run.stage.name: _llm_files(run) for run in runs}
     known = [
         run for run in runs if llms[run.stage.name] or not needs_language_model(run.stage.name)
     ]
-    found = []
+    findings = []
     if known != list(runs):
         fix = "Put the LLM where it is looked for and check again"
-        found.append(warning("memory and disk", "not estimated for stages with the LLM", fix))
+        findings.append(warning("memory and disk", "not estimated for stages with the LLM", fix))
+    gigabytes = target.gpu_memory or machine.gpu_gigabytes()
     for run in known:
         frames = inputs.worst_frames(run, planned.get(run.stage.name))
-        need = memory.estimate(run, llms[run.stage.name], frames, world_size, bucket)
-        found.append(memory.judge_gpu(run.stage.name, need, frames, gigabytes))
+        need = memory.estimate(run, llms[run.stage.name], frames, target.world_size, bucket)
+        findings.append(memory.judge_gpu(run.stage.name, need, frames, gigabytes))
     if known:
-        found.append(memory.judge_disk(known, [llms[run.stage.name] for run in known]))
-    return found
+        findings.append(memory.judge_disk(known, [llms[run.stage.name] for run in known]))
+    return findings
 
 
-def _llm(run: RunConfig) -> LLMFiles | None:
+def _llm_files(run: RunConfig) -> LLMFiles | None:
     if not needs_language_model(run.stage.name):
         return None
     try:

@@ -1,4 +1,9 @@
-"""What a stage starts from: ImageNet weights, the stage before it, its own run folder."""
+"""What a run reads: packed splits, the files of the LLM, and the weights that a stage starts from.
+
+Each is looked at where it lies, without network and without torch: whether it is there and whole,
+and whether it is what the run's configuration asks for. The weights are ImageNet's, or those of
+the stage before.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +36,26 @@ from signfuse_dist.stages import previous
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
 _UNEVEN = 1.05  # clips cannot be cut: what is left between processes
-_Says = Callable[[str, str, str], Finding]
+_Level = Callable[[str, str, str], Finding]  # finding.error or finding.warning
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+# Of each weight when loaded; 4 bits carry the scales of their blocks.
+_QUANTIZED = {"8bit": 1.0, "4bit": 0.56}
+# torchvision's IMAGENET1K_V1, by the names under which torch keeps them.
+_FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-0676ba61.pth"}
+_URL = "https://download.pytorch.org/models"
 
 
 def check_splits(run: RunConfig) -> list[Finding]:
     """Look at each split, and at its pose set where ``data.poses`` names one."""
-    found = _split(run, run.data.train_split, "training", missing=error)
-    # Without these a stage trains: they are scored, after it or between its epochs.
-    found += _split(run, run.data.dev_split, "development", missing=warning)
-    return found + _split(run, run.data.test_split, "test", missing=warning)
+    return [
+        *_check_split(run, run.data.train_split, "training", missing=error),
+        # Without these a stage trains: they are scored, after it or between its epochs.
+        *_check_split(run, run.data.dev_split, "development", missing=warning),
+        *_check_split(run, run.data.test_split, "test", missing=warning),
+    ]
 
 
 def worst_frames(run: RunConfig, plan: Plan | None) -> int:
@@ -74,7 +90,7 @@ def _lengths(run: RunConfig) -> NDArray[np.int64] | None:
         return None  # named by check_splits
 
 
-def _split(run: RunConfig, split: str, role: str, missing: _Says) -> list[Finding]:
+def _check_split(run: RunConfig, split: str, role: str, missing: _Level) -> list[Finding]:
     location = run.shards(split)
     what = f"{role} split {location}"
     pack = f"signfuse pack {run.data.corpus} --split {split} --out {location} ..., or data.shards="
@@ -85,39 +101,41 @@ def _split(run: RunConfig, split: str, role: str, missing: _Says) -> list[Findin
             for entry in manifest.shards:
                 load_index(folder, entry)
     except UserError as e:
-        return [missing(what, _words(e), pack)]
-    found = [_packing(run, what, manifest), _verified(what, folder, location)]
+        return [missing(what, _fault(e), pack)]
+    findings = [_check_packing(run, what, manifest), _check_verified(what, folder, location)]
     if run.data.poses is not None:
-        found.append(_poses(run, folder, location, missing))
-    return found
+        findings.append(_check_poses(run, folder, location, missing))
+    return findings
 
 
-def _packing(run: RunConfig, what: str, manifest: Manifest) -> Finding:
+def _check_packing(run: RunConfig, what: str, manifest: Manifest) -> Finding:
     settings, asked = manifest.packing.settings, run.data
-    odd = [
-        f"packed at {name} {ours}, the run asks {theirs}"
-        for name, ours, theirs in (
+    differences = [
+        f"packed at {name} {packed}, the run asks {wanted}"
+        for name, packed, wanted in (
             ("fps", settings.fps, asked.fps),
             ("frame_size", settings.frame_size, asked.frame_size),
         )
-        if ours != theirs
+        if packed != wanted
     ]
-    if odd:
-        return error(what, "; ".join(odd), "Change data.fps and data.frame_size, or pack again")
+    if differences:
+        return error(
+            what, "; ".join(differences), "Change data.fps and data.frame_size, or pack again"
+        )
     if not manifest.num_samples:
         return error(what, "no clips", "See its dropped.tsv")
-    said = f"{manifest.num_samples} clips in {len(manifest.shards)} shards"
-    return ok(what, f"{said}, {manifest.num_dropped} rows dropped")
+    clips = f"{manifest.num_samples} clips in {len(manifest.shards)} shards"
+    return ok(what, f"{clips}, {manifest.num_dropped} rows dropped")
 
 
-def _verified(what: str, folder: Folder, location: str) -> Finding:
+def _check_verified(what: str, folder: Folder, location: str) -> Finding:
     if is_verified(folder):
         return ok(what, "verified, and not packed again since")
     fix = f"signfuse verify {location} --workers 8"
     return warning(what, "not verified since it was packed", fix)
 
 
-def _poses(run: RunConfig, clips: Folder, location: str, missing: _Says) -> Finding:
+def _check_poses(run: RunConfig, clips: Folder, location: str, missing: _Level) -> Finding:
     name = str(run.data.poses)
     what = f"pose set {name} of {location}"
     fix = f"signfuse pose {run.data.corpus} ... --name {name}, or data.poses=null"
@@ -125,22 +143,15 @@ def _poses(run: RunConfig, clips: Folder, location: str, missing: _Says) -> Find
         manifest = load_manifest(clips / pose_path(name))
         expected = load_manifest(clips).num_samples
     except UserError as e:
-        return missing(what, _words(e), fix)
+        return missing(what, _fault(e), fix)
     if manifest.num_samples != expected:
         return error(what, f"joints of {manifest.num_samples} clips, not of {expected}", fix)
     return ok(what, f"joints by {manifest.packing.extractor}")
 
 
-def _words(error: UserError) -> str:
+def _fault(error: UserError) -> str:
     """Return what is wrong without the advice: the finding has its own."""
     return f"{error.shard}: {error.what}" if isinstance(error, ShardError) else str(error)
-
-
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-# Of each weight when loaded; 4 bits carry the scales of their blocks.
-_QUANTIZED = {"8bit": 1.0, "4bit": 0.56}
 
 
 @dataclass(frozen=True)
@@ -220,11 +231,11 @@ def check_llm(model: ModelConfig) -> list[Finding]:
         files = find_llm_files(model)
         if files is None:
             return [error(what, "neither a folder nor in the cache of the model hub", fetch)]
-        absent = list(_absent(files.folder))
-        if absent:
-            return [error(what, f"{files.folder} lacks {', '.join(absent[:5])}", fetch)]
-        said = f"{files.folder}, {files.num_weights / 1e6:,.0f} M weights, d_LLM {files.llm_dim}"
-        return [ok(what, said)]
+        missing = list(_missing_files(files.folder))
+        if missing:
+            return [error(what, f"{files.folder} lacks {', '.join(missing[:5])}", fetch)]
+        size = f"{files.num_weights / 1e6:,.0f} M weights, d_LLM {files.llm_dim}"
+        return [ok(what, f"{files.folder}, {size}")]
     except (ValueError, KeyError) as e:
         return [error(what, f"its configuration cannot be read ({e})", fetch)]
 
@@ -234,13 +245,13 @@ def _in_cache(model: ModelConfig) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(model.llm, "config.json", revision=model.llm_revision)
+        cached = try_to_load_from_cache(model.llm, "config.json", revision=model.llm_revision)
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
-def _absent(folder: Path) -> Iterator[str]:
+def _missing_files(folder: Path) -> Iterator[str]:
     """Yield what is missing: a download that was stopped leaves a folder with some files."""
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         yield "a tokenizer"
@@ -254,36 +265,31 @@ def _absent(folder: Path) -> Iterator[str]:
 def _weights(folder: Path) -> list[Path]:
     """Return the files of one kind of weights: a folder may hold both kinds of the same."""
     for pattern in _WEIGHTS:
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found
+        paths = sorted(folder.glob(pattern))
+        if paths:
+            return paths
     return []
-
-
-# torchvision's IMAGENET1K_V1, by the names under which torch keeps them.
-_FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-0676ba61.pth"}
-_URL = "https://download.pytorch.org/models"
 
 
 def check_weights(runs: Sequence[RunConfig]) -> list[Finding]:
     """Look at what the first of these stages starts from, and at the run folder of each."""
-    found = _start(runs[0])
+    findings = _check_start(runs[0])
     for run in runs:
         what = f"run folder {run.folder}"
         if (run.folder / "model").is_dir():
-            found.append(ok(what, "this stage is trained already"))
+            findings.append(ok(what, "this stage is trained already"))
             continue
         try:
             refuse_other(run)
         except UserError as e:
-            found.append(error(what, str(e), "Give train.output=FOLDER"))
+            findings.append(error(what, str(e), "Give train.output=FOLDER"))
         else:
-            there = (run.folder / "config.yaml").exists()
-            found.append(ok(what, "a run of this configuration, to go on" if there else "new"))
-    return found
+            begun = (run.folder / "config.yaml").exists()
+            findings.append(ok(what, "a run of this configuration, to go on" if begun else "new"))
+    return findings
 
 
-def _start(run: RunConfig) -> list[Finding]:
+def _check_start(run: RunConfig) -> list[Finding]:
     before = previous(run.stage.name, run.train.stages)
     if before is not None:
         folder = run.folder.with_name(before) / "model"
@@ -293,10 +299,10 @@ def _start(run: RunConfig) -> list[Finding]:
         return [error(what, f"{folder} does not exist", f"Train it first: stage={before}")]
     if run.model.visual_weights is None or run.model.streams == "skeletal":
         return []
-    return [_visual(run.model, run.model.visual_weights)]
+    return [_check_visual(run.model, run.model.visual_weights)]
 
 
-def _visual(model: ModelConfig, source: str) -> Finding:
+def _check_visual(model: ModelConfig, source: str) -> Finding:
     what = f"weights of the {model.visual_backbone} ({source})"
     if source != "imagenet":
         if Path(source).is_file():

@@ -1,4 +1,8 @@
-"""The launch file: processes, DeepSpeed template, port, and settings that train something else."""
+"""What a job needs of the machine: packages, kernels, a launch file that means the run, a port.
+
+A launch file is compared with the run because Accelerate obeys settings in it that train something
+else (`use_cpu`, `mixed_precision`), or that do not run under Slurm, and says nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +29,12 @@ from signfuse_dist.preflight.finding import Finding, error, ok, warning
 
 _VARLEN_SINCE = Version("2.10")  # torch.nn.attention.varlen
 _PACKAGE = "signfuse_dist"
+_PORT = 29500  # accelerate's and torchrun's own
 
 
 def check_machine(run: RunConfig) -> list[Finding]:
     """Look at versions, and at what the run's choices need of this machine."""
-    return [_versions(), *_attention(run), *_quantization(run)]
+    return [_check_versions(), *_check_attention(run), *_check_quantization(run)]
 
 
 def gpu_gigabytes() -> float | None:
@@ -45,62 +50,58 @@ def gpu_gigabytes() -> float | None:
         return None  # a tool without a driver, or no GPU that it may see
 
 
-def _versions() -> Finding:
+def _check_versions() -> Finding:
     """Compare what is installed with the ranges that the package asks for."""
-    odd = []
+    faults = []
     for line in importlib.metadata.requires(_PACKAGE) or ():
-        wanted = Requirement(line)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = importlib.metadata.version(wanted.name)
+            version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            odd.append(f"{wanted.name} is not installed")
+            faults.append(f"{requirement.name} is not installed")
             continue
-        if not wanted.specifier.contains(found, prereleases=True):
-            odd.append(f"{wanted.name} is {found}, not {wanted.specifier}")
-    if odd:
-        return error(
-            "packages", "; ".join(odd), "make install, or install what constraints.txt has"
-        )
-    torch, speed = (importlib.metadata.version(name) for name in ("torch", "deepspeed"))
-    return ok("packages", f"Python {platform.python_version()}, torch {torch}, deepspeed {speed}")
+        if not requirement.specifier.contains(version, prereleases=True):
+            faults.append(f"{requirement.name} is {version}, not {requirement.specifier}")
+    if faults:
+        fix = "make install, or install what constraints.txt has"
+        return error("packages", "; ".join(faults), fix)
+    torch, deepspeed = (importlib.metadata.version(name) for name in ("torch", "deepspeed"))
+    versions = f"Python {platform.python_version()}, torch {torch}, deepspeed {deepspeed}"
+    return ok("packages", versions)
 
 
-def _attention(run: RunConfig) -> list[Finding]:
-    asked, what = run.model.attention, f"model.attention={run.model.attention}"
-    if asked in ("auto", "sdpa", "eager"):
+def _check_attention(run: RunConfig) -> list[Finding]:
+    backend, what = run.model.attention, f"model.attention={run.model.attention}"
+    if backend in ("auto", "sdpa", "eager"):
         return [ok(what, "there on every machine")]
-    found = []
+    findings = []
     if run.train.precision != "bf16":
-        said = "needs train.precision=bf16"
-        found.append(error(what, said, "Write it, or model.attention=auto"))
-    head = run.model.dim // run.model.num_heads
-    if head % 8 or head > 256:
-        said = f"takes heads of 8, 16, ... 256 channels, not {head}"
-        found.append(error(what, said, "Change model.num_heads, or model.attention=auto"))
-    if asked == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        value = "needs train.precision=bf16"
+        findings.append(error(what, value, "Write it, or model.attention=auto"))
+    head_dim = run.model.dim // run.model.num_heads
+    if head_dim % 8 or head_dim > 256:
+        value = f"takes heads of 8, 16, ... 256 channels, not {head_dim}"
+        findings.append(error(what, value, "Change model.num_heads, or model.attention=auto"))
+    if backend == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         fix = "pip install flash-attn on the machine that trains, or model.attention=auto"
-        found.append(error(what, "the package flash-attn is not installed here", fix))
-    if asked == "varlen" and Version(importlib.metadata.version("torch")) < _VARLEN_SINCE:
-        found.append(error(what, "torch is too old", "model.attention=auto"))
-    return found or [warning(what, "needs an Ampere GPU or newer", "See that the job gets one")]
+        findings.append(error(what, "the package flash-attn is not installed here", fix))
+    if backend == "varlen" and Version(importlib.metadata.version("torch")) < _VARLEN_SINCE:
+        findings.append(error(what, "torch is too old", "model.attention=auto"))
+    return findings or [warning(what, "needs an Ampere GPU or newer", "See that the job gets one")]
 
 
-def _quantization(run: RunConfig) -> list[Finding]:
-    asked = run.model.llm_quantization
-    if asked == "none":
+def _check_quantization(run: RunConfig) -> list[Finding]:
+    if run.model.llm_quantization == "none":
         return []
-    what = f"model.llm_quantization={asked}"
+    what = f"model.llm_quantization={run.model.llm_quantization}"
     if importlib.util.find_spec("bitsandbytes") is None:
         return [error(what, "bitsandbytes is not installed", "pip install bitsandbytes")]
     return [ok(what, "bitsandbytes is there")]
 
 
-_PORT = 29500  # accelerate's and torchrun's own
-
-
-def read(path: Path) -> dict[str, Any]:
+def read_launch(path: Path) -> dict[str, Any]:
     """Return a launch file's settings; raise UserError where it is none."""
     try:
         values = yaml.safe_load(locate(path).read_text(encoding="utf-8"))
@@ -128,58 +129,58 @@ def check_launch(
 ) -> list[Finding]:
     """Compare a launch file with what is to be run; without a plan, not its template."""
     what = f"launch file {path}"
-    found = [_processes(what, settings, world_size)]
+    findings = [_check_processes(what, settings, world_size)]
     if settings.get("use_cpu"):
-        said = "use_cpu is true: Accelerate would train without DeepSpeed, or with one process"
-        found.append(error(what, said, "Set use_cpu: false, also where there is no GPU"))
+        value = "use_cpu is true: Accelerate would train without DeepSpeed, or with one process"
+        findings.append(error(what, value, "Set use_cpu: false, also where there is no GPU"))
     if settings.get("mixed_precision", "no") != "no":
-        said = f"mixed_precision is {settings['mixed_precision']}"
-        found.append(error(what, said, "Take the line out: train.precision decides"))
+        value = f"mixed_precision is {settings['mixed_precision']}"
+        findings.append(error(what, value, "Take the line out: train.precision decides"))
     if settings.get("distributed_type") == "DEEPSPEED":
-        found += _deepspeed(what, settings, run, plan)
-    return [*found, _port(settings)]
+        findings += _check_deepspeed(what, settings, run, plan)
+    return [*findings, _check_port(settings)]
 
 
-def _processes(what: str, settings: dict[str, Any], world_size: int) -> Finding:
-    said = settings.get("num_processes")
-    if said == world_size:
+def _check_processes(what: str, settings: dict[str, Any], world_size: int) -> Finding:
+    num_processes = settings.get("num_processes")
+    if num_processes == world_size:
         return ok(what, f"{world_size} processes")
     return warning(
         what,
-        f"num_processes is {said}, --world-size {world_size}",
+        f"num_processes is {num_processes}, --world-size {world_size}",
         f"Launch with --num-processes {world_size} (the scripts of slurm/ do)",
     )
 
 
-def _deepspeed(
+def _check_deepspeed(
     what: str, settings: dict[str, Any], run: RunConfig, plan: Plan | None
 ) -> list[Finding]:
     section = settings.get("deepspeed_config")
     section = section if isinstance(section, dict) else {}
-    found = []
+    findings = []
     launcher = section.get("deepspeed_multinode_launcher")
     if int(settings.get("num_machines") or 1) > 1 and launcher != "standard":
-        said = f"deepspeed_multinode_launcher is {launcher or 'pdsh (the default)'}"
-        found.append(error(what, said, "Write standard: pdsh does not run under Slurm"))
+        value = f"deepspeed_multinode_launcher is {launcher or 'pdsh (the default)'}"
+        findings.append(error(what, value, "Write standard: pdsh does not run under Slurm"))
     template = section.get("deepspeed_config_file")
     if template is None:
         fix = "deepspeed_config: {deepspeed_config_file: ds_configs/zero2.json}"
-        return [*found, error(what, "names no DeepSpeed template", fix)]
+        return [*findings, error(what, "names no DeepSpeed template", fix)]
     if plan is None:
-        return found
+        return findings
     try:
         resolved = resolve(Path(str(template)), plan, run.train)
     except UserError as e:
-        return [*found, error(what, str(e), "See ds_configs/zero2.json")]
+        return [*findings, error(what, str(e), "See ds_configs/zero2.json")]
     zero = resolved["zero_optimization"]
     if zero.get("compute_grad_norm") is False:
-        said = f"{template}: compute_grad_norm is false"
+        value = f"{template}: compute_grad_norm is false"
         fix = "Take it out: a step that is not finite is known by the norm"
-        return [*found, error(what, said, fix)]
-    return [*found, ok(what, f"{template}, ZeRO stage {zero['stage']}")]
+        return [*findings, error(what, value, fix)]
+    return [*findings, ok(what, f"{template}, ZeRO stage {zero['stage']}")]
 
 
-def _port(settings: dict[str, Any]) -> Finding:
+def _check_port(settings: dict[str, Any]) -> Finding:
     port = int(settings.get("main_process_port") or _PORT)
     what = f"port {port}"
     if int(settings.get("num_machines") or 1) > 1:

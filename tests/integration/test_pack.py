@@ -27,7 +27,9 @@ CONFIG = PackConfig(frame_size=32, clips_per_shard=2)
 
 
 def packed(table: Path, out: Path, workers: int = 0, **options) -> PackSummary:
-    return pack("table", table, "train", out, options.pop("config", CONFIG), workers, **options)
+    return pack(
+        "table", table, "train", out, options.pop("config", CONFIG), workers=workers, **options
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -160,7 +162,7 @@ def test_a_folder_with_another_packing_is_never_overwritten(tmp_path):
     with pytest.raises(PackError, match="frame_size is 32, asked 64"):
         packed(table, out, config=PackConfig(frame_size=64, clips_per_shard=2))
     with pytest.raises(PackError, match="split is 'train', asked 'dev'"):
-        pack("table", table, "dev", out, CONFIG, 0)
+        pack("table", table, "dev", out, CONFIG, workers=0)
     table.write_text(table.read_text().replace("sentence 1", "another sentence"))
     (out / "manifest.json").unlink()
     with pytest.raises(PackError, match="rows_sha256"):

@@ -130,9 +130,21 @@ def test_packing_a_published_corpus_again_gives_the_same_bytes(tmp_path):
     packed("phoenix14t", anchor, "dev", tmp_path / "b")
     (tmp_path / "b/orphans.tsv").unlink()
     packed("phoenix14t", anchor, "dev", tmp_path / "b")
-    pack("phoenix14t", root, "dev", tmp_path / "c", CONFIG, 0, 0, 2, Still())
+    pack(
+        "phoenix14t", root, "dev", tmp_path / "c", CONFIG, workers=0, num_tasks=2, extractor=Still()
+    )
     assert not (tmp_path / "c/orphans.tsv").exists(), "written with the manifest, at the end"
-    pack("phoenix14t", root, "dev", tmp_path / "c", CONFIG, 0, 1, 2, Still())
+    pack(
+        "phoenix14t",
+        root,
+        "dev",
+        tmp_path / "c",
+        CONFIG,
+        workers=0,
+        task_id=1,
+        num_tasks=2,
+        extractor=Still(),
+    )
     assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
 
 

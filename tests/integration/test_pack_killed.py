@@ -39,7 +39,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("undisturbed")
-    pack("table", table, "train", out, PackConfig(frame_size=64, clips_per_shard=PER_SHARD), 0)
+    pack(
+        "table",
+        table,
+        "train",
+        out,
+        PackConfig(frame_size=64, clips_per_shard=PER_SHARD),
+        workers=0,
+    )
     return content(out)
 
 

@@ -25,7 +25,7 @@ def peak():
 
 first, second = map(Path, sys.argv[1:])
 for table in (first, first, second):
-    pack("table", table, "train", table.with_suffix(f".{peak()}"), PackConfig(), 0)
+    pack("table", table, "train", table.with_suffix(f".{peak()}"), PackConfig(), workers=0)
     print(peak())
 """
 

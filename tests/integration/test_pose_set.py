@@ -52,7 +52,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 def extract(table: Path, shards: Path, name: str = "again", workers: int = 0, **options):
     options.setdefault("extractor", Tracker())
-    return extract_poses("table", table, "train", shards, name, workers, **options)
+    return extract_poses("table", table, "train", shards, name, workers=workers, **options)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def corpus(tmp_path: Path) -> tuple[Path, Path]:
     table, out = write_corpus(tmp_path, 5), tmp_path / "out"
     write_video(tmp_path / "1.mp4", 40, movflags="faststart")
     truncated(tmp_path / "1.mp4", 0.6)
-    pack("table", table, "train", out, CONFIG, 0)
+    pack("table", table, "train", out, CONFIG, workers=0)
     return table, out
 
 
@@ -158,7 +158,7 @@ def test_other_rows_than_were_packed_are_refused(corpus, tmp_path):
         extract(table, out)
     table.write_text(text)
     with pytest.raises(PackError, match=r"split dev has now"):
-        extract_poses("table", table, "dev", out, "again", 0, extractor=Tracker())
+        extract_poses("table", table, "dev", out, "again", workers=0, extractor=Tracker())
     extract(table, out)
     with pytest.raises(PackError, match="holds a pose set"):
         extract(table, out / "poses" / "again")
@@ -188,7 +188,7 @@ def test_a_clip_that_is_not_what_was_packed_stops_its_shard_and_no_other(corpus,
 
 def test_frames_alone_take_a_pose_set_later(tmp_path):
     table, out = write_corpus(tmp_path, 3), tmp_path / "out"
-    summary = pack("table", table, "train", out, CONFIG, 0, extractor=NoJoints())
+    summary = pack("table", table, "train", out, CONFIG, workers=0, extractor=NoJoints())
     assert summary.flagged == {}, "nobody has looked for anybody"
     manifest = load_manifest(out)
     assert (manifest.packing.extractor, manifest.num_flagged) == ("none", 0)
@@ -211,7 +211,7 @@ def test_mediapipe_finds_the_same_joints_with_the_frames_and_again(shared, tmp_p
     rows = [("soup", "SOUP.mp4", "x", "", 0.3), ("football", "FOOTBALL.mp4", "y", 0.2, 0.5)]
     columns = ("id", "video", "text", "start", "end")
     table, out = write_table(tmp_path / "t.tsv", rows, columns), tmp_path / "out"
-    pack("table", table, "train", out, PackConfig(clips_per_shard=2), 0)
+    pack("table", table, "train", out, PackConfig(clips_per_shard=2), workers=0)
     extract(table, out, extractor=None)
     entry = load_manifest(out).shards[0]
     clips, poses = (
@@ -234,7 +234,7 @@ def test_verify_compares_a_pose_set_with_its_clips(corpus, tmp_path):
     rows = [(f"clip.{i}", "0.mp4", "x", "0.npz") for i in range(4)]
     write_joints(tmp_path / "0.npz", 6)
     more = write_table(tmp_path / "more.tsv", rows, COLUMNS)
-    pack("table", more, "train", other, CONFIG, 0)
+    pack("table", more, "train", other, CONFIG, workers=0)
     (other / "poses").mkdir()
     folder.rename(other / "poses" / "again")
     (fault,) = verify(other / "poses" / "again", 0)

@@ -16,8 +16,9 @@ from signfuse_dist.cli import main
 from signfuse_dist.config import load_run
 from signfuse_dist.data.joints import NoJoints
 from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.choices import Limits
 from signfuse_dist.evaluation.evaluate import evaluate
-from signfuse_dist.evaluation.translate import ClipReader, Limits, find_videos
+from signfuse_dist.evaluation.translate import ClipReader, find_videos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

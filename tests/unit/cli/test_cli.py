@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from helpers.command_line import refused
 from helpers.little_clips import write_corpus
 from helpers.repository import ROOT
-from signfuse_dist.cli import data, main
+from signfuse_dist import __version__
+from signfuse_dist.cli import add_options, build_parser, data, from_options, main
+from signfuse_dist.corpora import CORPORA
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -27,10 +33,37 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
-COMMANDS = (
-    "check", "pack", "pose", "verify", "train", "evaluate", "score", "compare", "report",
-    "translate", "serve", "ablate",
-)  # fmt: skip
+# What users have in their scripts: each subcommand with its arguments.
+ARGUMENTS = {
+    "check": "experiment overrides --world-size --launch --gpu-memory --parameters",
+    "pack":
+        "corpus --root --split --out --workers --task-id --num-tasks --frame-size --fps "
+        "--jpeg-quality --clips-per-shard --extractor --pose-model",
+    "pose":
+        "corpus --root --split --shards --name --workers --task-id --num-tasks --extractor "
+        "--pose-model",
+    "verify": "folder --workers",
+    "stats": "folder --poses --plot",
+    "show": "folder --poses id --frames --out",
+    "train": "experiment overrides --launch --num-processes",
+    "evaluate": "run_folder overrides --split --controls",
+    "score":
+        "--hypotheses --references --preset --tokenizer --language --bleurt --allow-empty "
+        "--json --intervals",
+    "compare":
+        "systems --split --references --preset --tokenizer --language --bleurt --allow-empty "
+        "--json --method --num-samples --seed --seeds",
+    "report": "run_folder --split",
+    "translate":
+        "run_folder videos --joints --nbest --decoding --out --workers --folder-fps "
+        "--pose-model",
+    "serve":
+        "run_folder --host --port --max-megabytes --max-seconds --max-work-seconds "
+        "--pose-model",
+    "ablate":
+        "names experiment overrides --seeds --split --plan --collect --parameters --launch "
+        "--num-processes --parallel --task-id --num-tasks",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -71,7 +104,7 @@ def told(text: str, name: str) -> bool:
     return re.search(r"\S {2,}\S", line) is not None
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ARGUMENTS)
 def test_every_subcommand_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command.split(), "--help"])
@@ -91,17 +124,122 @@ def test_the_command_lists_its_subcommands_each_with_a_line(
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for command in COMMANDS:
+    for command in ARGUMENTS:
         assert re.search(rf"^    {command}\s+\w\S* \w+", text, re.MULTILINE), command
+
+
+def test_every_argument_that_users_know_is_there() -> None:
+    (subcommands,) = (
+        action for action in build_parser()._actions if isinstance(action.choices, dict)
+    )
+    known = {
+        name: " ".join(
+            a.option_strings[0] if a.option_strings else a.dest for a in sub._actions[1:]
+        )
+        for name, sub in subcommands.choices.items()
+    }
+    assert known == ARGUMENTS
+
+
+def test_a_bare_command_prints_the_whole_help_and_ends_with_status_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", text)
+    assert "first steps:" in text
+    assert "signfuse check NAME --world-size 4" in text
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"signfuse {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["pack", "pose"])
+def test_packing_and_poses_list_every_corpus(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert [name for name in CORPORA if f"`{name}`" not in text] == []
+
+
+def test_help_and_command_lines_are_read_without_torch() -> None:
+    program = (
+        "import sys; from signfuse_dist.cli import build_parser; build_parser();"
+        "sys.exit(' '.join({'torch', 'transformers', 'gradio'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@dataclass(frozen=True)
+class Baking:
+    """A record that is taken from options."""
+
+    name: str
+    loaf_weight: float = field(metadata={"help": "in grams"})
+    shape: Literal["round", "long"] | None = field(default=None, metadata={"help": "of a loaf"})
+    hours: tuple[int, ...] = field(default=(5, 6), metadata={"nargs": "+", "help": "of the day"})
+    flours: Sequence[Literal["rye", "wheat"]] = field(default=(), metadata={"help": "mixed"})
+    cold: bool = field(default=False, metadata={"help": "overnight"})
+    table: Path | None = field(default=None, metadata={"help": "of orders", "metavar": "TSV"})
+
+
+def baking(*words: str) -> Baking:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Baking)
+    return from_options(Baking, parser.parse_args(words), name="bread")
+
+
+def test_a_dataclass_says_what_its_options_are_and_is_returned() -> None:
+    assert baking("--loaf-weight", "500") == Baking("bread", 500.0)
+    words = ["--loaf-weight", "1", "--shape", "long", "--hours", "4", "--flours", "rye", "wheat"]
+    made = baking(*words, "--cold", "--table", "t.tsv")
+    assert made == Baking("bread", 1.0, "long", [4], ["rye", "wheat"], True, Path("t.tsv"))
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([], "the following arguments are required: --loaf-weight"),
+        (["--loaf-weight", "heavy"], "argument --loaf-weight: invalid float value: 'heavy'"),
+        (["--loaf-weight", "1", "--shape", "flat"], "argument --shape: invalid choice: 'flat'"),
+        (["--loaf-weight", "1", "--flours", "oat"], "argument --flours: invalid choice: 'oat'"),
+        (["--loaf-weight", "1", "--name", "x"], "unrecognized arguments: --name x"),
+    ],
+)
+def test_values_that_a_dataclass_does_not_take_are_refused_by_the_option(
+    words: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        baking(*words)
+    assert error in capsys.readouterr().err
+
+
+def test_options_may_be_made_of_some_fields_alone() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Baking, "cold")
+    assert vars(parser.parse_args([])) == {"cold": False}
 
 
 def test_a_command_line_that_makes_no_sense_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert "COMMAND" in misread(capsys)
+    assert "COMMAND" in misread(capsys, "--")
     assert "invalid choice: 'pakc'" in misread(capsys, "pakc")
     assert "--world-size" in misread(capsys, "check", DEMO)
     assert "--wrld" in misread(capsys, "check", DEMO, "--world-size", "2", "--wrld", "3")
+    assert "a seed is 0 or more" in misread(capsys, "ablate", "all", DEMO, "--seeds", "0,-1")
     assert "surplus" in misread(capsys, "verify", "folder", "--workers", "0", "surplus")
 
 

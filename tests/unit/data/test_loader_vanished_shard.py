@@ -32,7 +32,7 @@ def train(folder: Path, max_share: float, workers: int) -> int:
         "train",
         shards,
         PackConfig(frame_size=32, fps=10, clips_per_shard=2),
-        0,
+        workers=0,
     )
     split = read_split(shards, load_manifest(shards), None)
     plan, train_config = little_plan(STEPS, 1, max_broken_share=max_share)

@@ -75,7 +75,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
     table = write_corpus(folder / "corpus", clips=4)
     config = PackConfig(frame_size=48, fps=10, clips_per_shard=2)
-    pack("table", table, "train", folder / "shards" / "train", config, 0)
+    pack("table", table, "train", folder / "shards" / "train", config, workers=0)
     assert main(["verify", str(folder / "shards" / "train"), "--workers", "0"]) == 0
     for name in ("dev", "test"):
         shutil.copytree(folder / "shards" / "train", folder / "shards" / name)

@@ -1,0 +1,95 @@
+"""What `signfuse translate` and `signfuse serve` can be asked, with the help of each option.
+
+In a module of its own, so that reading a command line imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from signfuse_dist.data.video import VideoError
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How `signfuse translate` works."""
+
+    joints: Sequence[Path] | None = field(
+        default=None,
+        metadata={"nargs": "+", "help": "an .npz of joints for each video, in place of MediaPipe"},
+    )
+    nbest: int = field(
+        default=1,
+        metadata={"help": "translations a video (default: %(default)s; at most the beams)"},
+    )
+    decoding: Sequence[str] = field(
+        default=(),
+        metadata={
+            "nargs": "+",
+            "metavar": "evaluation.key=value",
+            "help": "other decoding than the run's, such as evaluation.num_beams=8",
+        },
+    )
+    out: Path | None = field(
+        default=None,
+        metadata={
+            "help": "append the lines to this file; what it holds already is not done again "
+            "(default: standard output)"
+        },
+    )
+    workers: int = field(
+        default=0,
+        metadata={
+            "help": "processes that decode and find joints (default: 0, none beside the model's)"
+        },
+    )
+    folder_fps: float | None = field(
+        default=None,
+        metadata={
+            "help": "rate of folders of frames, which have none of their own (default: data.fps)"
+        },
+    )
+    pose_model: Path | None = None
+    """MediaPipe's model file; None: the one that MediaPipe brings with it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a clip from anybody may cost."""
+
+    max_seconds: float = field(
+        default=60.0, metadata={"help": "longest clip (default: %(default)g)"}
+    )
+    max_work_seconds: float = field(
+        default=300.0,
+        metadata={
+            "help": "longest time for decoding a clip and finding its joints (default: %(default)g)"
+        },
+    )
+    max_pixels: int = 3840 * 2160
+    """Of a frame."""
+
+    def refuse_long(self, seconds: float) -> None:
+        """Raise VideoError for a clip that is longer than allowed."""
+        if seconds > self.max_seconds:
+            raise VideoError(f"the clip is longer than {self.max_seconds:g} s; cut it")
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the page of `signfuse serve` is, and what a visitor may ask of it."""
+
+    limits: Limits
+    host: str = field(
+        default="127.0.0.1",
+        metadata={
+            "help": "address to listen at (default: %(default)s, this machine alone; browsers "
+            "record from other machines over https only)"
+        },
+    )
+    port: int = field(default=7860, metadata={"help": "default: %(default)s"})
+    max_megabytes: int = field(
+        default=100, metadata={"help": "largest upload (default: %(default)s)"}
+    )
