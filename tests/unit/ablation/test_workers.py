@@ -79,7 +79,7 @@ def test_tasks_at_once_do_each_unit_once(tmp_path: Path) -> None:
         "import sys; sys.path.insert(0, {here!r})\n"
         "from pathlib import Path\n"
         "import test_workers as t\n"
-        "t.work.SECONDS_BETWEEN_LOOKS = t.work.SECONDS_WAITING = 0.01\n"
+        "t.workers.SECONDS_BETWEEN_LOOKS = t.workers.SECONDS_WAITING = 0.01\n"
         "folder = Path({folder!r})\n"
         "units = [t.unit(folder, f'u{{i}}', script='sleep 0.02') for i in range(12)]\n"
         "assert not t.Work(units, 1, {task}, 3).run().failed\n"
