@@ -124,6 +124,42 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON with sorted keys, whole or not at all, and make its folder."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False)
+    write_bytes(path, (text + "\n").encode("utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; raise :class:`UserError` when it cannot be read."""
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, name: str) -> Any:
+    """Return the value of JSON text; raise :class:`UserError` that begins with ``name``."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{name}: not JSON ({e})") from e
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 text file; raise :class:`UserError` when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 text (byte {e.start})") from e
+
+
 def checksum(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
