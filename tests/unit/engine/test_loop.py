@@ -93,7 +93,7 @@ def _engine_asked() -> bool:
     while "/signfuse_dist/" not in frame.f_code.co_filename:
         frame = frame.f_back
     path = frame.f_code.co_filename
-    return "/signfuse_dist/engine/" in path and not path.endswith("/finite.py")
+    return "/signfuse_dist/engine/" in path and not path.endswith("/guards.py")
 
 
 def run(folder: Path, reads: _Reads | None = None, meter: Meter | None = None) -> None:

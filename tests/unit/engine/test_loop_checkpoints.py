@@ -232,7 +232,7 @@ def test_steps_are_taken_while_a_checkpoint_is_being_written(
                 allowed.set()
             yield batch
 
-    monkeypatch.setattr(checkpoint, "write", write_when_allowed)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write_when_allowed)
     run = Run(tmp_path / "slow", accelerator, checkpoint_steps=4)
     assert run.train(watched(run))
     assert allowed.is_set()
@@ -257,7 +257,7 @@ def test_one_checkpoint_is_written_at_a_time_and_waiting_is_said(
         WRITE(folder, snapshot, keep)
         running.remove(snapshot.step)
 
-    monkeypatch.setattr(checkpoint, "write", write)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
     run = Run(tmp_path / "run", accelerator)
     assert run.train()
     assert most == [1] * (STEPS // 2)
@@ -280,7 +280,7 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_training_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(checkpoint, "write", full_at(4, 6))
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full_at(4, 6))
     run = Run(tmp_path / "run", accelerator)
     assert run.train()
     said = "".join(capsys.readouterr())
@@ -296,7 +296,7 @@ def test_at_the_end_no_room_is_an_error_that_names_the_last_whole_checkpoint(
 ) -> None:
     whole = Run(tmp_path / "whole", accelerator)
     whole.train()
-    monkeypatch.setattr(checkpoint, "write", full_at(STEPS))
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full_at(STEPS))
     run = Run(tmp_path / "run", accelerator)
     with pytest.raises(UserError, match=r"checkpoint of step 12 could not be written: .*step_0*10"):
         run.train()
@@ -313,7 +313,7 @@ def test_another_error_of_the_writer_is_not_taken_for_a_full_disk(
     def fail(folder: Path, snapshot: Snapshot, keep: int) -> None:
         raise RuntimeError("a fault of the program")
 
-    monkeypatch.setattr(checkpoint, "write", fail)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", fail)
     with pytest.raises(RuntimeError, match="a fault of the program"):
         Run(tmp_path / "run", accelerator).train()
 
