@@ -34,6 +34,7 @@ from signfuse_dist.files import write_text
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.objective import set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatch
+from signfuse_dist.run_folder import RunFolder
 
 _WHAT = "features.json"
 # Of the model, what decides how the encoders are computed; their numbers show in their weights.
@@ -56,7 +57,7 @@ def find_or_compute(
     """
     described = describe(model, run, split)
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-    folder = run.folder.parent / "features" / f"{run.data.train_split}-{key}"
+    folder = RunFolder.of(run).features(run.data.train_split, key)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         for line in stale(folder, run.data.train_split, described):

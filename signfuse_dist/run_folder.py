@@ -1,55 +1,280 @@
-"""What a run must have in common with the checkpoint it goes on from, and what it starts from."""
+"""The run folder ``runs/EXPERIMENT/STAGE``: what lies in it, what identifies it, what may change.
+
+No other module knows the name of a file in it; ``docs/run-folder.md`` describes each. Inside
+``model/`` the names are those of :mod:`signfuse_dist.model.saved`, inside a checkpoint those of
+:mod:`signfuse_dist.engine.checkpoint`. Imports no torch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib.metadata
 import json
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
 from signfuse_dist.config import RunConfig, keys_with, load_resolved
-from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import STATE, checksum
+from signfuse_dist.files import STATE, checksum, write_text
 from signfuse_dist.plan import Plan
 from signfuse_dist.stages import TRAINABLE, loss_weights, previous
+
+_PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run lie; that there are any is not said by this."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, run: RunConfig) -> RunFolder:
+        """Return the run folder of a stage, ``OUTPUT/EXPERIMENT/STAGE``."""
+        return cls(run.folder)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Return the run folder that a user names; raise :class:`UserError` when it is none."""
+        folder = cls(path)
+        if not path.is_dir():
+            raise UserError(f"{path}: no such run folder; give runs/EXPERIMENT/STAGE")
+        if not (folder.config.is_file() or folder.model.is_dir() or folder.evaluations.is_dir()):
+            stages = [str(p) for p in sorted(path.iterdir()) if cls(p).config.is_file()]
+            instead = " or ".join(stages) or "runs/EXPERIMENT/STAGE"
+            raise UserError(
+                f"{path}: is no run folder, it has no {folder.config.name}; give {instead}"
+            )
+        return folder
+
+    def beside(self, stage: str) -> RunFolder:
+        """Return the folder of another stage of the same experiment."""
+        return RunFolder(self.path.with_name(stage))
+
+    def before(self, run: RunConfig) -> RunFolder | None:
+        """Return the folder of the stage that ``run``, of this folder, starts from."""
+        stage = previous(run.stage.name, run.train.stages)
+        return None if stage is None else self.beside(stage)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the stage is trained: its model is written last, whole or not at all."""
+        return self.model.is_dir()
+
+    @property
+    def config(self) -> Path:
+        """The resolved run, every key with its value."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Clips, processes, batch, accumulation and steps of the latest start."""
+        return self.path / "plan.json"
+
+    @property
+    def ds_config(self) -> Path:
+        """The DeepSpeed dictionary of the latest start; null under plain DDP."""
+        return self.path / "ds_config.json"
+
+    @property
+    def versions(self) -> Path:
+        """Versions of Python and the packages at the latest start."""
+        return self.path / "versions.json"
+
+    @property
+    def parameters(self) -> Path:
+        """Parameters of each component, all and those that the stage trains."""
+        return self.path / "parameters.json"
+
+    @property
+    def attention(self) -> Path:
+        """The attention kernels that were asked for, and those in use."""
+        return self.path / "attention.json"
+
+    @property
+    def startup(self) -> Path:
+        """Seconds from the start of the process to the end of the first step, in parts."""
+        return self.path / "startup.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The log of training, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model."""
+        return self.path / "model"
+
+    @property
+    def model_state(self) -> Path:
+        """The checksums of the trained model's files: its own checksum identifies the model."""
+        return self.model / STATE
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder of the evaluations, one folder a split."""
+        return self.path / "evaluation"
+
+    @property
+    def trackers(self) -> Path:
+        """What trackers keep on the disk."""
+        return self.path / "trackers"
+
+    @property
+    def wandb_run_id(self) -> Path:
+        """The name of the run at Weights & Biases."""
+        return self.path / "wandb_run_id"
+
+    def stacks(self, rank: int | str) -> Path:
+        """What the threads of a process did when the job was ended; ``*`` for those of all."""
+        return self.path / f"stacks_{rank}.txt"
+
+    def evaluation(self, split: str) -> EvaluationFolder:
+        """Return where a split's evaluation lies; raise UserError for what is no split's name."""
+        if not _SPLIT.fullmatch(split):
+            raise UserError(f"split {split!r} is not a name (letters, digits, '.', '_', '-')")
+        return EvaluationFolder(self.evaluations / split)
+
+    def scored(self) -> dict[str, EvaluationFolder]:
+        """Return the evaluation of each split that has scores, by name."""
+        folders = map(EvaluationFolder, sorted(self.evaluations.glob("*")))
+        return {folder.path.name: folder for folder in folders if folder.scores.is_file()}
+
+    def features(self, split: str, key: str) -> Path:
+        """Return the folder of cached features, which the stages of an experiment share."""
+        return self.path.parent / "features" / f"{split}-{key}"
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """Where the files of ``RUN/evaluation/SPLIT`` lie."""
+
+    path: Path
+
+    @property
+    def hypotheses(self) -> Path:
+        """Translations and references by id."""
+        return self.path / "hypotheses.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        """Scores, controls, settings of decoding: the last of the files of an evaluation."""
+        return self.path / "scores.json"
+
+    @property
+    def gates(self) -> Path:
+        """The gate of Eq. 10 over time, by clip."""
+        return self.path / "gates.npz"
+
+    @property
+    def attention(self) -> Path:
+        """Cross-attention of the samples that the report shows."""
+        return self.path / "attention.npz"
+
+    @property
+    def record(self) -> Path:
+        """How it was computed, which no score depends on."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report_markdown(self) -> Path:
+        """The report as text."""
+        return self.path / "report.md"
+
+    @property
+    def report_html(self) -> Path:
+        """The report as one page."""
+        return self.path / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the pictures of the Markdown report."""
+        return self.path / "figures"
+
+    @property
+    def parts(self) -> Path:
+        """The folder of what an unfinished evaluation has decoded, a folder for each key."""
+        return self.path / "parts"
+
+
+def begin(run: RunConfig, plan: Plan, ds_config: dict[str, Any] | None, main: bool) -> None:
+    """Write what describes this start of a run, and its configuration at the first start.
+
+    Every process calls this, and the ``main`` one writes. Raises UserError when the folder holds a
+    run of another configuration.
+    """
+    refuse_other(run)
+    if not main:
+        return
+    folder = RunFolder.of(run)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions = {"python": platform.python_version(), **versions}
+    write_text(folder.plan, json.dumps(dataclasses.asdict(plan), indent=1))
+    write_text(folder.ds_config, json.dumps(ds_config, indent=1))
+    write_text(folder.versions, json.dumps(versions, indent=1))
+    if not folder.config.exists():
+        text = yaml.safe_dump(run.to_dict(), sort_keys=False, allow_unicode=True)
+        write_text(folder.config, text)
 
 
 def refuse_other(run: RunConfig) -> None:
     """Raise UserError when the run folder holds a run of another configuration."""
-    path = run.folder / "config.yaml"
-    if not path.exists():
+    folder = RunFolder.of(run)
+    if not folder.config.exists():
         return
-    before, now = fixed(load_resolved(path)), fixed(run)
+    before, now = fixed(load_resolved(folder.config)), fixed(run)
     changed = [k for k in now if now[k] != before.get(k)]
     if changed:
         lines = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed]
         raise UserError(
-            f"{run.folder} holds a run of another configuration ({'; '.join(lines)}): "
+            f"{folder.path} holds a run of another configuration ({'; '.join(lines)}): "
             f"a run folder is never overwritten; give train.output=FOLDER or remove it"
         )
 
 
 def fixed(run: RunConfig) -> dict[str, Any]:
-    """Return what must not change between the parts of a run, by ``section.key``."""
+    """Return what must not change between the parts of a run, by ``section.key``.
+
+    What may touches no number of a step, beyond rounding where memory makes it necessary. Where
+    the micro batch may, :func:`identify` holds what it decides.
+    """
     free = keys_with("resume")
     return {key: value for key, value in run.flat().items() if key not in free}
 
 
-def identify(run: RunConfig, fixed: dict[str, Any], split: Split, plan: Plan) -> dict[str, Any]:
+def identify(
+    run: RunConfig, ids: tuple[str, ...], lengths: NDArray[np.integer[Any]], plan: Plan
+) -> dict[str, Any]:
     """Return what checkpoints say of a run; each entry must be the same when it goes on.
 
-    ``config`` is what may not change (``fixed``) and ``config_sha256`` its hash, ``clips_sha256``
-    is over ids and lengths of the training clips in their order, ``starts_from`` the checksums of
-    the stage before, ``meeting`` how many clips see each other in a step.
+    ``config`` is what may not change and ``config_sha256`` its hash, ``clips_sha256`` is over ids
+    and lengths ``[clips]``, in frames, of the training clips in their order, ``starts_from`` the
+    checksum of the checksums of the stage before, ``meeting`` how many clips see each other in a
+    step.
     """
-    before = previous(run.stage.name, run.train.stages)
-    state = None if before is None else run.folder.with_name(before) / "model" / STATE
+    config, before = fixed(run), RunFolder.of(run).before(run)
     return {
         "stage": run.stage.name,
-        "config": fixed,
-        "config_sha256": _digest(json.dumps(fixed, sort_keys=True)),
-        "clips_sha256": _digest("\n".join(split.ids), split.lengths.astype("<i8").tobytes()),
-        "starts_from": None if state is None else checksum(state),
+        "config": config,
+        "config_sha256": _digest(json.dumps(config, sort_keys=True)),
+        "clips_sha256": _digest("\n".join(ids), lengths.astype("<i8").tobytes()),
+        "starts_from": None if before is None else checksum(before.model_state),
         "meeting": _num_meeting(run, plan),
     }
 

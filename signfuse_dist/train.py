@@ -1,19 +1,23 @@
-"""Texts that the LLM has no room or no letters for, found before training starts."""
+"""Train one stage: the only place that knows data, model and engine.
+
+    accelerate launch --config_file launch/cpu_zero2.yaml -m signfuse_dist.train \\
+        EXPERIMENT stage=NAME [section.key=value ...]
+
+Stages are `contrastive`, `alignment` and `finetune`, each starting from the one before. The same
+command resumes a stage that was stopped. Exit status: 0 finished, 75 stopped on request and to be
+started again, 2 an error in what was asked.
+"""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib.metadata
 import json
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 
 from signfuse_dist import cached_features
@@ -41,10 +45,8 @@ from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, data_position, make_plan
 from signfuse_dist.preflight.check import caveats
 from signfuse_dist.report.model_card import write_card
-from signfuse_dist.run_folder import fixed, identify, refuse_other
+from signfuse_dist.run_folder import RunFolder, begin, identify
 from signfuse_dist.stages import needs_language_model, previous
-
-_PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +82,11 @@ class _Job:
     marks: Marks
     startup: Startup
 
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder.of(self.run)
+
     def say(self, text: str) -> None:
         """Print on the main process."""
         self.accelerator.print(text)
@@ -103,17 +110,17 @@ def _train(job: _Job) -> int:
     run, accelerator = job.run, job.accelerator
     main = accelerator.is_main_process
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
-    open_folder(run, job.plan, job.resolved, main)
+    begin(run, job.plan, job.resolved, main)
     notes = JobFolder.from_environment()
     if main:
         notes.begin(run.folder)
     accelerator.wait_for_everyone()
-    if (run.folder / "model").is_dir():
+    if job.folder.is_finished:
         job.say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
         return 0
     job.startup.lap("processes")
     model, tokenizer = _make_model(job)
-    identity = identify(run, fixed(run), job.split, job.plan)
+    identity = identify(run, job.split.ids, job.split.lengths, job.plan)
     found = _find_checkpoint(job, model, identity)
     finished = _run_loop(job, model, tokenizer, identity, found)
     job.marks.at("ending", job.plan.total_steps)
@@ -138,7 +145,7 @@ def _make_model(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     _describe(model, run, job.plan, job.say)
     _record_attention(model, run, job.accelerator, job.say)
     if main:
-        write_text(run.folder / "parameters.json", json.dumps(_count(model), indent=1))
+        write_text(job.folder.parameters, json.dumps(_count(model), indent=1))
     for warning in caveats(run, job.plan.world_size):
         job.say(warning)
     job.startup.lap("texts")
@@ -149,7 +156,7 @@ def _find_checkpoint(
     job: _Job, model: SignFuse, identity: dict[str, Any]
 ) -> checkpoint.Found | None:
     """Load the weights of the newest whole checkpoint, where there is one of this run."""
-    found = checkpoint.find_checkpoint(job.run.folder / "checkpoints", job.accelerator, job.say)
+    found = checkpoint.find_checkpoint(job.folder.checkpoints, job.accelerator, job.say)
     if found is not None:
         position = data_position(job.plan, job.run.train.seed, found.step)
         refuse_other_run(found, {"run": identity, "data": position})
@@ -220,7 +227,7 @@ def _prepare(job: _Job, model: SignFuse, found: checkpoint.Found | None) -> tupl
 def _write_model(run: RunConfig, model: SignFuse, say: Any) -> None:
     """Write ``model/`` from the weights that ``train.select`` asks for."""
     if run.train.select == "best":
-        found = checkpoint.best(run.folder / "checkpoints", say)
+        found = checkpoint.best(RunFolder.of(run).checkpoints, say)
         if found is None:
             raise UserError(
                 f"{run.folder}: train.select=best, and no checkpoint has a development score; "
@@ -228,7 +235,7 @@ def _write_model(run: RunConfig, model: SignFuse, say: Any) -> None:
             )
         checkpoint.load_weights(found.path, model)
         say(f"model of step {found.step}: its development score {found.state['score']:.4g} is best")
-    model.save_pretrained(run.folder / "model")
+    model.save_pretrained(RunFolder.of(run).model)
     write_card(run.folder)
 
 
@@ -242,7 +249,7 @@ def _build(run: RunConfig, startup: Startup) -> tuple[SignFuse, TextTokenizer | 
     if before is None:
         load_visual_weights(model, run.model)
     else:
-        folder = run.folder.with_name(before) / "model"
+        folder = RunFolder.of(run).beside(before).model
         if not folder.is_dir():
             raise UserError(
                 f"stage {stage} starts from stage {before}, and {folder} does not exist: "
@@ -272,25 +279,6 @@ def _clips(
     return ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
 
 
-def open_folder(run: RunConfig, plan: Plan, resolved: dict[str, Any] | None, main: bool) -> None:
-    """Write the run folder's description once; refuse a folder of another configuration."""
-    refuse_other(run)
-    path = run.folder / "config.yaml"
-    if not main:
-        return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.folder / "plan.json", json.dumps(dataclasses.asdict(plan), indent=1))
-    write_text(run.folder / "ds_config.json", json.dumps(resolved, indent=1))
-    write_text(run.folder / "versions.json", json.dumps(_versions(), indent=1))
-    if not path.exists():
-        write_text(path, yaml.safe_dump(run.to_dict(), sort_keys=False, allow_unicode=True))
-
-
-def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **versions}
-
-
 def _record_attention(model: SignFuse, run: RunConfig, accelerator: Any, say: Any) -> None:
     """Write which kernels were asked for and are used, of this start of the run."""
     used = {
@@ -303,7 +291,7 @@ def _record_attention(model: SignFuse, run: RunConfig, accelerator: Any, say: An
         f"(model.attention: {used['asked']})"
     )
     if accelerator.is_main_process:
-        write_text(run.folder / "attention.json", json.dumps(used, indent=1))
+        write_text(RunFolder.of(run).attention, json.dumps(used, indent=1))
 
 
 def _describe(model: SignFuse, run: RunConfig, plan: Plan, say: Any) -> None:

@@ -21,7 +21,7 @@ from signfuse_dist.config import RunConfig, StageName, keys_with, load_run, load
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.run_folder import fixed
+from signfuse_dist.run_folder import RunFolder, fixed
 
 FOLDER = "ablation"  # inside train.output
 _LONGEST_NAME = 48
@@ -44,7 +44,7 @@ class StageRun:
     @property
     def is_done(self) -> bool:
         """Whether it is trained."""
-        return (self.folder / "model").is_dir()
+        return RunFolder(self.folder).is_finished
 
     def chain(self) -> list[StageRun]:
         """Return the stages up to this one, the first one first."""
@@ -56,7 +56,7 @@ class StageRun:
         Raises :class:`UserError` when something else is there.
         """
         for earlier in self.chain()[:-1]:
-            link = self.folder.with_name(earlier.run.stage.name)
+            link = RunFolder(self.folder).beside(earlier.run.stage.name).path
             target = Path("..", "..") / earlier.folder.relative_to(earlier.folder.parents[2])
             link.parent.mkdir(parents=True, exist_ok=True)
             try:

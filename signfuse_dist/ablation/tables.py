@@ -33,6 +33,7 @@ from signfuse_dist.evaluation.significance import Resampling, resample
 from signfuse_dist.evaluation.translations import read_pairs, write_atomically, write_json
 from signfuse_dist.report.markup import escape_markdown
 from signfuse_dist.report.plots import DPI, LIGHT, Theme
+from signfuse_dist.run_folder import RunFolder
 from signfuse_dist.synthetic.language import JOINTS_ONLY, PICTURE_ONLY, VERBS
 
 
@@ -124,15 +125,16 @@ def read_seed(run: StageRun, seed: int, split: str) -> SeedResult:
     for stage in run.chain():
         if not stage.is_done:
             raise UserError(f"stage {stage.run.stage.name} is not trained")
+    folder = RunFolder(run.folder)
     path = scores_file(run, split)
     if not path.is_file():
         raise UserError(f"not evaluated on {split}")
     scores, _ = read_scores(path)
-    hypotheses, references = read_pairs(path.with_name("hypotheses.jsonl"), None)
+    hypotheses, references = read_pairs(folder.evaluation(split).hypotheses, None)
     if len(hypotheses) != scores.num_samples:
         raise UserError(f"{path} is of other translations than those beside it: evaluate again")
-    plan = _read_json(run.folder / "plan.json")
-    parts = _read_json(run.folder / "parameters.json")
+    plan = _read_json(folder.plan)
+    parts = _read_json(folder.parameters)
     is_drawn = run.run.data.corpus == CORPUS
     try:
         trained = sum(int(part["trained"]) for part in parts.values())
@@ -146,7 +148,7 @@ def read_seed(run: StageRun, seed: int, split: str) -> SeedResult:
         hypotheses,
         references,
         trained,
-        _step_seconds(run.folder / "metrics.jsonl", batch),
+        _step_seconds(folder.metrics, batch),
         world,
         measure(hypotheses, references) if is_drawn else {},
     )

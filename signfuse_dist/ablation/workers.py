@@ -20,6 +20,7 @@ from signfuse_dist.engine.stopping import JOB_FOLDER, STOP
 from signfuse_dist.errors import UserError
 from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.jobs.local import launch_command
+from signfuse_dist.run_folder import RunFolder
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_WAITING = 5.0  # between looks at what other tasks do
@@ -229,7 +230,7 @@ def _tail(path: Path) -> str:
 
 def scores_file(run: StageRun, split: str) -> Path:
     """Return where the scores of a last stage's run are."""
-    return run.folder / "evaluation" / split / "scores.json"
+    return RunFolder(run.folder).evaluation(split).scores
 
 
 def make_units(plan: Plan, launch: Path, num_processes: int | None) -> list[Unit]:

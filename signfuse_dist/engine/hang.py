@@ -32,6 +32,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
 from signfuse_dist.errors import UserError
+from signfuse_dist.run_folder import RunFolder
 
 Phase = Literal[
     "starting",
@@ -303,13 +304,14 @@ class Watch:
     def _finish(self, verdict: str) -> None:
         """Write down what this process does, let the others do the same, and end."""
         self._over.set()
+        folder = RunFolder(self._folder)
         _write(
             f"error: {verdict}\nEvery process ends (this is process {self._rank}); what their "
-            f"threads did is in {self._folder}/stacks_*.txt. The same command goes on from the "
-            "last checkpoint. Where nothing hung and a step takes long: train.hang_seconds"
+            f"threads did is in {folder.stacks('*')}. The same command goes on from the last "
+            "checkpoint. Where nothing hung and a step takes long: train.hang_seconds"
         )
         try:
-            with (self._folder / f"stacks_{self._rank}.txt").open("w") as file:
+            with folder.stacks(self._rank).open("w") as file:
                 faulthandler.dump_traceback(file)
         except OSError:
             faulthandler.dump_traceback(2)

@@ -24,6 +24,7 @@ from signfuse_dist.engine.objective import NOTHING, Batch, Meter, Objective
 from signfuse_dist.engine.stopping import StopRequest, stop_file
 from signfuse_dist.engine.timing import OPTIMIZER, OTHER, Startup, Timeline
 from signfuse_dist.plan import Plan, data_position, learning_rate
+from signfuse_dist.run_folder import RunFolder
 
 
 def make_optimizer(
@@ -227,7 +228,7 @@ class Loop:
         set_mode()
         self._since = self._interval()
         self._broken.found = broken_clips
-        checkpoints = self.folder / "checkpoints"
+        checkpoints = RunFolder(self.folder).checkpoints
         keep = self.train.keep_checkpoints
         with (
             StopRequest(stop_file() if main else None) as stop,
@@ -305,7 +306,7 @@ class Loop:
     def _end_startup(self, log: MetricsLog) -> None:
         self.startup.lap("first step")
         main = self.accelerator.is_main_process
-        line = self.startup.end(self.folder / "startup.json" if main else None)
+        line = self.startup.end(RunFolder(self.folder).startup if main else None)
         if line is not None:
             log.say(line)
 

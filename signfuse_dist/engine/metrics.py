@@ -19,6 +19,7 @@ from tqdm import tqdm
 from signfuse_dist.engine.guards import Agreed
 from signfuse_dist.engine.objective import Meter
 from signfuse_dist.engine.timing import Timeline
+from signfuse_dist.run_folder import RunFolder
 
 # Dense bfloat16 operations a second from the makers' data sheets, by a part of the name that CUDA
 # gives; the first that fits counts.
@@ -198,7 +199,7 @@ class MetricsLog:
             mininterval=1.0,
         )
         if active:
-            path = folder / "metrics.jsonl"
+            path = RunFolder(folder).metrics
             _keep_until(path, start_step)
             self._file = path.open("ab", buffering=0)
 

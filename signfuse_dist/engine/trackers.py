@@ -18,6 +18,7 @@ from accelerate.tracking import filter_trackers
 
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import write_text
+from signfuse_dist.run_folder import RunFolder
 
 # The package that each needs, under the name that pip knows and the one that Python imports.
 PACKAGES: Mapping[str, tuple[str, str]] = {
@@ -54,14 +55,14 @@ def start(
 
     Args:
         names: of :data:`PACKAGES`.
-        folder: the run folder; what a tracker keeps on disk goes into ``folder / "trackers"``.
+        folder: the run folder; a tracker keeps its files in its ``trackers``.
         config: the resolved configuration, sections of keys.
         start_step: steps already done, of which nothing is written again.
     """
     if not names:
         return
     refuse_missing(names)
-    kept = folder / "trackers"
+    kept = RunFolder(folder).trackers
     if accelerator.is_main_process:
         kept.mkdir(exist_ok=True)
     accelerator.log_with = filter_trackers(list(names), kept)
@@ -77,7 +78,7 @@ def start(
 
 def _wandb(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     """Return what makes a resumed run the same run; WANDB_MODE=offline needs no network."""
-    path = folder / "wandb_run_id"
+    path = RunFolder(folder).wandb_run_id
     if accelerator.is_main_process and not path.exists():
         write_text(path, uuid.uuid4().hex[:8])
     accelerator.wait_for_everyone()
@@ -87,7 +88,7 @@ def _wandb(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     return {
         "id": name,
         "resume": "allow",
-        "dir": str(folder / "trackers"),
+        "dir": str(RunFolder(folder).trackers),
         "name": f"{folder.parent.name}/{folder.name}",
     }
 

@@ -20,6 +20,7 @@ from signfuse_dist.evaluation.protocols import Preset, in_order, normalize
 from signfuse_dist.evaluation.scores import check_ids, find_measures, name_ids, refuse_empty
 from signfuse_dist.evaluation.significance import Figure, Resampling, resample
 from signfuse_dist.evaluation.translations import read_pairs
+from signfuse_dist.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,12 @@ def _read(path: Path, split: str | None, references: Path | None) -> System:
         return System(str(path), ours, theirs, None)
     if split is None:
         raise UserError(f"{path} is a run folder: say which split of it, such as --split test")
-    file = path / "evaluation" / split / "hypotheses.jsonl"
+    folder = RunFolder.open(path)
+    file = folder.evaluation(split).hypotheses
     if not file.is_file():
         raise UserError(f"{file}: does not exist; evaluate the run on {split!r} first")
     ours, theirs = read_pairs(file, None)
-    return System(str(path), ours, theirs, load_resolved(path / "config.yaml"))
+    return System(str(path), ours, theirs, load_resolved(folder.config))
 
 
 def _check_same(systems: Sequence[System]) -> None:

@@ -55,6 +55,7 @@ from signfuse_dist.evaluation.translator import Translation, Translator, load_tr
 from signfuse_dist.files import checksum
 from signfuse_dist.plan import ClipFrames, MicroBatch
 from signfuse_dist.report.model_card import write_card
+from signfuse_dist.run_folder import EvaluationFolder, RunFolder
 
 AS_IS = "as_is"
 Unit = tuple[str, int]
@@ -186,7 +187,7 @@ class Work:
         decoding = asdict(run.evaluation)
         del decoding["num_samples"]
         parts = {
-            "model": checksum(run_folder / "model" / "state.json"),
+            "model": checksum(RunFolder(run_folder).model_state),
             "numbers": asdict(run.model),
             "precision": run.train.precision,
             "decoding": decoding,
@@ -314,12 +315,13 @@ def write_outcome(run_folder: Path, folder: Path, outcome: Outcome, maps: Maps) 
     """
     sentences = outcome.sentences(AS_IS)
     folder.mkdir(parents=True, exist_ok=True)
-    write_hypotheses(folder / "hypotheses.jsonl", sentences, outcome.references)
+    files = EvaluationFolder(folder)
+    write_hypotheses(files.hypotheses, sentences, outcome.references)
     gates = {t.id: t.gate for t in outcome.translations[AS_IS].values() if t.gate is not None}
-    _write_or_remove(folder / "gates.npz", gates)
-    _write_or_remove(folder / "attention.npz", _sample_maps(outcome, sentences, maps))
+    _write_or_remove(files.gates, gates)
+    _write_or_remove(files.attention, _sample_maps(outcome, sentences, maps))
     results = _results(outcome, sentences)
-    write_results(folder / "scores.json", results)
+    write_results(files.scores, results)
     write_card(run_folder)
     _print(results)
 
@@ -392,9 +394,9 @@ def evaluate(
         reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in controls}
         decoded = [c for c in controls if c != "shuffled" and reasons[c] is None]
         work = Work(run, split, (AS_IS, *decoded))
-        folder = run_folder / "evaluation" / split_name
+        folder = RunFolder(run_folder).evaluation(split_name).path
         key = processes.agree(work.key(run_folder, processes.device))
-        journal = Journal(folder / "parts" / key)
+        journal = Journal(EvaluationFolder(folder).parts / key)
         before = journal.read(work.ids) if processes.rank == 0 else {}
         done = processes.agree(frozenset(before))
         found = _decode(translator, work, journal, processes, done)
@@ -562,4 +564,4 @@ def _write_record(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    write_json(folder / "evaluation.json", record)
+    write_json(EvaluationFolder(folder).record, record)

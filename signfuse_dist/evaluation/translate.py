@@ -31,8 +31,9 @@ from signfuse_dist.data.video import IMAGE_SUFFIXES, VideoError, VideoFrame, ope
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
-from signfuse_dist.files import STATE, checksum, write_text
+from signfuse_dist.files import checksum, write_text
 from signfuse_dist.plan import spread_frames
+from signfuse_dist.run_folder import RunFolder
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".flv", ".ogv")
@@ -254,7 +255,7 @@ def _made_by(run_folder: Path, translator: Translator) -> dict[str, Any]:
     """Return what every line says of the model and of how it was asked."""
     asked = translator.run.evaluation
     return {
-        "model": checksum(run_folder / "model" / STATE)[:16],  # which holds those of its files
+        "model": checksum(RunFolder(run_folder).model_state)[:16],  # which holds those of its files
         "decoding": {
             "num_beams": asked.num_beams,
             "length_penalty": asked.length_penalty,

@@ -16,6 +16,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.model import saved
 from signfuse_dist.model.attention import choose_for, recorded_weights
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.run_folder import RunFolder
 from signfuse_dist.stages import needs_language_model
 
 # The directions of Eq. 8-9, as attention.npz and the fusions of one direction name them.
@@ -96,15 +97,16 @@ def load_translator(
     ``words`` are ``evaluation.key=value``, what differs from the run's decoding settings. Raises
     UserError when a word is wrong, or the model is missing, damaged or of the first stage.
     """
-    if not (run_folder / "model").is_dir():
+    folder = RunFolder(run_folder)
+    if not folder.is_finished:
         raise UserError(
             f"{run_folder} holds no trained model: give runs/EXPERIMENT/STAGE of a finished stage"
         )
-    run = override(load_resolved(run_folder / "config.yaml"), words, "evaluation")
+    run = override(load_resolved(folder.config), words, "evaluation")
     if not needs_language_model(run.stage.name):
         raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
     choose_for(run.model, run.train.precision, device)  # or say why not, at once
     # The LLM may have moved since: the run's configuration says where it is now.
     moved = {key: getattr(run.model, key) for key in saved.MOVABLE}
-    model = SignFuse.from_pretrained(run_folder / "model", **moved)
+    model = SignFuse.from_pretrained(folder.model, **moved)
     return Translator(run, model.to(device))

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE, STOP
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import write_text
+from signfuse_dist.run_folder import RunFolder
 
 State = Literal["training", "stopped", "finished"]
 Kind = Literal["finished", "stopped", "refused", "failed"]
@@ -109,7 +110,7 @@ class JobFolder:
         if self._path is None or not (self._path / "run_folders").exists():
             return 0
         lines = (self._path / "run_folders").read_text(encoding="utf-8").splitlines()
-        return sum(newest_checkpoint(Path(line) / "checkpoints") for line in set(lines))
+        return sum(newest_checkpoint(RunFolder(Path(line)).checkpoints) for line in set(lines))
 
     def outcome(self, status: int) -> Outcome:
         """Return how the attempt ended, whose command ended with exit status ``status``."""

@@ -15,6 +15,7 @@ from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import locate
 from signfuse_dist.jobs.folder import JobFolder
+from signfuse_dist.run_folder import RunFolder
 
 
 def train_stages(
@@ -29,7 +30,7 @@ def train_stages(
     # All stages are read first: an error in the last must not show after the first has trained.
     for run in load_stages(experiment, overrides):
         stage = run.stage.name
-        if (run.folder / "model").is_dir():
+        if RunFolder.of(run).is_finished:
             print(f"{run.folder}: already trained", flush=True)
             continue
         words = [experiment, f"stage={stage}", *others]

@@ -31,7 +31,7 @@ from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
-from signfuse_dist.run_folder import refuse_other
+from signfuse_dist.run_folder import RunFolder, refuse_other
 from signfuse_dist.stages import previous
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
@@ -276,7 +276,7 @@ def check_weights(runs: Sequence[RunConfig]) -> list[Finding]:
     findings = _check_start(runs[0])
     for run in runs:
         what = f"run folder {run.folder}"
-        if (run.folder / "model").is_dir():
+        if RunFolder.of(run).is_finished:
             findings.append(ok(what, "this stage is trained already"))
             continue
         try:
@@ -284,7 +284,7 @@ def check_weights(runs: Sequence[RunConfig]) -> list[Finding]:
         except UserError as e:
             findings.append(error(what, str(e), "Give train.output=FOLDER"))
         else:
-            begun = (run.folder / "config.yaml").exists()
+            begun = RunFolder.of(run).config.exists()
             findings.append(ok(what, "a run of this configuration, to go on" if begun else "new"))
     return findings
 
@@ -292,7 +292,7 @@ def check_weights(runs: Sequence[RunConfig]) -> list[Finding]:
 def _check_start(run: RunConfig) -> list[Finding]:
     before = previous(run.stage.name, run.train.stages)
     if before is not None:
-        folder = run.folder.with_name(before) / "model"
+        folder = RunFolder.of(run).beside(before).model
         what = f"stage {before}, where {run.stage.name} starts"
         if folder.is_dir():
             return [ok(what, str(folder))]
@@ -312,7 +312,7 @@ def _check_visual(model: ModelConfig, source: str) -> Finding:
     if file is None:
         fix = "model.visual_weights=FILE, or null to start from nothing"
         return error(what, "there are none of ImageNet", fix)
-    path = _torch_home() / "hub" / "checkpoints" / file
+    path = _torch_home() / "hub/checkpoints" / file
     if path.is_file():
         return ok(what, str(path))
     fix = f"On a machine with network: curl --create-dirs -o {path} {_URL}/{file}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,8 +31,9 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.scores import Results, read_results
 from signfuse_dist.evaluation.translations import read_array, read_pairs
 from signfuse_dist.evaluation.translator import DIRECTIONS
+from signfuse_dist.run_folder import EvaluationFolder
+from signfuse_dist.run_folder import RunFolder as RunPaths
 
-_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NESTED = 3  # levels of names in versions.json that are joined; deeper ones are shown as JSON
 _T = TypeVar("_T")
 
@@ -60,9 +60,9 @@ class RunFolder:
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
-    def evaluation(self) -> Path:
-        """The folder of this split's results, where the report goes."""
-        return self.path / "evaluation" / self.split
+    def evaluation(self) -> EvaluationFolder:
+        """Where this split's results are, and the report goes."""
+        return RunPaths(self.path).evaluation(self.split)
 
     @property
     def num_details(self) -> int:
@@ -87,7 +87,7 @@ class RunFolder:
         """Return the mean gate over time, float32 ``[steps]``, of those ids that have one."""
         if self.config is not None and self.config.model.fusion != "cmfa":
             return {}  # other fusions have no gate
-        found = self._arrays("gates.npz", "gate", ids, 1)
+        found = self._arrays(self.evaluation.gates, "gate", ids, 1)
         return {name: found[name] for name in ids if name in found}
 
     def attention(self, ids: list[str]) -> dict[str, dict[str, NDArray[np.float32]]]:
@@ -97,14 +97,14 @@ class RunFolder:
         fusion = self.config.model.fusion if self.config else "cmfa"
         ways = [fusion] if fusion in DIRECTIONS else list(DIRECTIONS)
         names = [f"{way}/{name}" for name in ids for way in ways]
-        found = self._arrays("attention.npz", "cross-attention", names, 2)
+        found = self._arrays(self.evaluation.attention, "cross-attention", names, 2)
         maps = {n: {w: found[f"{w}/{n}"] for w in ways if f"{w}/{n}" in found} for n in ids}
         return {name: by_way for name, by_way in maps.items() if by_way}
 
     def _arrays(
-        self, file: str, what: str, names: list[str], ndim: int
+        self, path: Path, what: str, names: list[str], ndim: int
     ) -> dict[str, NDArray[np.float32]]:
-        path, found = self.evaluation / file, {}
+        file, found = path.name, {}
         try:
             with zipfile.ZipFile(path) as archive:
                 for name in names:
@@ -123,11 +123,9 @@ class RunFolder:
 
 def read_run(path: Path, split: str) -> RunFolder:
     """Read a run folder; raise :class:`UserError` when it, or its hypotheses, cannot be read."""
-    if not _SPLIT.fullmatch(split):
-        raise UserError(f"split {split!r} is not a name (letters, digits, '.', '_', '-')")
-    if not path.is_dir():
-        raise UserError(f"{path}: no such run folder; give the folder of a stage")
-    file = path / "evaluation" / split / "hypotheses.jsonl"
+    files = RunPaths.open(path)
+    evaluation = files.evaluation(split)
+    file = evaluation.hypotheses
     if not file.is_file():
         raise UserError(
             f"{file}: does not exist; evaluate the run on {split!r} before its report is written"
@@ -136,14 +134,13 @@ def read_run(path: Path, split: str) -> RunFolder:
     apart = sorted(set(run.hypotheses) ^ set(run.references))
     if apart or not run.hypotheses:
         raise UserError(f"{file}: holds no complete pairs")
-    config = path / "config.yaml"
-    run.config = run.attempt("configuration", lambda: load_resolved(config), None)
-    run.config_text = run.attempt("configuration text", lambda: _read_text(config), "")
-    versions = path / "versions.json"
-    run.versions = run.attempt("versions", lambda: _flat(_read_json(versions)), {})
-    run.results = run.attempt("scores", lambda: read_results(run.evaluation / "scores.json"), None)
-    record = run.evaluation / "evaluation.json"
-    run.evaluated = run.attempt("how it was evaluated", lambda: _flat(_read_json(record)), {})
+    run.config = run.attempt("configuration", lambda: load_resolved(files.config), None)
+    run.config_text = run.attempt("configuration text", lambda: _read_text(files.config), "")
+    run.versions = run.attempt("versions", lambda: _flat(_read_json(files.versions)), {})
+    run.results = run.attempt("scores", lambda: read_results(evaluation.scores), None)
+    run.evaluated = run.attempt(
+        "how it was evaluated", lambda: _flat(_read_json(evaluation.record)), {}
+    )
     _read_curves(run)
     return run
 
@@ -151,17 +148,18 @@ def read_run(path: Path, split: str) -> RunFolder:
 def _read_curves(run: RunFolder) -> None:
     """Read the logs of this stage and of its siblings, as far as the run uses them."""
     stages = STAGES if run.config is None else run.config.train.stages
-    folders: dict[str, Path] = {stage: run.path.parent / stage for stage in stages}
-    folders.setdefault(run.path.name, run.path)
+    own = RunPaths(run.path)
+    folders: dict[str, RunPaths] = {stage: own.beside(stage) for stage in stages}
+    folders.setdefault(run.path.name, own)
     for stage, folder in folders.items():
-        if not folder.is_dir():
+        if not folder.path.is_dir():
             run.note("curves", f"the stage {stage!r} has no folder beside this run")
             continue
         none: list[dict[str, Any]] = []
-        rows = run.attempt("curves", partial(_read_log, run, folder / "metrics.jsonl"), none)
+        rows = run.attempt("curves", partial(_read_log, run, folder.metrics), none)
         if rows:
             run.curves[stage] = rows
-            run.plans[stage] = run.attempt("plan", partial(_read_json, folder / "plan.json"), {})
+            run.plans[stage] = run.attempt("plan", partial(_read_json, folder.plan), {})
 
 
 def _read_log(run: RunFolder, path: Path) -> list[dict[str, Any]]:

@@ -16,29 +16,31 @@ from signfuse_dist.evaluation.protocols import in_order
 from signfuse_dist.evaluation.scores import Scores, read_scores
 from signfuse_dist.files import write_text
 from signfuse_dist.report.markup import LANGUAGE, environment
+from signfuse_dist.run_folder import RunFolder
 
 Rows = list[tuple[str, str]]
 
 
 def write_card(run_folder: Path) -> Path:
     """Write ``RUN/model/README.md`` and return it; raise UserError without a ``config.yaml``."""
-    path = run_folder / "model" / "README.md"
+    path = RunFolder(run_folder).model / "README.md"
     template = environment().get_template("model_card.md.j2")
     write_text(path, template.render(_content(run_folder)))
     return path
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    run = load_resolved(folder / "config.yaml")
+    files = RunFolder(folder)
+    run = load_resolved(files.config)
     missing: list[str] = []
-    saved = _read(folder / "model" / "config.json", missing)
-    plan, versions = (_read(folder / name, missing) for name in ("plan.json", "versions.json"))
+    saved = _read(files.model / "config.json", missing)
+    plan, versions = (_read(file, missing) for file in (files.plan, files.versions))
     translates = saved.get("llm_fingerprint") is not None
     return {
         "front_matter": _front_matter(run, translates),
         "title": f"{run.name}, stage {run.stage.name}",
         "translates": translates,
-        "adapted": (folder / "model" / "adapter").is_dir(),
+        "adapted": (files.model / "adapter").is_dir(),
         "data": _data(run, plan),
         "training": _training(run, plan, _last_losses(folder)),
         "model": _model(run, saved, translates),
@@ -96,7 +98,7 @@ def _training(run: RunConfig, plan: dict[str, Any], losses: str) -> Rows:
 def _last_losses(folder: Path) -> str:
     """Return the losses of the last line of the log."""
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = RunFolder(folder).metrics.read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
         names = ("contrastive", "alignment", "language", "total")
         return ", ".join(f"{name} {last[name]:.4g}" for name in names if name in last)
@@ -128,15 +130,15 @@ def _model(run: RunConfig, saved: dict[str, Any], translates: bool) -> Rows:
 
 def _splits(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
     found = []
-    for path in sorted(folder.glob("evaluation/*/scores.json")):
+    for split, evaluation in RunFolder(folder).scored().items():
         try:
-            scores, control = read_scores(path)
+            scores, control = read_scores(evaluation.scores)
         except UserError as e:
             missing.append(str(e))
             continue
         found.append(
             {
-                "name": path.parent.name,
+                "name": split,
                 "preset": scores.preset,
                 "num_samples": scores.num_samples,
                 "rows": _rows(scores, control),

@@ -40,12 +40,13 @@ def write_report(run: Path, split: str) -> Path:
     """
     folder = read_run(run, split)
     content = _content(folder)
-    _write_figures(folder.evaluation / "figures", _figures(content))
+    files = folder.evaluation
+    _write_figures(files.figures, _figures(content))
     templates = environment()
-    for name in ("report.md", "report.html"):
-        text = templates.get_template(f"{name}.j2").render(content)
-        write_atomically(folder.evaluation / name, text.encode("utf-8"))
-    return folder.evaluation / "report.html"
+    for file in (files.report_markdown, files.report_html):
+        text = templates.get_template(f"{file.name}.j2").render(content)
+        write_atomically(file, text.encode("utf-8"))
+    return files.report_html
 
 
 def _content(run: RunFolder) -> dict[str, Any]:

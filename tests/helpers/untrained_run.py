@@ -11,7 +11,7 @@ from signfuse_dist.config import load_run
 from signfuse_dist.model import saved
 from signfuse_dist.objective import prepare
 from signfuse_dist.plan import make_plan
-from signfuse_dist.train import open_folder
+from signfuse_dist.run_folder import begin
 
 
 def write_run(project: Project, output: Path, *words: str, seed: int = 6) -> Path:
@@ -26,6 +26,6 @@ def write_run(project: Project, output: Path, *words: str, seed: int = 6) -> Pat
             if parameter.requires_grad and parameter.ndim > 1:
                 scale = 4.0 if "lora_" in name else 0.5
                 parameter.add_(scale * torch.randn_like(parameter))
-    open_folder(run, make_plan(20, run.stage, run.train, 1), None, main=True)
+    begin(run, make_plan(20, run.stage, run.train, 1), None, main=True)
     model.save_pretrained(run.folder / "model")
     return run.folder

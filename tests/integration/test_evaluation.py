@@ -29,7 +29,7 @@ from signfuse_dist.evaluation.evaluate import Processes, evaluate
 from signfuse_dist.evaluation.translator import Translator, load_translator
 from signfuse_dist.model import saved
 from signfuse_dist.plan import ClipFrames, MicroBatch, make_plan
-from signfuse_dist.train import open_folder
+from signfuse_dist.run_folder import begin
 
 NUM_TEST = 5
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -335,7 +335,7 @@ def test_the_stage_without_an_llm_cannot_translate(
 ) -> None:
     run = load_run(project.experiment, "contrastive", [f"train.output={tmp_path}"])
     model, _ = saved.build(run.model, language=False)
-    open_folder(run, make_plan(20, run.stage, run.train, 1), None, main=True)
+    begin(run, make_plan(20, run.stage, run.train, 1), None, main=True)
     model.save_pretrained(run.folder / "model")
     assert main(["evaluate", str(run.folder), "--split", "test"]) == 2
     assert "contrastive stage has no LLM" in capsys.readouterr().err

@@ -166,13 +166,13 @@ def test_a_run_folder_describes_the_run_and_is_not_overwritten(
         "encoders": "sdpa",
         "llm": "sdpa",
     }
-    from signfuse_dist.train import open_folder
+    from signfuse_dist.run_folder import begin
 
     other = load_run(
         project.experiment, "finetune", [f"train.output={two_processes}", "train.seed=1"]
     )
     with pytest.raises(UserError, match=r"train\.seed was 0, is 1"):
-        open_folder(other, make_plan(NUM_TRAIN, other.stage, other.train, 2), None, main=True)
+        begin(other, make_plan(NUM_TRAIN, other.stage, other.train, 2), None, main=True)
 
 
 def test_a_stage_whose_stage_before_is_missing_says_which(project: Project, tmp_path: Path) -> None:

@@ -1,18 +1,28 @@
-"""What a run must have in common with its checkpoint."""
+"""The run folder: its files, what is refused, what a run has in common with its checkpoint."""
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from helpers.repository import ROOT
-from signfuse_dist.config import load_run
+from signfuse_dist.config import RunConfig, keys_with, load_run
+from signfuse_dist.errors import UserError
 from signfuse_dist.plan import data_position, make_plan
-from signfuse_dist.run_folder import identify
+from signfuse_dist.run_folder import (
+    EvaluationFolder,
+    RunFolder,
+    begin,
+    fixed,
+    identify,
+    refuse_other,
+)
 
 CONFIGS = ROOT / "configs" / "experiment"
 
@@ -20,10 +30,8 @@ CONFIGS = ROOT / "configs" / "experiment"
 def identity(output: Path, *words: str, ids: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:
     words = (f"train.output={output}", *words)
     run = load_run(str(CONFIGS / "demo.yaml"), None, words)
-    split: Any = SimpleNamespace(ids=ids, lengths=np.array([3, 4], dtype=np.int32))
-    return identify(
-        run, {"train.seed": run.train.seed}, split, make_plan(2, run.stage, run.train, 2)
-    )
+    lengths = np.array([3, 4], dtype=np.int32)
+    return identify(run, ids, lengths, make_plan(2, run.stage, run.train, 2))
 
 
 def before(output: Path, stage: str, content: str) -> None:
@@ -86,3 +94,133 @@ def test_where_the_data_stands_follows_from_the_step() -> None:
     plan = make_plan(20, run.stage, run.train, 1)  # 3 steps an epoch
     assert data_position(plan, 5, 0) == {"seed": 5, "epoch": 0, "step": 0, "clips": 20}
     assert data_position(plan, 5, 7) == {"seed": 5, "epoch": 2, "step": 1, "clips": 20}
+
+
+def demo(output: Path, stage: str = "alignment", *overrides: str) -> RunConfig:
+    return load_run(str(CONFIGS / "demo.yaml"), stage, [f"train.output={output}", *overrides])
+
+
+def test_a_start_writes_what_the_run_is_and_another_configuration_is_refused(
+    tmp_path: Path,
+) -> None:
+    run = demo(tmp_path)
+    plan = make_plan(20, run.stage, run.train, 2)
+    begin(run, plan, None, main=False)
+    assert not run.folder.exists()
+    begin(run, plan, {"zero": 2}, main=True)
+    folder = RunFolder.of(run)
+    text = folder.config.read_text()
+    assert json.loads(folder.plan.read_text())["world_size"] == 2
+    assert json.loads(folder.ds_config.read_text()) == {"zero": 2}
+    assert {"python", "torch"} <= json.loads(folder.versions.read_text()).keys()
+    changed = demo(tmp_path, "alignment", "train.log_steps=3", "evaluation.num_beams=1")
+    begin(changed, make_plan(20, run.stage, run.train, 1), None, main=True)
+    assert folder.config.read_text() == text
+    assert json.loads(folder.plan.read_text())["world_size"] == 1
+    other = demo(tmp_path, "alignment", "train.seed=1", "loss.temperature=0.5")
+    for refuse in (refuse_other, lambda run: begin(run, plan, None, main=False)):
+        with pytest.raises(UserError) as error:
+            refuse(other)
+        assert "train.seed was 0, is 1" in str(error.value)
+        assert "loss.temperature was 0.07, is 0.5" in str(error.value)
+        assert "train.output=FOLDER" in str(error.value)
+
+
+def test_what_may_change_when_a_run_goes_on_is_no_part_of_its_identity(tmp_path: Path) -> None:
+    run = demo(tmp_path)
+    assert fixed(run).keys() == run.flat().keys() - set(keys_with("resume"))
+    assert {"name", "stage.epochs", "model.dim", "train.seed"} <= fixed(run).keys()
+
+
+def test_a_stage_starts_from_the_one_before_it_among_those_that_are_used(tmp_path: Path) -> None:
+    run = demo(tmp_path, "finetune", "train.stages=[contrastive,finetune]")
+    folder = RunFolder.of(run)
+    assert folder.before(run) == RunFolder(tmp_path / "demo" / "contrastive")
+    first = demo(tmp_path, "contrastive")
+    assert RunFolder.of(first).before(first) is None
+
+
+def test_a_users_path_is_refused_unless_it_is_a_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such run folder"):
+        RunFolder.open(tmp_path / "none")
+    (tmp_path / "demo" / "alignment").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"is no run folder, it has no config\.yaml; give runs/"):
+        RunFolder.open(tmp_path / "demo")
+    (tmp_path / "demo" / "alignment" / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"give .*demo/alignment$"):
+        RunFolder.open(tmp_path / "demo")
+    assert not RunFolder.open(tmp_path / "demo" / "alignment").is_finished
+
+
+@pytest.mark.parametrize("split", ["", "..", "../test", "a/b", "/tmp", ".hidden", "test\n"])
+def test_a_splits_name_does_not_lead_out_of_the_run_folder(tmp_path: Path, split: str) -> None:
+    with pytest.raises(UserError, match="is not a name"):
+        RunFolder(tmp_path).evaluation(split)
+    assert RunFolder(tmp_path).evaluation("test.v2").path == tmp_path / "evaluation" / "test.v2"
+
+
+def test_the_evaluations_of_a_run_are_those_with_scores(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.scored() == {}
+    for split in ("test", "dev", "begun"):
+        folder.evaluation(split).path.mkdir(parents=True)
+    for split in ("test", "dev"):
+        folder.evaluation(split).scores.touch()
+    assert list(folder.scored()) == ["dev", "test"]
+
+
+def names_in(folder: RunFolder | EvaluationFolder) -> set[str]:
+    """The names that a class of run_folder.py gives inside its folder."""
+    values = [
+        getattr(folder, name) for name, v in vars(type(folder)).items() if isinstance(v, property)
+    ]
+    inside = [path for path in values if isinstance(path, Path) and path.parent == folder.path]
+    more = [folder.stacks("RANK")] if isinstance(folder, RunFolder) else []
+    return {path.name for path in [*inside, *more]}
+
+
+RUN, EVALUATION = RunFolder(Path("run")), EvaluationFolder(Path("run/evaluation/SPLIT"))
+
+
+@pytest.mark.parametrize(
+    ("heading", "folder"), [("## Files", RUN), ("## evaluation/SPLIT", EVALUATION)]
+)
+def test_the_page_lists_what_lies_in_the_folder(
+    heading: str, folder: RunFolder | EvaluationFolder
+) -> None:
+    page = (ROOT / "docs/run-folder.md").read_text()
+    section = page.split(f"\n{heading}\n")[1].split("\n## ")[0]
+    table = next(part for part in section.split("\n\n") if part.strip().startswith("|"))
+    cells = [row.split("|")[1] for row in table.strip().split("\n")[2:]]
+    listed = {name.split("/")[0] for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert listed == names_in(folder)
+
+
+def joined_names(module: ast.Module) -> set[str]:
+    """Names that a module joins to a path, and file names that it holds as text."""
+    names: set[str] = set()
+    docstrings = {
+        id(node.value) for node in ast.walk(module) if isinstance(node, ast.Expr)
+    }  # also the strings below fields
+    for node in ast.walk(module):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in docstrings and re.fullmatch(r"[\w*/-]+\.\w+", node.value):
+                names.add(node.value.rpartition("/")[2])
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            right = node.right.values[0] if isinstance(node.right, ast.JoinedStr) else node.right
+            if isinstance(right, ast.Constant) and isinstance(right.value, str):
+                names.add(right.value.split("/")[0])
+    return names
+
+
+def test_no_other_module_knows_a_name_in_the_run_folder() -> None:
+    known = names_in(RUN) | names_in(EVALUATION) | {"stacks_"}
+    own = ROOT / "signfuse_dist" / "run_folder.py"
+    assert known - {"stacks_RANK.txt"} <= joined_names(ast.parse(own.read_text()))
+    elsewhere = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / "signfuse_dist").rglob("*.py")
+        if path != own
+        for name in joined_names(ast.parse(path.read_text())) & known
+    }
+    assert elsewhere == set()
