@@ -28,10 +28,10 @@ from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.development import DevelopmentScore, open_development
 from signfuse_dist.engine import checkpoint, ds_config, processes, trackers
 from signfuse_dist.engine.checkpoint import refuse_other_run
-from signfuse_dist.engine.hang import Marks, watched
+from signfuse_dist.engine.hang import watched
 from signfuse_dist.engine.loop import Loop, make_optimizer
 from signfuse_dist.engine.stopping import REQUEUE
-from signfuse_dist.engine.timing import Startup
+from signfuse_dist.engine.timing import Marks, Startup
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import write_text
 from signfuse_dist.jobs.folder import JobFolder

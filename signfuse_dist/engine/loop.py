@@ -18,11 +18,10 @@ from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint
 from signfuse_dist.engine.checkpoint import CheckpointWriter
 from signfuse_dist.engine.guards import Agreement, BrokenClips, FiniteSteps, marked
-from signfuse_dist.engine.hang import WAITING, Marks, Phase
 from signfuse_dist.engine.metrics import Interval, MetricsLog
 from signfuse_dist.engine.objective import NOTHING, Batch, Meter, Objective
 from signfuse_dist.engine.stopping import StopRequest, stop_file
-from signfuse_dist.engine.timing import OPTIMIZER, OTHER, Startup, Timeline
+from signfuse_dist.engine.timing import OPTIMIZER, OTHER, WAITING, Marks, Phase, Startup, Timeline
 from signfuse_dist.plan import Plan, data_position, learning_rate
 from signfuse_dist.run_folder import RunFolder
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 REQUEUE = 75  # EX_TEMPFAIL: stopped in good order, start the same command again
+HUNG = 70  # EX_SOFTWARE: the status of every process of a job in which one died or hung
 JOB_FOLDER = "SIGNFUSE_JOB_FOLDER"  # environment: where a job's batch script and trainers speak
 STOP = "stop"  # in that folder: a stop is asked for
 _SECONDS_BETWEEN_LOOKS = 1.0  # a look costs a shared file system a request

@@ -1,4 +1,4 @@
-"""From the start of a process to the end of its first step, in parts."""
+"""Where time goes: what a process is doing, the parts of a step, and the parts of a start."""
 
 from __future__ import annotations
 
@@ -9,12 +9,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from signfuse_dist.files import write_text
+
+Phase = Literal[
+    "starting",
+    "loading clips",
+    "waiting for the others",
+    "first step",
+    "computing",
+    "saving",
+    "scoring",
+    "ending",
+]
+WAITING: Phase = "waiting for the others"
+# The others may take long: models are read, kernels built, files written to far disks.
+QUICK: frozenset[Phase] = frozenset({"loading clips", "computing"})
+
+
+class Marks:
+    """What the main thread of a process does: set by the loop, read by the watch of `hang`."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        """How often the watch has looked: its measure of time, which no suspension passes."""
+        self.at("starting", 0)
+
+    def at(self, phase: Phase, step: int) -> None:
+        """Say that ``phase`` of step ``step`` (from 1) begins; costs next to nothing."""
+        self.last = phase, step, self.looks
+
 
 OTHER, OPTIMIZER = "other", "optimizer"
 _PAUSED = "paused"

@@ -15,8 +15,8 @@ from helpers.lone_objective import LoneObjective  # tests/helpers/lone_objective
 from helpers.model_factory import draw_clips, join
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import StageConfig, TrainConfig
-from signfuse_dist.engine.hang import Marks
 from signfuse_dist.engine.loop import Loop
+from signfuse_dist.engine.timing import Marks
 from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.plan import Plan, make_plan
 

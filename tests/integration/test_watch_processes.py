@@ -15,7 +15,7 @@ import pytest
 
 from helpers.project import Project, environment, free_port
 from helpers.repository import ROOT
-from signfuse_dist.engine.hang import HUNG
+from signfuse_dist.engine.stopping import HUNG
 
 Pair = list["subprocess.Popen[str]"]
 WORKER = ROOT / "tests" / "helpers" / "watched_worker.py"
@@ -56,6 +56,24 @@ def test_a_frozen_process_is_named_and_the_other_ends(pair: Pair, tmp_path: Path
     assert "gives no sign of life" in said
     assert "last seen computing (step " in said
     assert "all_reduce" in (tmp_path / "stacks_0.txt").read_text(encoding="utf-8")
+
+
+def test_a_job_that_is_suspended_as_a_whole_goes_on(pair: Pair) -> None:
+    for process in pair:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(2 * SECONDS)
+    for process in pair:
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+    time.sleep(SECONDS)
+    assert [process.poll() for process in pair] == [None, None]
+
+
+def test_a_frozen_process_that_keeps_the_store_does_not_keep_the_others(pair: Pair) -> None:
+    pair[0].send_signal(signal.SIGSTOP)
+    _, said = pair[1].communicate(timeout=120)
+    assert pair[1].returncode == HUNG
+    assert "the job's store, its launcher or process 0's machine, is gone" in said
 
 
 def test_a_killed_process_is_named_by_the_one_whose_collective_broke(

@@ -19,10 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.model_factory import draw_clips, join, small_model
 from signfuse_dist.config import LossConfig, StageConfig, TrainConfig
-from signfuse_dist.engine.hang import Marks
 from signfuse_dist.engine.loop import Loop, make_optimizer
 from signfuse_dist.engine.objective import Meter
-from signfuse_dist.engine.timing import Startup
+from signfuse_dist.engine.timing import Marks, Startup
 from signfuse_dist.model.flops import COMPONENTS, StepFlops, components
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import make_plan

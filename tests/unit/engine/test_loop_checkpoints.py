@@ -21,8 +21,8 @@ from helpers.lone_objective import LoneObjective  # tests/helpers/lone_objective
 from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint
 from signfuse_dist.engine.checkpoint import Snapshot
-from signfuse_dist.engine.hang import Marks
 from signfuse_dist.engine.loop import Loop, make_optimizer
+from signfuse_dist.engine.timing import Marks
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import read_state
 from signfuse_dist.model.norm import BatchNorm
