@@ -246,7 +246,8 @@ class TrainConfig:
     micro_batch_size: Positive = key(MISSING, "resume")
     """Clips that one process holds at once; the rest of the global batch is accumulated."""
     precision: Literal["fp32", "bf16"]
-    """`bf16` computes under autocast, with trained weights and optimizer in fp32; `fp32`."""
+    """`bf16` computes under autocast, with trained weights and optimizer in fp32; `fp32` computes
+    all in fp32."""
     gradient_clipping: NonNegative
     """Largest norm of the gradient; 0: no clipping."""
     stages: tuple[StageName, ...] = key(STAGES, "not in a name")
