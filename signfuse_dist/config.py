@@ -11,9 +11,7 @@ The string below a field says what it means, the field's metadata where it may c
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,8 +23,9 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.errors import UserError, raise_together, refuse_unknown, suggest
 from signfuse_dist.files import locate, package_files, yaml_files
+from signfuse_dist.records import explain
 
 StageName = Literal["contrastive", "alignment", "finetune"]
 STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")
@@ -391,13 +390,6 @@ def names_with(section: str, *properties: Property) -> tuple[str, ...]:
 
 
 T = TypeVar("T")
-_TYPES = {
-    "int_type": "an int",
-    "float_type": "a float",
-    "string_type": "a str",
-    "bool_type": "a bool",
-    "tuple_type": "a list",
-}
 
 
 def build(section: str, cls: type[T], values: Mapping[Any, Any], errors: list[str]) -> T | None:
@@ -406,44 +398,9 @@ def build(section: str, cls: type[T], values: Mapping[Any, Any], errors: list[st
     try:
         return cls(**lists_as_tuples)
     except ValidationError as e:
-        known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        errors += [_in_our_words(section, dict(error), known) for error in e.errors()]
+        named = explain(cls, e, lambda place: ".".join([section, *map(str, place[:1])]))
+        errors += [f"{e}; it has no default" if e.endswith(": missing") else e for e in named]
         return None
-
-
-def _in_our_words(section: str, error: Mapping[str, Any], known: Sequence[str]) -> str:
-    """Return an error of pydantic with the key as it is typed, and what was probably meant."""
-    name, value, limits = error["loc"][0], error["input"], error.get("ctx", {})
-    value = list(value) if isinstance(value, tuple) else value
-    if error["type"] == "unexpected_keyword_argument":
-        return f"{section}: unknown key {name!r}{suggest(name, known)}"
-    if error["type"] == "missing":
-        return f"{section}.{name}: missing; it has no default"
-    if error["type"] == "greater_than_equal":
-        return f"{section}.{name}: {value} is not at least {limits['ge']}"
-    if error["type"] == "literal_error":
-        options = re.findall(r"'([^']*)'", limits["expected"])
-        near = suggest(str(value), options)
-        return f"{section}.{name}: {value!r} is not one of {', '.join(options)}{near}"
-    if error["type"] in _TYPES:
-        return f"{section}.{name}: {value!r} is not {_TYPES[error['type']]}"
-    return f"{section}.{name}: {value!r}: {error['msg']}"
-
-
-def refuse_unknown(
-    given: Iterable[str], known: Iterable[str], label: str, errors: list[str]
-) -> None:
-    """Record every name that is not known, with the nearest one that is."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            errors.append(f"{label}: unknown key {name!r}{suggest(str(name), known)}")
-
-
-def suggest(name: str, known: Iterable[Any]) -> str:
-    """Return "; did you mean ...?" when a known name is near, else nothing."""
-    near = difflib.get_close_matches(name, [str(k) for k in known], n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def load_run(experiment: str, stage: str | None, overrides: Sequence[str] = ()) -> RunConfig:

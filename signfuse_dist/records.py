@@ -17,8 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from signfuse_dist.config import suggest
-from signfuse_dist.errors import raise_together
+from signfuse_dist.errors import raise_together, suggest
 
 # Keys that a record does not have are refused; without this they are ignored.
 STRICT_KEYS = ConfigDict(extra="forbid")
@@ -77,8 +76,13 @@ def build(
     try:
         return typing.cast(T, _adapter(kind).validate_python(value))
     except ValidationError as e:
-        errors += [_explain(kind, error, name_place) for error in map(dict, e.errors())]
+        errors += explain(kind, e, name_place)
         return None
+
+
+def explain(kind: Any, error: ValidationError, name_place: Callable[[Place], str]) -> list[str]:
+    """Return a line for each error of a value that is no record of ``kind``."""
+    return [_explain(kind, one, name_place) for one in map(dict, error.errors())]
 
 
 @cache
@@ -123,7 +127,7 @@ def _explain(kind: Any, error: Mapping[str, Any], name_place: Callable[[Place], 
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 

@@ -20,8 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from signfuse_dist.config import refuse_unknown, suggest
-from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.errors import UserError, raise_together, refuse_unknown, suggest
 from signfuse_dist.files import locate, yaml_files
 
 FOLDER = Path("configs") / "ablation"

@@ -20,8 +20,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from signfuse_dist.config import refuse_unknown
-from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.errors import UserError, raise_together, refuse_unknown
 from signfuse_dist.evaluation.protocols import Preset
 from signfuse_dist.evaluation.scores import Scores, score
 

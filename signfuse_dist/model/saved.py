@@ -27,7 +27,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from signfuse_dist import config as run_config
 from signfuse_dist.config import ModelConfig
-from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.errors import UserError, raise_together, refuse_unknown
 from signfuse_dist.files import read_state, write_folder
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
 from signfuse_dist.model.llm_identity import refer
@@ -73,7 +73,7 @@ class SignFuseConfig(PreTrainedConfig):
     ) -> None:
         """Raise :class:`UserError` with every value that is missing, unknown or of another type."""
         errors: list[str] = []
-        run_config.refuse_unknown(values, _FIELDS | _OF_TRANSFORMERS, "model", errors)
+        refuse_unknown(values, _FIELDS | _OF_TRANSFORMERS, "model", errors)
         own = {name: value for name, value in values.items() if name in _FIELDS}
         model = run_config.build("model", ModelConfig, own, errors)
         raise_together(errors, "not the configuration of a SignFuse model")

@@ -138,7 +138,7 @@ def test_all_errors_are_reported_together() -> None:
         "'nonsense': expected section.key=value",
         "'temprature'",
         "train.seed: -1 is not at least 0",
-        "data.fps: [1] is not a float",
+        "data.fps: [1] is not a number",
     ):
         assert part in message
     assert "(6)" in message
