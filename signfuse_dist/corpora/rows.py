@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from signfuse_dist.errors import UserError
 Fields = Mapping[str, str]
 """A row of a text table, by column."""
 
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_~-]+")
 _KEY_BYTES = 240  # a member's file name is the key and at most 12 bytes, and 255 is the limit
 
 
@@ -93,6 +95,8 @@ class Corpus:
 
 def key_of(clip_id: str) -> str:
     """Return the id percent-encoded, without '.' or '/', as the name of its members in a tar."""
+    if _PLAIN_KEY.fullmatch(clip_id):  # nearly all of them, and three times faster
+        return clip_id
     return quote(clip_id, safe="").replace(".", "%2E")
 
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.data.loader import Each, Encode, MicroBatchSequence, tokens_of
-from signfuse_dist.data.manifest import Fields, ShardError
+from signfuse_dist.data.manifest import Count, ShardError, parse_json
 from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import checksum, write_text, written_whole
@@ -71,17 +73,34 @@ def read_part(path: Path, verify: bool) -> Part:
     """Read what a part holds, with ``verify`` after comparing its checksum; raise ShardError."""
     described = path.with_suffix(".json")
     try:
-        fields = Fields(json.loads(described.read_text(encoding="utf-8")), described.name)
-        whole = not verify or checksum(path) == fields.text("checksum")
-    except (OSError, ValueError) as error:
+        fields = parse_json(_PART, described.read_bytes(), described.name)
+        whole = not verify or checksum(path) == fields["checksum"]
+    except OSError as error:
         raise ShardError(described.name, "", f"cannot be read ({error})") from error
     if not whole:
         raise ShardError(path.name, "", "is damaged: its checksum differs")
-    clips = fields.items("clips")
-    ids = tuple(clip.text("id") for clip in clips)
-    faults = {n: f for n, c in zip(ids, clips, strict=True) if (f := c.optional_text("fault"))}
-    steps = tuple(clip.count("steps") for clip in clips)
-    return Part(ids, steps, fields.texts("streams"), faults)
+    clips = fields["clips"]
+    return Part(
+        ids=tuple(clip["id"] for clip in clips),
+        steps=tuple(clip["steps"] for clip in clips),
+        streams=tuple(fields["streams"]),
+        faults={clip["id"]: fault for clip in clips if (fault := clip.get("fault"))},
+    )
+
+
+class _ClipFields(TypedDict):
+    id: str
+    steps: Count
+    fault: NotRequired[str | None]
+
+
+class _PartFields(TypedDict):
+    checksum: str
+    streams: list[str]
+    clips: list[_ClipFields]
+
+
+_PART = TypeAdapter(_PartFields)
 
 
 class FeatureSet:
@@ -151,12 +170,13 @@ class FeatureBatches:
         lengths = np.ones(len(clips), dtype=np.int64)
         lengths[real] = self._frames.counts(epoch, clips[real])
         read = list(each(self._read_or_name, places))
-        found = [what if isinstance(what, ClipFeatures) else None for what in read]
-        texts = ["" if f is None else self._texts[p] for f, p in zip(found, places, strict=True)]
+        features = [clip if isinstance(clip, ClipFeatures) else None for clip in read]
+        texts = ["" if f is None else self._texts[p] for f, p in zip(features, places, strict=True)]
         tokens, text_lengths = tokens_of(texts, self._encode)
         batch = SignBatch(
             ids=tuple(
-                "" if f is None else self._split.ids[p] for f, p in zip(found, places, strict=True)
+                "" if f is None else self._split.ids[p]
+                for f, p in zip(features, places, strict=True)
             ),
             frames=torch.empty(
                 0, 3, self._split.frame_size, self._split.frame_size, dtype=torch.uint8
@@ -164,11 +184,11 @@ class FeatureBatches:
             pose=torch.empty(len(clips), 0, NUM_JOINTS, 2),
             joint_mask=torch.empty(len(clips), 0, NUM_JOINTS, dtype=torch.bool),
             frame_lengths=torch.from_numpy(lengths),
-            weight=torch.tensor([0.0 if f is None else 1.0 for f in found]),
+            weight=torch.tensor([0.0 if f is None else 1.0 for f in features]),
             tokens=tokens,
             text_lengths=text_lengths,
-            faults=tuple(what for what in read if isinstance(what, str)),
-            **self._padded(found, lengths),
+            faults=tuple(fault for fault in read if isinstance(fault, str)),
+            **self._padded(features, lengths),
         )
         return batch.pin_memory() if pin_memory else batch
 
@@ -181,13 +201,13 @@ class FeatureBatches:
             return f"{self._split.ids[place]}: {error}"
 
     def _padded(
-        self, found: Sequence[ClipFeatures | None], lengths: NDArray[np.int64]
+        self, features: Sequence[ClipFeatures | None], lengths: NDArray[np.int64]
     ) -> dict[str, Tensor]:
         """Return each stream ``[batch, steps, dim]``, zero beyond each clip's end."""
         longest, padded = int(-(-lengths.max() // self._stride)), {}
         for name, like in self._like.items():
-            rows = padded[name] = like.new_zeros(len(found), longest, like.shape[1])
-            for i, clip in enumerate(found):
+            rows = padded[name] = like.new_zeros(len(features), longest, like.shape[1])
+            for i, clip in enumerate(features):
                 if clip is not None:
                     own = getattr(clip, name)
                     rows[i, : len(own)] = own

@@ -1,7 +1,9 @@
-"""What `signfuse verify` leaves behind where it found nothing: that this content was verified.
+"""What says what a folder of shards holds: ``manifest.json``, and an index beside each tar.
 
-The stamp names the manifest by its checksum. A manifest names every shard by its own, so shards
-that were packed again have no stamp. A shard that rots on the disk afterwards keeps its stamp.
+The manifest lists the shards of a finished set with their sizes and checksums; an index lists the
+clips of one tar and where their members lie in it. Both are anybody's files: they are validated
+while they are parsed, and a file's errors are named together. ``verified.json`` is what `signfuse
+verify` leaves behind where it found nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +14,41 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from signfuse_dist.corpora import Rejected, key_of
 from signfuse_dist.data.storage import Folder, file_size, is_local, read_file
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import digest, write_text
 from signfuse_dist.skeleton import JOINT_LAYOUT
+
+FORMAT_VERSION = 2
+MANIFEST_NAME = "manifest.json"
+STAMP_NAME = "verified.json"
+POSES_FOLDER = "poses"
+"""Folder inside a split's folder with one pose set a name."""
+MEMBERS = ("json", "jpegs", "offsets.npy", "pose.npy", "mask.npy")
+POSE_MEMBERS = ("json", "pose.npy", "mask.npy")
+Contents = Literal["clips", "poses"]
+"""What a set of shards holds: whole clips, or joints that were extracted again."""
+
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+FrameCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
+ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,}\.tar$")]
+T = TypeVar("T")
+_SHOWN_ERRORS, _SHOWN_VALUE = 10, 80  # errors of a file, characters of a value
+_KEY, _TEXT, _MEMBERS_OF = attrgetter("key"), attrgetter("text"), attrgetter("members")
+_NUM_FRAMES, _FAILED_FRAMES = attrgetter("num_frames"), attrgetter("failed_frames")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class ShardError(UserError):
@@ -43,84 +72,6 @@ class VersionError(ShardError):
     """A file is whole, and of a version of the format that this program does not read."""
 
     remedy = "pack the split again, into another folder or after removing this one"
-
-
-class Fields:
-    """A JSON object from a file, read field by field."""
-
-    def __init__(self, value: object, file: str) -> None:
-        self._file = file
-        if not isinstance(value, dict):
-            self.refuse("holds something else than an object")
-        self._value: dict[str, Any] = value
-
-    def refuse(self, what: str) -> NoReturn:
-        raise ShardError(self._file, "", what)
-
-    def _get(self, name: str, *kinds: type) -> Any:
-        value = self._value.get(name)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            self.refuse(f"field {name!r} is missing or of the wrong kind")
-        return value
-
-    def text(self, name: str) -> str:
-        return self._unicode(name, self._get(name, str))
-
-    def _unicode(self, name: str, value: object) -> str:
-        """Return a text that can be written again; JSON can spell halves of a character."""
-        if not isinstance(value, str):
-            self.refuse(f"field {name!r} is of the wrong kind")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            self.refuse(f"field {name!r} is no Unicode text")
-        return value
-
-    def optional_text(self, name: str) -> str | None:
-        return None if self._value.get(name) is None else self.text(name)
-
-    def count(self, name: str) -> int:
-        value = int(self._get(name, int))
-        if value < 0:
-            self.refuse(f"field {name!r} is negative")
-        return value
-
-    def optional_number(self, name: str) -> float | None:
-        if self._value.get(name) is None:
-            return None
-        try:
-            return float(self._get(name, int, float))
-        except OverflowError:
-            self.refuse(f"field {name!r} is beyond all numbers")
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        return tuple(self._unicode(name, value) for value in self._get(name, list))
-
-    def span(self, name: str, size: int) -> tuple[int, int]:
-        value = self._get(name, list)
-        if len(value) != 2 or any(type(n) is not int or n < 0 for n in value):
-            self.refuse(f"member {name!r} needs an offset and a size")
-        if value[0] + value[1] > size:
-            self.refuse(f"member {name!r} reaches beyond the end of the tar")
-        return value[0], value[1]
-
-    def inside(self, name: str) -> Fields:
-        return Fields(self._get(name, dict), self._file)
-
-    def items(self, name: str) -> list[Fields]:
-        return [Fields(value, self._file) for value in self._get(name, list)]
-
-
-FORMAT_VERSION = 2
-MANIFEST_NAME = "manifest.json"
-Contents = Literal["clips", "poses"]
-"""What a set of shards holds: whole clips, or joints that were extracted again."""
-MEMBERS = ("json", "jpegs", "offsets.npy", "pose.npy", "mask.npy")
-POSE_MEMBERS = ("json", "pose.npy", "mask.npy")
-POSES_FOLDER = "poses"
-"""Folder inside a split's folder with one pose set a name."""
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SHARD_NAME = re.compile(r"shard-[0-9]{6,}\.tar")
 
 
 @dataclass(frozen=True)
@@ -195,13 +146,13 @@ class SampleEntry:
 
     key: str
     id: str
-    num_frames: int
-    text: str
-    signer: str | None
+    num_frames: FrameCount
     flags: tuple[str, ...]
-    members: Mapping[str, tuple[int, int]]
-    failed_frames: int = 0
+    members: dict[str, tuple[Count, Count]]
+    failed_frames: Count
     """Frames at which the extractor failed; all their joints are masked."""
+    text: str = ""
+    signer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -217,9 +168,21 @@ class ShardIndex:
 
     def entry(self) -> ShardEntry:
         """Return the shard's line of the manifest."""
-        frames = sum(sample.num_frames for sample in self.samples)
-        failed = sum(sample.failed_frames for sample in self.samples)
+        frames, failed = int(self.num_frames.sum()), sum(map(_FAILED_FRAMES, self.samples))
         return ShardEntry(self.shard, self.sha256, self.size, len(self.samples), frames, failed)
+
+    @cached_property
+    def num_frames(self) -> NDArray[np.int64]:
+        """Frames of each clip, ``[clips]``."""
+        return np.fromiter(map(_NUM_FRAMES, self.samples), np.int64, len(self.samples))
+
+    @cached_property
+    def spans(self) -> NDArray[np.int64]:
+        """Offset and size of each member in the tar, in bytes, ``[clips, members, 2]``."""
+        in_order = itemgetter(*self.packing.members)
+        spans = chain.from_iterable(map(in_order, map(_MEMBERS_OF, self.samples)))
+        shape = (len(self.samples), len(self.packing.members), 2)
+        return np.fromiter(chain.from_iterable(spans), np.int64, math.prod(shape)).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -249,6 +212,9 @@ class Manifest:
     num_failed_frames: int = 0
 
 
+# Names ------------------------------------------------------------------------------------------
+
+
 def index_name(shard: str) -> str:
     """Return the name of the index beside a tar."""
     return f"{shard.removesuffix('.tar')}.index.json"
@@ -267,19 +233,7 @@ def pose_path(name: str) -> str:
     return f"{POSES_FOLDER}/{name}"
 
 
-def manifest_bytes(manifest: Manifest) -> bytes:
-    """Return the manifest as it is written."""
-    fields = asdict(manifest)
-    return _json({"version": FORMAT_VERSION, **fields.pop("packing"), **fields})
-
-
-def index_bytes(index: ShardIndex) -> bytes:
-    """Return a shard's index as it is written."""
-    fields = asdict(index)
-    if index.packing.contents == "poses":
-        for sample in fields["samples"]:
-            del sample["text"], sample["signer"]
-    return _json({"version": FORMAT_VERSION, **fields})
+# Reading ----------------------------------------------------------------------------------------
 
 
 def load_manifest(folder: Folder) -> Manifest:
@@ -295,19 +249,20 @@ def load_manifest(folder: Folder) -> Manifest:
 
 def read_manifest(folder: Folder) -> Manifest:
     """Read the manifest by itself, without a look at the shards."""
-    fields = _load(folder / MANIFEST_NAME, "no finished split is in this folder")
+    content = _content(folder / MANIFEST_NAME, "no finished split is in this folder")
+    fields = _parse_versioned(_MANIFEST, content, MANIFEST_NAME)
     manifest = Manifest(
-        packing=_packing(fields),
-        shards=tuple(_entry(item) for item in fields.items("shards")),
-        num_rows=fields.count("num_rows"),
-        num_samples=fields.count("num_samples"),
-        num_frames=fields.count("num_frames"),
-        num_dropped=fields.count("num_dropped"),
-        num_flagged=fields.count("num_flagged"),
-        signfuse_version=fields.text("signfuse_version"),
-        num_failed_frames=fields.count("num_failed_frames"),
+        packing=_packing(fields, MANIFEST_NAME),
+        shards=tuple(ShardEntry(**shard) for shard in fields["shards"]),
+        num_rows=fields["num_rows"],
+        num_samples=fields["num_samples"],
+        num_frames=fields["num_frames"],
+        num_dropped=fields["num_dropped"],
+        num_flagged=fields["num_flagged"],
+        signfuse_version=fields["signfuse_version"],
+        num_failed_frames=fields["num_failed_frames"],
     )
-    _check_totals(manifest)
+    _refuse(MANIFEST_NAME, _total_errors(manifest))
     return manifest
 
 
@@ -325,126 +280,251 @@ def load_index(folder: Folder, entry: ShardEntry) -> ShardIndex:
 
 def read_index(folder: Folder, shard: str) -> ShardIndex:
     """Read a shard's index by itself, as far as it can be checked without tar and manifest."""
-    fields = _load(folder / index_name(shard), "the index of a shard is missing")
-    size, packing = fields.count("size"), _packing(fields.inside("packing"))
+    name = index_name(shard)
+    content = _content(folder / name, "the index of a shard is missing")
+    fields = _parse_versioned(_INDEX, content, name)
     index = ShardIndex(
-        shard=fields.text("shard"),
-        sha256=fields.text("sha256"),
-        size=size,
-        packing=packing,
-        samples=tuple(_sample(item, size, packing) for item in fields.items("samples")),
-        dropped=tuple(_dropped(item) for item in fields.items("dropped")),
+        shard=fields["shard"],
+        sha256=fields["sha256"],
+        size=fields["size"],
+        packing=_packing(fields["packing"], name),
+        samples=fields["samples"],
+        dropped=tuple(Rejected(**row) for row in fields["dropped"]),
     )
-    if index.shard != shard:
-        fields.refuse(f"names the shard {index.shard!r}")
-    if len({sample.key for sample in index.samples}) != len(index.samples):
-        fields.refuse("names a clip twice")
+    errors = [] if index.shard == shard else [f"names the shard {index.shard!r}"]
+    _refuse(name, [*errors, *_sample_errors(index)])
     return index
 
 
-def _load(path: Folder, absent: str) -> Fields:
+def _packing(fields: _Packing, file: str) -> Packing:
+    errors = []
+    if fields["joint_layout"] != JOINT_LAYOUT:
+        errors.append(f"joints are laid out as {fields['joint_layout']!r}, not {JOINT_LAYOUT!r}")
     try:
-        value = json.loads(read_file(path).decode("utf-8"))
-    except FileNotFoundError as error:
-        raise ShardError(str(path), "", f"no such file, {absent}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ShardError(path.name, "", f"cannot be read as JSON ({error})") from error
-    fields = Fields(value, path.name)
-    version = fields.count("version")
-    if version != FORMAT_VERSION:
-        what = f"is of version {version} of the format, this program reads {FORMAT_VERSION}"
-        raise VersionError(path.name, "", what)
-    return fields
-
-
-def _packing(fields: Fields) -> Packing:
-    settings = fields.inside("settings")
-    try:
-        config = PackConfig(
-            frame_size=settings.count("frame_size"),
-            fps=settings.optional_number("fps"),
-            jpeg_quality=settings.count("jpeg_quality"),
-            clips_per_shard=settings.count("clips_per_shard"),
-        )
-    except ShardError:
-        raise
+        settings = PackConfig(**fields["settings"])
     except UserError as error:
-        fields.refuse(str(error))
-    names = ("corpus", "root", "split", "joint_layout", "extractor", "extractor_version")
-    texts = {name: fields.text(name) for name in names}
-    if texts["joint_layout"] != JOINT_LAYOUT:
-        fields.refuse(f"joints are laid out as {texts['joint_layout']!r}, not {JOINT_LAYOUT!r}")
+        errors.append(str(error))
+    _refuse(file, errors)
     return Packing(
-        **texts,
-        settings=config,
-        rows_sha256=fields.text("rows_sha256"),
-        contents=_contents(fields),
+        corpus=fields["corpus"],
+        root=fields["root"],
+        split=fields["split"],
+        joint_layout=fields["joint_layout"],
+        extractor=fields["extractor"],
+        extractor_version=fields["extractor_version"],
+        settings=settings,
+        rows_sha256=fields["rows_sha256"],
+        contents=fields["contents"],
     )
 
 
-def _contents(fields: Fields) -> Contents:
-    contents = fields.text("contents")
-    if contents not in ("clips", "poses"):
-        fields.refuse(f"contents {contents!r} are neither 'clips' nor 'poses'")
-    return "clips" if contents == "clips" else "poses"
-
-
-def _entry(fields: Fields) -> ShardEntry:
-    name = fields.text("name")
-    if not _SHARD_NAME.fullmatch(name):
-        fields.refuse(f"{name!r} is no name of a shard")
-    counts = ("size", "num_samples", "num_frames", "num_failed_frames")
-    return ShardEntry(name, fields.text("sha256"), *map(fields.count, counts))
-
-
-def _sample(fields: Fields, size: int, packing: Packing) -> SampleEntry:
-    members, clips = fields.inside("members"), packing.contents == "clips"
-    sample = SampleEntry(
-        key=fields.text("key"),
-        id=fields.text("id"),
-        num_frames=fields.count("num_frames"),
-        text=fields.text("text") if clips else "",
-        signer=fields.optional_text("signer") if clips else None,
-        flags=fields.texts("flags"),
-        members={name: members.span(name, size) for name in packing.members},
-        failed_frames=fields.count("failed_frames"),
-    )
-    if sample.key != key_of(sample.id) or not sample.key:
-        fields.refuse(f"key {sample.key!r} is not the key of id {sample.id!r}")
-    if not sample.num_frames:
-        fields.refuse(f"clip {sample.key} has no frames")
-    if sample.failed_frames > sample.num_frames:
-        fields.refuse(f"clip {sample.key} has more failed frames than frames")
-    return sample
-
-
-def _dropped(fields: Fields) -> Rejected:
-    return Rejected(fields.count("row"), fields.text("id"), fields.text("reason"))
-
-
-def _check_totals(manifest: Manifest) -> None:
-    names = [shard.name for shard in manifest.shards]
-    if len(set(names)) != len(names):
-        raise ShardError(MANIFEST_NAME, "", "lists a shard twice")
-    samples = sum(shard.num_samples for shard in manifest.shards)
-    frames = sum(shard.num_frames for shard in manifest.shards)
-    failed = sum(shard.num_failed_frames for shard in manifest.shards)
+def _total_errors(manifest: Manifest) -> list[str]:
+    shards, errors = manifest.shards, []
+    if len({shard.name for shard in shards}) != len(shards):
+        errors.append("lists a shard twice")
+    samples = sum(shard.num_samples for shard in shards)
+    frames = sum(shard.num_frames for shard in shards)
+    failed = sum(shard.num_failed_frames for shard in shards)
     totals = (manifest.num_samples, manifest.num_frames, manifest.num_failed_frames)
     if (samples, frames, failed) != totals:
-        raise ShardError(MANIFEST_NAME, "", "its totals are not the sums over its shards")
+        errors.append("its totals are not the sums over its shards")
     if manifest.num_rows != manifest.num_samples + manifest.num_dropped:
-        raise ShardError(MANIFEST_NAME, "", "rows are not clips packed plus rows dropped")
+        errors.append("rows are not clips packed plus rows dropped")
+    return errors
+
+
+def _sample_errors(index: ShardIndex) -> list[str]:
+    """Return what is wrong with clips, each of which is of the right kind.
+
+    Every clip of a training set comes here when it is opened: what is well costs a microsecond.
+    """
+    samples, clips = index.samples, index.packing.contents == "clips"
+    errors = [
+        f"key {s.key!r} is not the key of id {s.id!r}"
+        for s in samples
+        if s.key != key_of(s.id) or not s.key
+    ]
+    if len(set(map(_KEY, samples))) != len(samples):
+        errors.append("names a clip twice")
+    failed = np.fromiter(map(_FAILED_FRAMES, samples), np.int64, len(samples))
+    for clip in np.flatnonzero(failed > index.num_frames).tolist():
+        errors.append(f"clip {samples[clip].key!r} has more failed frames than frames")
+    if clips and not all(map(_TEXT, samples)):
+        errors += [f"field 'text' of clip {s.key!r} is missing" for s in samples if not s.text]
+    return [*errors, *_span_errors(index)]
+
+
+def _span_errors(index: ShardIndex) -> list[str]:
+    samples, names = index.samples, index.packing.members
+    try:
+        outside = index.spans[..., 0] > index.size - index.spans[..., 1]
+    except KeyError:
+        absent = ((s.key, name) for s in samples for name in names if name not in s.members)
+        return [f"member {name!r} of clip {key!r} is missing" for key, name in absent]
+    return [
+        f"member {names[member]!r} of clip {samples[clip].key!r} reaches beyond the end of the tar"
+        for clip, member in np.argwhere(outside).tolist()
+    ]
 
 
 def _check_size(folder: Folder, shard: str, size: int) -> None:
     try:
-        found = file_size(folder / shard)
+        there = file_size(folder / shard)
     except FileNotFoundError as error:
         raise ShardError(shard, "", "the shard is missing") from error
     except OSError as error:
         raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
-    if found != size:
-        raise ShardError(shard, "", f"torn: {found} of {size} bytes are there")
+    if there != size:
+        raise ShardError(shard, "", f"torn: {there} of {size} bytes are there")
+
+
+def parse_json(adapter: TypeAdapter[T], content: bytes, file: str) -> T:
+    """Validate a JSON file while it is parsed; a key that the type does not have is passed over.
+
+    Values are taken as they are: neither a numeral in quotes nor ``true`` is a number. Raises
+    :class:`ShardError` with every error of the file.
+    """
+    try:
+        return adapter.validate_json(content, strict=True)
+    except ValidationError as error:
+        _refuse(file, [_explained(dict(one)) for one in error.errors(include_url=False)])
+        raise AssertionError("a validation error without errors") from error
+
+
+def _explained(error: Mapping[str, Any]) -> str:
+    """Return one error of pydantic with the place and the value."""
+    place, about = ".".join(map(str, error["loc"])), error.get("ctx", {})
+    value = repr(error["input"])
+    value = value if len(value) <= _SHOWN_VALUE else f"{value[:_SHOWN_VALUE]}..."
+    match error["type"]:
+        case "json_invalid":
+            return f"cannot be read as JSON ({about['error']})"
+        case "missing":
+            return f"field {place!r} is missing"
+        case "greater_than_equal":
+            return f"field {place!r} is {value}, below {about['ge']}"
+        case "less_than_equal":
+            return f"field {place!r} is {value}, above {about['le']}"
+        case _ if not place:
+            return f"holds something else than an object: {value}"
+        case _:
+            return f"field {place!r} is of the wrong kind, {value}: {error['msg']}"
+
+
+def _refuse(file: str, errors: list[str]) -> None:
+    """Raise one :class:`ShardError` with the errors of a file; do nothing where there is none."""
+    if errors:
+        more = len(errors) - _SHOWN_ERRORS
+        rest = [f"and {more} more"] if more > 0 else []
+        raise ShardError(file, "", "; ".join([*errors[:_SHOWN_ERRORS], *rest]))
+
+
+def _parse_versioned(adapter: TypeAdapter[T], content: bytes, file: str) -> T:
+    """Parse a file of this format; raise :class:`VersionError` for one of another version."""
+    try:
+        return parse_json(adapter, content, file)
+    except ShardError:
+        version = parse_json(_VERSION, content, file)["version"]
+        if version != FORMAT_VERSION:
+            what = f"is of version {version} of the format, this program reads {FORMAT_VERSION}"
+            raise VersionError(file, "", what) from None
+        raise
+
+
+def _content(path: Folder, absent: str) -> bytes:
+    try:
+        return read_file(path)
+    except FileNotFoundError as error:
+        raise ShardError(str(path), "", f"no such file, {absent}") from error
+    except OSError as error:
+        raise ShardError(path.name, "", f"cannot be read ({error.strerror})") from error
+
+
+# The files' own shape: every key must be there, but for what is None where it is not. -------------
+
+
+_This = Annotated[int, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
+
+
+class _Settings(TypedDict):
+    frame_size: Count
+    fps: NotRequired[float | None]
+    jpeg_quality: Count
+    clips_per_shard: Count
+
+
+class _Packing(TypedDict):
+    corpus: str
+    root: str
+    split: str
+    joint_layout: str
+    extractor: str
+    extractor_version: str
+    settings: _Settings
+    rows_sha256: str
+    contents: Contents
+
+
+class _Shard(TypedDict):
+    name: ShardName
+    sha256: str
+    size: Count
+    num_samples: Count
+    num_frames: Count
+    num_failed_frames: Count
+
+
+class _Version(TypedDict):
+    version: Count
+
+
+class _Manifest(_Packing):
+    version: _This
+    shards: list[_Shard]
+    num_rows: Count
+    num_samples: Count
+    num_frames: Count
+    num_dropped: Count
+    num_flagged: Count
+    signfuse_version: str
+    num_failed_frames: Count
+
+
+class _Dropped(TypedDict):
+    row: Count
+    id: str
+    reason: str
+
+
+class _Index(TypedDict):
+    version: _This
+    shard: str
+    sha256: str
+    size: Count
+    packing: _Packing
+    samples: tuple[SampleEntry, ...]
+    dropped: list[_Dropped]
+
+
+_VERSION, _MANIFEST, _INDEX = TypeAdapter(_Version), TypeAdapter(_Manifest), TypeAdapter(_Index)
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the manifest as it is written."""
+    fields = asdict(manifest)
+    return _json({"version": FORMAT_VERSION, **fields.pop("packing"), **fields})
+
+
+def index_bytes(index: ShardIndex) -> bytes:
+    """Return a shard's index as it is written."""
+    fields = asdict(index)
+    if index.packing.contents == "poses":
+        for sample in fields["samples"]:
+            del sample["text"], sample["signer"]
+    return _json({"version": FORMAT_VERSION, **fields})
 
 
 def _json(value: object) -> bytes:
@@ -456,11 +536,15 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields.pop("settings"), **fields}
 
 
-STAMP_NAME = "verified.json"
+# The stamp of a set that was verified -------------------------------------------------------------
 
 
 def write_stamp(folder: Folder) -> bool:
-    """Say that the content of a folder was verified; return whether that could be written."""
+    """Record that the content of a folder was verified; return whether that could be written.
+
+    The stamp holds the checksum of the manifest, which has those of the shards: shards that were
+    packed again have no stamp. A shard that rots on the disk afterwards keeps its stamp.
+    """
     if not is_local(folder):
         return False
     try:
@@ -479,8 +563,8 @@ def remove_stamp(folder: Folder) -> None:
 def is_verified(folder: Folder) -> bool:
     """Return whether the content was verified as it is named by its manifest now."""
     try:
-        said = json.loads(read_file(folder / STAMP_NAME).decode("utf-8"))
-        return isinstance(said, dict) and said.get("manifest") == _checksum(folder)
+        stamp = json.loads(read_file(folder / STAMP_NAME).decode("utf-8"))
+        return isinstance(stamp, dict) and stamp.get("manifest") == _checksum(folder)
     except (OSError, ValueError):
         return False
 

@@ -159,7 +159,8 @@ def write_shard(path: Path, clips: Iterable[Encoded | Rejected], packing: Packin
                 dropped.append(clip)
                 continue
             members = clip.members()
-            key, places = key_of(clip.record["id"]), {}
+            key = key_of(clip.record["id"])
+            places: dict[str, tuple[int, int]] = {}
             for name, content in members.items():
                 # A write of several members would sort them; the record is to come first.
                 writer.write({"__key__": key, name: content})
@@ -174,9 +175,7 @@ def write_shard(path: Path, clips: Iterable[Encoded | Rejected], packing: Packin
     return index
 
 
-def _entry(
-    key: str, record: Mapping[str, Any], places: Mapping[str, tuple[int, int]]
-) -> SampleEntry:
+def _entry(key: str, record: Mapping[str, Any], places: dict[str, tuple[int, int]]) -> SampleEntry:
     return SampleEntry(
         key=key,
         id=record["id"],

@@ -114,26 +114,25 @@ def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> 
 
     Raises :class:`~signfuse_dist.data.manifest.ShardError` for an index that is damaged.
     """
-    count = manifest.num_samples
+    count, num_members = manifest.num_samples, len(manifest.packing.members)
     lengths, shards = np.zeros(count, np.int32), np.zeros(count, np.int32)
-    names = manifest.packing.members
-    members = np.zeros((count, len(names), 2), np.int64)
+    members = np.zeros((count, num_members, 2), np.int64)
     digests = np.zeros(count, np.uint64)
     ids: list[str] = []
     for number, shard in enumerate(manifest.shards):
-        for sample in load_index(folder, shard).samples:
-            place = len(ids)
-            ids.append(sample.id)
-            lengths[place], shards[place] = sample.num_frames, number
-            members[place] = [sample.members[name] for name in names]
-            digests[place] = record_digest(sample.id, sample.text, sample.num_frames)
+        index = load_index(folder, shard)
+        rows = slice(len(ids), len(ids) + len(index.samples))
+        ids += [sample.id for sample in index.samples]
+        lengths[rows], shards[rows] = index.num_frames, number
+        members[rows] = index.spans
+        digests[rows] = [record_digest(s.id, s.text, s.num_frames) for s in index.samples]
     return Split(folder, manifest, cache, tuple(ids), lengths, shards, members, digests)
 
 
 def record_digest(clip_id: str, text: str, num_frames: int) -> int:
     """Return 64 bits that tell whether a record in a tar is the one that the index describes."""
-    said = f"{clip_id}\0{text}\0{num_frames}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
+    described = f"{clip_id}\0{text}\0{num_frames}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(described, digest_size=8).digest(), "little")
 
 
 def _cache(manifest: Manifest, data: DataConfig) -> RangeCache:

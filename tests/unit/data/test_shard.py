@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import subprocess
 import sys
 import tarfile
@@ -18,7 +17,6 @@ from signfuse_dist.data.manifest import (
     Manifest,
     PackConfig,
     Packing,
-    VersionError,
     index_name,
     manifest_bytes,
 )
@@ -30,7 +28,6 @@ from signfuse_dist.data.shard import (
     read_clip,
     write_shard,
 )
-from signfuse_dist.errors import UserError
 from signfuse_dist.skeleton import JOINT_LAYOUT, NUM_JOINTS
 
 SIZE, SHARD = 32, "shard-000000.tar"
@@ -136,7 +133,7 @@ def test_the_tar_is_in_pax_format_and_holds_what_the_index_says(split):
     assert again.getvalue() == (split / SHARD).read_bytes()
     places = [(info.offset_data, info.size) for info in infos]
     index = load_index(split, load_manifest(split).shards[0])
-    assert places == [place for sample in index.samples for place in sample.members.values()]
+    assert places == [tuple(span) for sample in index.spans.tolist() for span in sample]
 
 
 def test_long_names_fit_and_the_same_clips_give_the_same_bytes(tmp_path):
@@ -169,75 +166,6 @@ def test_reading_imports_no_torch(split):
         "assert not {'torch', 'webdataset', 'mediapipe'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def edit(path: Path, change) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda m: m["shards"][0].update(name="../shard-000000.tar"), "no name of a shard"),
-        (lambda m: m["shards"][0].update(size=-1), "'size' is negative"),
-        (lambda m: m["shards"][0].update(size=True), "'size' is missing or of the wrong kind"),
-        (lambda m: m["shards"].append(m["shards"][0]), "lists a shard twice"),
-        (lambda m: m.update(num_frames=6), "totals are not the sums"),
-        (lambda m: m.update(num_rows=9), "rows are not clips packed"),
-        (lambda m: m.update(version=1), r"version 1 of the format, this program reads 2; pack the"),
-        (lambda m: m.update(version=3), "version 3 of the format"),
-        (lambda m: m.update(contents="films"), "contents 'films'"),
-        (lambda m: m.update(num_failed_frames=1), "totals are not the sums"),
-        (lambda m: m.update(split="\ud800"), "'split' is no Unicode text"),
-        (lambda m: m["settings"].update(fps=10**400), "'fps' is beyond all numbers"),
-        (lambda m: m.update(joint_layout="coco-17"), "laid out as 'coco-17'"),
-        (lambda m: m["settings"].update(frame_size=9999), "frame_size 9999"),
-        (lambda m: m.pop("split"), "'split' is missing"),
-        (lambda m: m["shards"].__setitem__(0, "x"), "something else than an object"),
-    ],
-)
-def test_a_wrong_manifest_is_refused(split, change, what):
-    edit(split / "manifest.json", change)
-    with pytest.raises(ShardError, match=what) as error:
-        load_manifest(split)
-    if not isinstance(error.value, VersionError):
-        assert "signfuse verify" in str(error.value)
-        assert "signfuse pack" in str(error.value)
-
-
-def test_missing_files_are_named(split):
-    (split / SHARD).rename(split / "away")
-    with pytest.raises(ShardError, match=r"shard-000000.tar: the shard is missing"):
-        load_manifest(split)
-    (split / "manifest.json").unlink()
-    with pytest.raises(ShardError, match=r"manifest.json: no such file, no finished split"):
-        load_manifest(split)
-    (split / "manifest.json").write_text("{")
-    with pytest.raises(ShardError, match="cannot be read as JSON"):
-        load_manifest(split)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda s: s["members"].update(jpegs=[512, 10**9]), "beyond the end of the tar"),
-        (lambda s: s["members"].update(jpegs=[-1, 5]), "needs an offset and a size"),
-        (lambda s: s["members"].pop("jpegs"), "'jpegs' is missing"),
-        (lambda s: s.update(key="../../etc/passwd"), "is not the key of"),
-        (lambda s: s.update(num_frames=0), "has no frames"),
-        (lambda s: s.update(failed_frames=5), "more failed frames than frames"),
-        (lambda s: s.update(flags=["\udfff"]), "'flags' is no Unicode text"),
-        (lambda s: s.update(num_frames=3), "does not agree with manifest.json"),
-        (lambda s: s.update(flags="no_person"), "'flags'"),
-    ],
-)
-def test_a_wrong_index_is_refused(split, change, what):
-    edit(split / index_name(SHARD), lambda index: change(index["samples"][0]))
-    entry = load_manifest(split).shards[0]
-    with pytest.raises(ShardError, match=what):
-        load_index(split, entry)
 
 
 def npy(array: np.ndarray, **options: bool) -> bytes:
@@ -295,10 +223,3 @@ def test_a_torn_tar_is_refused_by_name(split):
 def test_the_index_holds_the_tars_checksum(split):
     entry = load_manifest(split).shards[0]
     assert entry.sha256 == hashlib.sha256((split / SHARD).read_bytes()).hexdigest()
-
-
-def test_impossible_settings_are_refused_together():
-    with pytest.raises(UserError) as error:
-        PackConfig(frame_size=0, fps=-1.0, jpeg_quality=101, clips_per_shard=0)
-    for name in ("frame_size 0", "fps -1.0", "jpeg_quality 101", "clips_per_shard 0"):
-        assert name in str(error.value)
