@@ -29,7 +29,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from signfuse_dist.cli import answer, parse
-from signfuse_dist.corpora import Row, read_corpus
+from signfuse_dist.corpora import ClipRow, read_corpus
 from signfuse_dist.data.joints import NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import PackConfig, Packing
 from signfuse_dist.data.mediapipe import choose_extractor
@@ -272,7 +272,7 @@ class _Bench:
         workers = self.compare_workers(fresh, frames, self._config.pose_worker_repeats)
         return PoseFigures(share, _share_found(packed), workers)
 
-    def _clips(self, frames: int) -> list[Row]:
+    def _clips(self, frames: int) -> list[ClipRow]:
         """Return clips, repeated or left out, of at least so many frames together."""
         rows, there = [], 0
         for number, row in enumerate(cycle(self._rows)):
@@ -283,7 +283,7 @@ class _Bench:
         raise UserError("no frames to measure with")
 
     def _pack(
-        self, rows: Sequence[Row], extractor: PoseExtractor, workers: int, shards: int
+        self, rows: Sequence[ClipRow], extractor: PoseExtractor, workers: int, shards: int
     ) -> _Packed:
         out = self._folder / f"run-{next(self._runs)}"
         out.mkdir()
@@ -302,7 +302,7 @@ class _Bench:
         return _Packed(timed, results, out)
 
 
-def bare_loop(rows: Sequence[Row]) -> int:
+def bare_loop(rows: Sequence[ClipRow]) -> int:
     """Decode, scale and compress clips, keep nothing, and return the number of frames."""
     size, frames = SETTINGS.frame_size, 0
     scaler = VideoReformatter()
@@ -318,7 +318,7 @@ def bare_loop(rows: Sequence[Row]) -> int:
     return frames
 
 
-def _bare_frames(row: Row) -> Iterator[VideoFrame]:
+def _bare_frames(row: ClipRow) -> Iterator[VideoFrame]:
     """Yield the frames of a clip as PyAV gives them, sought where the clip begins later."""
     start = row.start or 0.0
     with av.open(str(row.video)) as container:
@@ -333,10 +333,12 @@ def _bare_frames(row: Row) -> Iterator[VideoFrame]:
                 yield frame
 
 
-def _rows(table: Path | None, folder: Path) -> list[Row]:
+def _rows(table: Path | None, folder: Path) -> list[ClipRow]:
     if table is None:
         video = write_drawn_video(folder / "drawn.mp4")
-        return [Row(2, "drawn", video, video.name, "drawn", None, None, None, None, SPLIT, None)]
+        return [
+            ClipRow(2, "drawn", video, video.name, "drawn", None, None, None, None, SPLIT, None)
+        ]
     rows = [row for row in read_corpus("table", table, SPLIT).rows if row.video.is_file()]
     if not rows:
         raise UserError(f"{table}: no row of split {SPLIT!r} names a video file")

@@ -13,12 +13,13 @@ from signfuse_dist.corpora.csl_daily import read_csl_daily
 from signfuse_dist.corpora.how2sign import read_how2sign, read_how2sign_precut
 from signfuse_dist.corpora.phoenix14t import read_phoenix14t
 from signfuse_dist.corpora.rows import (
+    VIDEO_SUFFIXES,
+    ClipRow,
     Corpus,
     CorpusError,
     FolderFrames,
     Orphan,
     Rejected,
-    Row,
     key_of,
     script_of,
 )
@@ -26,12 +27,13 @@ from signfuse_dist.corpora.table import read_synthetic, read_table
 
 __all__ = [
     "CORPORA",
+    "VIDEO_SUFFIXES",
+    "ClipRow",
     "Corpus",
     "CorpusError",
     "FolderFrames",
     "Orphan",
     "Rejected",
-    "Row",
     "key_of",
     "read_corpus",
     "read_table",

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from signfuse_dist.corpora.plain_pickle import PickleError, load_plain
 from signfuse_dist.corpora.rows import (
+    ClipRow,
     Corpus,
     CorpusError,
     Fields,
     FolderFrames,
     Orphan,
-    Row,
     accept,
     annotated,
     count_note,
@@ -67,7 +67,7 @@ def read_csl_daily(root: Path, split: str) -> Corpus:
     place = _place(anchor)
     first = {fields["name"]: number for number, fields in reversed(found.fields)}
 
-    def to_row(number: int, fields: Fields) -> Row:
+    def to_row(number: int, fields: Fields) -> ClipRow:
         if first[fields["name"]] != number:
             raise CorpusError(
                 f"duplicate id: line {first[fields['name']]} has {fields['name']!r} as well"
@@ -167,11 +167,11 @@ def _chosen(found: Lines, split: str) -> list[tuple[int, Fields | str]]:
 
 def _row(
     number: int, name: str, annotation: _Annotation, anchor: Path, place: str, split: str
-) -> Row:
+) -> ClipRow:
     if name not in annotation.characters:
         raise CorpusError(f"no annotation: {name} is in {_SPLITS} and not in {annotation.file}")
     signer = _SIGNER.search(name)
-    return Row(
+    return ClipRow(
         row=number,
         id=name,
         video=inside(anchor / place, name, "name"),

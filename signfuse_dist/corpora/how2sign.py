@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from signfuse_dist.corpora.rows import (
+    ClipRow,
     Corpus,
     CorpusError,
     Fields,
-    Row,
     accept,
     annotated,
     check_window,
@@ -61,7 +61,7 @@ def read_how2sign(root: Path, split: str) -> Corpus:
     start, end = _time_columns(found)
     place = f"video_level/{split}/rgb_front/raw_videos"
 
-    def to_row(number: int, fields: Fields) -> Row:
+    def to_row(number: int, fields: Fields) -> ClipRow:
         begin, finish = _time(fields, start), _time(fields, end)
         check_window(begin, finish)
         return _row(number, fields, anchor, place, "VIDEO_NAME", split, begin, finish)
@@ -74,7 +74,7 @@ def read_how2sign_precut(root: Path, split: str) -> Corpus:
     anchor, found = _open(PRECUT, root, split)
     place = f"sentence_level/{split}/rgb_front/raw_videos"
 
-    def to_row(number: int, fields: Fields) -> Row:
+    def to_row(number: int, fields: Fields) -> ClipRow:
         return _row(number, fields, anchor, place, "SENTENCE_NAME", split, None, None)
 
     return _corpus(PRECUT, anchor, split, found, to_row, place, "SENTENCE_NAME", (_PRECUT_NOTE,))
@@ -119,10 +119,10 @@ def _row(
     split: str,
     start: float | None,
     end: float | None,
-) -> Row:
+) -> ClipRow:
     file = f"{fields[column]}.mp4"
     signer = _SIGNER.search(fields["VIDEO_NAME"])
-    return Row(
+    return ClipRow(
         row=number,
         id=fields["SENTENCE_NAME"],
         video=inside(anchor / place, file, column),
@@ -142,7 +142,7 @@ def _corpus(
     anchor: Path,
     split: str,
     found: Lines,
-    to_row: Callable[[int, Fields], Row],
+    to_row: Callable[[int, Fields], ClipRow],
     place: str,
     column: str,
     notes: tuple[str, ...],

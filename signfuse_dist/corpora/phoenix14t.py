@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from signfuse_dist.corpora.rows import (
+    ClipRow,
     Corpus,
     CorpusError,
     Fields,
     FolderFrames,
-    Row,
     accept,
     annotated,
     count_note,
@@ -63,14 +63,14 @@ def read_phoenix14t(root: Path, split: str) -> Corpus:
     )
 
 
-def _row(number: int, fields: Fields, anchor: Path, place: str, split: str) -> Row:
+def _row(number: int, fields: Fields, anchor: Path, place: str, split: str) -> ClipRow:
     for column in ("start", "end"):
         if fields.get(column, "-1").strip() != "-1":
             raise CorpusError(
                 f"bad time: {column} {fields[column]!r} is not -1; a row of this corpus is its "
                 "whole folder"
             )
-    return Row(
+    return ClipRow(
         row=number,
         id=fields["name"],
         video=inside(anchor / place, fields["name"], "name"),

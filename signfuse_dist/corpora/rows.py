@@ -19,6 +19,24 @@ from signfuse_dist.errors import UserError
 Fields = Mapping[str, str]
 """A row of a text table, by column."""
 
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".ts",
+    ".mpg",
+    ".mpeg",
+    ".flv",
+    ".asf",
+    ".wmv",
+    ".ogv",
+    ".mxf",
+)
+"""Endings of the files in a folder that are videos; a video named by itself may have any."""
+
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_~-]+")
 _KEY_BYTES = 240  # a member's file name is the key and at most 12 bytes, and 255 is the limit
 
@@ -36,7 +54,7 @@ class FolderFrames(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class ClipRow:
     """A clip as the corpus names it; nothing of it has been opened yet."""
 
     row: int
@@ -85,7 +103,7 @@ class Corpus:
     root: str
     """Name of the table or folder, without its path."""
     split: str
-    rows: tuple[Row, ...]
+    rows: tuple[ClipRow, ...]
     rejected: tuple[Rejected, ...]
     has_joints: bool
     orphans: tuple[Orphan, ...] = ()
@@ -103,14 +121,14 @@ def key_of(clip_id: str) -> str:
 def accept(
     lines: Iterable[tuple[int, Fields | str]],
     id_column: str,
-    to_row: Callable[[int, Fields], Row],
-) -> tuple[list[Row], list[Rejected]]:
+    to_row: Callable[[int, Fields], ClipRow],
+) -> tuple[list[ClipRow], list[Rejected]]:
     """Turn each numbered line into a row, or into a rejected one with the reason.
 
     A line is its fields, or a string that says why it has none. ``to_row`` raises
     :class:`CorpusError` with the reason.
     """
-    rows: list[Row] = []
+    rows: list[ClipRow] = []
     rejected: list[Rejected] = []
     seen: set[str] = set()
     for number, fields in lines:
@@ -238,7 +256,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def unmatched(
-    rows: Iterable[Row], on_disk: Collection[str], named: Collection[str], place: str
+    rows: Iterable[ClipRow], on_disk: Collection[str], named: Collection[str], place: str
 ) -> list[Orphan]:
     """Return the videos in no row, and the rows without a video.
 
@@ -281,7 +299,7 @@ def _script(letter: str) -> str:
     return renamed.get(first, first)
 
 
-def flag_scripts(rows: Sequence[Row], texts: Iterable[str]) -> tuple[Row, ...]:
+def flag_scripts(rows: Sequence[ClipRow], texts: Iterable[str]) -> tuple[ClipRow, ...]:
     """Flag the rows in another script than most of ``texts``, those of the whole table."""
     counts = Counter(script for script in map(script_of, texts) if script)
     if not counts:
@@ -291,7 +309,7 @@ def flag_scripts(rows: Sequence[Row], texts: Iterable[str]) -> tuple[Row, ...]:
     return tuple(_flagged(row, home) for row in rows)
 
 
-def _flagged(row: Row, home: set[str]) -> Row:
+def _flagged(row: ClipRow, home: set[str]) -> ClipRow:
     script = script_of(row.text)
     if script is None or script in home:
         return row

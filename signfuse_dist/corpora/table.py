@@ -16,11 +16,12 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePath
 
 from signfuse_dist.corpora.rows import (
+    VIDEO_SUFFIXES,
+    ClipRow,
     Corpus,
     CorpusError,
     Fields,
     Orphan,
-    Row,
     accept,
     annotated,
     check_window,
@@ -34,24 +35,6 @@ from signfuse_dist.corpora.tables import Lines, cut_at, read_lines, refuse_twice
 
 _REQUIRED = ("id", "video", "text")
 _OPTIONAL = ("start", "end", "signer", "language", "split", "joints")
-_VIDEOS = frozenset(
-    {
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".ts",
-        ".mpg",
-        ".mpeg",
-        ".flv",
-        ".asf",
-        ".wmv",
-        ".ogv",
-        ".mxf",
-    }
-)
 
 
 def read_table(
@@ -95,11 +78,11 @@ def _split(fields: Fields, asked: str) -> str:
     return fields.get("split", asked)
 
 
-def _row(number: int, fields: Fields, folder: Path, split: str) -> Row:
+def _row(number: int, fields: Fields, folder: Path, split: str) -> ClipRow:
     text = annotated(fields["text"])
     start, end = seconds(fields, "start"), seconds(fields, "end")
     check_window(start, end)
-    return Row(
+    return ClipRow(
         row=number,
         id=fields["id"],
         video=inside(folder, fields["video"], "video"),
@@ -114,13 +97,13 @@ def _row(number: int, fields: Fields, folder: Path, split: str) -> Row:
     )
 
 
-def _orphans(folder: Path, rows: Sequence[Row], written: Iterable[str]) -> tuple[Orphan, ...]:
+def _orphans(folder: Path, rows: Sequence[ClipRow], written: Iterable[str]) -> tuple[Orphan, ...]:
     """Look into the folders in which the rows' videos lie, for videos that no row names."""
     named: dict[PurePath, set[str]] = {}
     for path in map(PurePath, written):  # a folder on the way to a video is named, too
         for part in (path, *path.parents[:-1]):
             named.setdefault(part.parent, set()).add(part.name)
-    by_place: dict[PurePath, list[Row]] = {}
+    by_place: dict[PurePath, list[ClipRow]] = {}
     for row in rows:
         by_place.setdefault(PurePath(row.source).parent, []).append(row)
     found: list[Orphan] = []
@@ -133,7 +116,7 @@ def _orphans(folder: Path, rows: Sequence[Row], written: Iterable[str]) -> tuple
 def _videos_in(folder: Path, names: Collection[str]) -> set[str]:
     """Return what is a video in ``folder``; a folder counts only where one of ``names`` is one."""
     folders, files = names_in(folder), names_in(folder, "")
-    videos = {name for name in files - folders if PurePath(name).suffix.lower() in _VIDEOS}
+    videos = {name for name in files - folders if PurePath(name).suffix.lower() in VIDEO_SUFFIXES}
     return (files & set(names)) | videos | (folders if folders & set(names) else set())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from signfuse_dist.corpora import FolderFrames, Row
+from signfuse_dist.corpora import ClipRow, FolderFrames
 from signfuse_dist.data.joints import Joints, JointsFile, NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import Packing
 from signfuse_dist.data.shard import EncodedClip, EncodedPose
@@ -24,7 +24,7 @@ from signfuse_dist.data.video import (
 from signfuse_dist.skeleton import LEFT_HAND, RIGHT_HAND
 
 
-def encode_clip(row: Row, packing: Packing, extractor: PoseExtractor | None) -> EncodedClip:
+def encode_clip(row: ClipRow, packing: Packing, extractor: PoseExtractor | None) -> EncodedClip:
     """Return the clip of ``row``; without an extractor, with the joints that the row names.
 
     Only compressed frames are held. Raises :class:`VideoError` and
@@ -44,7 +44,7 @@ def encode_clip(row: Row, packing: Packing, extractor: PoseExtractor | None) -> 
     return EncodedClip(record, jpegs, joints.pose, joints.mask, joints.failure)
 
 
-def encode_pose(row: Row, packing: Packing, extractor: PoseExtractor | None) -> EncodedPose:
+def encode_pose(row: ClipRow, packing: Packing, extractor: PoseExtractor | None) -> EncodedPose:
     """Return the joints of ``row`` alone, found in the same frames as :func:`encode_clip`'s.
 
     Raises as that does.
@@ -56,7 +56,7 @@ def encode_pose(row: Row, packing: Packing, extractor: PoseExtractor | None) -> 
     return EncodedPose(record, joints.pose, joints.mask, joints.failure)
 
 
-def _finder(row: Row, extractor: PoseExtractor | None) -> PoseExtractor:
+def _finder(row: ClipRow, extractor: PoseExtractor | None) -> PoseExtractor:
     if extractor is not None:
         return extractor
     if row.joints is None:
@@ -64,13 +64,13 @@ def _finder(row: Row, extractor: PoseExtractor | None) -> PoseExtractor:
     return JointsFile(row.joints)
 
 
-def _open(row: Row, packing: Packing) -> VideoFile | FrameFolder:
+def _open(row: ClipRow, packing: Packing) -> VideoFile | FrameFolder:
     known = row.folder or FolderFrames(packing.settings.fps, None)
     return open_video(row.video, known.fps, known.suffix)
 
 
 def _frames(
-    source: VideoFile | FrameFolder, row: Row, packing: Packing, finder: PoseExtractor
+    source: VideoFile | FrameFolder, row: ClipRow, packing: Packing, finder: PoseExtractor
 ) -> Iterator[VideoFrame]:
     settings = packing.settings
     exact_index = isinstance(finder, JointsFile)
@@ -90,7 +90,7 @@ def _compressing(
         yield frame
 
 
-def _record(row: Row, fps: float) -> dict[str, Any]:
+def _record(row: ClipRow, fps: float) -> dict[str, Any]:
     return {
         "text": row.text,
         "fps": float(fps),
@@ -104,7 +104,7 @@ def _record(row: Row, fps: float) -> dict[str, Any]:
 
 
 def _pose_record(
-    row: Row, packing: Packing, joints: Joints, finder: PoseExtractor
+    row: ClipRow, packing: Packing, joints: Joints, finder: PoseExtractor
 ) -> dict[str, Any]:
     return {
         "id": row.id,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from signfuse_dist import __version__
-from signfuse_dist.corpora import Corpus, Rejected, Row, read_corpus
+from signfuse_dist.corpora import ClipRow, Corpus, Rejected, read_corpus
 from signfuse_dist.data.encode import encode_clip, encode_pose
 from signfuse_dist.data.joints import JointsFile, PoseExtractor
 from signfuse_dist.data.manifest import (
@@ -63,7 +63,7 @@ class ClipEncoder:
         """Time spent inside the pose model so far."""
         return self.extractor.seconds if self.extractor else 0.0
 
-    def encode(self, row: Row) -> EncodedClip | Rejected:
+    def encode(self, row: ClipRow) -> EncodedClip | Rejected:
         """Return the clip, or why its row is dropped."""
         try:
             return encode_clip(row, self.packing, self.extractor)
@@ -75,7 +75,7 @@ class ClipEncoder:
             return Rejected(row.row, row.id, f"not packable: {words_of(error, row)}")
 
 
-def words_of(error: Exception, row: Row) -> str:
+def words_of(error: Exception, row: ClipRow) -> str:
     """Return an error's type and first line, the video as the table names it."""
     words = str(error).replace(str(row.video.absolute()), row.source).splitlines()
     return f"{type(error).__name__} {words[0] if words else ''}".strip()
@@ -199,7 +199,7 @@ class PoseEncoder:
         """Time spent inside the pose model so far."""
         return self.extractor.seconds if self.extractor else 0.0
 
-    def encode(self, row: Row) -> EncodedPose:
+    def encode(self, row: ClipRow) -> EncodedPose:
         """Return the clip's joints; raise ClipError when they are not those of its frames."""
         clip = f"clip {row.id!r} (row {row.row})"
         try:

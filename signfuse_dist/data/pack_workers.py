@@ -23,7 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from signfuse_dist.corpora import Corpus, Rejected, Row
+from signfuse_dist.corpora import ClipRow, Corpus, Rejected
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
     Packing,
@@ -207,7 +207,7 @@ class Encoder(Protocol):
         """Time spent inside the pose model so far."""
         ...
 
-    def encode(self, row: Row) -> Encoded | Rejected:
+    def encode(self, row: ClipRow) -> Encoded | Rejected:
         """Return the clip, or why its row is dropped. Raises :class:`ClipError`."""
         ...
 
@@ -246,7 +246,7 @@ class ShardTask:
     """The rows of one shard."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[ClipRow, ...]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import DataConfig
-from signfuse_dist.corpora import FolderFrames, Row
+from signfuse_dist.corpora import VIDEO_SUFFIXES, ClipRow, FolderFrames
 from signfuse_dist.data.encode import encode_clip
 from signfuse_dist.data.joints import Joints, JointsFile, PoseExtractor
 from signfuse_dist.data.loader import collate
@@ -27,7 +27,12 @@ from signfuse_dist.data.manifest import PackConfig, Packing
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.shard import Clip, EncodedClip
-from signfuse_dist.data.video import IMAGE_SUFFIXES, VideoError, VideoFrame, open_video
+from signfuse_dist.data.video import (
+    IMAGE_SUFFIXES,
+    VideoError,
+    VideoFrame,
+    open_video,
+)
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
@@ -36,7 +41,6 @@ from signfuse_dist.plan import spread_frames
 from signfuse_dist.run_folder import RunFolder
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".flv", ".ogv")
 _FLAGS = {
     "no_person": "no person was found: the joints say nothing, and the sentence hardly anything",
     "no_left_hand": "no left hand was found in any frame",
@@ -158,7 +162,7 @@ class ClipReader:
             rows_sha256="",
         )
         rate = self.folder_fps or self.data.fps
-        row = Row(
+        row = ClipRow(
             row=0,
             id=video.stem or "clip",
             video=video,

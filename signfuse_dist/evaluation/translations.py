@@ -6,7 +6,6 @@ a report of the best alone flatters and of the worst alone misleads.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import zipfile
@@ -21,6 +20,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from signfuse_dist.corpora.rows import CorpusError
+from signfuse_dist.corpora.tables import cut_quoted
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.metrics import sentence_chrf
 from signfuse_dist.files import written_whole
@@ -33,6 +34,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 }
 _STRUCTURED = (".jsonl", ".tsv")
 _SHOWN_ERRORS = 20
+_CUT_TSV = cut_quoted("\t")
 
 
 def read_pairs(hypotheses: Path, references: Path | None) -> tuple[dict[str, str], dict[str, str]]:
@@ -228,8 +230,8 @@ def _tsv_fields(line: str) -> list[str] | str:
     would drop the quote or swallow the lines that follow.
     """
     try:
-        return next(csv.reader([line], delimiter="\t", strict=True), [])
-    except csv.Error as e:
+        return _CUT_TSV(line)
+    except CorpusError as e:
         return f'{e}; a field that begins with a double quote must be quoted whole ("..." with "")'
 
 

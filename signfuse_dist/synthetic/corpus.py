@@ -56,7 +56,7 @@ _CODECS = {
 
 
 @dataclass(frozen=True)
-class Clip:
+class DrawnClip:
     """A rendered clip: ``frames`` uint8 ``[frames, size, size, 3]`` RGB; ``pose`` float32
     ``[frames, 75, 2]`` in units of the square frame; ``mask`` bool ``[frames, 75]``."""
 
@@ -107,7 +107,7 @@ def render_clip(
     seed: int | Sequence[int],
     *,
     frame_size: int = FRAME_SIZE,
-) -> Clip:
+) -> DrawnClip:
     """Render ``sentence``. The same seed draws the same room, pace, movements and tremble."""
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)]
     room, motion, tracker = streams
@@ -118,7 +118,7 @@ def render_clip(
         draw_frame(frame_size, signer, body, look, here, posture.face, posture.card)
         for here, posture in zip(joints, postures, strict=True)
     ]
-    return Clip(np.stack(frames), *_track(joints, tracker))
+    return DrawnClip(np.stack(frames), *_track(joints, tracker))
 
 
 def plan_corpus(seed: int, sizes: SplitSizes) -> list[PlannedClip]:
@@ -148,7 +148,7 @@ def _video_bytes(frames: NDArray[np.uint8], codec: str) -> bytes:
     return buffer.getvalue()
 
 
-def _joint_bytes(clip: Clip) -> bytes:
+def _joint_bytes(clip: DrawnClip) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, pose=clip.pose, mask=clip.mask)
     return buffer.getvalue()

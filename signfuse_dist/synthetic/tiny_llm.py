@@ -13,7 +13,6 @@ language it writes, and a demonstration has a minute for that. What it is traine
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import math
@@ -40,7 +39,8 @@ from transformers import (
 )
 
 from signfuse_dist.config import ModelConfig
-from signfuse_dist.errors import UserError
+from signfuse_dist.corpora.tables import cut_at, read_lines
+from signfuse_dist.errors import UserError, raise_together
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 IGNORED = -100
@@ -53,26 +53,19 @@ Sample = tuple[list[int], list[int]]
 def read_texts(table: Path, split: str) -> list[str]:
     """Return the texts of ``split`` in a table with the columns ``text`` and ``split``.
 
-    Raises :class:`UserError` for a table that is missing or lacks a column, and for a split that
-    has no text in it.
+    Fields are taken as they stand, as the packer takes them. Raises :class:`UserError` for a table
+    that is missing or lacks a column, for lines that are malformed, and for a split that has no
+    text in it.
     """
     if not table.is_file():
         raise UserError(f"there is no table {table}; --text names a TSV with columns text, split")
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            missing = {"text", "split"} - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(
-                    f"{table} has no column {' or '.join(sorted(missing))}; it has "
-                    f"{', '.join(reader.fieldnames or ()) or 'none'}"
-                )
-            rows = [(row["split"], (row["text"] or "").strip()) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is not a UTF-8 table: {error}") from error
+    read = read_lines(table, cut_at("\t"), ("text", "split"), "tabs")
+    malformed = [f"line {number}: {what}" for number, what in read.lines if isinstance(what, str)]
+    raise_together(malformed, f"table {table}: malformed lines")
+    rows = [(fields["split"], fields["text"].strip()) for _, fields in read.fields]
     texts = [text for name, text in rows if name == split and text]
     if not texts:
-        known = ", ".join(sorted({str(name) for name, _ in rows})) or "no row"
+        known = ", ".join(sorted({name for name, _ in rows})) or "no row"
         raise UserError(f"{table} has no text in split {split!r}; its splits: {known}")
     return texts
 

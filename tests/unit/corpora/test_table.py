@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.little_clips import write_table
-from signfuse_dist.corpora import CorpusError, key_of, read_corpus, read_table, script_of
+from signfuse_dist.corpora import (
+    VIDEO_SUFFIXES,
+    CorpusError,
+    key_of,
+    read_corpus,
+    read_table,
+    script_of,
+)
+from signfuse_dist.evaluation.translate import find_videos
 
 COLUMNS = ("id", "video", "text", "start", "end")
 
@@ -129,6 +137,16 @@ def test_videos_that_no_row_names_and_rows_without_a_video_are_orphans(tmp_path)
         ("no video", "sub"),
     ]
     assert read_table(table, "dev").orphans == ()
+
+
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+def test_what_the_packer_takes_for_a_video_is_one_to_translate(tmp_path, suffix):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    stray = tmp_path / f"stray{suffix.upper()}"
+    stray.write_bytes(b"")
+    table = write_table(tmp_path / "t.tsv", [("a", "a.mp4", "x")], ("id", "video", "text"))
+    assert [orphan.id for orphan in read_table(table, "train").orphans] == [stray.name]
+    assert stray in find_videos([tmp_path])
 
 
 def test_text_in_another_script_is_flagged_and_kept(tmp_path):

@@ -192,15 +192,22 @@ def test_only_the_named_split_is_read(tmp_path: Path) -> None:
     assert read_texts(table, "train") == ["one"]
 
 
+def test_a_quote_is_a_quote_as_it_is_to_the_packer(tmp_path: Path) -> None:
+    table = tmp_path / "t.tsv"
+    table.write_text('id\ttext\tsplit\na\t"no" he said\ttrain\nb\t"open\ttrain\n')
+    assert read_texts(table, "train") == ['"no" he said', '"open']
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [
         (None, "there is no table"),
-        (b"id\ttext\na\tone\n", "has no column split"),
+        (b"id\ttext\na\tone\n", "no column split in its header ['id', 'text']"),
         (b"id\ttext\tsplit\na\tone\ttest\n", "no text in split 'train'; its splits: test"),
-        (b"id\ttext\tsplit\na\t\xff\ttrain\n", "not a UTF-8 table"),
-        (b"", "has no column split or text; it has none"),
-        (b"id\ttext\tsplit\na\tone\n", "no text in split 'train'"),
+        (b"id\ttext\tsplit\na\t\xff\ttrain\n", "line 2: not UTF-8"),
+        (b"", "no column text, split in its header"),
+        (b"id\ttext\tsplit\na\tone\n", "line 2: 2 columns where the header has 3"),
+        (b"id\ttext\tsplit\n", "no text in split 'train'; its splits: no row"),
     ],
 )
 def test_a_wrong_table_is_named(
