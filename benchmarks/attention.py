@@ -1,4 +1,8 @@
-"""Time and peak memory of each attention backend over the length of the clips."""
+"""Time and peak memory of each attention backend over the length of the clips.
+
+Forward and backward passes of self-attention with padding, as the model calls it. Figures and what
+they mean: docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from signfuse_dist.batch import length_mask
-from signfuse_dist.cli import answer, parse, whole_numbers
+from signfuse_dist.cli import add_options, answer, from_options, parse, whole_numbers
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.attention import BACKENDS, Backend, attend, why_not
@@ -27,13 +31,26 @@ _MB = 2**20
 class AttentionBench:
     """What is measured: self-attention of clips whose lengths go evenly from T / 4 to T."""
 
-    lengths: tuple[int, ...]
-    batch_size: int
-    dim: int
-    num_heads: int
     dtype: torch.dtype
     device: torch.device
-    repeats: int
+    lengths: tuple[int, ...] = field(
+        default=(64, 128, 256, 512),
+        metadata={
+            "type": whole_numbers,
+            "metavar": "T,T,...",
+            "help": "steps of the longest clip, as in 64,128 (default: 64,128,256,512)",
+        },
+    )
+    batch_size: int = field(default=8, metadata={"help": "clips (default: %(default)s)"})
+    dim: int = field(
+        default=ModelConfig.dim, metadata={"help": "channels of a step (default: %(default)s)"}
+    )
+    heads: int = field(
+        default=ModelConfig.num_heads, metadata={"help": "of attention (default: %(default)s)"}
+    )
+    repeats: int = field(
+        default=10, metadata={"help": "passes that are timed (default: %(default)s)"}
+    )
 
     def step_lengths(self, steps: int) -> Tensor:
         """Return the clips' lengths, int64 ``[batch_size]``, the longest of them ``steps``."""
@@ -42,7 +59,7 @@ class AttentionBench:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Timing:
     """One forward and backward pass: the median of its seconds, and its peak of new memory."""
 
     seconds: float
@@ -55,20 +72,18 @@ def run(bench: AttentionBench) -> str:
     Memory is that of tensors, beyond the inputs: as CUDA's allocator counts it on a GPU, and from
     torch's profiler on a CPU.
     """
-    numbers = (*bench.lengths, bench.batch_size, bench.dim, bench.num_heads, bench.repeats)
-    if min(numbers) < 1 or bench.dim % bench.num_heads:
+    numbers = (*bench.lengths, bench.batch_size, bench.dim, bench.heads, bench.repeats)
+    if min(numbers) < 1 or bench.dim % bench.heads:
         raise UserError("every number must be at least 1, and --dim must divide by --heads")
-    reasons = {
-        b: why_not(b, bench.device, bench.dtype, bench.dim // bench.num_heads) for b in BACKENDS
-    }
+    reasons = {b: why_not(b, bench.device, bench.dtype, bench.dim // bench.heads) for b in BACKENDS}
     here = [backend for backend, reason in reasons.items() if reason is None]
     rows = [[measure(bench, backend, steps) for backend in here] for steps in bench.lengths]
     missing = [f"not here: {b}: {reason}" for b, reason in reasons.items() if reason is not None]
     return "\n".join([_headline(bench), "", *_table(bench, here, rows), "", *missing])
 
 
-def measure(bench: AttentionBench, backend: Backend, steps: int) -> Cost | None:
-    """Return what ``backend`` costs at T = ``steps``; None when the GPU's memory is too small."""
+def measure(bench: AttentionBench, backend: Backend, steps: int) -> Timing | None:
+    """Return the costs of ``backend`` at T = ``steps``; None when the GPU's memory is too small."""
     generator = torch.Generator().manual_seed(steps)
     shape = (bench.batch_size, steps, bench.dim)
     query, key, value, probe = (
@@ -78,14 +93,14 @@ def measure(bench: AttentionBench, backend: Backend, steps: int) -> Cost | None:
     mask = length_mask(bench.step_lengths(steps).to(bench.device), steps)
 
     def once() -> None:
-        out = attend(query, key, value, bench.num_heads, mask, mask, backend)
+        out = attend(query, key, value, bench.heads, mask, mask, backend)
         torch.autograd.grad(out, inputs, probe)
 
     try:
         for _ in range(_WARMUP):
             once()
         seconds = [_time(once, bench.device) for _ in range(bench.repeats)]
-        return Cost(statistics.median(seconds), _peak(once, bench.device))
+        return Timing(statistics.median(seconds), _peak(once, bench.device))
     except torch.OutOfMemoryError:
         return None
 
@@ -134,25 +149,25 @@ def _headline(bench: AttentionBench) -> str:
         where = torch.cuda.get_device_name(bench.device)
     return (
         f"attention, forward and backward, median of {bench.repeats}: {bench.batch_size} clips of "
-        f"T/4 to T steps, dim {bench.dim}, {bench.num_heads} heads, "
+        f"T/4 to T steps, dim {bench.dim}, {bench.heads} heads, "
         f"{str(bench.dtype).removeprefix('torch.')}, {bench.device.type} ({where}), "
         f"torch {torch.__version__}"
     )
 
 
 def _table(
-    bench: AttentionBench, here: Sequence[Backend], rows: Sequence[Sequence[Cost | None]]
+    bench: AttentionBench, here: Sequence[Backend], rows: Sequence[Sequence[Timing | None]]
 ) -> list[str]:
     lines = ["     T" + "".join(f"{backend:>26s}" for backend in here)]
-    for steps, costs in zip(bench.lengths, rows, strict=True):
-        lines.append(f"{steps:6d}" + "".join(f"{_cell(cost):>26s}" for cost in costs))
+    for steps, timings in zip(bench.lengths, rows, strict=True):
+        lines.append(f"{steps:6d}" + "".join(f"{_cell(timing):>26s}" for timing in timings))
     return lines
 
 
-def _cell(cost: Cost | None) -> str:
-    if cost is None:
+def _cell(timing: Timing | None) -> str:
+    if timing is None:
         return "out of memory"
-    return f"{1000 * cost.seconds:.2f} ms {cost.peak_bytes / _MB:9.1f} MB"
+    return f"{1000 * timing.seconds:.2f} ms {timing.peak_bytes / _MB:9.1f} MB"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -160,20 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = argparse.ArgumentParser(
         prog="python benchmarks/attention.py",
         description="Run forward and backward passes of attention with padding, for every backend "
-        "that is here, and say why the others are not.",
+        "that is here, and say why the others are not. Printed are the median time of a pass and "
+        "the peak of memory beyond its inputs.",
+        epilog="Example: OMP_NUM_THREADS=1 python benchmarks/attention.py --lengths 64,512. "
+        "Figures: docs/benchmarks.md.",
     )
-    command.add_argument(
-        "--lengths",
-        type=whole_numbers,
-        default=(64, 128, 256, 512),
-        metavar="T,T,...",
-        help="steps of the longest clip, as in 64,128 (default: 64,128,256,512)",
-    )
-    command.add_argument("--batch-size", type=int, default=8, help="clips (default: %(default)s)")
-    command.add_argument("--dim", type=int, default=ModelConfig.dim, help="default: %(default)s")
-    command.add_argument(
-        "--heads", type=int, default=ModelConfig.num_heads, help="default: %(default)s"
-    )
+    add_options(command, AttentionBench)
     command.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -182,29 +189,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
     )
-    command.add_argument(
-        "--repeats", type=int, default=10, help="passes that are timed (default: %(default)s)"
-    )
     command.set_defaults(run=_attention)
     return answer(parse(command, arguments))
 
 
 def _attention(options: argparse.Namespace) -> int:
-    import torch
-
-    from signfuse_dist.errors import UserError
-
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here")
     gpu = options.device == "cuda" or (options.device is None and torch.cuda.is_available())
-    bench = AttentionBench(
-        lengths=options.lengths,
-        batch_size=options.batch_size,
-        dim=options.dim,
-        num_heads=options.heads,
+    bench = from_options(
+        AttentionBench,
+        options,
         dtype=getattr(torch, options.dtype or ("bfloat16" if gpu else "float32")),
         device=torch.device("cuda" if gpu else "cpu"),
-        repeats=options.repeats,
     )
     print(run(bench))
     return 0

@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ import simplejpeg
 import webdataset
 from tqdm import tqdm
 
-from signfuse_dist.cli import answer, parse
+from signfuse_dist.cli import add_options, answer, from_options, parse
 from signfuse_dist.config import AugmentConfig
 from signfuse_dist.data.loader import ClipBatches, batches
 from signfuse_dist.data.manifest import load_manifest
@@ -30,6 +30,18 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.plan import ClipFrames, MicroBatch
 
 _SHUFFLED = 0  # seed of the order: clips are read from all over the shards
+
+
+@dataclass(frozen=True)
+class LoaderBench:
+    """What is read, and how."""
+
+    folder: str
+    """A packed split on this machine."""
+    batch_size: int = field(default=4, metadata={"help": "clips (default: %(default)s)"})
+    rounds: int = field(
+        default=5, metadata={"help": "of each way, the best of which counts (default: %(default)s)"}
+    )
 
 
 @dataclass(frozen=True)
@@ -45,16 +57,16 @@ class Rate:
         return f"{self.way:58s} {self.frames_per_second:9,.0f} {self.ratio:7.2f}"
 
 
-def bench_loader(location: str, batch_size: int, rounds: int) -> str:
+def bench_loader(bench: LoaderBench) -> str:
     """Measure a packed split; return a table of frames a second a core and ratios.
 
     Raises UserError when there is no such split, or too little in it to fill two batches.
     """
-    split = _open(location)
+    split, size = _open(bench.folder), bench.batch_size
     order = np.random.default_rng(_SHUFFLED).permutation(len(split)).tolist()
-    places = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    places = [order[i : i + size] for i in range(0, len(order), size)]
     if len(places) < 2:
-        raise UserError(f"{location}: {len(split)} clips do not fill two batches of {batch_size}")
+        raise UserError(f"{bench.folder}: {len(split)} clips do not fill two batches of {size}")
     dataset = _dataset(split, places)
     jpegs = list(_jpegs(split))
     ways: dict[str, Callable[[], float]] = {
@@ -64,14 +76,14 @@ def bench_loader(location: str, batch_size: int, rounds: int) -> str:
         "loader in one thread beside this one (wall)": lambda: _in_thread(dataset),
     }
     best = dict.fromkeys(ways, 0.0)
-    for _ in tqdm(range(rounds), desc="rounds", unit="round"):
+    for _ in tqdm(range(bench.rounds), desc="rounds", unit="round"):
         for way, measure in ways.items():
             best[way] = max(best[way], measure())
     bare = next(iter(best.values()))
     lines = [str(Rate(way, rate, rate / bare)) for way, rate in best.items()]
     head = f"{len(split)} clips, {len(jpegs):,} frames of {split.frame_size} pixels, "
     columns = f"{'one core':58s} {'frames/s':>9s} {'ratio':>7s}"
-    return "\n".join([f"{head}{batch_size} clips a batch, best of {rounds}", columns, *lines])
+    return "\n".join([f"{head}{size} clips a batch, best of {bench.rounds}", columns, *lines])
 
 
 def _open(location: str) -> Split:
@@ -137,18 +149,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python benchmarks/loader.py",
         description="Read every clip of a packed split in four ways: bare JPEGs, the loader in "
         "this thread and in another one, and stock webdataset. Wants an idle machine, and memory "
-        "for all JPEGs of the split.",
+        "for all JPEGs of the split. Printed are frames a second on one core, and their ratio to "
+        "the bare loop's.",
+        epilog="Example: python benchmarks/loader.py shards/synthetic/train. Figures: "
+        "docs/benchmarks.md.",
     )
     command.add_argument("folder", help="a split's folder (with manifest.json)")
-    command.add_argument("--batch-size", type=int, default=4, help="clips (default: %(default)s)")
-    command.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    add_options(command, LoaderBench)
     command.set_defaults(run=_loader)
     return answer(parse(command, arguments))
 
 
 def _loader(options: argparse.Namespace) -> int:
-
-    print(bench_loader(options.folder, options.batch_size, options.rounds))
+    print(bench_loader(from_options(LoaderBench, options, folder=options.folder)))
     return 0
 
 

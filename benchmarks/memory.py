@@ -1,4 +1,8 @@
-"""Peak memory and time of the encoders over clip lengths and the ways to run the ResNet."""
+"""Peak memory and time of the encoders over clip lengths and the ways to run the ResNet.
+
+Each case runs in a process of its own, because memory that was once resident stays so. Figures and
+what they mean: docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from signfuse_dist import config as run_config
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.cli import answer, parse, whole_numbers
+from signfuse_dist.cli import add_options, answer, from_options, parse, whole_numbers
 from signfuse_dist.cli.training import add_run
 from signfuse_dist.config import LossConfig, ModelConfig, load_stages
 from signfuse_dist.errors import UserError, raise_together
@@ -29,7 +33,7 @@ _WARMUP_FRAMES = 2  # one would let torch.compile take the number of frames for 
 
 
 @dataclass(frozen=True)
-class Case:
+class MemoryCase:
     """What is run: ``part`` is `visual`, the visual stream, or `step`, the contrastive stage."""
 
     model: dict[str, Any]
@@ -41,7 +45,7 @@ class Case:
     threads: int
 
 
-def measure(case: Case) -> dict[str, float]:
+def measure(case: MemoryCase) -> dict[str, float]:
     """Return ``peak_bytes`` above rest and ``seconds`` of a forward and backward pass.
 
     At rest are the model, its gradients and the batch. On a GPU bytes are those that torch has
@@ -59,7 +63,7 @@ def measure(case: Case) -> dict[str, float]:
     return {"peak_bytes": float(peak), "seconds": min(first, _timed(run, batch, device))}
 
 
-def _passes(case: Case, device: torch.device) -> Callable[[SignBatch], None]:
+def _passes(case: MemoryCase, device: torch.device) -> Callable[[SignBatch], None]:
     """Return a function that runs forward and backward passes of the case's part."""
     errors: list[str] = []
     config = run_config.build("model", ModelConfig, case.model, errors)
@@ -100,7 +104,7 @@ def _step(config: ModelConfig) -> tuple[nn.Module, Callable[[SignBatch], Tensor]
     return model, lambda batch: objective(model, batch)["contrastive"]
 
 
-def _draw(case: Case, frames: int) -> SignBatch:
+def _draw(case: MemoryCase, frames: int) -> SignBatch:
     size = (case.clips * frames, 3, case.frame_size, case.frame_size)
     return SignBatch(
         ids=tuple(str(i) for i in range(case.clips)),
@@ -143,7 +147,7 @@ def _resident(key: str) -> int:
 
 # What a process of one case is started with, before the case as JSON.
 _ONE_CASE = "--one-case"
-# What can be tried beside chunks and blocks, by the words for it.
+# What can be tried beside chunks and blocks, by name.
 OPTIONS: dict[str, dict[str, Any]] = {
     "channels_last": {"visual_channels_last": True},
     "compile": {"visual_compile": True},
@@ -153,16 +157,39 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class MemoryBench:
-    """What to measure; ``part`` is `visual` or `step` (see :class:`.memory_case.Case`)."""
+    """What to measure: a table of :class:`MemoryCase`."""
 
     experiment: str
     overrides: Sequence[str]
-    part: str
-    frames: Sequence[int]
-    chunks: Sequence[int]
-    options: Sequence[str]
-    clips: int
-    threads: int
+    part: Literal["visual", "step"] = field(
+        default="visual",
+        metadata={
+            "help": "the visual stream alone, or a step of the contrastive stage "
+            "(default: %(default)s)"
+        },
+    )
+    frames: Sequence[int] = field(
+        default=(16, 32, 64),
+        metadata={
+            "type": whole_numbers,
+            "metavar": "T,T,...",
+            "help": "frames a clip (default: 16,32,64)",
+        },
+    )
+    chunks: Sequence[int] = field(
+        default=(4, 8),
+        metadata={
+            "type": whole_numbers,
+            "metavar": "N,N,...",
+            "help": "frames at once (default: 4,8)",
+        },
+    )
+    options: Sequence[Literal["channels_last", "bf16", "compile"]] = field(
+        default=("channels_last", "bf16", "compile"),
+        metadata={"help": "also tried at the largest length (default: all three)"},
+    )
+    clips: int = field(default=1, metadata={"help": "in the batch (default: %(default)s)"})
+    threads: int = field(default=1, metadata={"help": "of a CPU (default: %(default)s)"})
 
 
 def run(bench: MemoryBench) -> str:
@@ -184,8 +211,7 @@ def run(bench: MemoryBench) -> str:
             rows.append(_row(frames, bench.clips, name, figures, whole))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     table = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
-    about = f"{_about()}; part {bench.part}, clips {bench.clips}"
-    return "\n".join([about, *table])
+    return "\n".join([f"{_machine()}; part {bench.part}, clips {bench.clips}", *table])
 
 
 def _ways(bench: MemoryBench, frames: int) -> list[tuple[str, dict[str, Any]]]:
@@ -199,11 +225,11 @@ def _ways(bench: MemoryBench, frames: int) -> list[tuple[str, dict[str, Any]]]:
     return ways
 
 
-def _case(bench: MemoryBench, frames: int, name: str, changes: dict[str, Any]) -> Case:
+def _case(bench: MemoryBench, frames: int, name: str, changes: dict[str, Any]) -> MemoryCase:
     """Return a case of the experiment's model with some changes."""
-    words = [*bench.overrides, *(f"model.{k}={json.dumps(v)}" for k, v in changes.items())]
-    run = load_stages(bench.experiment, words)[0]
-    return Case(
+    overrides = [*bench.overrides, *(f"model.{k}={json.dumps(v)}" for k, v in changes.items())]
+    run = load_stages(bench.experiment, overrides)[0]
+    return MemoryCase(
         model=dataclasses.asdict(run.model),
         part=bench.part,
         frames=frames,
@@ -214,7 +240,7 @@ def _case(bench: MemoryBench, frames: int, name: str, changes: dict[str, Any]) -
     )
 
 
-def _measure(case: Case) -> dict[str, float] | str:
+def _measure(case: MemoryCase) -> dict[str, float] | str:
     """Return the figures of a case, or why there are none."""
     text = json.dumps(dataclasses.asdict(case))
     done = subprocess.run(
@@ -226,8 +252,8 @@ def _measure(case: Case) -> dict[str, float] | str:
     )
     if done.returncode == 0:
         return dict(json.loads(done.stdout.splitlines()[-1]))
-    said = done.stderr.strip().splitlines()
-    return f"status {done.returncode}: {said[-1] if said else 'killed, out of memory perhaps'}"
+    lines = done.stderr.strip().splitlines()
+    return f"status {done.returncode}: {lines[-1] if lines else 'killed, out of memory perhaps'}"
 
 
 def _row(
@@ -251,9 +277,7 @@ def _row(
     )
 
 
-def _about() -> str:
-    import torch
-
+def _machine() -> str:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return f"torch {torch.__version__} on {where}"
 
@@ -266,58 +290,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "by blocks, and in chunks of frames; and the options at the largest length. Prints what a "
         "pass adds to model, gradients and batch at rest, and its time. Frames are drawn; no data "
         "and no LLM is read.",
+        epilog="Example: python benchmarks/memory.py demo model=smollm2_135m --frames 8,16 "
+        "--chunks 4. Figures: docs/benchmarks.md.",
     )
     add_run(command)
-    command.add_argument(
-        "--part",
-        choices=("visual", "step"),
-        default="visual",
-        help="the visual stream alone, or a step of the contrastive stage (default: %(default)s)",
-    )
-    command.add_argument(
-        "--frames",
-        type=whole_numbers,
-        default=(16, 32, 64),
-        metavar="T,T,...",
-        help="frames a clip (default: 16,32,64)",
-    )
-    command.add_argument(
-        "--chunks",
-        type=whole_numbers,
-        default=(4, 8),
-        metavar="N,N,...",
-        help="frames at once (default: 4,8)",
-    )
-    command.add_argument(
-        "--options",
-        nargs="*",
-        choices=("channels_last", "bf16", "compile"),
-        default=("channels_last", "bf16", "compile"),
-        help="also tried at the largest length (default: all three)",
-    )
-    command.add_argument("--clips", type=int, default=1, help="default: %(default)s")
-    command.add_argument("--threads", type=int, default=1, help="of a CPU (default: %(default)s)")
+    add_options(command, MemoryBench)
     command.set_defaults(run=_memory)
     return answer(parse(command, arguments))
 
 
 def _memory(options: argparse.Namespace) -> int:
-    bench = MemoryBench(
-        options.experiment,
-        options.overrides,
-        options.part,
-        options.frames,
-        options.chunks,
-        options.options,
-        options.clips,
-        options.threads,
-    )
-    print(run(bench))
+    run_of = {"experiment": options.experiment, "overrides": options.overrides}
+    print(run(from_options(MemoryBench, options, **run_of)))
     return 0
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [_ONE_CASE]:
-        print(json.dumps(measure(Case(**json.loads(sys.argv[2])))))
+        print(json.dumps(measure(MemoryCase(**json.loads(sys.argv[2])))))
     else:
         sys.exit(main())

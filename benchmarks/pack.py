@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ import simplejpeg
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from signfuse_dist.cli import answer, parse
+from signfuse_dist.cli import add_options, answer, from_options, parse
+from signfuse_dist.cli.data import add_pose_model
 from signfuse_dist.corpora import ClipRow, read_corpus
 from signfuse_dist.data.joints import NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import PackConfig, Packing
@@ -184,12 +185,19 @@ SETTINGS = PackConfig()
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class PackBench:
     """What is measured, and how long; a run holds at least so many frames or seconds."""
 
-    table: Path | None
-    """Clips in the form of shards/table.md, of split ``train``; None draws one."""
-    pose: bool = False
+    root: Path | None = field(
+        default=None,
+        metadata={
+            "metavar": "TABLE",
+            "help": "clips to measure with, a TSV with rows of split train (default: one drawn "
+            "video)",
+        },
+    )
+    """In the form of shards/table.md."""
+    pose: bool = field(default=False, metadata={"help": "measure with MediaPipe as well"})
     pose_model: Path | None = None
     frames: int = 600
     """Of a run in one process, with or without pose."""
@@ -209,34 +217,34 @@ class _Packed:
     out: Path
 
 
-def bench_pack(config: BenchConfig) -> PackFigures:
+def bench_pack(bench: PackBench) -> PackFigures:
     """Measure packing. Raises :class:`UserError` when there is nothing to measure it with."""
-    if config.pose and config.table is None:
+    if bench.pose and bench.root is None:
         raise UserError(
             "--pose needs --root: a drawn video shows nobody whom MediaPipe finds, and its share "
             "of the time would say nothing"
         )
     with tempfile.TemporaryDirectory(prefix="signfuse-bench-") as folder:
-        bench = _Bench(config, Path(folder))
-        bare, packing = bench.compare_with_bare_loop()
-        frames = int(packing.wall * config.worker_seconds)
-        workers = bench.compare_workers(NoJoints(), frames, config.worker_repeats)
-        pose = bench.measure_pose() if config.pose else None
-        return PackFigures(bench.title(), bare, packing, workers, pose)
+        measuring = _Measuring(bench, Path(folder))
+        bare, packing = measuring.compare_with_bare_loop()
+        frames = int(packing.wall * bench.worker_seconds)
+        workers = measuring.compare_workers(NoJoints(), frames, bench.worker_repeats)
+        pose = measuring.measure_pose() if bench.pose else None
+        return PackFigures(measuring.title(), bare, packing, workers, pose)
 
 
-class _Bench:
+class _Measuring:
     """The clips to measure with, and a new folder for each run."""
 
-    def __init__(self, config: BenchConfig, folder: Path) -> None:
-        self._config, self._folder = config, folder
-        self._rows = _rows(config.table, folder)
+    def __init__(self, bench: PackBench, folder: Path) -> None:
+        self._bench, self._folder = bench, folder
+        self._rows = _rows(bench.root, folder)
         self._counts = {row.id: sum(1 for _ in _bare_frames(row)) for row in self._rows}
         self._runs = count()
 
     def title(self) -> str:
         """Say what was measured with."""
-        source = self._config.table or "one drawn video, 1280x720"
+        source = self._bench.root or "one drawn video, 1280x720"
         return (
             f"{source}: {len(self._rows)} clips, {sum(self._counts.values())} frames, stored at "
             f"{SETTINGS.frame_size} pixels, JPEG quality {SETTINGS.jpeg_quality}"
@@ -244,9 +252,9 @@ class _Bench:
 
     def compare_with_bare_loop(self) -> tuple[Rates, Rates]:
         """Return the rates of the bare loop and of packing without pose, in this process."""
-        rows = self._clips(self._config.frames)
+        rows = self._clips(self._bench.frames)
         runs: list[tuple[Run, Run]] = []
-        for _ in range(self._config.repeats):
+        for _ in range(self._bench.repeats):
             bare = _timed(lambda: bare_loop(rows), time.process_time)
             runs.append((bare, self._pack(rows, NoJoints(), workers=0, shards=1).run))
         return Rates.best([bare for bare, _ in runs]), Rates.best([packed for _, packed in runs])
@@ -263,22 +271,22 @@ class _Bench:
 
     def measure_pose(self) -> PoseFigures:
         """Return where the time goes with pose, and what two workers make of it."""
-        extractor = choose_extractor(self._config.pose_model)
-        rows = self._clips(self._config.frames)
+        extractor = choose_extractor(self._bench.pose_model)
+        rows = self._clips(self._bench.frames)
         packed = self._pack(rows, extractor, workers=0, shards=1)
         share = sum(r.pose_seconds for r in packed.results) / packed.run.wall
-        frames = int(packed.run.frames / packed.run.wall * self._config.pose_worker_seconds)
-        fresh = choose_extractor(self._config.pose_model)
-        workers = self.compare_workers(fresh, frames, self._config.pose_worker_repeats)
+        frames = int(packed.run.frames / packed.run.wall * self._bench.pose_worker_seconds)
+        fresh = choose_extractor(self._bench.pose_model)
+        workers = self.compare_workers(fresh, frames, self._bench.pose_worker_repeats)
         return PoseFigures(share, _share_found(packed), workers)
 
     def _clips(self, frames: int) -> list[ClipRow]:
         """Return clips, repeated or left out, of at least so many frames together."""
-        rows, there = [], 0
+        rows, num_frames = [], 0
         for number, row in enumerate(cycle(self._rows)):
             rows.append(replace(row, id=f"{number}"))
-            there += self._counts[row.id]
-            if there >= frames:
+            num_frames += self._counts[row.id]
+            if num_frames >= frames:
                 return rows
         raise UserError("no frames to measure with")
 
@@ -379,27 +387,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python benchmarks/pack.py",
         description="Compare packing with a bare loop of decoding, resizing and JPEG encoding, two "
         "workers with one, and with --pose the time inside MediaPipe with all time. Takes about "
-        "two minutes, with pose about six, and wants an idle machine.",
+        "two minutes, with pose about six, and wants an idle machine. Printed are frames a second "
+        "of wall and of processor time, and the ratios with their goals.",
+        epilog="Example: python benchmarks/pack.py --root clips.tsv --pose. Figures: "
+        "docs/benchmarks.md.",
     )
-    command.add_argument(
-        "--root",
-        type=Path,
-        metavar="TABLE",
-        help="clips to measure with, a TSV with rows of split train (default: one drawn video)",
-    )
-    command.add_argument("--pose", action="store_true", help="measure with MediaPipe as well")
-    command.add_argument(
-        "--pose-model",
-        type=Path,
-        help="a holistic_landmarker.task for mediapipe 1.0 or newer",
-    )
+    add_options(command, PackBench)
+    add_pose_model(command)
     command.set_defaults(run=_pack)
     return answer(parse(command, arguments))
 
 
 def _pack(options: argparse.Namespace) -> int:
-
-    print(bench_pack(BenchConfig(options.root, options.pose, options.pose_model)))
+    print(bench_pack(from_options(PackBench, options, pose_model=options.pose_model)))
     return 0
 
 

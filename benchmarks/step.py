@@ -16,15 +16,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.cli import answer, parse
+from signfuse_dist.cli import add_options, answer, from_options, parse
 from signfuse_dist.cli.training import add_run
 from signfuse_dist.config import STAGES, RunConfig, StageName, load_run
 from signfuse_dist.engine import processes
@@ -64,24 +64,40 @@ _STEPS = 1000  # of the schedule; the bench takes fewer
 
 @dataclass(frozen=True)
 class StepBench:
-    """What is measured; see the options of `python benchmarks/step.py`."""
+    """What is measured."""
 
     experiment: str
-    overrides: Sequence[str]
-    stage: StageName
-    llm_shape: str
-    clips: int
-    frames: int
-    tokens: int
-    repeats: int
-    template: Path | None
-    """Of DeepSpeed, for ZeRO-2 on one process; None: plain."""
-    cached: bool
-    profile: bool
+    overrides: Sequence[str] = ()
+    stage: StageName = field(
+        default=STAGES[-1], metadata={"help": "of training (default: %(default)s)"}
+    )
+    llm_shape: Literal["tiny", "smollm2_135m", "llama2_7b"] = field(
+        default="tiny",
+        metadata={"help": "architecture of the LLM (default: %(default)s, for a CPU)"},
+    )
+    clips: int = field(default=2, metadata={"help": "in the batch (default: %(default)s)"})
+    frames: int = field(default=16, metadata={"help": "of each clip (default: %(default)s)"})
+    tokens: int = field(default=24, metadata={"help": "of each text (default: %(default)s)"})
+    repeats: int = field(default=9, metadata={"help": "steps of each loop (default: %(default)s)"})
+    ds_config: Path | None = field(
+        default=None,
+        metadata={
+            "metavar": "TEMPLATE",
+            "help": "run the engine under DeepSpeed with this template, ZeRO-2 on one process "
+            "(default: plain)",
+        },
+    )
+    cached: bool = field(
+        default=False,
+        metadata={"help": "also take steps from cached features; with --stage alignment"},
+    )
+    profile: bool = field(
+        default=False, metadata={"help": "also list the five largest costs of a step"}
+    )
 
 
 @dataclass(frozen=True)
-class Case:
+class StepCase:
     """A prepared stage with a plan for one process, and one batch on the host."""
 
     run: RunConfig
@@ -90,7 +106,7 @@ class Case:
     batch: SignBatch
 
 
-def make_case(bench: StepBench) -> Case:
+def make_case(bench: StepBench) -> StepCase:
     """Return the experiment's stage with the bench's batch size; draws the batch."""
     run = load_run(bench.experiment, bench.stage, bench.overrides)
     train = dataclasses.replace(
@@ -99,7 +115,9 @@ def make_case(bench: StepBench) -> Case:
     run = dataclasses.replace(run, train=train)
     plan = make_plan(bench.clips * _STEPS, run.stage, train, 1)
     objective = StageObjective(bench.stage, run.loss)
-    return Case(run, plan, objective, draw_batch(bench, run.data.frame_size, objective.language))
+    return StepCase(
+        run, plan, objective, draw_batch(bench, run.data.frame_size, objective.language)
+    )
 
 
 def draw_batch(bench: StepBench, frame_size: int, language: bool) -> SignBatch:
@@ -123,7 +141,7 @@ def draw_batch(bench: StepBench, frame_size: int, language: bool) -> SignBatch:
     return batch.pin_memory() if torch.cuda.is_available() else batch
 
 
-def build_model(bench: StepBench, case: Case, device: torch.device) -> SignFuse:
+def build_model(bench: StepBench, case: StepCase, device: torch.device) -> SignFuse:
     """Return the stage's model on ``device``, prepared as for training, of random weights."""
     torch.manual_seed(case.run.train.seed)
     config, language = case.run.model, None
@@ -167,7 +185,7 @@ class Taken:
 class BareLoop:
     """Forward, backward, clip, AdamW: what anybody would write, on the same modules."""
 
-    def __init__(self, case: Case, model: SignFuse, device: torch.device) -> None:
+    def __init__(self, case: StepCase, model: SignFuse, device: torch.device) -> None:
         self._case, self._model, self._device = case, model, device
         train = case.run.train
         self._trained = [p for p in model.parameters() if p.requires_grad]
@@ -201,7 +219,7 @@ class BareLoop:
 class EngineLoop:
     """A step of the engine as training takes it, its share of a log line included."""
 
-    def __init__(self, case: Case, model: SignFuse, template: Path | None) -> None:
+    def __init__(self, case: StepCase, model: SignFuse, template: Path | None) -> None:
         _launch_alone(template)
         self._case, run = case, case.run
         self.accelerator, _ = processes.start(case.plan, run.train)
@@ -266,9 +284,9 @@ def timed(step: Callable[[], None], timeline: Timeline | None, device: torch.dev
 
 def _launch_alone(template: Path | None) -> None:
     """Set what a launcher sets for the only process of a run."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     os.environ.update(
         {
             "RANK": "0",
@@ -299,7 +317,7 @@ class StepFigures:
 def bench_step(bench: StepBench) -> str:
     """Measure and return the tables. Raises UserError for what cannot be measured."""
     if min(bench.clips, bench.frames, bench.tokens, bench.repeats) < 1:
-        raise UserError("bench step: every number must be at least 1")
+        raise UserError("--clips, --frames, --tokens and --repeats must be at least 1")
     if bench.cached and bench.stage != "alignment":
         raise UserError(
             f"--cached: the encoders train in stage {bench.stage}, so their features cannot be "
@@ -309,7 +327,7 @@ def bench_step(bench: StepBench) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(bench, case, device)
     bare = BareLoop(case, copy_of(model), device)
-    engine = EngineLoop(case, model, bench.template)
+    engine = EngineLoop(case, model, bench.ds_config)
     whole = _in_turn(bench, case.batch, bare, engine)
     bare.divide()
     parts = _in_turn(bench, case.batch, bare, engine)
@@ -342,14 +360,14 @@ def _median(steps: Sequence[Taken]) -> float:
     return statistics.median(step.seconds for step in steps)
 
 
-def _headline(bench: StepBench, case: Case, device: torch.device) -> list[str]:
+def _headline(bench: StepBench, case: StepCase, device: torch.device) -> list[str]:
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     model = case.run.model
     return [
         f"stage {bench.stage}, {bench.clips} clips of {bench.frames} frames of "
         f"{case.run.data.frame_size} pixels and {bench.tokens} tokens, {model.visual_backbone} of "
         f"width {model.visual_width}, LLM {bench.llm_shape}, {case.run.train.precision}",
-        f"{'ZeRO-2' if bench.template else 'plain'} engine, {device_name(device)}{threads}, torch "
+        f"{'ZeRO-2' if bench.ds_config else 'plain'} engine, {device_name(device)}{threads}, torch "
         f"{torch.__version__}; medians of {bench.repeats} steps in turn",
     ]
 
@@ -385,7 +403,7 @@ def _compared(name: str, bare: float, engine: float, judged: bool) -> str:
     return f"{line}   goal {RATIO_GOAL}: {met}"
 
 
-def _components(case: Case, figures: StepFigures, meter: Meter) -> list[str]:
+def _components(case: StepCase, figures: StepFigures, meter: Meter) -> list[str]:
     """Return a row for each component's forward and backward pass, with the engine's rates."""
     lines = [
         f"{'milliseconds of':24}{'bare':>12}{'engine':>12}{'ratio':>8}{'TFLOP/s':>10}{'MFU':>7}"
@@ -413,7 +431,7 @@ def _part(name: str, figures: StepFigures, operations: float, peak: float | None
 
 
 def _cached(
-    bench: StepBench, case: Case, model: SignFuse, engine: EngineLoop, whole: StepFigures
+    bench: StepBench, case: StepCase, model: SignFuse, engine: EngineLoop, whole: StepFigures
 ) -> str:
     """Return how many times faster steps from the encoders' features are."""
     device = engine.accelerator.device
@@ -461,58 +479,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "weights; no data and no weights are read. How the model runs is said as in training: "
         "model.visual_chunk=16, model.visual_checkpoint=true, model.visual_compile=true, "
         "model.attention=sdpa, train.precision=bf16.",
+        epilog="Example: OMP_NUM_THREADS=1 python benchmarks/step.py demo --stage alignment "
+        "--cached. Figures: docs/benchmarks.md.",
     )
     add_run(command)
-    command.add_argument("--stage", choices=STAGES, default=STAGES[-1], help="default: %(default)s")
-    command.add_argument(
-        "--llm-shape",
-        choices=("tiny", "smollm2_135m", "llama2_7b"),
-        default="tiny",
-        help="architecture of the LLM (default: %(default)s, for a CPU)",
-    )
-    command.add_argument("--clips", type=int, default=2, help="default: %(default)s")
-    command.add_argument(
-        "--frames", type=int, default=16, help="frames of each clip (default: %(default)s)"
-    )
-    command.add_argument(
-        "--tokens", type=int, default=24, help="tokens of each text (default: %(default)s)"
-    )
-    command.add_argument(
-        "--repeats", type=int, default=9, help="steps of each loop (default: %(default)s)"
-    )
-    command.add_argument(
-        "--ds-config",
-        type=Path,
-        metavar="TEMPLATE",
-        help="run the engine under DeepSpeed with this template (default: plain)",
-    )
-    command.add_argument(
-        "--cached",
-        action="store_true",
-        help="also take steps from cached features; with --stage alignment",
-    )
-    command.add_argument(
-        "--profile", action="store_true", help="also list the five largest costs of a step"
-    )
+    add_options(command, StepBench)
     command.set_defaults(run=_step)
     return answer(parse(command, arguments))
 
 
 def _step(options: argparse.Namespace) -> int:
-    bench = StepBench(
-        options.experiment,
-        options.overrides,
-        options.stage,
-        options.llm_shape,
-        options.clips,
-        options.frames,
-        options.tokens,
-        options.repeats,
-        options.ds_config,
-        options.cached,
-        options.profile,
-    )
-    print(bench_step(bench))
+    run_of = {"experiment": options.experiment, "overrides": options.overrides}
+    print(bench_step(from_options(StepBench, options, **run_of)))
     return 0
 
 

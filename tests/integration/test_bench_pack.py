@@ -9,7 +9,7 @@ import pytest
 from benchmarks.pack import (
     HEIGHT,
     WIDTH,
-    BenchConfig,
+    PackBench,
     PackFigures,
     PoseFigures,
     Rates,
@@ -38,7 +38,7 @@ def table(tmp_path: Path) -> Path:
 def test_packing_is_measured_against_the_bare_loop_and_two_workers_against_one(
     table: Path,
 ) -> None:
-    figures = bench_pack(BenchConfig(table, **QUICK))
+    figures = bench_pack(PackBench(table, **QUICK))
     assert figures.title.startswith(f"{table}: 3 clips, 32 frames, stored at 224 pixels")
     rates = (figures.bare, figures.packing, figures.workers.one, figures.workers.two)
     assert all(rate.wall > 0 and rate.cpu > 0 for rate in rates)
@@ -62,12 +62,12 @@ def test_the_drawn_video_is_one_of_720_lines(tmp_path: Path) -> None:
 
 def test_what_cannot_be_measured_is_said(table: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--pose needs --root"):
-        bench_pack(BenchConfig(None, pose=True))
+        bench_pack(PackBench(None, pose=True))
     with pytest.raises(CorpusError, match="cannot be read"):
-        bench_pack(BenchConfig(tmp_path / "absent.tsv"))
+        bench_pack(PackBench(tmp_path / "absent.tsv"))
     lost = write_table(tmp_path / "lost.tsv", [("a", "no.mp4", "x")], ("id", "video", "text"))
     with pytest.raises(UserError, match="names a video file"):
-        bench_pack(BenchConfig(lost))
+        bench_pack(PackBench(lost))
 
 
 def test_a_goal_is_met_or_missed_by_the_best_of_the_runs() -> None:
@@ -90,4 +90,4 @@ def test_a_clip_that_cannot_be_packed_ends_the_measuring(tmp_path: Path) -> None
     truncated(tmp_path / "v.mp4", 0.6)
     table = write_table(tmp_path / "t.tsv", [("a", "v.mp4", "x")], ("id", "video", "text"))
     with pytest.raises(UserError, match="cannot be packed, so nothing is measured: truncated"):
-        bench_pack(BenchConfig(table, **QUICK))
+        bench_pack(PackBench(table, **QUICK))

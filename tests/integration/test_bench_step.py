@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def bench(stage: str = "finetune") -> StepBench:
-    return StepBench("demo", (), stage, "tiny", 2, 4, 5, 1, None, False, False)  # type: ignore[arg-type]
+    return StepBench("demo", stage=stage, frames=4, tokens=5, repeats=1)  # type: ignore[arg-type]
 
 
 def test_the_copy_shares_what_is_frozen_and_nothing_that_trains() -> None:

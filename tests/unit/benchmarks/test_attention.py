@@ -19,7 +19,7 @@ def _bench(**changes: Any) -> AttentionBench:
         "lengths": (4, 9),
         "batch_size": 2,
         "dim": 16,
-        "num_heads": 2,
+        "heads": 2,
         "dtype": torch.float32,
         "device": torch.device("cpu"),
         "repeats": 1,
@@ -55,7 +55,7 @@ def test_memory_on_a_cpu_is_the_most_that_was_held_at_once() -> None:
 
 
 def test_eager_holds_the_weights_that_sdpa_does_not() -> None:
-    bench = _bench(dim=16, num_heads=2)
+    bench = _bench(dim=16, heads=2)
     costs = {backend: measure(bench, backend, 256) for backend in ("sdpa", "eager")}
     assert costs["eager"] is not None
     assert costs["sdpa"] is not None
@@ -79,7 +79,7 @@ def test_clips_go_from_a_quarter_to_all_of_the_length() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"dim": 15}, {"num_heads": 0}, {"lengths": (4, 0)}, {"batch_size": 0}, {"repeats": 0}],
+    [{"dim": 15}, {"heads": 0}, {"lengths": (4, 0)}, {"batch_size": 0}, {"repeats": 0}],
 )
 def test_numbers_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="at least 1"):

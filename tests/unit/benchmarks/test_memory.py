@@ -29,8 +29,8 @@ def bench(
 def peaks(*cases: tuple[int, str]) -> list[float]:
     """Measure in one process of their own, from the least memory to the most."""
     program = (
-        "import json, sys; from benchmarks.memory import Case, measure\n"
-        "for text in sys.argv[1:]: print(measure(Case(**json.loads(text)))['peak_bytes'])\n"
+        "import json, sys; from benchmarks.memory import MemoryCase, measure\n"
+        "for text in sys.argv[1:]: print(measure(MemoryCase(**json.loads(text)))['peak_bytes'])\n"
     )
     texts = []
     for frames, name in cases:
@@ -51,11 +51,11 @@ def test_in_chunks_the_peak_does_not_grow_with_the_clip() -> None:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[memory.Case]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[memory.MemoryCase]:
     """Cases that were asked for, without running them."""
-    seen: list[memory.Case] = []
+    seen: list[memory.MemoryCase] = []
 
-    def measure(case: memory.Case) -> dict[str, float] | str:
+    def measure(case: memory.MemoryCase) -> dict[str, float] | str:
         seen.append(case)
         if case.model["visual_compile"]:
             return "status 1: no compiler"
@@ -67,7 +67,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[memory.Case]:
 
 
 def test_every_way_is_measured_at_every_length_and_options_at_the_largest(
-    measured: list[memory.Case], capsys: pytest.CaptureFixture[str]
+    measured: list[memory.MemoryCase], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--frames", "4,6", "--chunks", "2,3", "--part", "step", "--clips", "2"]
     assert main([DEMO, "model.visual_width=8", *words]) == 0
