@@ -1,4 +1,4 @@
-"""Text tables (TSV, CSV) line by line: a line is a row, and a bad line is that row's fault alone."""
+"""Text tables (TSV, CSV) line by line: a line is a row; a bad line is that row's fault alone."""
 
 from __future__ import annotations
 
