@@ -94,8 +94,8 @@ def stale(folder: Path, split: str, described: dict[str, Any]) -> list[str]:
     for other in sorted(folder.parent.glob(f"{split}-*")):
         if other != folder:
             try:
-                found = json.loads((other / _WHAT).read_text(encoding="utf-8"))
-                differ = [k for k in described if found.get(k) != described[k]]
+                theirs = json.loads((other / _WHAT).read_text(encoding="utf-8"))
+                differ = [k for k in described if theirs.get(k) != described[k]]
             except (OSError, ValueError, AttributeError):
                 differ = [f"{_WHAT} cannot be read"]
             lines.append(f"features: {other} is not used: of other {', '.join(differ)}")
@@ -172,12 +172,12 @@ def _encode(model: SignFuse, run: RunConfig, batch: Any) -> list[dict[str, Tenso
 
 
 def _hash_of_weights(model: SignFuse) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(("visual.", "skeletal.")):
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:

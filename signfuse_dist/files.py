@@ -168,10 +168,10 @@ def checksum(path: Path) -> str:
 
 def digest(file: IO[bytes]) -> str:
     """Return the SHA-256 of what is left to read of a file, in hexadecimal."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     while chunk := file.read(1 << 20):
-        found.update(chunk)
-    return found.hexdigest()
+        sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,8 @@
-"""What a stage does to the model and what it minimises, as the table of ``stages`` says."""
+"""What a stage trains and minimises: :mod:`signfuse_dist.stages` applied to model and batches.
+
+Apart from the table because this imports torch and the model, and ``signfuse check`` needs the
+table without them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ def prepare(model: SignFuse, stage: StageName, config: LossConfig) -> None:
 
 
 def set_mode(model: SignFuse, stage: StageName) -> None:
-    """Training mode for what trains, evaluation mode for what is frozen (its BatchNorm too)."""
+    """Put what trains into training mode, what is frozen, BatchNorm included, into evaluation."""
     model.train()
     for name, part in model.named_children():
         if name not in TRAINABLE[stage] and name != "language_model":

@@ -1,4 +1,4 @@
-"""Section 3.7 as a table: what trains in each stage, and how its losses count. No torch."""
+"""Section 3.7 as a table: what trains in each stage, and how its losses count. Imports no torch."""
 
 from __future__ import annotations
 

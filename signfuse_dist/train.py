@@ -87,7 +87,12 @@ class _Job:
         """The run folder."""
         return RunFolder.of(self.run)
 
-    def say(self, text: str) -> None:
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def print_main(self, text: str) -> None:
         """Print on the main process."""
         self.accelerator.print(text)
 
@@ -107,63 +112,61 @@ def train(run: RunConfig) -> int:
 
 
 def _train(job: _Job) -> int:
+    """Train the stage of a job that was started; return the exit status."""
     run, accelerator = job.run, job.accelerator
-    main = accelerator.is_main_process
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
-    begin(run, job.plan, job.resolved, main)
+    begin(run, job.plan, job.resolved, job.is_main)
     notes = JobFolder.from_environment()
-    if main:
+    if job.is_main:
         notes.begin(run.folder)
     accelerator.wait_for_everyone()
     if job.folder.is_finished:
-        job.say(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
+        job.print_main(f"{run.folder}: stage {run.stage.name} is already trained; nothing to do")
         return 0
     job.startup.lap("processes")
     model, tokenizer = _make_model(job)
     identity = identify(run, job.split.ids, job.split.lengths, job.plan)
-    found = _find_checkpoint(job, model, identity)
-    finished = _run_loop(job, model, tokenizer, identity, found)
+    resumed = _resume(job, model, identity)
+    finished = _run_loop(job, model, tokenizer, identity, resumed)
     job.marks.at("ending", job.plan.total_steps)
     if finished:
-        processes.do_on_main(accelerator, lambda: _write_model(run, model, job.say))
-    if main:
+        processes.do_on_main(accelerator, lambda: _write_model(job, model))
+    if job.is_main:
         notes.end(finished=finished)
     accelerator.wait_for_everyone()
-    job.say(f"{run.folder}: " + ("finished" if finished else "stopped; run the same command again"))
+    how = "finished" if finished else "stopped; run the same command again"
+    job.print_main(f"{run.folder}: {how}")
     accelerator.end_training()
     return 0 if finished else REQUEUE
 
 
 def _make_model(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     """Build the stage's model, look at the texts, and say what will be trained and how."""
-    run, main = job.run, job.accelerator.is_main_process
-    torch.manual_seed(run.train.seed)
-    model, tokenizer = _build(run, job.startup)
+    torch.manual_seed(job.run.train.seed)
+    model, tokenizer = _build(job)
     for split in (job.split, job.dev):
         if split is not None:
-            refuse_long_texts(model, tokenizer, split, job.say)
-    _describe(model, run, job.plan, job.say)
-    _record_attention(model, run, job.accelerator, job.say)
-    if main:
-        write_text(job.folder.parameters, json.dumps(_count(model), indent=1))
-    for warning in caveats(run, job.plan.world_size):
-        job.say(warning)
+            refuse_long_texts(model, tokenizer, split, job.print_main)
+    _describe(job, model)
+    for warning in caveats(job.run, job.plan.world_size):
+        job.print_main(warning)
     job.startup.lap("texts")
     return model, tokenizer
 
 
-def _find_checkpoint(
-    job: _Job, model: SignFuse, identity: dict[str, Any]
-) -> checkpoint.Found | None:
-    """Load the weights of the newest whole checkpoint, where there is one of this run."""
-    found = checkpoint.find_checkpoint(job.folder.checkpoints, job.accelerator, job.say)
-    if found is not None:
-        position = data_position(job.plan, job.run.train.seed, found.step)
-        refuse_other_run(found, {"run": identity, "data": position})
-        checkpoint.load_weights(found.path, model)
-        job.say(f"resuming after step {found.step} of {job.plan.total_steps}")
+def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> checkpoint.Found | None:
+    """Load the weights of the newest whole checkpoint; return it, None where there is none.
+
+    Raises UserError when it is of another run.
+    """
+    newest = checkpoint.find_checkpoint(job.folder.checkpoints, job.accelerator, job.print_main)
+    if newest is not None:
+        position = data_position(job.plan, job.run.train.seed, newest.step)
+        refuse_other_run(newest, {"run": identity, "data": position})
+        checkpoint.load_weights(newest.path, model)
+        job.print_main(f"resuming after step {newest.step} of {job.plan.total_steps}")
     job.startup.lap("resume")
-    return found
+    return newest
 
 
 def _run_loop(
@@ -171,25 +174,25 @@ def _run_loop(
     model: SignFuse,
     tokenizer: TextTokenizer | None,
     identity: dict[str, Any],
-    found: checkpoint.Found | None,
+    resumed: checkpoint.Found | None,
 ) -> bool:
-    """Train from the checkpoint that was found, or from nothing; return whether it is finished."""
+    """Train from the checkpoint ``resumed``, or from the start; return whether it is finished."""
     run, accelerator, startup = job.run, job.accelerator, job.startup
-    start_step, broken = (found.step, found.broken_clips) if found else (0, 0)
+    start_step, broken = (resumed.step, resumed.broken_clips) if resumed else (0, 0)
     features = None
     if run.train.features == "cached":
         features = cached_features.find_or_compute(
-            model, run, job.split, accelerator, job.workers, job.say
+            model, run, job.split, accelerator, job.workers, job.print_main
         )
         startup.lap("features")
-    prepared, optimizer = _prepare(job, model, found)
+    prepared, optimizer = _prepare(job, model, resumed)
     trackers.start(accelerator, run.train.trackers, run.folder, run.to_dict(), start_step)
     development = None
     if job.dev is not None:
         development = DevelopmentScore(run, model, job.dev, tokenizer, accelerator)
     objective = StageObjective(run.stage.name, run.loss)
     meter = meter_of(model, objective, run, accelerator.device)
-    say_what_is_unknown(meter, accelerator.device, job.say)
+    say_what_is_unknown(meter, accelerator.device, job.print_main)
     loop = Loop(
         accelerator,
         prepared,
@@ -210,7 +213,7 @@ def _run_loop(
     return loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
 
 
-def _prepare(job: _Job, model: SignFuse, found: checkpoint.Found | None) -> tuple[Any, Any]:
+def _prepare(job: _Job, model: SignFuse, resumed: checkpoint.Found | None) -> tuple[Any, Any]:
     """Hand model and optimizer to the engine, and give it the moments of a checkpoint."""
     run = job.run
     optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
@@ -218,48 +221,48 @@ def _prepare(job: _Job, model: SignFuse, found: checkpoint.Found | None) -> tupl
     if job.resolved is not None:
         ds_config.verify_live(prepared, job.resolved, job.plan.world_size)
     job.startup.lap("prepare")
-    if found is not None:
-        checkpoint.load_optimizer(found.path, job.accelerator, prepared, wrapped, found.step)
+    if resumed is not None:
+        checkpoint.load_optimizer(resumed.path, job.accelerator, prepared, wrapped, resumed.step)
     job.startup.lap("resume")
     return prepared, wrapped
 
 
-def _write_model(run: RunConfig, model: SignFuse, say: Any) -> None:
+def _write_model(job: _Job, model: SignFuse) -> None:
     """Write ``model/`` from the weights that ``train.select`` asks for."""
-    if run.train.select == "best":
-        found = checkpoint.best(RunFolder.of(run).checkpoints, say)
-        if found is None:
+    if job.run.train.select == "best":
+        best = checkpoint.best(job.folder.checkpoints, job.print_main)
+        if best is None:
             raise UserError(
-                f"{run.folder}: train.select=best, and no checkpoint has a development score; "
+                f"{job.folder.path}: train.select=best, and no checkpoint has a development score; "
                 "the same command with train.select=last takes the last"
             )
-        checkpoint.load_weights(found.path, model)
-        say(f"model of step {found.step}: its development score {found.state['score']:.4g} is best")
-    model.save_pretrained(RunFolder.of(run).model)
-    write_card(run.folder)
+        checkpoint.load_weights(best.path, model)
+        score = best.state["score"]
+        job.print_main(f"model of step {best.step}: its development score {score:.4g} is best")
+    model.save_pretrained(job.folder.model)
+    write_card(job.folder.path)
 
 
-def _build(run: RunConfig, startup: Startup) -> tuple[SignFuse, TextTokenizer | None]:
+def _build(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     """Build the stage's model from the stage before it, or from ImageNet weights."""
-    stage = run.stage.name
-    language = needs_language_model(stage)
-    model, tokenizer = saved.build(run.model, language, run.data.max_frames)
-    startup.lap("model")
+    run, stage = job.run, job.run.stage.name
+    model, tokenizer = saved.build(run.model, needs_language_model(stage), run.data.max_frames)
+    job.startup.lap("model")
     before = previous(stage, run.train.stages)
     if before is None:
         load_visual_weights(model, run.model)
     else:
-        folder = RunFolder.of(run).beside(before).model
-        if not folder.is_dir():
+        start = job.folder.beside(before)
+        if not start.is_finished:
             raise UserError(
-                f"stage {stage} starts from stage {before}, and {folder} does not exist: "
+                f"stage {stage} starts from stage {before}, and {start.model} does not exist: "
                 f"train it first (stage={before})"
             )
         # The contrastive stage has no LLM, so no adapter either.
         may_miss = () if needs_language_model(before) else ("adapter.",)
-        saved.load_into(folder, model, may_miss)
+        saved.load_into(start.model, model, may_miss)
     prepare(model, stage, run.loss)
-    startup.lap("weights")
+    job.startup.lap("weights")
     return model, tokenizer
 
 
@@ -279,41 +282,40 @@ def _clips(
     return ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
 
 
-def _record_attention(model: SignFuse, run: RunConfig, accelerator: Any, say: Any) -> None:
-    """Write which kernels were asked for and are used, of this start of the run."""
-    used = {
-        "asked": run.model.attention,
-        "encoders": choose_for(run.model, run.train.precision, accelerator.device),
-        "llm": model.language_model.attention if model.language_model else None,
-    }
-    say(
-        f"attention: {used['encoders']} in CMFA and HTA, {used['llm'] or 'none'} in the LLM "
-        f"(model.attention: {used['asked']})"
-    )
-    if accelerator.is_main_process:
-        write_text(RunFolder.of(run).attention, json.dumps(used, indent=1))
-
-
-def _describe(model: SignFuse, run: RunConfig, plan: Plan, say: Any) -> None:
-    say(f"{run.name}, stage {run.stage.name} -> {run.folder}")
-    say(plan.describe())
-    for name, count in _count(model).items():
-        say(f"  {name:15s} {count['all']:>13,} parameters, {count['trained']:>12,} train")
-
-
-def _count(model: SignFuse) -> dict[str, dict[str, int]]:
-    """Return the parameters of each component, all and those that this stage trains."""
-    found = {}
+def _describe(job: _Job, model: SignFuse) -> None:
+    """Print what will be trained and how; write parameters and attention kernels of this start."""
+    run = job.run
+    parameters = {}
     for name, count in count_parameters(model).items():
         trained = (p.numel() for p in getattr(model, name).parameters() if p.requires_grad)
-        found[name] = {"all": count, "trained": sum(trained)}
-    return found
+        parameters[name] = {"all": count, "trained": sum(trained)}
+    attention = {
+        "asked": run.model.attention,
+        "encoders": choose_for(run.model, run.train.precision, job.accelerator.device),
+        "llm": model.language_model.attention if model.language_model else None,
+    }
+    job.print_main(f"{run.name}, stage {run.stage.name} -> {run.folder}")
+    job.print_main(job.plan.describe())
+    for name, counts in parameters.items():
+        job.print_main(
+            f"  {name:15s} {counts['all']:>13,} parameters, {counts['trained']:>12,} train"
+        )
+    job.print_main(
+        f"attention: {attention['encoders']} in CMFA and HTA, {attention['llm'] or 'none'} in the "
+        f"LLM (model.attention: {attention['asked']})"
+    )
+    if job.is_main:
+        write_text(job.folder.parameters, json.dumps(parameters, indent=1))
+        write_text(job.folder.attention, json.dumps(attention, indent=1))
 
 
 def refuse_long_texts(
     model: SignFuse, tokenizer: TextTokenizer | None, split: Split, say: Callable[[str], None]
 ) -> None:
-    """Raise UserError naming texts that the LLM's context has no room for; name unknown letters."""
+    """Raise UserError naming texts that the LLM's context has no room for; ``say`` unknown letters.
+
+    Without an LLM there is nothing to compare with.
+    """
     if model.language_model is None or tokenizer is None:
         return
     texts = {entry.id: entry.text for entry in split.entries()}
