@@ -1,33 +1,35 @@
-"""Evaluation of a split: deterministic, shared by all processes, resumed after a kill."""
+"""Evaluation of a split: the same bytes on any number of processes, resumed after a kill.
+
+Batches are formed from all clips of the split, longest first, and process r of n decodes
+``batches[r::n]``: which clips are computed together does not depend on the number of processes. A
+finished batch is a line of the process's part file, in a folder whose name is a hash of everything
+that the sentences depend on; whoever goes on reads the part files of all.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
-import uuid
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
 from numpy.typing import NDArray
-from torch.distributed.rendezvous import rendezvous
 from tqdm import tqdm
 
 from signfuse_dist import __version__
-from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import AugmentConfig, RunConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.manifest import manifest_bytes
@@ -60,95 +62,54 @@ from signfuse_dist.run_folder import EvaluationFolder, RunFolder
 AS_IS = "as_is"
 Unit = tuple[str, int]
 """A piece of the work: how the clips are shown (AS_IS or a control), and the batch's number."""
-Ids = Sequence[tuple[str, ...]]
-"""The clips of each batch."""
+Decoded = dict[Unit, list[Translation]]
+
+
+def evaluate(
+    run_folder: Path,
+    split_name: str,
+    overrides: Sequence[str] = (),
+    controls: Sequence[str] = CONTROLS,
+) -> Path:
+    """Translate and score one split; write ``RUN/evaluation/SPLIT`` and return that folder.
+
+    Every launched process calls this. ``overrides`` are ``evaluation.key=value``. Raises UserError
+    naming clips that cannot be read or have no text: a score over fewer clips than the split has
+    would not be that split's score.
+    """
+    began = time.monotonic()
+    with joined() as processes:
+        translator = load_translator(run_folder, processes.device, overrides)
+        run = translator.run
+        find_preset(run.data.metric_preset, run.data.bleu_tokenizer)  # before hours of decoding
+        split = open_split(run.shards(split_name), run.data)
+        references = _references(split)
+        reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in controls}
+        decoded_controls = [c for c in controls if c != "shuffled" and reasons[c] is None]
+        plan = DecodingPlan(run, split, (AS_IS, *decoded_controls))
+        folder = RunFolder(run_folder).evaluation(split_name)
+        key = processes.agree(plan.key(run_folder, processes.device))
+        parts = PartFiles(folder.parts / key, processes.rank)
+        before = parts.read(plan) if processes.rank == 0 else {}
+        done = processes.agree(frozenset(before))
+        decoded = _decode(translator, plan, parts, processes, done)
+        if processes.rank == 0:
+            translations = _by_id({**before, **decoded}, plan)
+            result = EvaluationResult(run, references, translations, reasons)
+            write_evaluation(run_folder, folder, result, _attention_of(translator, plan))
+            _write_record(folder, processes, plan, len(done), time.monotonic() - began)
+        parts.remove()
+    return folder.path
 
 
 @dataclass
-class Journal:
-    """The files of one evaluation; ``folder`` is that of its key."""
-
-    folder: Path
-    _file: IO[bytes] | None = None
-    _path: Path | None = None
-
-    def read(self, ids: Ids) -> dict[Unit, list[Translation]]:
-        """Return the finished units that earlier processes have left."""
-        found: dict[Unit, list[Translation]] = {}
-        for path in sorted(self.folder.glob("part-*.jsonl")):
-            for line in path.read_bytes().split(b"\n"):
-                entry = _read_line(line, ids)
-                if entry is not None:
-                    found[entry[0]] = entry[1]
-        return found
-
-    def append(self, unit: Unit, translations: Sequence[Translation]) -> None:
-        """Put a finished unit on the disk."""
-        if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Never behind an earlier process's last line, which may be cut short.
-            self._path = self.folder / f"part-{uuid.uuid4().hex}.jsonl"
-            self._file = self._path.open("xb")
-        clips = [_plain(translation) for translation in translations]
-        entry = {"shown": unit[0], "batch": unit[1], "clips": clips}
-        text = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-        self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def remove_own(self) -> None:
-        """Remove this process's file: its host may be the only one that sees it."""
-        if self._file is not None and self._path is not None:
-            self._file.close()
-            self._path.unlink(missing_ok=True)
-            self._file = self._path = None
-
-    def remove(self) -> None:
-        """Remove what all processes of this key left; other keys keep theirs."""
-        for path in self.folder.glob("part-*.jsonl"):
-            path.unlink(missing_ok=True)
-        for folder in (self.folder, self.folder.parent):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-
-
-def _read_line(line: bytes, ids: Ids) -> tuple[Unit, list[Translation]] | None:
-    """Return what a line holds, or None when it is not whole or of other clips."""
-    said, _, text = line.partition(b" ")
-    if not text or said != b"%08x" % zlib.crc32(text):
-        return None
-    try:
-        entry = json.loads(text)
-        shown, batch = str(entry["shown"]), int(entry["batch"])
-        translations = [_translation(clip) for clip in entry["clips"]]
-    except (ValueError, KeyError, TypeError):
-        return None
-    names = tuple(translation.id for translation in translations)
-    fits = 0 <= batch < len(ids) and names == ids[batch]
-    return ((shown, batch), translations) if fits else None
-
-
-def _plain(translation: Translation) -> dict[str, Any]:
-    gate = translation.gate
-    # A float32 has the same digits as a Python float, so it comes back bit by bit.
-    steps = None if gate is None else [float(value) for value in gate]
-    return {"id": translation.id, "text": translation.text, "gate": steps}
-
-
-def _translation(clip: Mapping[str, Any]) -> Translation:
-    gate = clip["gate"]
-    return Translation(
-        clip["id"], clip["text"], None if gate is None else np.array(gate, dtype=np.float32)
-    )
-
-
-@dataclass
-class Work:
+class DecodingPlan:
     """What is to be decoded: a function of run, split and controls, never of the processes."""
 
     run: RunConfig
     split: Split
     shown: tuple[str, ...]
+    """AS_IS and the controls that are decoded."""
 
     @cached_property
     def frames(self) -> ClipFrames:
@@ -161,24 +122,24 @@ class Work:
         return self.frames.counts(0, np.arange(len(self.split)))
 
     @cached_property
-    def places(self) -> list[MicroBatch]:
+    def batches(self) -> list[MicroBatch]:
         """The clips of each batch, longest first."""
         size = self.run.evaluation.batch_size
         order = np.argsort(-self.counts, kind="stable").tolist()
         return [MicroBatch(order[i : i + size], 0) for i in range(0, len(order), size)]
 
-    @cached_property
-    def ids(self) -> list[tuple[str, ...]]:
-        """The names of the clips of each batch."""
-        return [tuple(self.split.ids[place] for place in batch.clips) for batch in self.places]
+    def ids(self, batch: int) -> list[str]:
+        """Return the names of the clips of a batch."""
+        return [self.split.ids[clip] for clip in self.batches[batch].clips]
 
-    def size(self, unit: Unit) -> int:
-        """Frames of a unit: what its time goes by, nearly."""
-        return int(self.counts[self.places[unit[1]].clips].sum())
+    def num_frames(self, batch: int) -> int:
+        """Return the frames of a batch: what its time goes by, nearly."""
+        return int(self.counts[self.batches[batch].clips].sum())
 
-    def units(self) -> list[Unit]:
-        """Return every unit, batch by batch, each in all the ways that it is shown."""
-        return [(shown, batch) for batch in range(len(self.places)) for shown in self.shown]
+    def missing(self, done: frozenset[Unit]) -> dict[int, list[str]]:
+        """Return the ways of showing that are not done, by batch."""
+        todo = {b: [s for s in self.shown if (s, b) not in done] for b in range(len(self.batches))}
+        return {batch: shown for batch, shown in todo.items() if shown}
 
     def key(self, run_folder: Path, device: torch.device) -> str:
         """Return a name for everything that the sentences depend on."""
@@ -199,43 +160,79 @@ class Work:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-T = TypeVar("T")
-_CLOSED = 1 << 40  # above any number of batches
-# The others wait for the first one while it scores and draws intervals.
-_PATIENCE = timedelta(hours=2)
-
-
-class _Counters(Protocol):
-    """What is asked of torch's store: a sum by name that all processes see."""
-
-    def add(self, key: str, value: int, /) -> int: ...
-
-
 @dataclass
+class PartFiles:
+    """The finished batches of one evaluation: a file a process in ``folder``, that of its key."""
+
+    folder: Path
+    rank: int
+
+    def read(self, plan: DecodingPlan) -> Decoded:
+        """Return the units that earlier processes have finished, however many there were."""
+        if any(self.folder.glob("part-*.jsonl")):
+            print(f"{self.folder}: of an earlier version, is decoded again", file=sys.stderr)
+        decoded: Decoded = {}
+        for path in sorted(self.folder.glob("rank-*.jsonl")):
+            for line in path.read_bytes().splitlines():
+                decoded.update(_read_unit(line, plan))
+        return decoded
+
+    def append(self, unit: Unit, translations: Sequence[Translation]) -> None:
+        """Put a finished unit on the disk."""
+        # A float32 has the same digits as a Python float, so it comes back bit by bit.
+        clips = [[t.id, t.text, None if t.gate is None else t.gate.tolist()] for t in translations]
+        entry = {"shown": unit[0], "batch": unit[1], "clips": clips}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._own.open("ab") as file:
+            # The last line of a process that was killed may be cut short: a line of its own.
+            file.write(f"\n{json.dumps(entry, ensure_ascii=False)}".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        """Remove what all processes left under this key; other keys keep theirs.
+
+        Each process calls this when all have finished: a host may be the only one that sees its
+        file.
+        """
+        self._own.unlink(missing_ok=True)
+        if self.rank == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
+                self.folder.parent.rmdir()
+
+    @property
+    def _own(self) -> Path:
+        return self.folder / f"rank-{self.rank}.jsonl"
+
+
+def _read_unit(line: bytes, plan: DecodingPlan) -> Decoded:
+    """Return the unit of a line; nothing where the line is cut short or of other clips."""
+    try:
+        entry = json.loads(line)
+        unit = str(entry["shown"]), int(entry["batch"])
+        translations = [
+            Translation(str(name), str(text), gate if gate is None else np.array(gate, np.float32))
+            for name, text, gate in entry["clips"]
+        ]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    fits = 0 <= unit[1] < len(plan.batches) and [t.id for t in translations] == plan.ids(unit[1])
+    return {unit: translations} if fits else {}
+
+
+T = TypeVar("T")
+# Process 0 scores while the others wait, and shares do not end at the same time.
+_PATIENCE = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
 class Processes:
-    """One of ``world`` processes; ``store`` is None when it is alone."""
+    """This process among the ``world`` that were launched."""
 
     rank: int
     world: int
     device: torch.device
-    store: _Counters | None = None
-    _own: Counter[str] = field(default_factory=Counter)
-
-    def add(self, name: str, amount: int) -> int:
-        """Add to a sum over all processes and return what it is now."""
-        if self.store is not None:
-            return int(self.store.add(f"evaluate/{name}", amount))
-        self._own[name] += amount
-        return self._own[name]
-
-    def claims(self, count: int) -> Iterator[int]:
-        """Yield numbers below ``count``, each to one process: whoever asks next gets the next."""
-        while (number := self.add("claimed", 1) - 1) < count:
-            yield number
-
-    def close(self) -> None:
-        """Let no process claim anything more."""
-        self.add("claimed", _CLOSED)
 
     def gather(self, own: T) -> list[T]:
         """Return what every process gives, on every process."""
@@ -247,11 +244,7 @@ class Processes:
 
     def agree(self, own: T) -> T:
         """Return what the first process gives, on every process."""
-        if self.world == 1:
-            return own
-        value = [own]
-        dist.broadcast_object_list(value, src=0)
-        return value[0]
+        return self.gather(own)[0]
 
 
 @contextmanager
@@ -269,32 +262,136 @@ def joined() -> Iterator[Processes]:
         torch.cuda.set_device(device)  # a quantized LLM is loaded onto the current one
     else:
         torch.set_num_threads(1)
-    store = None
     try:
         if world > 1:
-            store, rank, world = next(iter(rendezvous("env://", rank, world)))
-            dist.init_process_group(
-                "gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE
-            )
-        yield Processes(rank, world, device, store)
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        yield Processes(rank, world, device)
         if world > 1:
             dist.barrier()
     finally:
         torch.set_num_threads(threads)
-        if store is not None:
+        if world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
-Maps = Callable[[str], Mapping[str, NDArray[np.float32]]]
-_TITLES = {
-    "shuffled": "the same with the videos shuffled among the sentences",
-    "blank": "the same with grey pictures, joints kept",
-    "masked_joints": "the same with all joints masked, pictures kept",
-}
+def _decode(
+    translator: Translator,
+    plan: DecodingPlan,
+    parts: PartFiles,
+    processes: Processes,
+    done: frozenset[Unit],
+) -> Decoded:
+    """Decode what is not done, together with the other processes; return what all have decoded.
+
+    Raises UserError on all of them together: one that stopped by itself would leave the others
+    waiting.
+    """
+    decoded: Decoded = {}
+    faults: list[str] = []
+    for share, share_faults in processes.gather(
+        _decode_share(translator, plan, parts, processes, done)
+    ):
+        decoded.update(share)
+        faults += share_faults
+    raise_together(sorted(set(faults)), f"{plan.split.folder}: clips cannot be translated")
+    return decoded
+
+
+def _decode_share(
+    translator: Translator,
+    plan: DecodingPlan,
+    parts: PartFiles,
+    processes: Processes,
+    done: frozenset[Unit],
+) -> tuple[Decoded, list[str]]:
+    """Decode this process's share of what is not done; return it, and what was wrong."""
+    todo = plan.missing(done)
+    share = list(todo)[processes.rank :: processes.world]
+    dataset = ClipBatches(plan.split, plan.batches, plan.frames, encode=None)
+    workers, pin = count_workers(plan.run.train.num_workers), translator.device.type == "cuda"
+    decoded: Decoded = {}
+    faults: list[str] = []
+    with _progress(plan, processes, todo, share) as bar:
+        for number, batch in zip(share, batches(dataset, workers, pin, share), strict=True):
+            faults += batch.faults
+            for shown in todo[number]:
+                unit = (shown, number)
+                seen = batch if shown == AS_IS else hidden(batch, shown)
+                try:
+                    decoded[unit] = translator.translate(seen)
+                except UserError as error:  # a broken model: no other batch would fare better
+                    return decoded, [*faults, str(error)]
+                if not batch.faults:
+                    parts.append(unit, decoded[unit])
+                bar.update(plan.num_frames(number))
+    return decoded, faults
+
+
+def _progress(
+    plan: DecodingPlan, processes: Processes, todo: Mapping[int, list[str]], share: Sequence[int]
+) -> Any:
+    """Return the bar of the first process's share, in frames, whose time left is nearly true.
+
+    That share has the longest batches: it takes the longest, and the others are nearly as long.
+    """
+    every = sum(map(plan.num_frames, range(len(plan.batches)))) * len(plan.shown)
+    left = sum(plan.num_frames(batch) * len(shown) for batch, shown in todo.items())
+    if processes.rank == 0 and left < every:
+        print(f"{(every - left) / every:.0%} was decoded before; going on", file=sys.stderr)
+    ways = f" as {', '.join(plan.shown)}" if len(plan.shown) > 1 else ""
+    of = f", share of 1 of {processes.world} processes" if processes.world > 1 else ""
+    return tqdm(
+        total=sum(plan.num_frames(batch) * len(todo[batch]) for batch in share),
+        unit="frame",
+        unit_scale=True,
+        disable=processes.rank > 0,
+        desc=f"translating {len(plan.split)} clips{ways}{of}",
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+    )
+
+
+def _by_id(decoded: Decoded, plan: DecodingPlan) -> dict[str, dict[str, Translation]]:
+    """Return the translations by way of showing and id; a set of other ids is a defect."""
+    by_id: dict[str, dict[str, Translation]] = {shown: {} for shown in plan.shown}
+    for (shown, _), translations in decoded.items():
+        if shown in by_id:  # else left by an evaluation with more controls
+            by_id[shown].update({translation.id: translation for translation in translations})
+    for shown, ours in by_id.items():
+        odd = sorted(ours.keys() ^ set(plan.split.ids))
+        if odd:
+            raise RuntimeError(f"{shown}: {len(odd)} ids are not those of the split: {odd[:10]}")
+    return by_id
+
+
+def _references(split: Split) -> dict[str, str]:
+    """Return the texts by id; raise UserError where there is nothing to score against."""
+    references = {entry.id: entry.text for entry in split.entries()}
+    blank = sorted(name for name, text in references.items() if not text.strip())
+    if blank:
+        raise UserError(
+            f"{split.folder}: {len(blank)} of {len(references)} clips have no text to score "
+            f"against: {name_ids(blank)}. Pack the split without those rows; videos alone are "
+            "for `signfuse translate`"
+        )
+    return references
+
+
+def _attention_of(translator: Translator, plan: DecodingPlan) -> Any:
+    """Return a function that gives the cross-attention maps of a clip by its id."""
+    place_of = {name: place for place, name in enumerate(plan.split.ids)}
+
+    def maps(name: str) -> dict[str, NDArray[np.float32]]:
+        places = [MicroBatch([place_of[name]], 0)]
+        return translator.cross_attention(
+            ClipBatches(plan.split, places, plan.frames, encode=None)[0]
+        )
+
+    return maps
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvaluationResult:
     """What was decoded: translations by way of showing and id, and why controls do not apply."""
 
     run: RunConfig
@@ -307,48 +404,57 @@ class Outcome:
         return {name: t.text for name, t in self.translations[shown].items()}
 
 
-def write_outcome(run_folder: Path, folder: Path, outcome: Outcome, maps: Maps) -> None:
+Maps = Callable[[str], Mapping[str, NDArray[np.float32]]]
+_TITLES = {
+    "shuffled": "the same with the videos shuffled among the sentences",
+    "blank": "the same with grey pictures, joints kept",
+    "masked_joints": "the same with all joints masked, pictures kept",
+}
+
+
+def write_evaluation(
+    run_folder: Path, folder: EvaluationFolder, result: EvaluationResult, maps: Maps
+) -> None:
     """Write all files of ``RUN/evaluation/SPLIT``, the run's model card, and print the scores.
 
     ``maps`` gives a clip's cross-attention by its id. The scores are written last but the card, so
     a folder with scores has the rest.
     """
-    sentences = outcome.sentences(AS_IS)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = EvaluationFolder(folder)
-    write_hypotheses(files.hypotheses, sentences, outcome.references)
-    gates = {t.id: t.gate for t in outcome.translations[AS_IS].values() if t.gate is not None}
-    _write_or_remove(files.gates, gates)
-    _write_or_remove(files.attention, _sample_maps(outcome, sentences, maps))
-    results = _results(outcome, sentences)
-    write_results(files.scores, results)
+    sentences = result.sentences(AS_IS)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_hypotheses(folder.hypotheses, sentences, result.references)
+    gates = {t.id: t.gate for t in result.translations[AS_IS].values() if t.gate is not None}
+    _write_or_remove(folder.gates, gates)
+    _write_or_remove(folder.attention, _sample_maps(result, sentences, maps))
+    results = _results(result, sentences)
+    write_results(folder.scores, results)
     write_card(run_folder)
     _print(results)
 
 
-def _results(outcome: Outcome, sentences: dict[str, str]) -> Results:
-    run = outcome.run
+def _results(result: EvaluationResult, sentences: dict[str, str]) -> Results:
+    run = result.run
     preset = find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
-    language, references = run.data.language, outcome.references
+    language, references = run.data.language, result.references
     scores = score_with_intervals(sentences, references, preset, language)
     controls: dict[str, Scores] = {}
-    for control in (name for name, reason in outcome.reasons.items() if reason is None):
+    for control in (name for name, reason in result.reasons.items() if reason is None):
         if control == "shuffled":
-            found = score_control(sentences, references, preset, run.train.seed, language)
-            assert found is not None
-            controls[control] = found
+            shuffled = score_control(sentences, references, preset, run.train.seed, language)
+            assert shuffled is not None
+            controls[control] = shuffled
         else:
-            controls[control] = score(outcome.sentences(control), references, preset, language)
-    inapplicable = {name: reason for name, reason in outcome.reasons.items() if reason}
+            controls[control] = score(result.sentences(control), references, preset, language)
+    inapplicable = {name: reason for name, reason in result.reasons.items() if reason}
     return Results(scores, controls, inapplicable, asdict(run.evaluation))
 
 
 def _sample_maps(
-    outcome: Outcome, sentences: dict[str, str], maps: Maps
+    result: EvaluationResult, sentences: dict[str, str], maps: Maps
 ) -> dict[str, NDArray[np.float32]]:
     """Return the maps of the samples that the report shows, by ``DIRECTION/ID``."""
-    ranked = rank_samples(sentences, outcome.references)
-    chosen = spread(ranked, outcome.run.evaluation.num_samples)
+    ranked = rank_samples(sentences, result.references)
+    chosen = spread(ranked, result.run.evaluation.num_samples)
     return {f"{way}/{s.id}": array for s in chosen for way, array in maps(s.id).items()}
 
 
@@ -368,188 +474,12 @@ def _print(results: Results) -> None:
         print(f"\nno control {name}: {reason}")
 
 
-Found = dict[Unit, list[Translation]]
-
-
-def evaluate(
-    run_folder: Path,
-    split_name: str,
-    words: Sequence[str] = (),
-    controls: Sequence[str] = CONTROLS,
-) -> Path:
-    """Translate and score one split; write ``RUN/evaluation/SPLIT`` and return that folder.
-
-    Batches are formed from all clips, longest first, before they are shared out whole, so the
-    result does not depend on the number of processes. A killed evaluation goes on where it was.
-    ``words`` are ``evaluation.key=value``. Raises UserError naming clips that cannot be read or
-    have no text: a score over fewer clips than the split has would not be that split's score.
-    """
-    began = time.monotonic()
-    with joined() as processes:
-        translator = load_translator(run_folder, processes.device, words)
-        run = translator.run
-        find_preset(run.data.metric_preset, run.data.bleu_tokenizer)  # before hours of decoding
-        split = open_split(run.shards(split_name), run.data)
-        references = _references(split)
-        reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in controls}
-        decoded = [c for c in controls if c != "shuffled" and reasons[c] is None]
-        work = Work(run, split, (AS_IS, *decoded))
-        folder = RunFolder(run_folder).evaluation(split_name).path
-        key = processes.agree(work.key(run_folder, processes.device))
-        journal = Journal(EvaluationFolder(folder).parts / key)
-        before = journal.read(work.ids) if processes.rank == 0 else {}
-        done = processes.agree(frozenset(before))
-        found = _decode(translator, work, journal, processes, done)
-        if processes.rank == 0:
-            outcome = Outcome(run, references, _by_id({**before, **found}, work), reasons)
-            write_outcome(run_folder, folder, outcome, _attention_of(translator, work))
-            _write_record(folder, processes, work, len(done), time.monotonic() - began)
-        journal.remove_own()
-        if processes.rank == 0:
-            journal.remove()
-    return folder
-
-
-def _references(split: Split) -> dict[str, str]:
-    """Return the texts by id; raise UserError where there is nothing to score against."""
-    references = {entry.id: entry.text for entry in split.entries()}
-    blank = sorted(name for name, text in references.items() if not text.strip())
-    if blank:
-        raise UserError(
-            f"{split.folder}: {len(blank)} of {len(references)} clips have no text to score "
-            f"against: {name_ids(blank)}. Pack the split without those rows; videos alone are "
-            "for `signfuse translate`"
-        )
-    return references
-
-
-def _decode(
-    translator: Translator,
-    work: Work,
-    journal: Journal,
-    processes: Processes,
-    done: frozenset[Unit],
-) -> Found:
-    """Decode what is not done, together with the other processes; return what all have found.
-
-    Raises UserError on all of them together: one that stopped by itself would leave the others
-    waiting.
-    """
-    missing = [unit for unit in work.units() if unit not in done]
-    todo: dict[int, list[str]] = {}
-    for shown, batch in missing:
-        todo.setdefault(batch, []).append(shown)
-    own, faults = _own_share(translator, work, journal, processes, todo)
-    found: Found = {}
-    named: list[str] = []
-    for theirs, other_faults in processes.gather((own, faults)):
-        found.update(theirs)
-        named += other_faults
-    raise_together(sorted(set(named)), f"{work.split.folder}: clips cannot be translated")
-    return found
-
-
-def _own_share(
-    translator: Translator,
-    work: Work,
-    journal: Journal,
-    processes: Processes,
-    todo: Mapping[int, list[str]],
-) -> tuple[Found, list[str]]:
-    """Decode the batches that this process gets hold of; return them and what was wrong."""
-    found: Found = {}
-    faults: list[str] = []
-    shown_frames = 0
-    with _progress(work, processes, todo) as bar:
-        for number, batch in _claimed(translator, work, processes, list(todo)):
-            faults += batch.faults
-            for shown in todo[number]:
-                unit = (shown, number)
-                seen = batch if shown == AS_IS else hidden(batch, shown)
-                try:
-                    found[unit] = translator.translate(seen)
-                except UserError as error:  # a broken model: no other batch would fare better
-                    faults.append(str(error))
-                    processes.close()
-                    return found, faults
-                if not batch.faults:
-                    journal.append(unit, found[unit])
-                done = processes.add("frames", work.size(unit))
-                bar.update(done - shown_frames)  # by what the others have done meanwhile as well
-                shown_frames = done
-    return found, faults
-
-
-def _claimed(
-    translator: Translator, work: Work, processes: Processes, numbers: Sequence[int]
-) -> Iterator[tuple[int, SignBatch]]:
-    """Yield batches, longest first, each with its number and to one process only."""
-    claimed: list[int] = []
-
-    def items() -> Iterator[int]:
-        for claim in processes.claims(len(numbers)):
-            claimed.append(numbers[claim])
-            yield numbers[claim]
-
-    dataset = ClipBatches(work.split, work.places, work.frames, encode=None)
-    workers = count_workers(work.run.train.num_workers)
-    pin = translator.device.type == "cuda"
-    for place, batch in enumerate(batches(dataset, workers, pin, items())):
-        yield claimed[place], batch
-
-
-def _progress(work: Work, processes: Processes, todo: Mapping[int, list[str]]) -> Any:
-    """Return the bar of all processes' work, in frames, whose time left is nearly true."""
-    sizes = {unit: work.size(unit) for unit in work.units()}
-    left = sum(sizes[shown, number] for number, ways in todo.items() for shown in ways)
-    total = sum(sizes.values())
-    ways = f" as {', '.join(work.shown)}" if len(work.shown) > 1 else ""
-    if processes.rank == 0 and left < total:
-        print(f"{(total - left) / total:.0%} was decoded before; going on", file=sys.stderr)
-    return tqdm(
-        total=total,
-        initial=total - left,
-        unit="frame",
-        unit_scale=True,
-        disable=processes.rank > 0,
-        desc=f"translating {len(work.split)} clips{ways}",
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,
-    )
-
-
-def _by_id(found: Found, work: Work) -> dict[str, dict[str, Translation]]:
-    """Return the translations by way of showing and id; a set of other ids is a defect."""
-    by_id: dict[str, dict[str, Translation]] = {shown: {} for shown in work.shown}
-    for (shown, _), translations in found.items():
-        for translation in translations:
-            if shown not in by_id:
-                continue  # left by an evaluation with more controls
-            if translation.id in by_id[shown]:
-                raise RuntimeError(f"{translation.id} was translated twice as {shown}")
-            by_id[shown][translation.id] = translation
-    for shown, ours in by_id.items():
-        odd = sorted(ours.keys() ^ set(work.split.ids))
-        if odd:
-            raise RuntimeError(f"{shown}: {len(odd)} ids are not those of the split: {odd[:10]}")
-    return by_id
-
-
-def _attention_of(translator: Translator, work: Work) -> Any:
-    """Return a function that gives the cross-attention maps of a clip by its id."""
-    place_of = {name: place for place, name in enumerate(work.split.ids)}
-
-    def maps(name: str) -> dict[str, NDArray[np.float32]]:
-        places = [MicroBatch([place_of[name]], 0)]
-        return translator.cross_attention(
-            ClipBatches(work.split, places, work.frames, encode=None)[0]
-        )
-
-    return maps
-
-
 def _write_record(
-    folder: Path, processes: Processes, work: Work, num_before: int, seconds: float
+    folder: EvaluationFolder,
+    processes: Processes,
+    plan: DecodingPlan,
+    num_before: int,
+    seconds: float,
 ) -> None:
     """Write ``evaluation.json``: how it was computed, which no score depends on."""
     cuda = processes.device.type == "cuda"
@@ -557,11 +487,11 @@ def _write_record(
         "processes": processes.world,
         "device": torch.cuda.get_device_name(processes.device) if cuda else "cpu",
         "seconds": round(seconds, 1),
-        "units": len(work.places) * len(work.shown),
+        "units": len(plan.batches) * len(plan.shown),
         "units_decoded_before": num_before,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "signfuse_dist": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    write_json(EvaluationFolder(folder).record, record)
+    write_json(folder.record, record)
