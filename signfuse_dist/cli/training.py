@@ -100,12 +100,10 @@ def add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _add_launch(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--launch",
-        type=Path,
-        help="a file of launch/ (default: node_zero2.yaml with several GPUs, gpu.yaml with one, "
-        "cpu_zero2.yaml without)",
-    )
+    from signfuse_dist.jobs.local import DEFAULT_LAUNCH
+
+    defaults = ", ".join(f"{name} with {gpus}" for gpus, name in DEFAULT_LAUNCH.items())
+    command.add_argument("--launch", type=Path, help=f"a file of launch/ (default: {defaults})")
     command.add_argument("--num-processes", type=int, help="instead of the launch file's")
 
 

@@ -17,6 +17,13 @@ from signfuse_dist.files import locate
 from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.run_folder import RunFolder
 
+# The file of launch/ where none is given.
+DEFAULT_LAUNCH = {
+    "no GPU": "cpu_zero2.yaml",
+    "one GPU": "gpu.yaml",
+    "several GPUs": "node_zero2.yaml",
+}
+
 
 def train_stages(
     experiment: str, overrides: Sequence[str], launch: Path | None, num_processes: int | None
@@ -87,7 +94,7 @@ def launch_command(
 def _default_launch() -> Path:
     import torch
 
-    gpus = torch.cuda.device_count()
-    name = "cpu_zero2" if gpus == 0 else "gpu" if gpus == 1 else "node_zero2"
-    print(f"no --launch given: using launch/{name}.yaml")
-    return Path("launch") / f"{name}.yaml"
+    gpus = list(DEFAULT_LAUNCH)[min(torch.cuda.device_count(), 2)]
+    path = Path("launch") / DEFAULT_LAUNCH[gpus]
+    print(f"no --launch given: using {path}")
+    return path

@@ -82,6 +82,26 @@ def test_train_finds_an_error_of_the_last_stage_before_the_first_has_begun(
     assert launched == []
 
 
+@pytest.mark.parametrize(
+    ("gpus", "number"), [("no GPU", 0), ("one GPU", 1), ("several GPUs", 2), ("several GPUs", 8)]
+)
+def test_train_takes_the_launch_file_that_its_help_names(
+    gpus: str,
+    number: int,
+    launched: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr("torch.cuda.device_count", lambda: number)
+    assert main(["train", DEMO, f"train.output={tmp_path}"]) == 0
+    assert {name for name, *_ in launched} == {local.DEFAULT_LAUNCH[gpus]}
+    assert f"{local.DEFAULT_LAUNCH[gpus]} with {gpus}" in text
+
+
 def test_train_refuses_a_launch_that_cannot_be(
     launched: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
