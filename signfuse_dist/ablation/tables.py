@@ -28,9 +28,10 @@ from signfuse_dist.ablation.workers import scores_file
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.metrics import build_measures
 from signfuse_dist.evaluation.protocols import BLEU_NAMES, Preset, find_preset, normalize
-from signfuse_dist.evaluation.scores import Scores, read_scores
+from signfuse_dist.evaluation.scores import Scores, read_split_scores
 from signfuse_dist.evaluation.significance import Resampling, resample
-from signfuse_dist.evaluation.translations import read_pairs, write_atomically, write_json
+from signfuse_dist.evaluation.translations import read_pairs
+from signfuse_dist.files import write_bytes, write_json
 from signfuse_dist.report.markup import escape_markdown
 from signfuse_dist.report.plots import DPI, LIGHT, Theme
 from signfuse_dist.run_folder import RunFolder
@@ -129,7 +130,7 @@ def read_seed(run: StageRun, seed: int, split: str) -> SeedResult:
     path = scores_file(run, split)
     if not path.is_file():
         raise UserError(f"not evaluated on {split}")
-    scores, _ = read_scores(path)
+    scores = read_split_scores(path).scores
     hypotheses, references = read_pairs(folder.evaluation(split).hypotheses, None)
     if len(hypotheses) != scores.num_samples:
         raise UserError(f"{path} is of other translations than those beside it: evaluate again")
@@ -399,10 +400,10 @@ def write_table(results: Results, folder: Path) -> str:
     header = _header(results)
     rows = [_cells(results, row, findings[row.row.name]) for row in results.rows]
     text = _markdown(results, header, rows, findings)
-    write_atomically(folder / "table.md", text.encode("utf-8"))
-    write_atomically(folder / "table.csv", _csv(header, rows))
+    write_bytes(folder / "table.md", text.encode("utf-8"))
+    write_bytes(folder / "table.csv", _csv(header, rows))
     write_json(folder / "results.json", _json(results, findings))
-    write_atomically(folder / "chart.png", draw(results))
+    write_bytes(folder / "chart.png", draw(results))
     return text
 
 

@@ -202,7 +202,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from signfuse_dist.evaluation.scores import Results, format_scores, score_files, write_results
+    from signfuse_dist.evaluation.scores import (
+        SplitScores,
+        format_scores,
+        score_files,
+        write_split_scores,
+    )
     from signfuse_dist.evaluation.significance import Resampling
 
     protocol = from_options(Protocol, options)
@@ -217,14 +222,14 @@ def _score(options: argparse.Namespace) -> int:
     )
     print(format_scores(scores))
     if protocol.json is not None:
-        write_results(protocol.json, Results(scores))
+        write_split_scores(protocol.json, SplitScores(scores))
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
     from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
     from signfuse_dist.evaluation.significance import Resampling
-    from signfuse_dist.evaluation.translations import write_json
+    from signfuse_dist.files import write_json
 
     if len(options.systems) < 2:
         raise UserError("a comparison needs two systems at least; `signfuse score` scores one")

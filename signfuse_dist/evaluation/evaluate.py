@@ -38,23 +38,22 @@ from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.controls import CONTROLS, hidden, score_control, why_inapplicable
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import (
-    Results,
     Scores,
+    SplitScores,
     format_scores,
     name_ids,
     score,
     score_with_intervals,
-    write_results,
+    write_split_scores,
 )
 from signfuse_dist.evaluation.translations import (
     rank_samples,
     spread,
     write_arrays,
     write_hypotheses,
-    write_json,
 )
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
-from signfuse_dist.files import checksum
+from signfuse_dist.files import checksum, write_json
 from signfuse_dist.plan import ClipFrames, MicroBatch
 from signfuse_dist.report.model_card import write_card
 from signfuse_dist.run_folder import EvaluationFolder, RunFolder
@@ -427,12 +426,12 @@ def write_evaluation(
     _write_or_remove(folder.gates, gates)
     _write_or_remove(folder.attention, _sample_maps(result, sentences, maps))
     results = _results(result, sentences)
-    write_results(folder.scores, results)
+    write_split_scores(folder.scores, results)
     write_card(run_folder)
     _print(results)
 
 
-def _results(result: EvaluationResult, sentences: dict[str, str]) -> Results:
+def _results(result: EvaluationResult, sentences: dict[str, str]) -> SplitScores:
     run = result.run
     preset = find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
     language, references = run.data.language, result.references
@@ -446,7 +445,7 @@ def _results(result: EvaluationResult, sentences: dict[str, str]) -> Results:
         else:
             controls[control] = score(result.sentences(control), references, preset, language)
     inapplicable = {name: reason for name, reason in result.reasons.items() if reason}
-    return Results(scores, controls, inapplicable, asdict(run.evaluation))
+    return SplitScores(scores, controls, inapplicable, asdict(run.evaluation))
 
 
 def _sample_maps(
@@ -466,7 +465,7 @@ def _write_or_remove(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> N
         path.unlink(missing_ok=True)
 
 
-def _print(results: Results) -> None:
+def _print(results: SplitScores) -> None:
     print(format_scores(results.scores))
     for name, scores in results.controls.items():
         print(f"\n{_TITLES[name]}:\n{format_scores(scores)}")

@@ -9,19 +9,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.evaluation import translations
 from signfuse_dist.evaluation.metrics import Measure, build_measures, find_bleurt
 from signfuse_dist.evaluation.protocols import METRICS, Preset, find_preset, normalize
 from signfuse_dist.evaluation.significance import Resampling, resample
-from signfuse_dist.evaluation.translations import write_json
+from signfuse_dist.evaluation.translations import read_pairs
+from signfuse_dist.files import read_json, write_json
+from signfuse_dist.records import Number, Whole, read_record
 
 # How many ids an error or a table names before it goes on with a count.
 NAMED_IDS = 10
@@ -119,7 +120,7 @@ def score_files(
     empty hypotheses unless ``allow_empty``.
     """
     protocol = find_preset(preset) if isinstance(preset, str) else preset
-    ours, theirs = translations.read_pairs(hypotheses, references)
+    ours, theirs = read_pairs(hypotheses, references)
     if not allow_empty:
         refuse_empty(str(hypotheses), ours)
     return score(ours, theirs, protocol, language, resampling=resampling, bleurt=bleurt)
@@ -229,7 +230,7 @@ VERSION = 2
 
 
 @dataclass(frozen=True)
-class Results:
+class SplitScores:
     """Scores, those of each control by name, and why a control that was asked for has none."""
 
     scores: Scores
@@ -238,46 +239,80 @@ class Results:
     decoding: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_results(path: Path, results: Results) -> None:
-    """Write ``scores.json``, whole or not at all; the bytes depend on the results alone."""
+def write_split_scores(path: Path, split_scores: SplitScores) -> None:
+    """Write ``scores.json``, whole or not at all; the bytes depend on the scores alone."""
     value = {
         "version": VERSION,
-        "scores": _to_dict(results.scores),
-        "controls": {name: _to_dict(scores) for name, scores in results.controls.items()},
-        "inapplicable": dict(results.inapplicable),
-        "decoding": dict(results.decoding),
+        "scores": _to_dict(split_scores.scores),
+        "controls": {name: _to_dict(scores) for name, scores in split_scores.controls.items()},
+        "inapplicable": dict(split_scores.inapplicable),
+        "decoding": dict(split_scores.decoding),
     }
     write_json(path, value)
 
 
-def read_results(path: Path) -> Results:
-    """Read what :func:`write_results` wrote; raise :class:`UserError` when it is not that."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["version"] != VERSION:
-            raise UserError(
-                f"{path}: version {raw['version']!r}, this program reads {VERSION}: evaluate again"
-            )
-        return Results(
-            scores=_from_dict(raw["scores"]),
-            controls={str(name): _from_dict(part) for name, part in raw["controls"].items()},
-            inapplicable={str(k): str(v) for k, v in raw["inapplicable"].items()},
-            decoding={str(k): v for k, v in raw["decoding"].items()},
+def read_split_scores(path: Path) -> SplitScores:
+    """Read what :func:`write_split_scores` wrote.
+
+    Raises :class:`UserError` with every error of a file that is not that.
+    """
+    raw, headline = read_json(path), f"{path}: not a file of scores"
+    version = read_record(_VersionRecord, raw, headline).version
+    if version != VERSION:
+        raise UserError(f"{path}: version {version}, this program reads {VERSION}: evaluate again")
+    record = read_record(_SplitScoresRecord, raw, headline)
+    return SplitScores(
+        record.scores.to_scores(),
+        {name: control.to_scores() for name, control in record.controls.items()},
+        record.inapplicable,
+        record.decoding,
+    )
+
+
+@pydantic_dataclass
+class _VersionRecord:
+    version: Whole
+
+
+@pydantic_dataclass
+class _MetricRecord:
+    value: Number
+    signature: str
+    interval: tuple[Number, Number] | None = None
+
+
+@pydantic_dataclass
+class _ScoresRecord:
+    """Scores as the file has them: a metric's interval beside its value."""
+
+    preset: str
+    num_samples: Whole
+    metrics: dict[str, _MetricRecord]
+    unavailable: dict[str, str]
+    empty: tuple[str, ...]
+    notes: tuple[str, ...]
+    resampling: str = ""  # files written before there were intervals have none
+
+    def to_scores(self) -> Scores:
+        intervals = {n: m.interval for n, m in self.metrics.items() if m.interval is not None}
+        return Scores(
+            preset=self.preset,
+            num_samples=self.num_samples,
+            scores={name: Score(m.value, m.signature) for name, m in self.metrics.items()},
+            unavailable=self.unavailable,
+            empty=self.empty,
+            notes=self.notes,
+            intervals=intervals,
+            resampling=self.resampling,
         )
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except UserError:
-        raise
-    except (KeyError, TypeError, AttributeError, RecursionError, IndexError) as e:
-        raise UserError(f"{path}: not a file of scores ({e!r})") from e
-    except ValueError as e:
-        raise UserError(f"{path}: not a file of scores ({e})") from e
 
 
-def read_scores(path: Path) -> tuple[Scores, Scores | None]:
-    """Return a split's scores and those of its shuffled control, as :func:`read_results` does."""
-    results = read_results(path)
-    return results.scores, results.controls.get("shuffled")
+@pydantic_dataclass
+class _SplitScoresRecord:
+    scores: _ScoresRecord
+    controls: dict[str, _ScoresRecord]
+    inapplicable: dict[str, str]
+    decoding: dict[str, Any]
 
 
 def _to_dict(scores: Scores) -> dict[str, Any]:
@@ -293,29 +328,3 @@ def _to_dict(scores: Scores) -> dict[str, Any]:
         "empty": list(scores.empty),
         "notes": list(scores.notes),
     }
-
-
-def _from_dict(raw: dict[str, Any]) -> Scores:
-    metrics = {
-        str(name): Score(float(s["value"]), str(s["signature"]))
-        for name, s in raw["metrics"].items()
-    }
-    # Files written before there were intervals have none.
-    intervals = {
-        str(name): (float(s["interval"][0]), float(s["interval"][1]))
-        for name, s in raw["metrics"].items()
-        if "interval" in s
-    }
-    numbers = [s.value for s in metrics.values()] + [n for pair in intervals.values() for n in pair]
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError("a score is not a finite number")
-    return Scores(
-        preset=str(raw["preset"]),
-        num_samples=int(raw["num_samples"]),
-        scores=metrics,
-        unavailable={str(k): str(v) for k, v in raw["unavailable"].items()},
-        empty=tuple(map(str, raw["empty"])),
-        notes=tuple(map(str, raw["notes"])),
-        intervals=intervals,
-        resampling=str(raw.get("resampling", "")),
-    )

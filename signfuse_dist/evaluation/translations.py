@@ -24,7 +24,7 @@ from signfuse_dist.corpora.rows import CorpusError
 from signfuse_dist.corpora.tables import cut_quoted
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.metrics import sentence_chrf
-from signfuse_dist.files import written_whole
+from signfuse_dist.files import write_bytes
 
 Column = Literal["hypothesis", "reference"]
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -102,7 +102,7 @@ def write_hypotheses(
         for i in sorted(hypotheses)
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
@@ -118,7 +118,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, member.getvalue())
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def read_array(archive: zipfile.ZipFile, name: str, ndim: int) -> NDArray[np.float32]:
@@ -142,19 +142,6 @@ def read_array(archive: zipfile.ZipFile, name: str, ndim: int) -> NDArray[np.flo
         except (ValueError, zipfile.BadZipFile, zlib.error) as e:
             raise UserError(f"the array of {name!r} cannot be read: {e}") from e
     return np.frombuffer(data, np.float32).reshape(shape)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON with sorted keys, whole or not at all."""
-    text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False)
-    write_atomically(path, (text + "\n").encode("utf-8"))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` whole or not at all, and make its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
-        file.write(data)
 
 
 def _read_lines(path: Path) -> list[str]:

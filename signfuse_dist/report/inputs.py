@@ -28,7 +28,7 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.shard import read_clip
 from signfuse_dist.data.storage import Folder, open_folder
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.scores import Results, read_results
+from signfuse_dist.evaluation.scores import SplitScores, read_split_scores
 from signfuse_dist.evaluation.translations import read_array, read_pairs
 from signfuse_dist.evaluation.translator import DIRECTIONS
 from signfuse_dist.run_folder import EvaluationFolder
@@ -55,7 +55,7 @@ class RunFolder:
     config_text: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     evaluated: dict[str, str] = field(default_factory=dict)
-    results: Results | None = None
+    results: SplitScores | None = None
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -137,7 +137,7 @@ def read_run(path: Path, split: str) -> RunFolder:
     run.config = run.attempt("configuration", lambda: load_resolved(files.config), None)
     run.config_text = run.attempt("configuration text", lambda: _read_text(files.config), "")
     run.versions = run.attempt("versions", lambda: _flat(_read_json(files.versions)), {})
-    run.results = run.attempt("scores", lambda: read_results(evaluation.scores), None)
+    run.results = run.attempt("scores", lambda: read_split_scores(evaluation.scores), None)
     run.evaluated = run.attempt(
         "how it was evaluated", lambda: _flat(_read_json(evaluation.record)), {}
     )

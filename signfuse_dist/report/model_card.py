@@ -13,7 +13,7 @@ from typing import Any
 from signfuse_dist.config import RunConfig, load_resolved
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import in_order
-from signfuse_dist.evaluation.scores import Scores, read_scores
+from signfuse_dist.evaluation.scores import Scores, read_split_scores
 from signfuse_dist.files import write_text
 from signfuse_dist.report.markup import LANGUAGE, environment
 from signfuse_dist.run_folder import RunFolder
@@ -132,16 +132,17 @@ def _splits(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
     found = []
     for split, evaluation in RunFolder(folder).scored().items():
         try:
-            scores, control = read_scores(evaluation.scores)
+            split_scores = read_split_scores(evaluation.scores)
         except UserError as e:
             missing.append(str(e))
             continue
+        scores = split_scores.scores
         found.append(
             {
                 "name": split,
                 "preset": scores.preset,
                 "num_samples": scores.num_samples,
-                "rows": _rows(scores, control),
+                "rows": _rows(scores, split_scores.controls.get("shuffled")),
             }
         )
     return found

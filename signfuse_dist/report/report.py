@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from signfuse_dist import __version__
-from signfuse_dist.evaluation.translations import rank_samples, spread, write_atomically
+from signfuse_dist.evaluation.translations import rank_samples, spread
+from signfuse_dist.files import write_bytes
 from signfuse_dist.report.inputs import RunFolder, read_run
 from signfuse_dist.report.markup import LANGUAGE, environment
 from signfuse_dist.report.plots import Figure
@@ -45,7 +46,7 @@ def write_report(run: Path, split: str) -> Path:
     templates = environment()
     for file in (files.report_markdown, files.report_html):
         text = templates.get_template(f"{file.name}.j2").render(content)
-        write_atomically(file, text.encode("utf-8"))
+        write_bytes(file, text.encode("utf-8"))
     return files.report_html
 
 
@@ -84,7 +85,7 @@ def _figures(content: dict[str, Any]) -> list[Figure]:
 def _write_figures(folder: Path, figures: list[Figure]) -> None:
     """Write the Markdown report's pictures; those of an earlier report that are not in this go."""
     for figure in figures:
-        write_atomically(folder / figure.file_name, figure.light)
+        write_bytes(folder / figure.file_name, figure.light)
     written = {figure.file_name for figure in figures}
     for pattern in ("sample-[0-9]*-*.*", "by_*.png"):
         for old in folder.glob(pattern):

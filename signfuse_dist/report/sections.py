@@ -15,7 +15,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.controls import CONTROLS
 from signfuse_dist.evaluation.metrics import tokens
 from signfuse_dist.evaluation.protocols import Preset, find_preset, in_order
-from signfuse_dist.evaluation.scores import Results, Scores, score
+from signfuse_dist.evaluation.scores import Scores, SplitScores, score
 from signfuse_dist.evaluation.translations import Sample
 from signfuse_dist.report import plots
 from signfuse_dist.report.inputs import PackedSplit, RunFolder, Sheet, open_packed
@@ -198,7 +198,7 @@ def score_content(run: RunFolder, preset: Preset | None) -> dict[str, Any]:
     }
 
 
-def _scores_table(results: Results) -> Table:
+def _scores_table(results: SplitScores) -> Table:
     scores, controls = results.scores, results.controls
     shown = [name for name in CONTROLS if name in controls]
     spans = ("95% interval",) if scores.intervals else ()
@@ -227,7 +227,7 @@ def _value(scores: Scores, name: str) -> str:
     return f"{scores[name].value:.2f}" if name in scores.scores else "–"
 
 
-def _notes(run: RunFolder, results: Results) -> list[str]:
+def _notes(run: RunFolder, results: SplitScores) -> list[str]:
     scores = results.scores
     notes = [f"{name} is not scored: {why}" for name, why in scores.unavailable.items()]
     notes += scores.notes

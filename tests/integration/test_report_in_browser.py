@@ -16,7 +16,7 @@ from helpers.project import Project
 from signfuse_dist.config import load_run
 from signfuse_dist.data.split import open_split
 from signfuse_dist.evaluation.controls import score_control
-from signfuse_dist.evaluation.scores import Results, score_with_intervals, write_results
+from signfuse_dist.evaluation.scores import SplitScores, score_with_intervals, write_split_scores
 from signfuse_dist.evaluation.translations import write_arrays, write_hypotheses
 from signfuse_dist.report.report import write_report
 
@@ -65,7 +65,7 @@ def report(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert control is not None
     scores = score_with_intervals(hypotheses, references, "sacrebleu")
     controls = dict.fromkeys(("shuffled", "blank", "masked_joints"), control)
-    write_results(results / "scores.json", Results(scores, controls, {}, {"num_beams": 4}))
+    write_split_scores(results / "scores.json", SplitScores(scores, controls, {}, {"num_beams": 4}))
     write_arrays(results / "gates.npz", {n: np.linspace(0.2, 0.8, 9) for n in references})
     ways = ("visual_from_skeletal", "skeletal_from_visual")
     maps = {f"{way}/{n}": np.eye(9, dtype=np.float32) for way in ways for n in references}

@@ -27,8 +27,7 @@ from signfuse_dist.ablation.tables import (
 )
 from signfuse_dist.cli import main
 from signfuse_dist.evaluation.protocols import find_preset
-from signfuse_dist.evaluation.scores import Results as Written
-from signfuse_dist.evaluation.scores import score, write_results
+from signfuse_dist.evaluation.scores import SplitScores, score, write_split_scores
 from signfuse_dist.evaluation.translations import write_hypotheses
 from signfuse_dist.synthetic.language import all_sentences
 
@@ -70,8 +69,8 @@ def leave(run: StageRun, translate: Translate, seed: int) -> None:
     folder = run.folder / "evaluation" / "dev"
     folder.mkdir(parents=True)
     write_hypotheses(folder / "hypotheses.jsonl", hypotheses, REFERENCES)
-    results = Written(score(hypotheses, REFERENCES, "sacrebleu"))
-    write_results(folder / "scores.json", results)
+    results = SplitScores(score(hypotheses, REFERENCES, "sacrebleu"))
+    write_split_scores(folder / "scores.json", results)
     (run.folder / "plan.json").write_text('{"global_batch_size": 8, "world_size": 2}')
     (run.folder / "parameters.json").write_text(
         '{"visual": {"all": 900, "trained": 900}, "language_model": {"all": 70, "trained": 5}}'
@@ -176,10 +175,10 @@ def test_only_seeds_that_both_rows_have_are_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("plan.json", "plan.json: cannot be read"),
-        ("parameters.json", "parameters.json: cannot be read"),
+        ("plan.json", "plan.json: not JSON"),
+        ("parameters.json", "parameters.json: not JSON"),
         ("metrics.jsonl", "metrics.jsonl: cannot be read"),
-        ("evaluation/dev/scores.json", "scores.json: not a file of scores"),
+        ("evaluation/dev/scores.json", "scores.json: not JSON"),
         ("evaluation/dev/hypotheses.jsonl", "hypotheses.jsonl: cannot be scored"),
     ],
 )

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.scores import (
-    Results,
-    read_results,
-    score_files,
-    score_with_intervals,
-    write_results,
-)
+from signfuse_dist.evaluation.scores import score_files
 from signfuse_dist.evaluation.translations import (
     read_array,
     read_pairs,
@@ -154,23 +148,6 @@ def test_ids_are_checked_before_anything_is_scored(tmp_path):
     references = write(tmp_path / "r.tsv", "id\treference\na\tx\nb\ty\n")
     with pytest.raises(UserError, match=r"(?s)no hypothesis: 'b'.*no reference: 'z'"):
         score_files(hypotheses, references, "sacrebleu")
-
-
-def test_scores_are_read_as_they_were_written(tmp_path):
-    scores = score_with_intervals(HYPOTHESES, REFERENCES, "unisign")
-    assert scores.intervals != {}
-    for results in (
-        Results(scores),
-        Results(scores, {"shuffled": scores}, {"blank": "no pictures"}, {"num_beams": 4}),
-    ):
-        write_results(tmp_path / "scores.json", results)
-        assert read_results(tmp_path / "scores.json") == results
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version":2,"scores":{}}'])
-def test_other_files_are_not_taken_for_scores(tmp_path, text):
-    with pytest.raises(UserError, match=r"scores\.json"):
-        read_results(write(tmp_path / "scores.json", text))
 
 
 def test_gates_are_read_by_any_id_and_by_numpy(tmp_path):

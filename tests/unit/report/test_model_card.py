@@ -12,7 +12,7 @@ import yaml
 
 from helpers.repository import ROOT
 from signfuse_dist.config import RunConfig, load_run
-from signfuse_dist.evaluation.scores import Results, Score, Scores, write_results
+from signfuse_dist.evaluation.scores import Score, Scores, SplitScores, write_split_scores
 from signfuse_dist.report.model_card import write_card
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
@@ -77,8 +77,8 @@ def test_the_scores_of_every_evaluated_split_are_in_it(tmp_path: Path, run: RunC
 
     for split, value in (("dev", 51.5), ("test", 52.25)):
         (tmp_path / "evaluation" / split).mkdir(parents=True)
-        results = Results(scores(value), {"shuffled": scores(5.0)})
-        write_results(tmp_path / "evaluation" / split / "scores.json", results)
+        results = SplitScores(scores(value), {"shuffled": scores(5.0)})
+        write_split_scores(tmp_path / "evaluation" / split / "scores.json", results)
     card = written(tmp_path, run)
     assert "split dev, 60 sentences" in card
     assert "| BLEU-4 | 52.25 | 5.00 | nrefs:1\\|tok:13a |" in card

@@ -19,7 +19,12 @@ from signfuse_dist.data import shard
 from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_bytes
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.controls import score_control
-from signfuse_dist.evaluation.scores import Results, score, score_with_intervals, write_results
+from signfuse_dist.evaluation.scores import (
+    SplitScores,
+    score,
+    score_with_intervals,
+    write_split_scores,
+)
 from signfuse_dist.evaluation.translations import (
     rank_samples,
     spread,
@@ -108,7 +113,9 @@ def make_run(root, stages, num_samples):
     scores = score_with_intervals(hypotheses, references, "sacrebleu")
     controls = {"shuffled": control, "blank": control}
     why = {"masked_joints": "the model sees no joints"}
-    write_results(results / "scores.json", Results(scores, controls, why, {"num_beams": 4}))
+    write_split_scores(
+        results / "scores.json", SplitScores(scores, controls, why, {"num_beams": 4})
+    )
     (results / "evaluation.json").write_text(json.dumps({"processes": 2, "device": EVIL}))
     write_arrays(results / "gates.npz", {i: np.linspace(0.2, 0.8, 9) for i in PAIRS})
     maps = {"visual_from_skeletal": np.eye(9), "skeletal_from_visual": np.full((9, 9), 1 / 9)}
@@ -347,7 +354,7 @@ def test_one_sentence_has_no_control(run):
     one = {"file": "the sun"}
     write_hypotheses(results / "hypotheses.jsonl", one, one)
     why = {"shuffled": "there is one clip only"}
-    write_results(results / "scores.json", Results(score(one, one, "char"), {}, why))
+    write_split_scores(results / "scores.json", SplitScores(score(one, one, "char"), {}, why))
     page = Page(read(run)[0])
     assert "“videos shuffled” is not applicable: there is one clip only" in page.text
     assert "control blank: it was not asked for" in missing_of(page)
