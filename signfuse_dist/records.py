@@ -74,7 +74,7 @@ def build(
     ``name_place`` says in an error where it is; the place of ``value`` itself is ``()``.
     """
     try:
-        return typing.cast(T, _adapter(kind).validate_python(value))
+        return typing.cast(T, _adapter(typing.cast(Any, kind)).validate_python(value))
     except ValidationError as e:
         errors += explain(kind, e, name_place)
         return None

@@ -7,16 +7,19 @@ protocol is one record of ``presets.yaml`` and every score carries its signature
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import PlainValidator
+from pydantic.dataclasses import dataclass
 
-from signfuse_dist.errors import UserError
+from signfuse_dist.config import suggest
+from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.records import STRICT_KEYS, Flag, Place, build, dotted
 
 Tokenizer = Literal["13a", "zh", "char", "none"]
 Smoothing = Literal["exp", "floor"]
@@ -32,18 +35,32 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda n: (METRICS.index(n) if n in METRICS else len(METRICS), n))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """One protocol; ``presets.yaml`` says what its fields mean."""
+def _check_rouge_l(value: object) -> object:
+    if value in ("p/r", "package"):
+        return value
+    if isinstance(value, float) and 0 < value < math.inf:
+        return value
+    raise ValueError("is neither a beta above 0, with a decimal point, nor p/r, nor package")
 
-    name: str
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class _Protocol:
+    """A record of ``presets.yaml``, which says what its fields mean."""
+
     tokenizer: Tokenizer
-    lowercase: bool
+    lowercase: Flag
     punctuation: str
     smoothing: Smoothing
-    effective_order: bool
-    rouge_l: RougeL
+    effective_order: Flag
+    rouge_l: Annotated[RougeL, PlainValidator(_check_rouge_l)]
     about: str
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class Preset(_Protocol):
+    """One protocol with its name."""
+
+    name: str
 
     @property
     def units(self) -> Literal["words", "characters"]:
@@ -51,35 +68,32 @@ class Preset:
         return "characters" if self.tokenizer == "char" else "words"
 
 
+@dataclass(frozen=True, config=STRICT_KEYS)
+class _PresetFile:
+    punctuation: dict[str, dict[str, str]]
+    presets: dict[str, _Protocol]
+
+
 def read_presets(text: str) -> tuple[dict[str, dict[str, str]], dict[str, Preset]]:
     """Return the sets of punctuation and the presets of a file like ``presets.yaml``.
 
-    Raises ValueError naming the record that has another set of keys, or a value of a wrong kind.
+    Raises :class:`UserError` with every record that has other keys, or a value of a wrong kind.
     """
-    raw = yaml.safe_load(text)
-    punctuation = {name: dict(marks) for name, marks in raw["punctuation"].items()}
-    presets = {name: _read(name, record, punctuation) for name, record in raw["presets"].items()}
-    return punctuation, presets
+    errors: list[str] = []
+    file = build(_PresetFile, yaml.safe_load(text), errors, _name_place)
+    for name, record in file.presets.items() if file else ():
+        if file and record.punctuation not in file.punctuation:
+            near = suggest(record.punctuation, file.punctuation)
+            errors.append(f"preset {name!r}: punctuation: there is no {record.punctuation!r}{near}")
+    raise_together(errors, "no file of presets")
+    assert file is not None
+    return file.punctuation, {n: Preset(name=n, **vars(r)) for n, r in file.presets.items()}
 
 
-def _read(name: str, record: dict[str, Any], punctuation: Mapping[str, Any]) -> Preset:
-    keys = {field.name for field in dataclasses.fields(Preset)} - {"name"}
-    if set(record) != keys:
-        raise ValueError(f"preset {name!r}: its keys are not {sorted(keys)}")
-    rouge_l = record["rouge_l"]
-    right = {
-        "tokenizer": record["tokenizer"] in get_args(Tokenizer),
-        "lowercase": isinstance(record["lowercase"], bool),
-        "punctuation": record["punctuation"] in punctuation,
-        "smoothing": record["smoothing"] in get_args(Smoothing),
-        "effective_order": isinstance(record["effective_order"], bool),
-        "rouge_l": rouge_l in ("p/r", "package") or (isinstance(rouge_l, float) and rouge_l > 0),
-        "about": isinstance(record["about"], str),
-    }
-    for key, fits in right.items():
-        if not fits:
-            raise ValueError(f"preset {name!r}: {key} is {record[key]!r}")
-    return Preset(name=name, **record)
+def _name_place(place: Place) -> str:
+    if place[:1] == ("presets",) and len(place) > 1:
+        return ": ".join([f"preset {place[1]!r}", *map(str, place[2:])])
+    return dotted(place)
 
 
 _PUNCTUATION, _PRESETS = read_presets(
@@ -96,9 +110,8 @@ def find_preset(name: str, tokenizer: str | None = None) -> Preset:
     :class:`UserError` for an unknown name or tokenizer.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"no metric preset {name!r}{hint}. There are: {', '.join(PRESETS)}")
+        near = suggest(name, PRESETS)
+        raise UserError(f"no metric preset {name!r}{near}. There are: {', '.join(PRESETS)}")
     preset = PRESETS[name]
     if tokenizer is None or name != "sacrebleu":
         return preset
