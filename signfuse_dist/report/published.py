@@ -8,54 +8,81 @@ Here results are compared with the original papers' figures.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter
+from functools import cache, partial
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import AfterValidator, PlainValidator
+from pydantic.dataclasses import dataclass
 
+from signfuse_dist.config import suggest
+from signfuse_dist.errors import raise_together
 from signfuse_dist.evaluation.protocols import PRESETS, Preset, find_preset
 from signfuse_dist.evaluation.scores import Scores
+from signfuse_dist.records import STRICT_KEYS, Flag, Place, Whole, build, dotted
 
 UNKNOWN_PROTOCOL = "protocol not known: tokens, case, punctuation and ROUGE-L may differ"
-_PAPER = {
-    "method": str, "title": str, "year": int, "venue": str, "url": str, "gloss_free": bool,
-}  # fmt: skip
-_RESULT = {
-    "corpus": str, "split": str, "setting": str, "bleu4": float, "rouge_l": float,
-    "extra_data": str, "preset": str, "printed_in_signfuse": dict,
-}  # fmt: skip
-_NEVER_NULL = {"method", "gloss_free", "corpus", "split", "bleu4"}
 
 
-@dataclass(frozen=True)
+def _check_figure(value: object) -> object:
+    if not isinstance(value, float):
+        raise ValueError("is not a figure as papers print it, with its decimals")
+    if not 0 <= value <= 100:
+        raise ValueError("is not a score, from 0 to 100")
+    return value
+
+
+def _check_preset(value: str) -> str:
+    if value not in PRESETS:
+        raise ValueError(f"is no preset{suggest(value, PRESETS)}")
+    return value
+
+
+_Figure = Annotated[float, PlainValidator(_check_figure)]
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
 class Printed:
     """What Table 3 of the SignFuse paper prints for a system."""
 
-    bleu4: float
-    rouge_l: float
+    bleu4: _Figure
+    rouge_l: _Figure
 
 
-@dataclass(frozen=True)
-class Published:
-    """One result of one paper. None is not known here; ``published.yaml`` says what fields mean."""
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class _Paper:
+    """What the results of one paper have in common."""
 
     method: str
     title: str | None
-    year: int | None
+    year: Whole | None
     venue: str | None
     url: str | None
-    gloss_free: bool
+    gloss_free: Flag
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class _Result:
     corpus: str
     split: str
     setting: str | None
-    bleu4: float
-    rouge_l: float | None
+    bleu4: _Figure
+    rouge_l: _Figure | None
     extra_data: str | None
-    preset: str | None
+    preset: Annotated[str, AfterValidator(_check_preset)] | None
     printed_in_signfuse: Printed | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class _PaperRecord(_Paper):
+    results: tuple[_Result, ...]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
+class Published(_Result, _Paper):
+    """One result of one paper. None is not known here; ``published.yaml`` says what fields mean."""
 
     @property
     def name(self) -> str:
@@ -69,7 +96,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """A line of a table of results; ``differences`` says why it cannot be compared as it is."""
 
     name: str
@@ -84,42 +111,33 @@ class Row:
 def read_published(text: str) -> list[Published]:
     """Return the results of a file like ``published.yaml``.
 
-    Raises ValueError naming the record with another set of keys, a value of a wrong kind, a figure
-    outside 0..100, an unknown preset, or a result that is there twice.
+    Raises :class:`UserError` with every record that has other keys, a value of a wrong kind, a
+    figure outside 0..100 or an unknown preset, and every result that is there twice.
     """
-    found: list[Published] = []
-    for paper in yaml.safe_load(text):
-        facts = {key: value for key, value in paper.items() if key != "results"}
-        _check(facts, _PAPER, str(paper.get("method")))
-        for result in paper["results"]:
-            _check(result, _RESULT, f"{paper['method']}, {result.get('corpus')}")
-            printed = result["printed_in_signfuse"]
-            found.append(
-                Published(
-                    **facts,
-                    **{**result, "printed_in_signfuse": printed and Printed(**printed)},
-                )
-            )
-    keys = [(row.name, row.corpus, row.split) for row in found]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"{key} is there twice")
-    return found
+    raw = yaml.safe_load(text)
+    errors: list[str] = []
+    papers = build(tuple[_PaperRecord, ...], raw, errors, partial(_name_place, raw))
+    published = [
+        Published(**{f.name: getattr(paper, f.name) for f in dataclasses.fields(_Paper)}, **vars(r))
+        for paper in papers or ()
+        for r in paper.results
+    ]
+    times = Counter((row.name, row.corpus, row.split) for row in published)
+    errors += [f"{', '.join(key)}: is there twice" for key, count in times.items() if count > 1]
+    raise_together(errors, "no file of published results")
+    return published
 
 
-def _check(record: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
-    if set(record) != set(kinds):
-        raise ValueError(f"{where}: its keys are not {sorted(kinds)}")
-    for key, kind in kinds.items():
-        value = record[key]
-        if value is None and key not in _NEVER_NULL:
-            continue
-        if not isinstance(value, kind):
-            raise ValueError(f"{where}: {key} is {value!r}")
-        if isinstance(value, float) and not 0 <= value <= 100:
-            raise ValueError(f"{where}: {key} is {value}, not a score")
-    if record.get("preset") is not None and record["preset"] not in PRESETS:
-        raise ValueError(f"{where}: there is no preset {record['preset']!r}")
+def _name_place(raw: Any, place: Place) -> str:
+    """Name a paper by its method, and a result of it by its corpus as well."""
+    if not place or not isinstance(raw[place[0]], dict):
+        return dotted(place)
+    paper, steps = raw[place[0]], place[1:]
+    name = str(paper.get("method"))
+    if len(steps) > 1 and steps[0] == "results":
+        result, steps = paper["results"][steps[1]], steps[2:]
+        name += f", {result.get('corpus') if isinstance(result, dict) else result}"
+    return ": ".join([name, dotted(steps)] if steps else [name])
 
 
 @cache
@@ -162,13 +180,13 @@ def table_for(
     ours: Scores | None,
     preset: str | Preset,
     name: str = "this run",
-) -> list[Row]:
+) -> list[ResultRow]:
     """Return the published results of a corpus with ours among them, best BLEU-4 first.
 
     ``ours`` was scored by ``preset``; None leaves the published ones alone.
     """
     rows = [
-        Row(
+        ResultRow(
             row.name,
             row.appeared,
             row.bleu4,
@@ -183,7 +201,7 @@ def table_for(
         bleu4, rouge_l = (
             ours.scores[m].value if m in ours.scores else None for m in ("BLEU-4", "ROUGE-L")
         )
-        rows.append(Row(name, "–", bleu4, rouge_l, True, ()))
+        rows.append(ResultRow(name, "–", bleu4, rouge_l, True, ()))
     return sorted(rows, key=lambda row: -1.0 if row.bleu4 is None else row.bleu4, reverse=True)
 
 

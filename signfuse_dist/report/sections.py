@@ -20,7 +20,7 @@ from signfuse_dist.evaluation.translations import Sample
 from signfuse_dist.report import plots
 from signfuse_dist.report.inputs import PackedSplit, RunFolder, Sheet, open_packed
 from signfuse_dist.report.plots import Figure, Table, plot, thinned
-from signfuse_dist.report.published import Row, table_for
+from signfuse_dist.report.published import ResultRow, table_for
 
 CURVE_STEPS = 16  # rows of the tables of what a curve draws
 _PLAN = {
@@ -262,7 +262,7 @@ def _published_table(run: RunFolder, scores: Scores, preset: Preset | None) -> T
     )
 
 
-def _published_row(row: Row) -> tuple[str, ...]:
+def _published_row(row: ResultRow) -> tuple[str, ...]:
     figures = ("–" if value is None else f"{value:.2f}" for value in (row.bleu4, row.rouge_l))
     name = f"{row.name} (ours)" if row.ours else row.name
     differences = "; ".join(row.differences) or ("–" if row.ours else "nothing that is known")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from helpers.repository import ROOT
+from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import PRESETS, find_preset
 from signfuse_dist.evaluation.scores import Score, Scores
 from signfuse_dist.report import published
@@ -78,21 +79,62 @@ def test_the_documents_tables_are_those_of_the_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "said"),
     [
-        ("year: 2023", "year: '2023'", "GASLT: year is '2023'"),
-        ("venue: CVPR\n", "place: CVPR\n", "GASLT: its keys are not"),
-        ("bleu4: 15.74", "bleu4: 157.4", "bleu4 is 157.4, not a score"),
-        ("bleu4: 15.74", "bleu4: null", "bleu4 is None"),
-        ("bleu4: 15.74", "bleu4: 15", "bleu4 is 15"),
-        ("preset: unisign", "preset: unasign", "no preset 'unasign'"),
-        ("setting: with YouTube-ASL", "setting: null", "is there twice"),
+        ("year: 2023", "year: '2023'", "GASLT: year: '2023' is not an int"),
+        ("year: 2023", "year: 2023.5", "GASLT: year: 2023.5 is not an int"),
+        ("year: 2023", "year: true", "GASLT: year: True is not an int"),
+        ("venue: CVPR\n", "venu: CVPR\n", "GASLT: unknown key 'venu'; did you mean 'venue'?"),
+        ("  venue: CVPR\n", "", "GASLT: venue: missing"),
+        ("method: GASLT", "method: null", "None: method: None is not a str"),
+        ("gloss_free: true", "gloss_free: 'yes'", "GASLT: gloss_free: 'yes' is not a bool"),
+        ("gloss_free: true", "gloss_free: null", "GASLT: gloss_free: None is not a bool"),
+        ("bleu4: 15.74", "bleu4: 157.4", "GASLT, phoenix14t: bleu4: 157.4 is not a score"),
+        ("bleu4: 15.74", "bleu4: -1.0", "GASLT, phoenix14t: bleu4: -1.0 is not a score"),
+        ("bleu4: 15.74", "bleu4: .nan", "GASLT, phoenix14t: bleu4: nan is not a score"),
+        ("bleu4: 15.74", "bleu4: null", "GASLT, phoenix14t: bleu4: None is not a figure"),
+        ("bleu4: 15.74", "bleu4: 15", "GASLT, phoenix14t: bleu4: 15 is not a figure"),
+        ("bleu4: 15.74", "bleu4: '15.74'", "GASLT, phoenix14t: bleu4: '15.74' is not a figure"),
+        ("bleu4: 15.74, ", "", "GASLT, phoenix14t: bleu4: missing"),
+        ("bleu4: 15.74", "bleu5: 15.74", "unknown key 'bleu5'; did you mean 'bleu4'?"),
+        ("rouge_l: 39.86", "rouge_l: 101.0", "GASLT, phoenix14t: rouge_l: 101.0 is not a score"),
+        ("corpus: phoenix14t", "corpus: null", "GASLT, None: corpus: None is not a str"),
+        ("extra_data: null", "extra_data: 3", "GASLT, phoenix14t: extra_data: 3 is not a str"),
+        ("preset: unisign", "preset: unasign", "'unasign' is no preset; did you mean 'unisign'?"),
+        ("preset: null", "preset: 3", "GASLT, phoenix14t: preset: 3 is not a str"),
+        ("{bleu4: 21.44, rouge_l: 43.78}", "3", "printed_in_signfuse: expected a mapping of bleu4"),
+        ("rouge_l: 43.78}", "rouge_l: 'a'}", "printed_in_signfuse.rouge_l: 'a' is not a figure"),
+        (", rouge_l: 43.78}", "}", "printed_in_signfuse.rouge_l: missing"),
+        ("setting: with YouTube-ASL", "setting: null", "How2Sign, test: is there twice"),
     ],
 )
-def test_a_wrong_record_is_refused_by_name(old: str, new: str, message: str) -> None:
+def test_a_wrong_record_is_refused_by_name(old: str, new: str, said: str) -> None:
     assert old in TEXT
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError) as refused:
         published.read_published(TEXT.replace(old, new, 1))
+    assert said.casefold() in str(refused.value).casefold()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "None is not a list"),
+        ("a: 1", "{'a': 1} is not a list"),
+        ("[3]", "entry 1: expected a mapping of method, title"),
+        ("[{method: x, results: null}]", "x: results: None is not a list"),
+        ("[{method: x, results: [3]}]", "x, 3: expected a mapping of corpus, split"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        published.read_published(text)
+    assert f"- {said}" in str(refused.value)
+
+
+def test_every_error_of_the_file_is_told_at_once() -> None:
+    text = TEXT.replace("year: 2023", "year: '2023'", 1).replace("bleu4: 2.24", "bleu4: 224.0", 1)
+    with pytest.raises(UserError, match=r"no file of published results \(2\)"):
+        published.read_published(text)
 
 
 def test_what_is_not_known_of_a_protocol_counts_as_a_difference() -> None:
