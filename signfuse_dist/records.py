@@ -15,7 +15,14 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    AliasChoices,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from signfuse_dist.errors import raise_together, suggest
 
@@ -102,7 +109,8 @@ def _explain(kind: Any, error: Mapping[str, Any], name_place: Callable[[Place], 
             near = suggest(key, _keys(kind, place[:-1]))
             return f"{outside}{': ' if outside else ''}unknown key {key!r}{near}"
         case "missing":
-            return f"{before}missing"
+            others = "".join(f" or {name}" for name in _spellings(kind, place)[1:])
+            return f"{before.removesuffix(': ')}{others}: missing"
         case "dataclass_type":
             keys = ", ".join(_keys(kind, place))
             return f"{before}expected a mapping of {keys}, got {value}"
@@ -111,7 +119,9 @@ def _explain(kind: Any, error: Mapping[str, Any], name_place: Callable[[Place], 
             near = suggest(str(error["input"]), options)
             return f"{before}{value} is not one of {', '.join(options)}{near}"
         case "value_error":
-            return f"{before}{value} {about['error']}"
+            # Of a record as a whole its place says enough.
+            named = "" if isinstance(error["input"], dict) else f"{value} "
+            return f"{before}{named}{about['error']}"
         case "greater_than_equal":
             return f"{before}{value} is not at least {about['ge']:g}"
         case "less_than_equal":
@@ -133,10 +143,20 @@ def _short(value: object) -> str:
 
 def _keys(kind: Any, place: Place) -> list[str]:
     """Return the keys of the record at ``place`` inside one of ``kind``, as a file writes them."""
+    return [_names(field)[0] for field in dataclasses.fields(_kind_at(kind, place))]
+
+
+def _spellings(kind: Any, place: Place) -> list[str]:
+    """Return all names of the key at the end of ``place``; of an entry of a list, its number."""
+    outside = _kind_at(kind, place[:-1])
+    fields = dataclasses.fields(outside) if dataclasses.is_dataclass(outside) else ()
+    return next((_names(f) for f in fields if _names(f)[0] == place[-1]), [str(place[-1])])
+
+
+def _kind_at(kind: Any, place: Place) -> Any:
     for step in place:
         kind = _inside(kind, step)
-    kind = _without_none(kind)
-    return [_key(field) for field in dataclasses.fields(kind)]
+    return _without_none(kind)
 
 
 def _inside(kind: Any, step: int | str) -> Any:
@@ -144,13 +164,15 @@ def _inside(kind: Any, step: int | str) -> Any:
     kind = _without_none(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return next(hints[f.name] for f in dataclasses.fields(kind) if _key(f) == step)
+        return next(hints[f.name] for f in dataclasses.fields(kind) if step in _names(f))
     of = typing.get_args(kind)
     return of[0] if isinstance(step, int) else of[1]
 
 
-def _key(field: dataclasses.Field[Any]) -> str:
-    return getattr(field.default, "validation_alias", None) or field.name
+def _names(field: dataclasses.Field[Any]) -> list[str]:
+    """Return the keys that a file may give a field by, the usual one first."""
+    alias = getattr(field.default, "validation_alias", None) or field.name
+    return [str(name) for name in alias.choices] if isinstance(alias, AliasChoices) else [alias]
 
 
 def _without_none(kind: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Which samples a report shows: spread evenly from the best translation to the worst.
+"""Translations as files: hypotheses and references of anybody, arrays by clip, and which are shown.
 
-Order is by sentence-level chrF, which is defined for sentences, unlike BLEU. Evenly spread, because
-a report of the best alone flatters and of the worst alone misleads.
+``hypotheses.jsonl`` has a line ``{"id", "hypothesis", "reference"}`` a clip; a TSV file has such
+columns; plain text files are matched line by line. ``gates.npz`` and ``attention.npz`` hold an
+array a name.
 """
 
 from __future__ import annotations
@@ -14,27 +15,54 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
+from pydantic import AfterValidator, AliasChoices, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from signfuse_dist.corpora.rows import CorpusError
 from signfuse_dist.corpora.tables import cut_quoted
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.metrics import sentence_chrf
 from signfuse_dist.files import write_bytes
+from signfuse_dist.records import build, dotted
 
 Column = Literal["hypothesis", "reference"]
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "id": ("id", "name"),
-    "hypothesis": ("hypothesis",),
-    "reference": ("reference", "text"),
-}
 _STRUCTURED = (".jsonl", ".tsv")
 _SHOWN_ERRORS = 20
 _CUT_TSV = cut_quoted("\t")
+
+
+def _check_text(text: str) -> str:
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds half of a surrogate pair, which is no text")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_check_text)]
+
+
+@pydantic_dataclass(frozen=True)
+class _Hypothesis:
+    """A row of which the hypothesis is read; other columns are ignored."""
+
+    id: _Text = Field(validation_alias=AliasChoices("id", "name"))
+    text: _Text = Field(validation_alias=AliasChoices("hypothesis"))
+
+
+@pydantic_dataclass(frozen=True)
+class _Reference:
+    """A row of which the reference is read, such as one of a packing table."""
+
+    id: _Text = Field(validation_alias=AliasChoices("id", "name"))
+    text: _Text = Field(validation_alias=AliasChoices("reference", "text"))
+
+
+_Row = _Hypothesis | _Reference
+_KINDS: Mapping[Column, type[_Row]] = {"hypothesis": _Hypothesis, "reference": _Reference}
 
 
 def read_pairs(hypotheses: Path, references: Path | None) -> tuple[dict[str, str], dict[str, str]]:
@@ -70,21 +98,22 @@ def read_column(path: Path, column: Column) -> dict[str, str]:
     lines = _read_lines(path)
     if path.suffix not in _STRUCTURED:
         return {str(number): line for number, line in enumerate(lines, start=1)}
-    rows = _json_rows(lines, column) if path.suffix == ".jsonl" else _tsv_rows(path, lines, column)
-    found: dict[str, str] = {}
-    seen: dict[str, int] = {}
+    kind = _KINDS[column]
+    rows = _json_rows(lines, kind) if path.suffix == ".jsonl" else _tsv_rows(path, lines, kind)
+    texts: dict[str, str] = {}
+    lines_of: dict[str, int] = {}
     errors = []
     for number, row in rows:
         if isinstance(row, str):
             errors.append(f"line {number}: {row}")
-        elif row[0] in seen:
-            errors.append(f"line {number}: the id {row[0]!r} is already on line {seen[row[0]]}")
+        elif row.id in lines_of:
+            errors.append(f"line {number}: the id {row.id!r} is already on line {lines_of[row.id]}")
         else:
-            found[row[0]], seen[row[0]] = row[1], number
+            texts[row.id], lines_of[row.id] = row.text, number
     more = len(errors) - _SHOWN_ERRORS
     shown = errors[:_SHOWN_ERRORS] + ([f"and {more} more"] if more > 0 else [])
     raise_together(shown, f"{path}: cannot be scored")
-    return found
+    return texts
 
 
 def write_hypotheses(
@@ -156,50 +185,27 @@ def _read_lines(path: Path) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _json_rows(lines: list[str], column: Column) -> Iterator[tuple[int, tuple[str, str] | str]]:
-    """Yield the line number and (id, text), or what is wrong with the line."""
+def _json_rows(lines: list[str], kind: type[_Row]) -> Iterator[tuple[int, _Row | str]]:
+    """Yield the line number and the row, or what is wrong with the line."""
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as e:
             yield number, f"not JSON ({e})"
-            continue
-        yield number, _json_row(record, column)
+        else:
+            yield number, _read_row(kind, record)
 
 
-def _json_row(record: Any, column: Column) -> tuple[str, str] | str:
-    if not isinstance(record, dict):
-        return "not a JSON object"
-    values = []
-    for key in ("id", column):
-        name = next((alias for alias in _ALIASES[key] if alias in record), None)
-        if name is None:
-            return f"no {' or '.join(map(repr, _ALIASES[key]))}"
-        text = record[name]
-        if not isinstance(text, str):
-            return f"{name!r} is {text!r}, not a string"
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            return f"{name!r} holds half of a surrogate pair, which is no text"
-        values.append(text)
-    return values[0], values[1]
-
-
-def _tsv_rows(
-    path: Path, lines: list[str], column: Column
-) -> Iterator[tuple[int, tuple[str, str] | str]]:
-    """Yield the line number and (id, text), or what is wrong with the line."""
+def _tsv_rows(path: Path, lines: list[str], kind: type[_Row]) -> Iterator[tuple[int, _Row | str]]:
+    """Yield the line number and the row, or what is wrong with the line."""
     if not lines:
         raise UserError(f"{path}: empty; the first line must name the columns")
     header = _tsv_fields(lines[0])
     if isinstance(header, str):
         raise UserError(f"{path}: line 1: {header}")
-    places = []
-    for key in ("id", column):
-        name = next((alias for alias in _ALIASES[key] if alias in header), None)
-        if name is None:
-            wanted = " or ".join(map(repr, _ALIASES[key]))
-            raise UserError(f"{path}: no column {wanted} in its first line; it has {header}")
-        places.append(header.index(name))
+    errors: list[str] = []
+    build(kind, dict.fromkeys(header, ""), errors, lambda place: f"column {dotted(place)}")
+    raise_together(errors, f"{path}: its first line names the columns {header}")
     for number, line in enumerate(lines[1:], start=2):
         fields = _tsv_fields(line)
         if isinstance(fields, str):
@@ -207,7 +213,16 @@ def _tsv_rows(
         elif len(fields) != len(header):
             yield number, f"{len(fields)} columns, the header has {len(header)}"
         else:
-            yield number, (fields[places[0]], fields[places[1]])
+            # Of two columns of one name the first counts.
+            yield (
+                number,
+                _read_row(kind, dict(zip(reversed(header), reversed(fields), strict=True))),
+            )
+
+
+def _read_row(kind: type[_Row], record: object) -> _Row | str:
+    errors: list[str] = []
+    return build(kind, record, errors) or "; ".join(errors)
 
 
 def _tsv_fields(line: str) -> list[str] | str:
@@ -234,7 +249,10 @@ class Sample:
 
 
 def rank_samples(hypotheses: Mapping[str, str], references: Mapping[str, str]) -> list[Sample]:
-    """Return every sample from best to worst; equal scores in the order of their ids."""
+    """Return every sample from best to worst; equal scores in the order of their ids.
+
+    The order is by sentence-level chrF, which is defined for sentences, unlike BLEU.
+    """
     scored = sorted((-sentence_chrf(hypotheses[i], references[i]), i) for i in references)
     return [
         Sample(rank, i, hypotheses[i], references[i], -negative)
@@ -243,7 +261,10 @@ def rank_samples(hypotheses: Mapping[str, str], references: Mapping[str, str]) -
 
 
 def spread(samples: list[Sample], count: int) -> list[Sample]:
-    """Return ``count`` samples, or all, evenly spaced, with the best and the worst among them."""
+    """Return ``count`` samples, or all, evenly spaced, with the best and the worst among them.
+
+    Evenly, because the best alone flatter and the worst alone mislead.
+    """
     if count >= len(samples):
         return samples
     if count < 2:

@@ -108,15 +108,26 @@ def test_line_numbers_are_not_matched_with_names(tmp_path):
         ("d.jsonl", '{"id":"a","hypothesis":"x"}\n' * 2, "line 2: the id 'a' is already on line 1"),
         ("j.jsonl", '{"id":"a"', "line 1: not JSON"),
         ("n.jsonl", '{"id":"a","hypothesis":"x"}\n\n', "line 2: not JSON"),
-        ("l.jsonl", "[1]\n", "line 1: not a JSON object"),
-        ("k.jsonl", '{"id":"a"}\n', "line 1: no 'hypothesis'"),
-        ("i.jsonl", '{"id":3,"hypothesis":"x"}\n', "line 1: 'id' is 3, not a string"),
-        ("s.jsonl", '{"id":"a","hypothesis":"\\ud800"}\n', "line 1: 'hypothesis' holds half"),
+        ("l.jsonl", "[1]\n", r"line 1: expected a mapping of id, hypothesis, got \[1\]"),
+        ("u.jsonl", "null\n", "line 1: expected a mapping of id, hypothesis, got None"),
+        ("k.jsonl", '{"id":"a"}\n', "line 1: hypothesis: missing"),
+        ("m.jsonl", '{"hypothesis":"x"}\n', "line 1: id or name: missing"),
+        ("b.jsonl", "{}\n", "line 1: id or name: missing; hypothesis: missing"),
+        ("i.jsonl", '{"id":3,"hypothesis":"x"}\n', "line 1: id: 3 is not a str"),
+        ("a.jsonl", '{"name":7,"hypothesis":"x"}\n', "line 1: name: 7 is not a str"),
+        ("t.jsonl", '{"id":"a","hypothesis":null}\n', "line 1: hypothesis: None is not a str"),
+        (
+            "s.jsonl",
+            '{"id":"a","hypothesis":"\\ud800"}\n',
+            r"line 1: hypothesis: '\\ud800' holds half",
+        ),
+        ("o.jsonl", '{"id":"\\udfff","hypothesis":"x"}\n', "line 1: id: .* holds half"),
         ("deep.jsonl", "[" * 100_000, "line 1: not JSON"),
         ("d.tsv", "id\thypothesis\na\tx\na\ty\n", "line 3: the id 'a' is already on line 2"),
         ("c.tsv", "id\thypothesis\na\tx\ty\n", "line 2: 3 columns, the header has 2"),
         ("q.tsv", 'id\thypothesis\na\t"x\nb\ty\n', "line 2: .*double quote"),
-        ("h.tsv", "id\ttranslation\na\tx\n", "no column 'hypothesis' in its first line"),
+        ("h.tsv", "id\ttranslation\na\tx\n", "(?s)first line names.*column hypothesis: missing"),
+        ("n.tsv", "nr\thypothesis\na\tx\n", "(?s)first line names.*column id or name: missing"),
         ("e.tsv", "", "empty; the first line must name the columns"),
     ],
 )
@@ -124,6 +135,15 @@ def test_a_malformed_line_is_named_with_its_number(tmp_path, name, text, message
     references = write(tmp_path / "references.tsv", "id\treference\na\tone\n")
     with pytest.raises(UserError, match=message):
         read_pairs(write(tmp_path / name, text), references)
+
+
+def test_other_columns_are_ignored_and_the_usual_name_comes_first(tmp_path):
+    row = '{"name": 3, "id": "a", "hypothesis": "x", "text": 4, "reference": "y", "signer": 5}\n'
+    assert read_pairs(write(tmp_path / "h.jsonl", row), None) == ({"a": "x"}, {"a": "y"})
+    row = '{"name": "a", "hypothesis": "x", "text": "y"}\n'
+    assert read_pairs(write(tmp_path / "h.jsonl", row), None) == ({"a": "x"}, {"a": "y"})
+    table = "id\thypothesis\treference\tid\na\tx\ty\tb\n"
+    assert read_pairs(write(tmp_path / "h.tsv", table), None) == ({"a": "x"}, {"a": "y"})
 
 
 def test_all_faults_of_a_file_are_reported_together(tmp_path):
