@@ -18,7 +18,7 @@ from signfuse_dist.config import RunConfig, load_resolved
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.protocols import Preset, in_order, normalize
 from signfuse_dist.evaluation.scores import check_ids, find_measures, name_ids, refuse_empty
-from signfuse_dist.evaluation.significance import Figure, Resampling, resample
+from signfuse_dist.evaluation.significance import Resampling, TestedScore, resample
 from signfuse_dist.evaluation.translations import read_pairs
 from signfuse_dist.run_folder import RunFolder
 
@@ -148,7 +148,7 @@ class Comparison:
     num_samples: int
     resampling: str
     systems: tuple[str, ...]
-    figures: Mapping[str, tuple[Figure, ...]]
+    figures: Mapping[str, tuple[TestedScore, ...]]
     signatures: Mapping[str, str]
     unavailable: Mapping[str, str]
     groups: tuple[Group, ...] = ()
@@ -187,7 +187,7 @@ def compare(
     theirs = [normalize(references[i], preset) for i in ids]
     texts = [[normalize(system.hypotheses[i], preset) for i in ids] for system in systems]
     measures, unavailable = find_measures(preset, language or find_language(systems), bleurt)
-    figures: dict[str, tuple[Figure, ...]] = {}
+    figures: dict[str, tuple[TestedScore, ...]] = {}
     signatures: dict[str, str] = {}
     for name in in_order(measures):
         found, signatures[name] = resample(measures[name], texts, theirs, how)
@@ -206,7 +206,7 @@ def compare(
 
 
 def _group(
-    members: Sequence[System], names: Sequence[str], figures: Mapping[str, Sequence[Figure]]
+    members: Sequence[System], names: Sequence[str], figures: Mapping[str, Sequence[TestedScore]]
 ) -> Group:
     places = [names.index(system.name) for system in members]
     spreads = {}
@@ -233,7 +233,7 @@ def format_comparison(found: Comparison) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _shown(figure: Figure, baseline: Figure) -> str:
+def _shown(figure: TestedScore, baseline: TestedScore) -> str:
     low, high = figure.interval
     text = f"{figure.value:6.2f}  95% [{low:.2f}, {high:.2f}]"
     if figure.p_value is None:

@@ -64,7 +64,7 @@ class Resampling:
         return f"{kind}:{self.count}|seed:{self.seed}"
 
 
-class Figure(NamedTuple):
+class TestedScore(NamedTuple):
     """One system's score by one metric: 0..100, its 95% interval, and p against the baseline."""
 
     value: float
@@ -77,8 +77,8 @@ def resample(
     systems: Sequence[Sequence[str]],
     references: Sequence[str],
     how: Resampling,
-) -> tuple[list[Figure], str]:
-    """Return a figure for each system, and the signature with the method and seed.
+) -> tuple[list[TestedScore], str]:
+    """Return the score of each system, and the signature with the method and seed.
 
     ``systems`` are the translations of each, in the order of ``references``; all of it normalized.
     The first is the baseline and has no p value.
@@ -94,14 +94,14 @@ def resample(
             how.count,
             n_ar_confidence=NUM_SAMPLES["bootstrap"] if kind == "ar" else -1,
         )
-        signatures, found = test()
+        signatures, columns = test()
     (name,) = signatures
-    results = [r for r in found[name] if isinstance(r, _Result)]
-    figures = [_figure(r, results[0].score if i else None) for i, r in enumerate(results)]
-    return figures, measure.signature(signatures[name])
+    results = [r for r in columns[name] if isinstance(r, _Result)]
+    scores = [_tested_score(r, results[0].score if i else None) for i, r in enumerate(results)]
+    return scores, measure.signature(signatures[name])
 
 
-def _figure(result: _Result, baseline: float | None) -> Figure:
+def _tested_score(result: _Result, baseline: float | None) -> TestedScore:
     assert result.mean is not None
     assert result.ci is not None
     low, high = float(result.mean - result.ci), float(result.mean + result.ci)
@@ -110,7 +110,7 @@ def _figure(result: _Result, baseline: float | None) -> Figure:
         # sacrebleu counts the trials that differ by more than nothing; identical systems give
         # none, and it would call them different with the smallest p there is.
         p = 1.0
-    return Figure(float(result.score), (low, high), None if p is None else float(p))
+    return TestedScore(float(result.score), (low, high), None if p is None else float(p))
 
 
 @contextmanager
