@@ -48,7 +48,7 @@ from signfuse_dist.evaluation.scores import (
 )
 from signfuse_dist.evaluation.translations import (
     rank_samples,
-    spread,
+    spread_samples,
     write_arrays,
     write_hypotheses,
 )
@@ -453,7 +453,7 @@ def _sample_maps(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the maps of the samples that the report shows, by ``DIRECTION/ID``."""
     ranked = rank_samples(sentences, result.references)
-    chosen = spread(ranked, result.run.evaluation.num_samples)
+    chosen = spread_samples(ranked, result.run.evaluation.num_samples)
     return {f"{way}/{s.id}": array for s in chosen for way, array in maps(s.id).items()}
 
 

@@ -260,7 +260,7 @@ def rank_samples(hypotheses: Mapping[str, str], references: Mapping[str, str]) -
     ]
 
 
-def spread(samples: list[Sample], count: int) -> list[Sample]:
+def spread_samples(samples: list[Sample], count: int) -> list[Sample]:
     """Return ``count`` samples, or all, evenly spaced, with the best and the worst among them.
 
     Evenly, because the best alone flatter and the worst alone mislead.

@@ -1,20 +1,28 @@
-"""The one place where a report reads packed data: a split's facts, and key frames of a clip."""
+"""What a report reads: a run folder as far as it is there, and packed data.
+
+A piece of the run folder that is missing or damaged is noted with the reason, and the report is
+written without it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import typing
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from signfuse_dist.config import STAGES, EvaluationConfig, RunConfig, load_resolved
 from signfuse_dist.data.look import sheet, spread
@@ -30,16 +38,60 @@ from signfuse_dist.data.storage import Folder, open_folder
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.scores import SplitScores, read_split_scores
 from signfuse_dist.evaluation.translations import read_array, read_pairs
-from signfuse_dist.evaluation.translator import DIRECTIONS
-from signfuse_dist.run_folder import EvaluationFolder
-from signfuse_dist.run_folder import RunFolder as RunPaths
+from signfuse_dist.files import parse_json, read_json, read_text
+from signfuse_dist.records import Whole, read_record
+from signfuse_dist.run_folder import EvaluationFolder, RunFolder
 
 _NESTED = 3  # levels of names in versions.json that are joined; deeper ones are shown as JSON
 _T = TypeVar("_T")
+# Of a loss that is not finite the log says so.
+_Logged = Annotated[float, Field(strict=True)] | None
+
+
+@pydantic_dataclass(frozen=True)
+class LogRow:
+    """A line of ``metrics.jsonl``, as far as a report shows it; None was not logged."""
+
+    step: Whole
+    total: _Logged = None
+    language: _Logged = None
+    alignment: _Logged = None
+    contrastive: _Logged = None
+    dev_language: _Logged = None
+    dev_contrastive: _Logged = None
+    learning_rate: _Logged = None
+    clips_per_second: _Logged = None
+
+    def value(self, name: str) -> float | None:
+        """Return the value of that name."""
+        return typing.cast("float | None", getattr(self, name))
+
+
+@pydantic_dataclass(frozen=True)
+class PlanFacts:
+    """``plan.json``: the batch plan that a stage was trained by; None is not in the file."""
+
+    num_clips: Whole | None = None
+    world_size: Whole | None = None
+    micro_batch_size: Whole | None = None
+    accumulation: Whole | None = None
+    global_batch_size: Whole | None = None
+    steps_per_epoch: Whole | None = None
+    total_steps: Whole | None = None
+    warmup_steps: Whole | None = None
+    num_pairs: Whole | None = None
+
+
+@pydantic_dataclass(frozen=True)
+class ComponentParameters:
+    """Numbers of parameters of one component of a model, in ``parameters.json``."""
+
+    all: Whole
+    trained: Whole
 
 
 @dataclass
-class RunFolder:
+class ReportInputs:
     """The pieces of ``runs/<experiment>/<stage>`` for one split, and which are ``missing``.
 
     ``config`` is None when ``config.yaml`` cannot be read; ``curves`` holds the log of every stage
@@ -55,14 +107,14 @@ class RunFolder:
     config_text: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     evaluated: dict[str, str] = field(default_factory=dict)
-    results: SplitScores | None = None
-    plans: dict[str, dict[str, Any]] = field(default_factory=dict)
-    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    split_scores: SplitScores | None = None
+    plans: dict[str, PlanFacts] = field(default_factory=dict)
+    curves: dict[str, list[LogRow]] = field(default_factory=dict)
 
     @property
     def evaluation(self) -> EvaluationFolder:
         """Where this split's results are, and the report goes."""
-        return RunPaths(self.path).evaluation(self.split)
+        return RunFolder(self.path).evaluation(self.split)
 
     @property
     def num_details(self) -> int:
@@ -84,131 +136,155 @@ class RunFolder:
             return otherwise
 
     def gates(self, ids: list[str]) -> dict[str, NDArray[np.float32]]:
-        """Return the mean gate over time, float32 ``[steps]``, of those ids that have one."""
-        if self.config is not None and self.config.model.fusion != "cmfa":
-            return {}  # other fusions have no gate
-        found = self._arrays(self.evaluation.gates, "gate", ids, 1)
-        return {name: found[name] for name in ids if name in found}
+        """Return the mean gate over time, float32 ``[steps]``, of the ids that have one.
+
+        A fusion without a gate leaves no ``gates.npz``; where there is one, an id that it lacks is
+        noted.
+        """
+        with self._open_arrays("gate", self.evaluation.gates) as archive:
+            if archive is None:
+                return {}
+            arrays = {name: self._read_array("gate", archive, name, 1) for name in ids}
+        return {name: gate for name, gate in arrays.items() if gate is not None}
 
     def attention(self, ids: list[str]) -> dict[str, dict[str, NDArray[np.float32]]]:
-        """Return the cross-attention maps, float32 ``[query steps, key steps]``, by direction."""
-        if self.config is not None and self.config.model.fusion in ("concat", "sum"):
-            return {}  # these do not attend
-        fusion = self.config.model.fusion if self.config else "cmfa"
-        ways = [fusion] if fusion in DIRECTIONS else list(DIRECTIONS)
-        names = [f"{way}/{name}" for name in ids for way in ways]
-        found = self._arrays(self.evaluation.attention, "cross-attention", names, 2)
-        maps = {n: {w: found[f"{w}/{n}"] for w in ways if f"{w}/{n}" in found} for n in ids}
-        return {name: by_way for name, by_way in maps.items() if by_way}
+        """Return the cross-attention maps, float32 ``[query steps, key steps]``, by direction.
 
-    def _arrays(
-        self, path: Path, what: str, names: list[str], ndim: int
-    ) -> dict[str, NDArray[np.float32]]:
-        file, found = path.name, {}
+        The directions are those that the evaluation recorded: ``DIRECTION/ID`` in
+        ``attention.npz``, which a fusion that does not attend does not leave.
+        """
+        maps: dict[str, dict[str, NDArray[np.float32]]] = {}
+        what = "cross-attention"
+        with self._open_arrays(what, self.evaluation.attention) as archive:
+            if archive is None:
+                return {}
+            recorded: dict[str, list[str]] = {}
+            for member in archive.namelist():
+                direction, _, name = member.removesuffix(".npy").partition("/")
+                recorded.setdefault(name, []).append(direction)
+            for name in ids:
+                if name not in recorded:
+                    self.note(what, f"attention.npz has none for {name!r}")
+                for direction in recorded.get(name, ()):
+                    weights = self._read_array(what, archive, f"{direction}/{name}", 2)
+                    if weights is not None:
+                        maps.setdefault(name, {})[direction] = weights
+        return maps
+
+    @contextmanager
+    def _open_arrays(self, what: str, path: Path) -> Iterator[zipfile.ZipFile | None]:
+        """Open a file of arrays; None where the evaluation left none, or with a note."""
+        with ExitStack() as opened:
+            archive = None
+            try:
+                archive = opened.enter_context(zipfile.ZipFile(path))
+            except FileNotFoundError:
+                pass  # as of a fusion that has nothing of the kind
+            except (OSError, zipfile.BadZipFile) as e:
+                self.note(what, f"{path.name} cannot be read ({e})")
+            yield archive
+
+    def _read_array(
+        self, what: str, archive: zipfile.ZipFile, name: str, ndim: int
+    ) -> NDArray[np.float32] | None:
         try:
-            with zipfile.ZipFile(path) as archive:
-                for name in names:
-                    try:
-                        found[name] = read_array(archive, name, ndim)
-                    except KeyError:
-                        self.note(what, f"{file} has none for {name!r}")
-                    except UserError as e:
-                        self.note(what, e)
-        except FileNotFoundError:
-            self.note(what, f"there is no {file} beside the hypotheses")
-        except (OSError, zipfile.BadZipFile) as e:
-            self.note(what, f"{file} cannot be read ({e})")
-        return found
+            return read_array(archive, name, ndim)
+        except KeyError:
+            self.note(what, f"{Path(str(archive.filename)).name} has none for {name!r}")
+        except (UserError, OSError, zipfile.BadZipFile) as e:
+            self.note(what, e)
+        return None
 
 
-def read_run(path: Path, split: str) -> RunFolder:
+def read_run(path: Path, split: str) -> ReportInputs:
     """Read a run folder; raise :class:`UserError` when it, or its hypotheses, cannot be read."""
-    files = RunPaths.open(path)
+    files = RunFolder.open(path)
     evaluation = files.evaluation(split)
     file = evaluation.hypotheses
     if not file.is_file():
         raise UserError(
             f"{file}: does not exist; evaluate the run on {split!r} before its report is written"
         )
-    run = RunFolder(path, split, *read_pairs(file, None))
+    run = ReportInputs(path, split, *read_pairs(file, None))
     apart = sorted(set(run.hypotheses) ^ set(run.references))
     if apart or not run.hypotheses:
         raise UserError(f"{file}: holds no complete pairs")
     run.config = run.attempt("configuration", lambda: load_resolved(files.config), None)
-    run.config_text = run.attempt("configuration text", lambda: _read_text(files.config), "")
-    run.versions = run.attempt("versions", lambda: _flat(_read_json(files.versions)), {})
-    run.results = run.attempt("scores", lambda: read_split_scores(evaluation.scores), None)
-    run.evaluated = run.attempt(
-        "how it was evaluated", lambda: _flat(_read_json(evaluation.record)), {}
-    )
+    run.config_text = run.attempt("configuration text", lambda: read_text(files.config), "")
+    run.versions = run.attempt("versions", lambda: read_facts(files.versions), {})
+    run.split_scores = run.attempt("scores", lambda: read_split_scores(evaluation.scores), None)
+    run.evaluated = run.attempt("how it was evaluated", lambda: read_facts(evaluation.record), {})
     _read_curves(run)
     return run
 
 
-def _read_curves(run: RunFolder) -> None:
+def _read_curves(run: ReportInputs) -> None:
     """Read the logs of this stage and of its siblings, as far as the run uses them."""
     stages = STAGES if run.config is None else run.config.train.stages
-    own = RunPaths(run.path)
-    folders: dict[str, RunPaths] = {stage: own.beside(stage) for stage in stages}
+    own = RunFolder(run.path)
+    folders: dict[str, RunFolder] = {stage: own.beside(stage) for stage in stages}
     folders.setdefault(run.path.name, own)
     for stage, folder in folders.items():
         if not folder.path.is_dir():
             run.note("curves", f"the stage {stage!r} has no folder beside this run")
             continue
-        none: list[dict[str, Any]] = []
-        rows = run.attempt("curves", partial(_read_log, run, folder.metrics), none)
+        none: list[LogRow] = []
+        note = partial(run.note, "curves")
+        rows = run.attempt("curves", partial(read_log, folder.metrics, note), none)
         if rows:
             run.curves[stage] = rows
-            run.plans[stage] = run.attempt("plan", partial(_read_json, folder.plan), {})
+            run.plans[stage] = run.attempt("plan", partial(read_plan, folder.plan), PlanFacts())
 
 
-def _read_log(run: RunFolder, path: Path) -> list[dict[str, Any]]:
-    """Return the log's rows by step; after a resume the later row of a step counts."""
-    rows: dict[float, dict[str, Any]] = {}
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+def read_log(path: Path, note: Callable[[str], object]) -> list[LogRow]:
+    """Return the log's rows by step; after a resume the later row of a step counts.
+
+    What is wrong with a line is given to ``note``, and the line is left out. Raises
+    :class:`UserError` when the file cannot be read.
+    """
+    rows: dict[int, LogRow] = {}
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
+        name = f"{path}: line {number} is not a log row, left out"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        step = row.get("step") if isinstance(row, dict) else None
-        if not isinstance(step, int) or isinstance(step, bool):
-            run.note("curves", f"{path}: line {number} is not a log row, left out")
+            row = read_record(LogRow, parse_json(line, name), name)
+        except UserError as e:
+            note(str(e))
             continue
-        rows[step] = dict(row)
+        rows[row.step] = row
     return [rows[step] for step in sorted(rows)]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 text") from e
+def read_plan(path: Path) -> PlanFacts:
+    """Read ``plan.json``; raise :class:`UserError` when it is none."""
+    return read_record(PlanFacts, read_json(path), f"{path}: not a batch plan")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as e:
-        raise e if isinstance(e, UserError) else UserError(f"{path}: not JSON ({e})") from e
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value
+def read_parameters(path: Path) -> dict[str, ComponentParameters]:
+    """Read ``parameters.json``, by component; raise :class:`UserError` when it is none."""
+    headline = f"{path}: not a file of parameters"
+    return read_record(dict[str, ComponentParameters], read_json(path), headline)
+
+
+def read_facts(path: Path) -> dict[str, str]:
+    """Return what a JSON object says, as text: nested names joined by a dot.
+
+    Raises :class:`UserError` when the file holds none.
+    """
+    return _flat(read_record(dict[str, Any], read_json(path), f"{path}: not a JSON object"))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested names joined by a dot, and their values as text."""
-    found: dict[str, str] = {}
+    facts: dict[str, str] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, dict) and name.count(".") < _NESTED:
-            found.update(_flat(item, f"{name}."))
+            facts.update(_flat(item, f"{name}."))
         else:
-            found[name] = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
-    return found
+            facts[name] = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+    return facts
 
 
 NUM_KEY_FRAMES = 6

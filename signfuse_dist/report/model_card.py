@@ -7,18 +7,33 @@ named in the card, and the rest is written.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic.dataclasses import dataclass
 
 from signfuse_dist.config import RunConfig, load_resolved
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import in_order
 from signfuse_dist.evaluation.scores import Scores, read_split_scores
-from signfuse_dist.files import write_text
+from signfuse_dist.files import read_json, write_text
+from signfuse_dist.records import read_record
+from signfuse_dist.report.inputs import PlanFacts, read_log, read_plan
 from signfuse_dist.report.markup import LANGUAGE, environment
 from signfuse_dist.run_folder import RunFolder
 
 Rows = list[tuple[str, str]]
+_T = TypeVar("_T")
+_LOSSES = ("contrastive", "alignment", "language", "total")
+
+
+@dataclass(frozen=True)
+class _SavedModel:
+    """What ``model/config.json`` says of the LLM; None of a stage that has none."""
+
+    llm_fingerprint: str | None = None
+    llm_commit: str | None = None
 
 
 def write_card(run_folder: Path) -> Path:
@@ -33,9 +48,11 @@ def _content(folder: Path) -> dict[str, Any]:
     files = RunFolder(folder)
     run = load_resolved(files.config)
     missing: list[str] = []
-    saved = _read(files.model / "config.json", missing)
-    plan, versions = (_read(file, missing) for file in (files.plan, files.versions))
-    translates = saved.get("llm_fingerprint") is not None
+    saved = _attempt(files.model / "config.json", _read_saved, _SavedModel(), missing)
+    plan = _attempt(files.plan, read_plan, PlanFacts(), missing)
+    no_versions: dict[str, Any] = {}
+    versions = _attempt(files.versions, _read_object, no_versions, missing)
+    translates = saved.llm_fingerprint is not None
     return {
         "front_matter": _front_matter(run, translates),
         "title": f"{run.name}, stage {run.stage.name}",
@@ -60,11 +77,11 @@ def _front_matter(run: RunConfig, translates: bool) -> str:
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in sorted(known.items()))
 
 
-def _data(run: RunConfig, plan: dict[str, Any]) -> Rows:
+def _data(run: RunConfig, plan: PlanFacts) -> Rows:
     data = run.data
     return [
         ("corpus", data.corpus),
-        ("training split", f"{data.train_split}, {plan.get('num_clips', 'unknown')} clips"),
+        ("training split", f"{data.train_split}, {_known(plan.num_clips)} clips"),
         ("language", data.language),
         (
             "frames",
@@ -75,19 +92,19 @@ def _data(run: RunConfig, plan: dict[str, Any]) -> Rows:
     ]
 
 
-def _training(run: RunConfig, plan: dict[str, Any], losses: str) -> Rows:
+def _training(run: RunConfig, plan: PlanFacts, losses: str) -> Rows:
     train, stage = run.train, run.stage
     return [
         ("stages", f"{', '.join(train.stages)}; this is {stage.name}"),
-        ("epochs", f"{stage.epochs}, {plan.get('total_steps', 'unknown')} optimizer steps"),
+        ("epochs", f"{stage.epochs}, {_known(plan.total_steps)} optimizer steps"),
         (
             "learning rate",
             f"{stage.learning_rate:g}, {stage.warmup_epochs} epochs of warmup, cosine to zero",
         ),
         (
             "clips a step",
-            f"{train.global_batch_size} over {plan.get('world_size', 'unknown')} "
-            f"processes; {plan.get('num_pairs', 'unknown')} pairs in Eq. 21",
+            f"{train.global_batch_size} over {_known(plan.world_size)} "
+            f"processes; {_known(plan.num_pairs)} pairs in Eq. 21",
         ),
         ("precision", train.precision),
         ("weight decay, clipping", f"{train.weight_decay:g}, {train.gradient_clipping:g}"),
@@ -95,18 +112,21 @@ def _training(run: RunConfig, plan: dict[str, Any], losses: str) -> Rows:
     ]
 
 
+def _known(value: int | None) -> str:
+    return "unknown" if value is None else str(value)
+
+
 def _last_losses(folder: Path) -> str:
     """Return the losses of the last line of the log."""
     try:
-        lines = RunFolder(folder).metrics.read_text(encoding="utf-8").splitlines()
-        last = json.loads(lines[-1])
-        names = ("contrastive", "alignment", "language", "total")
-        return ", ".join(f"{name} {last[name]:.4g}" for name in names if name in last)
-    except (OSError, ValueError, IndexError, TypeError, KeyError):
+        last = read_log(RunFolder(folder).metrics, lambda torn: None)[-1]
+    except (UserError, IndexError):
         return "unknown"
+    losses = {name: last.value(name) for name in _LOSSES}
+    return ", ".join(f"{name} {value:.4g}" for name, value in losses.items() if value is not None)
 
 
-def _model(run: RunConfig, saved: dict[str, Any], translates: bool) -> Rows:
+def _model(run: RunConfig, saved: _SavedModel, translates: bool) -> Rows:
     model = run.model
     rows = [
         ("streams", model.streams),
@@ -121,15 +141,15 @@ def _model(run: RunConfig, saved: dict[str, Any], translates: bool) -> Rows:
     if translates:
         rows += [
             ("language model", model.llm),
-            ("its revision", str(saved.get("llm_commit") or "a folder, no revision")),
-            ("its fingerprint", str(saved.get("llm_fingerprint"))),
+            ("its revision", str(saved.llm_commit or "a folder, no revision")),
+            ("its fingerprint", str(saved.llm_fingerprint)),
             ("prompt", model.prompt),
         ]
     return rows
 
 
 def _splits(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
-    found = []
+    splits = []
     for split, evaluation in RunFolder(folder).scored().items():
         try:
             split_scores = read_split_scores(evaluation.scores)
@@ -137,7 +157,7 @@ def _splits(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
             missing.append(str(e))
             continue
         scores = split_scores.scores
-        found.append(
+        splits.append(
             {
                 "name": split,
                 "preset": scores.preset,
@@ -145,7 +165,7 @@ def _splits(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
                 "rows": _rows(scores, split_scores.controls.get("shuffled")),
             }
         )
-    return found
+    return splits
 
 
 def _rows(scores: Scores, control: Scores | None) -> list[dict[str, str]]:
@@ -160,13 +180,18 @@ def _rows(scores: Scores, control: Scores | None) -> list[dict[str, str]]:
     return rows
 
 
-def _read(path: Path, missing: list[str]) -> dict[str, Any]:
-    """Return a file's JSON object, or note why there is none."""
+def _attempt(path: Path, read: Callable[[Path], _T], otherwise: _T, missing: list[str]) -> _T:
+    """Return what a file holds, or note, without the folders above it, why there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-        missing.append(f"{path.name} holds no JSON object")
-    except (OSError, ValueError) as e:
-        missing.append(f"{path.name} cannot be read ({e.__class__.__name__})")
-    return {}
+        return read(path)
+    except UserError as e:
+        missing.append(str(e).replace(str(path), path.name))
+        return otherwise
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return read_record(dict[str, Any], read_json(path), f"{path}: not a JSON object")
+
+
+def _read_saved(path: Path) -> _SavedModel:
+    return read_record(_SavedModel, read_json(path), f"{path}: not a saved model")

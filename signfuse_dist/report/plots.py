@@ -1,4 +1,4 @@
-"""Figures of a report: one picture for a light page, maybe one for a dark page, and its words."""
+"""Pictures and tables of a report: plots for light and dark pages, and in text what they show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +17,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as MatplotlibFigure
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from signfuse_dist.report.inputs import LogRow
 
 DPI = 110
 
@@ -39,7 +42,79 @@ LOSSES = ("total", "language", "alignment", "contrastive")
 # The scores of the development split, and the loss that each is beside.
 DEV_SCORES = {"dev_language": "language", "dev_contrastive": "contrastive"}
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence["LogRow"]
+T = TypeVar("T")
+# One number, or an interval.
+_NUMBER = re.compile(r"-?[0-9][0-9.,]*(e[-+][0-9]+)?( to -?[0-9][0-9.,]*)?")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text with its caption."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def is_number(self, column: int) -> bool:
+        """Return whether a column holds numbers alone, and is set to the right.
+
+        Never the first, nor the values of a list of facts, which are of many kinds.
+        """
+        if column == 0 or len(self.header) == 2:
+            return False
+        cells = [row[column] for row in self.rows]
+        return any(_NUMBER.fullmatch(c) for c in cells) and all(
+            c == "–" or _NUMBER.fullmatch(c) for c in cells
+        )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG or JPEG with its words; ``name`` is a plain file name without ending.
+
+    ``dark`` is the picture for a dark page, None when there is one for both. ``alt`` says what is
+    seen, ``caption`` what it means. ``table`` holds what a plot draws, for those who do not see it;
+    None for a photograph.
+    """
+
+    name: str
+    light: bytes
+    dark: bytes | None
+    alt: str
+    caption: str
+    table: Table | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, so that a page keeps its layout while it loads."""
+        with Image.open(BytesIO(self.light)) as image:
+            return image.size
+
+    @property
+    def file_name(self) -> str:
+        """The picture's name in the Markdown report's folder of figures."""
+        return f"{self.name}.{_kind(self.light)}"
+
+
+def plot(
+    name: str, draw: Callable[[Theme], bytes], alt: str, caption: str, table: Table | None
+) -> Figure:
+    """Return a figure drawn once for each theme."""
+    return Figure(name, draw(LIGHT), draw(DARK), alt, caption, table)
+
+
+def thinned(rows: Sequence[T], most: int) -> list[T]:
+    """Return at most ``most`` rows, evenly spread, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def data_uri(picture: bytes) -> str:
+    """Return the picture as a ``data:`` URI, so that the page needs no other file."""
+    return f"data:image/{_kind(picture)};base64," + base64.b64encode(picture).decode("ascii")
 
 
 def loss_curves(stages: Mapping[str, Rows], theme: Theme) -> bytes:
@@ -50,11 +125,11 @@ def loss_curves(stages: Mapping[str, Rows], theme: Theme) -> bytes:
     figure, panels = _panels(stages, theme)
     for axes, rows in zip(panels, stages.values(), strict=True):
         for i, name in enumerate(LOSSES):
-            if any(name in row for row in rows):
+            if any(row.value(name) is not None for row in rows):
                 _line(axes, rows, name, theme, i)
         for name, loss in DEV_SCORES.items():
-            if taken := [row for row in rows if name in row]:
-                _diamonds(axes, taken, name, theme.lines[LOSSES.index(loss)])
+            if scored := [row for row in rows if row.value(name) is not None]:
+                _diamonds(axes, scored, name, theme.lines[LOSSES.index(loss)])
         axes.set_ylabel("loss", color=theme.ink)
         axes.set_xlabel("optimizer step", color=theme.ink)
         _legend(axes, theme)
@@ -160,8 +235,8 @@ def _panels(
 
 def _line(axes: Axes, rows: Rows, name: str, theme: Theme, order: int) -> None:
     """Draw one value of the log; a step whose value is missing or not finite leaves a gap."""
-    steps = [row["step"] for row in rows]
-    values = [_number(row.get(name)) for row in rows]
+    steps = [row.step for row in rows]
+    values = [_finite(row.value(name)) for row in rows]
     marker = "o" if len(steps) < 3 else ""
     axes.plot(
         steps,
@@ -178,8 +253,8 @@ def _line(axes: Axes, rows: Rows, name: str, theme: Theme, order: int) -> None:
 def _diamonds(axes: Axes, rows: Rows, name: str, colour: str) -> None:
     """Draw one value where it was taken; one that is not finite is left out."""
     axes.plot(
-        [row["step"] for row in rows],
-        [_number(row[name]) for row in rows],
+        [row.step for row in rows],
+        [_finite(row.value(name)) for row in rows],
         label=name,
         color=colour,
         linestyle="none",
@@ -188,10 +263,8 @@ def _diamonds(axes: Axes, rows: Rows, name: str, colour: str) -> None:
     )
 
 
-def _number(value: object) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return math.nan
+def _finite(value: float | None) -> float:
+    return math.nan if value is None or not math.isfinite(value) else value
 
 
 def _legend(axes: Axes, theme: Theme) -> None:
@@ -205,80 +278,6 @@ def _png(figure: MatplotlibFigure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
-
-
-T = TypeVar("T")
-# One number, or an interval.
-_NUMBER = re.compile(r"-?[0-9][0-9.,]*(e[-+][0-9]+)?( to -?[0-9][0-9.,]*)?")
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text with its caption."""
-
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def is_number(self, column: int) -> bool:
-        """Return whether a column holds numbers alone, and is set to the right.
-
-        Never the first, nor the values of a list of facts, which are of many kinds.
-        """
-        if column == 0 or len(self.header) == 2:
-            return False
-        cells = [row[column] for row in self.rows]
-        return any(_NUMBER.fullmatch(c) for c in cells) and all(
-            c == "–" or _NUMBER.fullmatch(c) for c in cells
-        )
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A PNG or JPEG with its words; ``name`` is a plain file name without ending.
-
-    ``dark`` is the picture for a dark page, None when there is one for both. ``alt`` says what is
-    seen, ``caption`` what it means. ``table`` holds what a plot draws, for those who do not see it;
-    None for a photograph.
-    """
-
-    name: str
-    light: bytes
-    dark: bytes | None
-    alt: str
-    caption: str
-    table: Table | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, so that a page keeps its layout while it loads."""
-        with Image.open(BytesIO(self.light)) as image:
-            return image.size
-
-    @property
-    def file_name(self) -> str:
-        """The picture's name in the Markdown report's folder of figures."""
-        return f"{self.name}.{_kind(self.light)}"
-
-
-def plot(
-    name: str, draw: Callable[[Theme], bytes], alt: str, caption: str, table: Table | None
-) -> Figure:
-    """Return a figure drawn once for each theme."""
-    return Figure(name, draw(LIGHT), draw(DARK), alt, caption, table)
-
-
-def thinned(rows: Sequence[T], most: int) -> list[T]:
-    """Return at most ``most`` rows, evenly spread, the first and the last among them."""
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
-
-
-def data_uri(picture: bytes) -> str:
-    """Return the picture as a ``data:`` URI, so that the page needs no other file."""
-    return f"data:image/{_kind(picture)};base64," + base64.b64encode(picture).decode("ascii")
 
 
 def _kind(picture: bytes) -> str:

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from signfuse_dist import __version__
-from signfuse_dist.evaluation.translations import rank_samples, spread
+from signfuse_dist.evaluation.translations import rank_samples, spread_samples
 from signfuse_dist.files import write_bytes
-from signfuse_dist.report.inputs import RunFolder, read_run
+from signfuse_dist.report.inputs import ReportInputs, read_run
 from signfuse_dist.report.markup import LANGUAGE, environment
 from signfuse_dist.report.plots import Figure
+from signfuse_dist.report.score_sections import Breakdown, divide_split, preset_of, score_content
 from signfuse_dist.report.sections import (
-    Breakdown,
-    breakdowns,
     data_table,
     open_splits,
-    preset_of,
     run_tables,
     sample_details,
-    score_content,
     training_figures,
 )
 
@@ -50,12 +47,12 @@ def write_report(run: Path, split: str) -> Path:
     return files.report_html
 
 
-def _content(run: RunFolder) -> dict[str, Any]:
+def _content(run: ReportInputs) -> dict[str, Any]:
     """Return everything the templates show; reading may still add to ``run.missing``."""
     ranked = rank_samples(run.hypotheses, run.references)
     packed, preset = open_splits(run), preset_of(run)
     evaluated = packed.get(run.split)
-    parts: list[Breakdown] = [] if preset is None else breakdowns(run, evaluated, preset)
+    parts: list[Breakdown] = [] if preset is None else divide_split(run, evaluated, preset)
     language = run.config.data.language if run.config else ""
     names = run.path.resolve().parts[-2:]
     return {
@@ -66,8 +63,8 @@ def _content(run: RunFolder) -> dict[str, Any]:
         **score_content(run, preset),
         "parts": parts,
         "training": training_figures(run),
-        "translations": spread(ranked, TABLE_ROWS),
-        "details": sample_details(run, spread(ranked, run.num_details), evaluated),
+        "translations": spread_samples(ranked, TABLE_ROWS),
+        "details": sample_details(run, spread_samples(ranked, run.num_details), evaluated),
         "data": data_table(packed),
         "run_tables": run_tables(run),
         "config_text": run.config_text,

@@ -121,8 +121,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_written(
     (tmp_path / "plan.json").write_text("[]")
     (tmp_path / "metrics.jsonl").write_text("")
     card = write_card(tmp_path).read_text(encoding="utf-8")
-    assert "versions.json cannot be read" in card
-    assert "plan.json holds no JSON object" in card
+    assert "versions.json: cannot be read" in card
+    assert "plan.json: not a batch plan" in card
     assert "scores.json" in card
     assert "unknown clips" in card
     assert "| last losses | unknown |" in card

@@ -27,7 +27,7 @@ from signfuse_dist.evaluation.scores import (
 )
 from signfuse_dist.evaluation.translations import (
     rank_samples,
-    spread,
+    spread_samples,
     write_arrays,
     write_hypotheses,
 )
@@ -376,12 +376,12 @@ def test_samples_are_spread_from_the_best_to_the_worst():
     ranked = rank_samples(hypotheses, references)
     assert [sample.rank for sample in ranked] == list(range(1, 21))
     assert ranked[0].chrf >= ranked[-1].chrf
-    chosen = spread(ranked, 5)
+    chosen = spread_samples(ranked, 5)
     assert [chosen[0], chosen[-1]] == [ranked[0], ranked[-1]]
     assert len(chosen) == 5
-    assert spread(ranked, 50) == ranked
-    assert spread(ranked, 0) == []
-    assert len(spread(ranked, 1)) == 1
+    assert spread_samples(ranked, 50) == ranked
+    assert spread_samples(ranked, 0) == []
+    assert len(spread_samples(ranked, 1)) == 1
 
 
 def test_markdown_is_escaped_to_plain_text():

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import score
-from signfuse_dist.report import sections
-from signfuse_dist.report.inputs import PackedSplit, RunFolder
-from signfuse_dist.report.sections import breakdowns, divide
+from signfuse_dist.report import score_sections
+from signfuse_dist.report.inputs import PackedSplit, ReportInputs
+from signfuse_dist.report.score_sections import divide, divide_split
 
 REFERENCES = {f"id{i}": " ".join(["word", "and", "more"][: i % 3 + 1]) for i in range(12)}
 HYPOTHESES = dict.fromkeys(REFERENCES, "word and")
@@ -34,8 +34,8 @@ class Packed(PackedSplit):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(sections, "plot", lambda name, *_: name)  # drawn in test_report.py
-    return RunFolder(tmp_path, "test", HYPOTHESES, REFERENCES)
+    monkeypatch.setattr(score_sections, "plot", lambda name, *_: name)  # drawn in test_report.py
+    return ReportInputs(tmp_path, "test", HYPOTHESES, REFERENCES)
 
 
 @given(st.lists(st.floats(0.5, 900, width=16), min_size=1, max_size=60))
@@ -59,7 +59,7 @@ def test_many_lengths_are_cut_at_their_quartiles():
 
 
 def test_a_part_is_scored_as_a_corpus_of_its_own(run):
-    by_length = breakdowns(run, None, PRESET)[0]
+    by_length = divide_split(run, None, PRESET)[0]
     assert by_length.table.header == (
         "words of the reference",
         "sentences",
@@ -78,16 +78,16 @@ def test_a_part_is_scored_as_a_corpus_of_its_own(run):
 def test_signers_are_named_and_the_unknown_said(run):
     signers = {name: "ada" if int(name[2:]) < 7 else None for name in REFERENCES}
     seconds = dict.fromkeys(REFERENCES, 1.5)
-    of_length, of_seconds, of_signers = breakdowns(run, Packed(seconds, signers), PRESET)
+    of_length, of_seconds, of_signers = divide_split(run, Packed(seconds, signers), PRESET)
     assert [row[:2] for row in of_signers.table.rows] == [("ada", "7"), ("unknown", "5")]
     assert of_seconds.table.rows[0][:2] == ("1.5", "12")
     assert of_seconds.figure is None  # one bar shows nothing
     assert of_length.figure is not None
-    nobody = breakdowns(run, Packed(seconds, dict.fromkeys(REFERENCES)), PRESET)[-1]
+    nobody = divide_split(run, Packed(seconds, dict.fromkeys(REFERENCES)), PRESET)[-1]
     assert "names no signers" in nobody.about
 
 
 def test_lengths_in_seconds_that_are_not_known_are_noted(run):
-    titles = [part.title for part in breakdowns(run, Packed({}, {}), PRESET)]
+    titles = [part.title for part in divide_split(run, Packed({}, {}), PRESET)]
     assert titles == ["By reference length", "By signer"]
     assert any("clip length" in note for note in run.missing)

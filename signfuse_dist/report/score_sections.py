@@ -1,0 +1,265 @@
+"""Sections of a report that show scores: beside the controls, among published ones, of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.controls import CONTROLS
+from signfuse_dist.evaluation.metrics import tokens
+from signfuse_dist.evaluation.protocols import Preset, find_preset, in_order
+from signfuse_dist.evaluation.scores import Scores, SplitScores, score
+from signfuse_dist.report import plots
+from signfuse_dist.report.inputs import PackedSplit, ReportInputs
+from signfuse_dist.report.plots import Figure, Table, plot
+from signfuse_dist.report.published import ResultRow, table_for
+
+NUM_BUCKETS = 4
+SHOWN = ("BLEU-4", "ROUGE-L", "chrF")
+SHOWN_SIGNERS = 20  # those with the most clips
+UNKNOWN = "unknown"
+_FEW = 5  # distinct lengths that are buckets of their own
+_TITLES = {
+    "shuffled": "videos shuffled", "blank": "pictures blank", "masked_joints": "joints masked",
+}  # fmt: skip
+_ABOUT = {
+    "shuffled": "Videos shuffled: each video's translation is scored against the sentence of "
+    "another video. What remains there is earned without watching.",
+    "blank": "Pictures blank: every frame is one grey, the joints are kept. What remains came "
+    "through the joints.",
+    "masked_joints": "Joints masked: no joint is found in any frame, the pictures are kept. What "
+    "remains came through the pictures.",
+}
+
+
+def preset_of(run: ReportInputs) -> Preset | None:
+    """Return the run's protocol, or note why it is not known."""
+    config = run.config
+    if config is None:
+        return None
+    try:
+        return find_preset(config.data.metric_preset, config.data.bleu_tokenizer)
+    except UserError as error:
+        run.note("scores of parts of the split", error)
+        return None
+
+
+def score_content(run: ReportInputs, preset: Preset | None) -> dict[str, Any]:
+    """Return what the templates show of scores."""
+    split_scores = run.split_scores
+    if split_scores is None:
+        return {"scores": None, "score_notes": [], "published": None, "decoding": None}
+    scores = split_scores.scores
+    if scores.num_samples != len(run.hypotheses):
+        run.note(
+            "scores",
+            f"scores.json is of {scores.num_samples} sentences, hypotheses.jsonl has "
+            f"{len(run.hypotheses)}: score again",
+        )
+    return {
+        "scores": _scores_table(split_scores),
+        "score_notes": _notes(run, split_scores),
+        "published": _published_table(run, scores, preset),
+        "decoding": _decoding_table(split_scores.decoding),
+    }
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """One way of dividing a split; ``figure`` is None where there is only one part."""
+
+    title: str
+    about: str
+    table: Table
+    figure: Figure | None
+
+
+def divide_split(run: ReportInputs, packed: PackedSplit | None, preset: Preset) -> list[Breakdown]:
+    """Return the divisions that can be made; what is not known is noted in the run."""
+    lengths = {i: float(len(tokens(text, preset))) for i, text in run.references.items()}
+    breakdowns = [
+        _by_length(run, preset, "reference length", f"{preset.units} of the reference", lengths)
+    ]
+    seconds: dict[str, float] = {}
+    signers: dict[str, str | None] = {}
+    if packed is not None:
+        seconds = run.attempt("lengths of the clips", packed.seconds, {})
+        signers = run.attempt("signers", packed.signers, {})
+    if run.references.keys() <= seconds.keys():
+        of_ours = {i: seconds[i] for i in run.references}
+        breakdowns.append(_by_length(run, preset, "clip length", "seconds of the clip", of_ours))
+    elif packed is not None:
+        run.note("scores by clip length", "the clips' lengths in seconds are not all known")
+    return [*breakdowns, _by_signer(run, preset, signers)]
+
+
+def divide(lengths: Mapping[str, float]) -> dict[str, list[str]]:
+    """Return ids by the name of their bucket, shortest first.
+
+    Few lengths are buckets of their own; more are cut at their quartiles.
+    """
+    values = sorted(set(lengths.values()))
+    if len(values) <= _FEW:
+        return {_number(v): sorted(i for i in lengths if lengths[i] == v) for v in values}
+    shares = np.linspace(0, 1, NUM_BUCKETS + 1)[1:-1]
+    edges = np.unique(np.quantile(list(lengths.values()), shares, method="lower"))
+    places = {i: int(np.searchsorted(edges, v)) for i, v in lengths.items()}
+    buckets = {}
+    for place in sorted(set(places.values())):
+        ids = sorted(i for i, p in places.items() if p == place)
+        ends = [lengths[i] for i in ids]
+        low, high = _number(min(ends)), _number(max(ends))
+        buckets[low if low == high else f"{low} to {high}"] = ids
+    return buckets
+
+
+def _scores_table(split_scores: SplitScores) -> Table:
+    scores, controls = split_scores.scores, split_scores.controls
+    shown = [name for name in CONTROLS if name in controls]
+    spans = ("95% interval",) if scores.intervals else ()
+    rows = []
+    for name in in_order(scores.scores):
+        value, signature = scores[name]
+        interval = (_interval(scores, name),) if spans else ()
+        others = (_value(controls[control], name) for control in shown)
+        rows.append((name, f"{value:.2f}", *interval, *others, signature))
+    return Table(
+        f"Scores under the preset “{scores.preset}” beside the controls. Higher is better; 100 is "
+        "the most.",
+        ("Metric", "Score", *spans, *(_TITLES[name].capitalize() for name in shown), "Signature"),
+        tuple(rows),
+    )
+
+
+def _interval(scores: Scores, name: str) -> str:
+    if name not in scores.intervals:
+        return "–"
+    low, high = scores.intervals[name]
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _value(scores: Scores, name: str) -> str:
+    return f"{scores[name].value:.2f}" if name in scores.scores else "–"
+
+
+def _notes(run: ReportInputs, split_scores: SplitScores) -> list[str]:
+    scores = split_scores.scores
+    notes = [f"{name} is not scored: {why}" for name, why in scores.unavailable.items()]
+    notes += scores.notes
+    if scores.resampling:
+        notes.append(
+            f"95% intervals by resampling the sentences ({scores.resampling}): they say how much "
+            "the choice of sentences moves a score, not how much another training would."
+        )
+    for control in CONTROLS:
+        if control in split_scores.controls:
+            notes.append(_ABOUT[control])
+        elif control in split_scores.inapplicable:
+            reason = split_scores.inapplicable[control]
+            notes.append(f"The control “{_TITLES[control]}” is not applicable: {reason}.")
+        else:
+            run.note(f"control {control}", "it was not asked for when the split was evaluated")
+            notes.append(f"There is no control “{_TITLES[control]}”.")
+    return notes
+
+
+def _published_table(run: ReportInputs, scores: Scores, preset: Preset | None) -> Table | None:
+    if run.config is None or preset is None:
+        return None
+    rows = table_for(run.config.data.corpus, run.split, scores, preset)
+    if all(row.ours for row in rows):
+        return None
+    return Table(
+        "This run among published gloss-free results, best BLEU-4 first, as their own papers print "
+        "them. What the last column names keeps two results from being compared as they are.",
+        ("System", "Appeared", "BLEU-4", "ROUGE-L", "What differs"),
+        tuple(_published_row(row) for row in rows),
+    )
+
+
+def _published_row(row: ResultRow) -> tuple[str, ...]:
+    figures = ("–" if value is None else f"{value:.2f}" for value in (row.bleu4, row.rouge_l))
+    name = f"{row.name} (ours)" if row.ours else row.name
+    differences = "; ".join(row.differences) or ("–" if row.ours else "nothing that is known")
+    return name, row.appeared, *figures, differences
+
+
+def _decoding_table(decoding: Mapping[str, Any]) -> Table | None:
+    if not decoding:
+        return None
+    rows = tuple((str(key), str(value)) for key, value in sorted(decoding.items()))
+    return Table("What the sentences were decoded with (section evaluation)", ("", "value"), rows)
+
+
+def _by_length(
+    run: ReportInputs, preset: Preset, title: str, unit: str, lengths: Mapping[str, float]
+) -> Breakdown:
+    parts = divide(lengths)
+    table, scores = _score_parts(run, preset, unit, parts)
+    about = f"Parts of about the same number of sentences, by the {unit}."
+    return Breakdown(f"By {title}", about, table, _bars(title, unit, parts, scores))
+
+
+def _by_signer(run: ReportInputs, preset: Preset, signers: Mapping[str, str | None]) -> Breakdown:
+    parts: dict[str, list[str]] = {}
+    for name in sorted(run.references):
+        parts.setdefault(signers.get(name) or UNKNOWN, []).append(name)
+    ordered = sorted(parts.items(), key=lambda part: (-len(part[1]), part[0]))
+    about = "The signers as the corpus names them."
+    if set(parts) == {UNKNOWN}:
+        about = "The corpus names no signers, so they are unknown."
+    if len(ordered) > SHOWN_SIGNERS:
+        about += f" The {SHOWN_SIGNERS} with the most clips, of {len(ordered)}."
+    shown = dict(ordered[:SHOWN_SIGNERS])
+    table, scores = _score_parts(run, preset, "signer", shown)
+    return Breakdown("By signer", about, table, _bars("signer", "signer", shown, scores))
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
+
+
+def _score_parts(
+    run: ReportInputs, preset: Preset, unit: str, parts: Mapping[str, Sequence[str]]
+) -> tuple[Table, list[Scores]]:
+    scores = [_score(run, preset, ids) for ids in parts.values()]
+    names = [name for name in SHOWN if all(name in part.scores for part in scores)]
+    rows = tuple(
+        (part, str(len(ids)), *(f"{part_scores[name].value:.2f}" for name in names))
+        for (part, ids), part_scores in zip(parts.items(), scores, strict=True)
+    )
+    caption = f"Scores by {unit}, under the preset {preset.name}"
+    return Table(caption, (unit, "sentences", *names), rows), scores
+
+
+def _score(run: ReportInputs, preset: Preset, ids: Sequence[str]) -> Scores:
+    language = run.config.data.language if run.config else None
+    hypotheses, references = (
+        {i: texts[i] for i in ids} for texts in (run.hypotheses, run.references)
+    )
+    return score(hypotheses, references, preset, language)
+
+
+def _bars(
+    title: str, unit: str, parts: Mapping[str, Sequence[str]], scores: Sequence[Scores]
+) -> Figure | None:
+    if len(parts) < 2:
+        return None
+    values = [part["chrF"].value for part in scores]
+    told = "; ".join(f"{name}: {value:.1f}" for name, value in zip(parts, values, strict=True))
+    return plot(
+        f"by_{title.replace(' ', '_')}",
+        partial(plots.bucket_bars, [_short(name) for name in parts], values, "chrF"),
+        f"Bars of chrF by {unit}. {told}.",
+        f"chrF by {unit}; the table has the other scores and the counts.",
+        None,
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 10 else f"{name[:9]}…"
