@@ -1,4 +1,4 @@
-"""Tables of section 5.4 as files of ``configs/ablation``: a row is words for the command line.
+"""Tables of section 5.4 as files of ``configs/ablation``: a row is overrides of the experiment.
 
     title: what the table is called
     paper: where the paper asks for it, and what it expects
@@ -13,20 +13,23 @@ A row without ``words`` is the model of the experiment as it is. Imports no torc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from signfuse_dist.errors import UserError, raise_together, refuse_unknown, suggest
+from signfuse_dist.errors import UserError, raise_together, suggest
 from signfuse_dist.files import locate, yaml_files
+from signfuse_dist.records import STRICT_KEYS, NonBlank, Place, build, dotted
 
 FOLDER = Path("configs") / "ablation"
 ALL = "all"
-_KEYS = ("title", "paper", "full", "rows")
-_ROW_KEYS = ("name", "words", "above", "below")
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,36 @@ class Expectation:
         return f"{self.side} {self.other}"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: its name, what it changes, and what the paper expects of it."""
+def _check_override(text: str) -> str:
+    if "=" not in text:
+        raise ValueError("is not section.key=value")
+    return text
 
-    name: str
-    words: tuple[str, ...] = ()
-    expectation: Expectation | None = None
+
+@pydantic_dataclass(frozen=True, config=STRICT_KEYS)
+class AblationRow:
+    """A row of a table: its name, what it changes, and what the paper expects of it.
+
+    ``overrides`` are the ``words`` of the file; at most one of ``above`` and ``below`` is given.
+    """
+
+    name: NonBlank
+    overrides: tuple[Annotated[str, AfterValidator(_check_override)], ...] = Field(
+        default=(), validation_alias="words"
+    )
+    above: NonBlank = ""
+    below: NonBlank = ""
+
+    def __post_init__(self) -> None:
+        if self.above and self.below:
+            raise ValueError("has above and below; a row is expected in one place")
+
+    @property
+    def expectation(self) -> Expectation | None:
+        """What the paper expects; None where it expects nothing."""
+        if self.above:
+            return Expectation("above", self.above)
+        return Expectation("below", self.below) if self.below else None
 
 
 @dataclass(frozen=True)
@@ -58,11 +84,21 @@ class Ablation:
     title: str
     paper: str
     full: str
-    rows: tuple[Row, ...]
+    rows: tuple[AblationRow, ...]
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> AblationRow:
         """Return the row of that name, one of :attr:`rows`."""
         return next(row for row in self.rows if row.name == name)
+
+
+@pydantic_dataclass(config=STRICT_KEYS)
+class _TableRecord:
+    """A file of an ablation; its rows are read one by one, so that each names its own errors."""
+
+    title: NonBlank
+    paper: NonBlank
+    full: NonBlank
+    rows: list[Any] = Field(min_length=1)
 
 
 def read_ablations(names: str) -> list[Ablation]:
@@ -74,11 +110,12 @@ def read_ablations(names: str) -> list[Ablation]:
     paths = yaml_files(FOLDER) if given == [ALL] else [_find(name) for name in given]
     if not paths:
         raise UserError(f"no ablation named: give {ALL} or {_known()}")
-    found = [read_ablation(path) for path in paths]
-    twice = {one.name for one in found if [other.name for other in found].count(one.name) > 1}
+    ablations = [read_ablation(path) for path in paths]
+    times = Counter(ablation.name for ablation in ablations)
+    twice = sorted(name for name, count in times.items() if count > 1)
     if twice:
-        raise UserError(f"two ablations are called {', '.join(sorted(twice))}: name each once")
-    return found
+        raise UserError(f"two ablations are called {', '.join(twice)}: name each once")
+    return ablations
 
 
 def read_ablation(path: Path) -> Ablation:
@@ -90,10 +127,16 @@ def read_ablation(path: Path) -> Ablation:
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not YAML: {e}") from e
     errors: list[str] = []
-    found = _build(path.stem, raw, errors)
+    table = build(_TableRecord, raw, errors)
+    # Rows, and what they say of each other, are read even where something beside them is wrong.
+    entries = raw.get("rows") if isinstance(raw, dict) else None
+    rows: list[AblationRow] = []
+    if isinstance(entries, list):
+        rows = _read_rows(entries, errors)
+        errors += _across(entries, raw.get("full"))
     raise_together(errors, f"{path}: not an ablation")
-    assert found is not None
-    return found
+    assert table is not None
+    return Ablation(path.stem, table.title, table.paper, table.full, tuple(rows))
 
 
 def _find(name: str) -> Path:
@@ -111,58 +154,35 @@ def _known() -> str:
     return ", ".join(path.stem for path in yaml_files(FOLDER))
 
 
-def _build(name: str, raw: Any, errors: list[str]) -> Ablation | None:
-    if not isinstance(raw, dict):
-        errors.append(f"expected a mapping of {', '.join(_KEYS)}")
-        return None
-    refuse_unknown(map(str, raw), _KEYS, "ablation", errors)
-    errors += [f"{key}: missing, or no text" for key in _KEYS[:3] if not _is_text(raw.get(key))]
-    entries = raw.get("rows")
-    if not isinstance(entries, list) or not entries:
-        errors.append("rows: expected a list of rows")
-        return None
-    rows = [row for number, entry in enumerate(entries, 1) if (row := _row(number, entry, errors))]
-    errors += _across(rows, raw.get("full"))
-    return Ablation(
-        name, str(raw.get("title")), str(raw.get("paper")), str(raw.get("full")), tuple(rows)
-    )
+def _read_rows(entries: Sequence[Any], errors: list[str]) -> list[AblationRow]:
+    rows = []
+    for number, entry in enumerate(entries, 1):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        label = f"row {name!r}" if _is_text(name) else f"rows: entry {number}"
+        if row := build(AblationRow, entry, errors, partial(_name_place, label)):
+            rows.append(row)
+    return rows
 
 
-def _row(number: int, entry: Any, errors: list[str]) -> Row | None:
-    if not isinstance(entry, dict) or not _is_text(entry.get("name")):
-        errors.append(f"rows: entry {number}: expected a mapping with a name")
-        return None
-    label = f"row {entry['name']!r}"
-    refuse_unknown(map(str, entry), _ROW_KEYS, label, errors)
-    words = entry.get("words", [])
-    if not isinstance(words, list) or not all(_is_text(w) and "=" in w for w in words):
-        errors.append(f"{label}: words: expected a list of section.key=value, got {words!r}")
-        return None
-    sides = [key for key in ("above", "below") if key in entry]
-    if len(sides) > 1:
-        errors.append(f"{label}: above and below; a row is expected in one place")
-    if not sides:
-        return Row(entry["name"], tuple(words))
-    side: Literal["above", "below"] = "above" if sides[0] == "above" else "below"
-    return Row(entry["name"], tuple(words), Expectation(side, str(entry[side])))
+def _name_place(label: str, place: Place) -> str:
+    return f"{label}: {dotted(place)}" if place else label
 
 
-def _across(rows: Sequence[Row], full: Any) -> list[str]:
+def _across(entries: Sequence[Any], full: object) -> list[str]:
     """Return what no single row can say."""
-    names = [row.name for row in rows]
-    errors = [
-        f"row {name!r}: more than once" for name in dict.fromkeys(names) if names.count(name) > 1
-    ]
+    named = [entry for entry in entries if isinstance(entry, dict) and _is_text(entry.get("name"))]
+    names = [entry["name"] for entry in named]
+    errors = [f"row {name!r}: more than once" for name, n in Counter(names).items() if n > 1]
     if _is_text(full) and full not in names:
-        errors.append(f"full: no row {full!r}{suggest(full, names)}")
-    for row in rows:
-        if row.expectation and row.expectation.other not in names:
-            other = row.expectation.other
-            errors.append(
-                f"row {row.name!r}: {row.expectation.side}: no row {other!r}{suggest(other, names)}"
-            )
+        errors.append(f"full: no row {full!r}{suggest(str(full), names)}")
+    for entry in named:
+        for side in ("above", "below"):
+            other = entry.get(side)
+            if _is_text(other) and other not in names:
+                near = suggest(str(other), names)
+                errors.append(f"row {entry['name']!r}: {side}: no row {other!r}{near}")
     return errors
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from signfuse_dist.ablation.rows import Ablation, Row
+from signfuse_dist.ablation.rows import Ablation, AblationRow
 from signfuse_dist.config import RunConfig, StageName, keys_with, load_run, load_stages
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
@@ -29,11 +29,11 @@ _LONGEST_NAME = 48
 
 @dataclass(frozen=True)
 class StageRun:
-    """One stage of one row and seed. ``words`` start it; ``before`` is what it starts from."""
+    """One stage of one row and seed. ``overrides`` start it; ``before`` is what it starts from."""
 
     key: str
     run: RunConfig
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     before: StageRun | None
 
     @property
@@ -69,50 +69,55 @@ class StageRun:
 class Chains:
     """Makes the stages' runs of an experiment's rows."""
 
-    def __init__(self, experiment: str, words: Sequence[str]) -> None:
-        """Read the experiment; raise :class:`UserError` for its errors and for words of ours."""
-        for word in words:
-            key = word.partition("=")[0]
+    def __init__(self, experiment: str, overrides: Sequence[str]) -> None:
+        """Read the experiment.
+
+        Raises :class:`UserError` for its errors, and for an override that is the ablation's own.
+        """
+        for override in overrides:
+            key, _, value = override.partition("=")
             if key == "stage":
-                raise UserError(f"{word}: an ablation trains every stage of its rows")
+                raise UserError(f"{override}: an ablation trains every stage of its rows")
             if key == "train.seed":
-                raise UserError(f"{word}: write --seeds {word.partition('=')[2]}")
-        self.experiment, self.words = experiment, tuple(words)
-        self.base = load_stages(experiment, words)[-1]
+                raise UserError(f"{override}: write --seeds {value}")
+        self.experiment, self.overrides = experiment, tuple(overrides)
+        self.base = load_stages(experiment, overrides)[-1]
         self.root = Path(self.base.train.output) / FOLDER
 
-    def make(self, words: Sequence[str], seed: int) -> StageRun:
-        """Return the last stage's run of the row with these words.
+    def make(self, overrides: Sequence[str], seed: int) -> StageRun:
+        """Return the last stage's run of the row with these overrides.
 
         Raises :class:`UserError` for what is no valid configuration or cannot translate.
         """
-        taken = [w for w in words if w.partition("=")[0] in ("stage", "train.seed", "train.output")]
+        taken = [
+            o for o in overrides if o.partition("=")[0] in ("stage", "train.seed", "train.output")
+        ]
         if taken:
             raise UserError(f"{', '.join(taken)}: not a row's to say")
-        together = (*self.words, *words, f"train.seed={seed}")
-        runs = load_stages(self.experiment, together)
+        overrides = (*self.overrides, *overrides, f"train.seed={seed}")
+        runs = load_stages(self.experiment, overrides)
         used = [run.stage.name for run in runs]
         if used == ["contrastive"]:
             raise UserError("train.stages=[contrastive] has no LLM and cannot be scored")
         made: StageRun | None = None
         for place in range(len(used)):
-            made = self._stage(together, used[: place + 1], made, place == len(used) - 1)
+            made = self._stage(overrides, used[: place + 1], made, place == len(used) - 1)
         assert made is not None
         return made
 
     def _stage(
         self,
-        together: Sequence[str],
+        row_overrides: Sequence[str],
         used: Sequence[StageName],
         before: StageRun | None,
         last: bool,
     ) -> StageRun:
         stage = used[-1]
         own = self.base.flat()
-        words = [*together, _word("train.stages", list(used))]
+        overrides = [*row_overrides, _override("train.stages", list(used))]
         if stage == "contrastive":  # shared by rows that differ in what it does not read
-            words += [_word(key, own[key]) for key in keys_with("unread by contrastive")]
-        run = load_run(self.experiment, stage, words)
+            overrides += [_override(key, own[key]) for key in keys_with("unread by contrastive")]
+        run = load_run(self.experiment, stage, overrides)
         depends: dict[str, Any] = {"before": before.key if before else None, "fixed": fixed(run)}
         if last:
             depends["evaluation"] = dataclasses.asdict(run.evaluation)
@@ -120,7 +125,9 @@ class Chains:
         key = f"{self._name(run)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         output = str(self.root / key)
         run = dataclasses.replace(run, train=dataclasses.replace(run.train, output=output))
-        return StageRun(key, run, (f"stage={stage}", *words, _word("train.output", output)), before)
+        return StageRun(
+            key, run, (f"stage={stage}", *overrides, _override("train.output", output)), before
+        )
 
     def _name(self, run: RunConfig) -> str:
         """Return what differs from the experiment and the seed, as part of a folder's name."""
@@ -136,7 +143,7 @@ class Chains:
         return f"{name[:_LONGEST_NAME].strip('-')}-seed{run.train.seed}"
 
 
-def _word(key: str, value: Any) -> str:
+def _override(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
@@ -148,7 +155,7 @@ def _short(value: Any) -> str:
 class PlannedRow:
     """A row of a table and the last stage's run of each seed."""
 
-    row: Row
+    row: AblationRow
     runs: dict[int, StageRun]
 
 
@@ -161,11 +168,11 @@ class PlannedAblation:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AblationPlan:
     """Everything that some ablations need on one experiment; ``tables`` is where results go."""
 
     experiment: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     seeds: tuple[int, ...]
     split: str
     tables: Path
@@ -173,16 +180,17 @@ class Plan:
 
     def stage_runs(self) -> list[StageRun]:
         """Return each stage's run once, after the one it starts from, seed by seed."""
-        found: dict[str, StageRun] = {}
+        by_key: dict[str, StageRun] = {}
         for final in self.finals():
-            found.update({run.key: run for run in final.chain() if run.key not in found})
-        return list(found.values())
+            for run in final.chain():
+                by_key.setdefault(run.key, run)
+        return list(by_key.values())
 
     def finals(self) -> list[StageRun]:
         """Return each last stage's run once: the first seed of every row, then the next."""
         rows = [row for planned in self.ablations for row in planned.rows]
-        found = {row.runs[seed].key: row.runs[seed] for seed in self.seeds for row in rows}
-        return list(found.values())
+        by_key = {row.runs[seed].key: row.runs[seed] for seed in self.seeds for row in rows}
+        return list(by_key.values())
 
     def describe(self) -> str:
         """Return the runs, who shares them, and what they cost.
@@ -199,7 +207,7 @@ class Plan:
         )
         first = runs[0].run
         clips = load_manifest(open_folder(first.shards(first.data.train_split))).num_samples
-        lines = [_table(planned) for planned in self.ablations]
+        lines = [_list_rows(planned) for planned in self.ablations]
         lines.append(
             f"{len(runs)} runs of stages ({sum(used.values())} without sharing), "
             f"{len(self.finals())} evaluations of {self.split}:"
@@ -218,21 +226,21 @@ class Plan:
 def make_plan(
     ablations: Sequence[Ablation],
     experiment: str,
-    words: Sequence[str],
+    overrides: Sequence[str],
     seeds: Sequence[int],
     split: str | None,
-) -> Plan:
+) -> AblationPlan:
     """Plan ablations; ``split`` None means the development split, which section 5.4 asks for.
 
     Raises :class:`UserError` with every error of every row together.
     """
-    chains = Chains(experiment, words)
+    chains = Chains(experiment, overrides)
     errors: list[str] = []
     planned = [_plan_one(ablation, chains, seeds, errors) for ablation in ablations]
     raise_together(errors, f"{experiment}: ablations cannot be planned")
-    return Plan(
+    return AblationPlan(
         experiment,
-        tuple(words),
+        tuple(overrides),
         tuple(seeds),
         split or chains.base.data.dev_split,
         chains.root / "tables" / chains.base.name,
@@ -246,7 +254,7 @@ def _plan_one(
     rows: list[PlannedRow] = []
     for row in ablation.rows:
         try:
-            runs = {seed: chains.make(row.words, seed) for seed in seeds}
+            runs = {seed: chains.make(row.overrides, seed) for seed in seeds}
         except UserError as e:
             errors.append(f"{ablation.name}, row {row.name!r}: {e}")
             continue
@@ -271,7 +279,7 @@ def _same(rows: Sequence[PlannedRow]) -> list[str]:
     return errors
 
 
-def _table(planned: PlannedAblation) -> str:
+def _list_rows(planned: PlannedAblation) -> str:
     lines = [f"{planned.ablation.name}: {planned.ablation.title}"]
     for row in planned.rows:
         last = next(iter(row.runs.values()))

@@ -1,266 +1,56 @@
 """A table's files: ``table.md``, ``table.csv``, ``results.json`` and ``chart.png``.
 
 Every row of the ablation is there, what is missing of it named. Values are means over the seeds,
-with the deviation where there are several.
+with the deviation where there are several; rows are compared with the full one, and with what the
+paper expects.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
-from io import BytesIO
-from operator import add
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from signfuse_dist.ablation.rows import Ablation, Row
-from signfuse_dist.ablation.runs import Plan, PlannedAblation, PlannedRow, StageRun
-from signfuse_dist.ablation.workers import scores_file
-from signfuse_dist.errors import UserError
+from signfuse_dist.ablation.results import (
+    CHANNELS,
+    Contrast,
+    RowResult,
+    TableResults,
+)
 from signfuse_dist.evaluation.metrics import build_measures
-from signfuse_dist.evaluation.protocols import BLEU_NAMES, Preset, find_preset, normalize
-from signfuse_dist.evaluation.scores import Scores, read_split_scores
+from signfuse_dist.evaluation.protocols import BLEU_NAMES, Preset, normalize
 from signfuse_dist.evaluation.significance import Resampling, resample
-from signfuse_dist.evaluation.translations import read_pairs
 from signfuse_dist.files import write_bytes, write_json
 from signfuse_dist.report.markup import escape_markdown
 from signfuse_dist.report.plots import DPI, LIGHT, Theme
-from signfuse_dist.run_folder import RunFolder
-from signfuse_dist.synthetic.language import JOINTS_ONLY, PICTURE_ONLY, VERBS
-
-
-@dataclass(frozen=True)
-class SeedResult:
-    """One seed of a row: ``step_seconds`` of the last stage, ``trained`` parameters in it."""
-
-    seed: int
-    folder: Path
-    scores: Scores
-    hypotheses: Mapping[str, str]
-    references: Mapping[str, str]
-    trained: int
-    step_seconds: float
-    world_size: int
-    contrasts: Mapping[Channel, Contrast] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RowResult:
-    """A row: its finished seeds, and why each other seed is missing."""
-
-    row: Row
-    seeds: tuple[SeedResult, ...]
-    missing: Mapping[int, str]
-
-    def values(self, metric: str) -> list[float]:
-        """Return a metric's value of each finished seed that has it."""
-        return [s.scores[metric].value for s in self.seeds if metric in s.scores.scores]
-
-    def contrast(self, channel: Channel) -> Contrast | None:
-        """Return the counts of all seeds together; None for another corpus."""
-        found = [seed.contrasts[channel] for seed in self.seeds if channel in seed.contrasts]
-        return reduce(add, found) if found else None
-
-
-@dataclass(frozen=True)
-class Results:
-    """A table's rows with their results."""
-
-    ablation: Ablation
-    experiment: str
-    words: tuple[str, ...]
-    split: str
-    rows: tuple[RowResult, ...]
-    preset: Preset
-
-    def row(self, name: str) -> RowResult:
-        """Return the row of that name."""
-        return next(row for row in self.rows if row.row.name == name)
-
-    @property
-    def full(self) -> RowResult:
-        """The row that the others are compared with."""
-        return self.row(self.ablation.full)
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return mean and sample deviation; of one value there is no deviation, of none no mean."""
-    if not values:
-        return math.nan, None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def collect(plan: Plan) -> list[Results]:
-    """Read the results of every table of a plan."""
-    return [_collect(plan, planned) for planned in plan.ablations]
-
-
-def _collect(plan: Plan, planned: PlannedAblation) -> Results:
-    data = next(iter(planned.rows[0].runs.values())).run.data
-    rows = tuple(_collect_row(plan, row) for row in planned.rows)
-    preset = find_preset(data.metric_preset, data.bleu_tokenizer)
-    return Results(planned.ablation, plan.experiment, plan.words, plan.split, rows, preset)
-
-
-def _collect_row(plan: Plan, planned: PlannedRow) -> RowResult:
-    seeds, missing = [], {}
-    for seed, run in planned.runs.items():
-        try:
-            seeds.append(read_seed(run, seed, plan.split))
-        except UserError as e:
-            missing[seed] = str(e)
-    return RowResult(planned.row, tuple(seeds), missing)
-
-
-def read_seed(run: StageRun, seed: int, split: str) -> SeedResult:
-    """Read what one last stage's run has left; raise :class:`UserError` saying what is missing."""
-    for stage in run.chain():
-        if not stage.is_done:
-            raise UserError(f"stage {stage.run.stage.name} is not trained")
-    folder = RunFolder(run.folder)
-    path = scores_file(run, split)
-    if not path.is_file():
-        raise UserError(f"not evaluated on {split}")
-    scores = read_split_scores(path).scores
-    hypotheses, references = read_pairs(folder.evaluation(split).hypotheses, None)
-    if len(hypotheses) != scores.num_samples:
-        raise UserError(f"{path} is of other translations than those beside it: evaluate again")
-    plan = _read_json(folder.plan)
-    parts = _read_json(folder.parameters)
-    is_drawn = run.run.data.corpus == CORPUS
-    try:
-        trained = sum(int(part["trained"]) for part in parts.values())
-        batch, world = int(plan["global_batch_size"]), int(plan["world_size"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{run.folder}: plan.json or parameters.json is not a run's ({e!r})") from e
-    return SeedResult(
-        seed,
-        run.folder,
-        scores,
-        hypotheses,
-        references,
-        trained,
-        _step_seconds(folder.metrics, batch),
-        world,
-        measure(hypotheses, references) if is_drawn else {},
-    )
-
-
-def _step_seconds(log: Path, global_batch_size: int) -> float:
-    """Return the median seconds of a step over the log's lines; the first holds the warming up."""
-    try:
-        lines = log.read_text(encoding="utf-8").splitlines()
-        rates = [float(json.loads(line)["clips_per_second"]) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{log}: cannot be read ({e!r})") from e
-    rates = rates[1:] or rates
-    if not rates or min(rates) <= 0:
-        raise UserError(f"{log}: holds no speed")
-    return global_batch_size / statistics.median(rates)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: cannot be read ({e})") from e
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return found
-
-
-CORPUS = "synthetic"
-Channel = Literal["picture", "joints"]
-CHANNELS: tuple[Channel, ...] = ("picture", "joints")
-_GROUPS: Mapping[Channel, tuple[tuple[str, ...], ...]] = {
-    "picture": PICTURE_ONLY,
-    "joints": JOINTS_ONLY,
-}
-SIGNIFICANT_CONTRAST = 0.05
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Counts over the references that hold a member of a group of one channel.
-
-    ``num`` references, ``named`` of them translated with one member, ``right`` with the right one;
-    ``chance`` is what guessing gets right of ``named``.
-    """
-
-    num: int
-    named: int
-    right: int
-    chance: float
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right ones among those named; not a number when none is."""
-        return self.right / self.named if self.named else math.nan
-
-    @property
-    def p_value(self) -> float:
-        """Chance that guessing gets at least as many right: the binomial test, one-sided."""
-        n, p = self.named, self.chance
-        return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(self.right, n + 1))
-
-    @property
-    def is_told(self) -> bool:
-        """Whether guessing does not explain it."""
-        return self.p_value < SIGNIFICANT_CONTRAST
-
-    def __add__(self, other: Contrast) -> Contrast:
-        """Join the counts of two sets of translations."""
-        return Contrast(
-            self.num + other.num, self.named + other.named, self.right + other.right, self.chance
-        )
-
-
-def measure(
-    hypotheses: Mapping[str, str], references: Mapping[str, str]
-) -> dict[Channel, Contrast]:
-    """Return the contrast of each channel over translations and references of the same ids."""
-    return {channel: _of_channel(channel, hypotheses, references) for channel in CHANNELS}
-
-
-def _of_channel(
-    channel: Channel, hypotheses: Mapping[str, str], references: Mapping[str, str]
-) -> Contrast:
-    num = named = right = 0
-    groups = _GROUPS[channel]
-    for name, reference in references.items():
-        for group in groups:
-            wanted = _members(reference, group)
-            if not wanted:
-                continue
-            num += 1
-            found = _members(hypotheses[name], group)
-            named += len(found) == 1
-            right += found == wanted
-    return Contrast(num, named, right, 1 / len(groups[0]))
-
-
-def _members(text: str, group: tuple[str, ...]) -> set[str]:
-    """Return the members of a group that a text names, in any form."""
-    words = set(text.split())
-    return {
-        member
-        for member in group
-        if words & set(VERBS[member].forms() if member in VERBS else (member,))
-    }
-
 
 METRIC = "BLEU-4"
 SIGNIFICANT = 0.05
+VERSION = 1
+METRICS = (*BLEU_NAMES, "ROUGE-L", "METEOR")
 Verdict = Literal["agrees", "contradicts", "within noise", "not known"]
+_NOTHING = "–"
+
+
+def write_table(results: TableResults, folder: Path) -> str:
+    """Write a table's files into ``folder``; return the Markdown, which is also printed."""
+    findings = compare_rows(results)
+    header = _header(results)
+    rows = [_cells(results, row, findings[row.row.name]) for row in results.rows]
+    text = _markdown(results, header, rows, findings)
+    write_bytes(folder / "table.md", text.encode("utf-8"))
+    write_bytes(folder / "table.csv", _csv(header, rows))
+    write_json(folder / "results.json", _json(results, findings))
+    write_bytes(folder / "chart.png", draw(results))
+    return text
 
 
 @dataclass(frozen=True)
@@ -278,7 +68,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Finding:
+class RowFinding:
     """A row against the full one (None for that itself), and against the paper's expectation."""
 
     against_full: Difference | None
@@ -287,21 +77,12 @@ class Finding:
     against_expected: Difference | None
 
 
-def find(results: Results) -> dict[str, Finding]:
+def compare_rows(results: TableResults) -> dict[str, RowFinding]:
     """Return the finding of each row by its name."""
-    return {row.row.name: _find(results, row) for row in results.rows}
+    return {row.row.name: _compare_row(results, row) for row in results.rows}
 
 
-def _find(results: Results, row: RowResult) -> Finding:
-    full = None if row is results.full else difference(row, results.full, results.preset)
-    expectation = row.row.expectation
-    if expectation is None:
-        return Finding(full, "", None, None)
-    other = difference(row, results.row(expectation.other), results.preset)
-    return Finding(full, str(expectation), _verdict(other, expectation.side), other)
-
-
-def difference(ours: RowResult, others: RowResult, preset: Preset) -> Difference | None:
+def compare(ours: RowResult, others: RowResult, preset: Preset) -> Difference | None:
     """Compare two rows over the seeds that both have finished; None when there is none."""
     first = {seed.seed: seed for seed in ours.seeds}
     second = {seed.seed: seed for seed in others.seeds}
@@ -314,12 +95,11 @@ def difference(ours: RowResult, others: RowResult, preset: Preset) -> Difference
             texts[0].append(first[seed].hypotheses[name])
             texts[1].append(second[seed].hypotheses[name])
             texts[2].append(reference)
-    values = [
-        mean_and_deviation([found[seed].scores[METRIC].value for seed in both])[0]
-        for found in (first, second)
+    means = [
+        statistics.fmean(of_row[seed].scores[METRIC].value for seed in both)
+        for of_row in (first, second)
     ]
-    value = values[0] - values[1]
-    return Difference(value, p_value(*texts, preset), both)
+    return Difference(means[0] - means[1], p_value(*texts, preset), both)
 
 
 def p_value(
@@ -329,22 +109,13 @@ def p_value(
     theirs, mine, yours = (
         [normalize(text, preset) for text in texts] for texts in (references, ours, others)
     )
-    (_, found), _ = resample(
-        build_measures(preset, None)[METRIC], [yours, mine], theirs, Resampling()
-    )
-    assert found.p_value is not None
-    return found.p_value
+    measure = build_measures(preset, None)[METRIC]
+    (_, tested), _ = resample(measure, [yours, mine], theirs, Resampling())
+    assert tested.p_value is not None
+    return tested.p_value
 
 
-def _verdict(found: Difference | None, side: str) -> Verdict:
-    if found is None or math.isnan(found.value):
-        return "not known"
-    if found.is_noise:
-        return "within noise"
-    return "agrees" if (found.value > 0) == (side == "above") else "contradicts"
-
-
-def draw(results: Results, theme: Theme = LIGHT) -> bytes:
+def draw(results: TableResults, theme: Theme = LIGHT) -> bytes:
     """Return a PNG: one bar a row from the top, the full row in another colour.
 
     A missing row has no bar and says so; the same results give the same bytes.
@@ -384,30 +155,42 @@ def draw(results: Results, theme: Theme = LIGHT) -> bytes:
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
         spine.set_color(theme.grid)
-    buffer = BytesIO()
+    buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
-VERSION = 1
-METRICS = (*BLEU_NAMES, "ROUGE-L", "METEOR")
-_NOTHING = "–"
+def describe(results: TableResults) -> str:
+    """Return what the chart shows, for those who do not see it."""
+    bars = [f"{row.row.name} {_spread(row.values(METRIC))}" for row in results.rows]
+    return f"{METRIC} of each row on {results.split}: {'; '.join(bars)}"
 
 
-def write_table(results: Results, folder: Path) -> str:
-    """Write a table's files into ``folder``; return the Markdown, which is also printed."""
-    findings = find(results)
-    header = _header(results)
-    rows = [_cells(results, row, findings[row.row.name]) for row in results.rows]
-    text = _markdown(results, header, rows, findings)
-    write_bytes(folder / "table.md", text.encode("utf-8"))
-    write_bytes(folder / "table.csv", _csv(header, rows))
-    write_json(folder / "results.json", _json(results, findings))
-    write_bytes(folder / "chart.png", draw(results))
-    return text
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and sample deviation; of one value there is no deviation, of none no mean."""
+    if not values:
+        return math.nan, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def _header(results: Results) -> list[str]:
+def _compare_row(results: TableResults, row: RowResult) -> RowFinding:
+    full = None if row is results.full else compare(row, results.full, results.preset)
+    expectation = row.row.expectation
+    if expectation is None:
+        return RowFinding(full, "", None, None)
+    other = compare(row, results.row(expectation.other), results.preset)
+    return RowFinding(full, str(expectation), _verdict(other, expectation.side), other)
+
+
+def _verdict(difference: Difference | None, side: str) -> Verdict:
+    if difference is None or math.isnan(difference.value):
+        return "not known"
+    if difference.is_noise:
+        return "within noise"
+    return "agrees" if (difference.value > 0) == (side == "above") else "contradicts"
+
+
+def _header(results: TableResults) -> list[str]:
     header = [
         "row",
         *METRICS,
@@ -424,15 +207,15 @@ def _header(results: Results) -> list[str]:
     return header
 
 
-def _has_contrasts(results: Results) -> bool:
+def _has_contrasts(results: TableResults) -> bool:
     return any(row.contrast("joints") is not None for row in results.rows)
 
 
-def _cells(results: Results, row: RowResult, finding: Finding) -> list[str]:
+def _cells(results: TableResults, row: RowResult, finding: RowFinding) -> list[str]:
     full = finding.against_full
-    found: str = finding.verdict or _NOTHING
+    verdict: str = finding.verdict or _NOTHING
     if (other := finding.against_expected) is not None:
-        found += f" ({other.value:+.2f}, p {other.p_value:.3f})"
+        verdict += f" ({other.value:+.2f}, p {other.p_value:.3f})"
     cells = [
         row.row.name,
         *(_spread(row.values(metric)) for metric in METRICS),
@@ -442,7 +225,7 @@ def _cells(results: Results, row: RowResult, finding: Finding) -> list[str]:
         _step(row),
         _seeds(row),
         finding.expected or _NOTHING,
-        found,
+        verdict,
     ]
     if _has_contrasts(results):
         cells += [_contrast(row.contrast(channel)) for channel in CHANNELS]
@@ -456,7 +239,7 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-def _once(values: Any) -> str:
+def _once(values: Iterable[str]) -> str:
     return " / ".join(dict.fromkeys(values)) or _NOTHING
 
 
@@ -482,10 +265,10 @@ def _contrast(contrast: Contrast | None) -> str:
 
 
 def _markdown(
-    results: Results,
+    results: TableResults,
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
-    findings: dict[str, Finding],
+    findings: dict[str, RowFinding],
 ) -> str:
     lines = [f"# {escape_markdown(results.ablation.title)}", "", *_about(results), ""]
     lines += [_line(header), _line("---" for _ in header)]
@@ -499,26 +282,20 @@ def _line(cells: Any) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _about(results: Results) -> list[str]:
-    words = " ".join(results.words)
+def _about(results: TableResults) -> list[str]:
+    words = " ".join(results.overrides)
     return [
         f"{escape_markdown(results.experiment)} {escape_markdown(words)}".rstrip()
         + f", split {escape_markdown(results.split)}. {escape_markdown(results.ablation.paper)}"
     ]
 
 
-def describe(results: Results) -> str:
-    """Return what the chart shows, for those who do not see it."""
-    bars = [f"{row.row.name} {_spread(row.values(METRIC))}" for row in results.rows]
-    return f"{METRIC} of each row on {results.split}: {'; '.join(bars)}"
-
-
-def _notes(results: Results, findings: dict[str, Finding]) -> list[str]:
+def _notes(results: TableResults, findings: dict[str, RowFinding]) -> list[str]:
     signatures = {
-        name: found.signature
+        name: value.signature
         for row in results.rows
         for seed in row.seeds
-        for name, found in seed.scores.scores.items()
+        for name, value in seed.scores.scores.items()
         if name in METRICS
     }
     notes = [f"{name}: {signature}" for name, signature in signatures.items()]
@@ -558,7 +335,7 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
-def _json(results: Results, findings: dict[str, Finding]) -> dict[str, Any]:
+def _json(results: TableResults, findings: dict[str, RowFinding]) -> dict[str, Any]:
     return {
         "version": VERSION,
         "ablation": results.ablation.name,
@@ -566,18 +343,18 @@ def _json(results: Results, findings: dict[str, Finding]) -> dict[str, Any]:
         "paper": results.ablation.paper,
         "full": results.ablation.full,
         "experiment": results.experiment,
-        "words": list(results.words),
+        "words": list(results.overrides),
         "split": results.split,
         "preset": results.preset.name,
         "rows": [_json_row(row, findings[row.row.name]) for row in results.rows],
     }
 
 
-def _json_row(row: RowResult, finding: Finding) -> dict[str, Any]:
+def _json_row(row: RowResult, finding: RowFinding) -> dict[str, Any]:
     full, expected = finding.against_full, finding.against_expected
     return {
         "name": row.row.name,
-        "words": list(row.row.words),
+        "words": list(row.row.overrides),
         "seeds": [
             {
                 "seed": seed.seed,

@@ -1,4 +1,8 @@
-"""The units of a plan: training each stage's run, and translating and scoring each last one."""
+"""Units of work, done by several tasks at once: training each stage's run, scoring each last one.
+
+Tasks share nothing but the file system: who holds the lock of a unit's folder works at it, and a
+unit is done when what it makes is there.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from signfuse_dist.ablation.runs import Plan, StageRun
+from signfuse_dist.ablation.runs import AblationPlan, StageRun
 from signfuse_dist.engine.stopping import JOB_FOLDER, STOP
 from signfuse_dist.errors import UserError
 from signfuse_dist.jobs.folder import JobFolder
@@ -57,7 +61,7 @@ class _Running:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WorkDone:
     """What became of the units: ``elsewhere`` are left to other tasks, ``stopped`` was asked."""
 
     failed: tuple[str, ...]
@@ -65,7 +69,7 @@ class Outcome:
     stopped: bool
 
 
-class Work:
+class UnitRunner:
     """Does units, ``parallel`` at once, beginning with every ``num_tasks``-th."""
 
     def __init__(self, units: Sequence[Unit], parallel: int, task_id: int, num_tasks: int) -> None:
@@ -83,7 +87,7 @@ class Work:
         self._stopping = False
         self._job_folder = Path()
 
-    def run(self) -> Outcome:
+    def run(self) -> WorkDone:
         """Work until nothing is left for this task; a failed unit does not stop the others."""
         with tempfile.TemporaryDirectory() as own, self._signals():
             # Within a job, its batch script asks for a stop through this folder as well.
@@ -101,7 +105,7 @@ class Work:
                     self._say(f"waiting for {', '.join(busy)}, which another task works on")
                     time.sleep(SECONDS_WAITING)
         self._drop_done()
-        return Outcome(tuple(self._failed), tuple(self._pending), self._stopping)
+        return WorkDone(tuple(self._failed), tuple(self._pending), self._stopping)
 
     def _start_some(self) -> list[str]:
         """Start what can be; return the units that others are at."""
@@ -233,7 +237,7 @@ def scores_file(run: StageRun, split: str) -> Path:
     return RunFolder(run.folder).evaluation(split).scores
 
 
-def make_units(plan: Plan, launch: Path, num_processes: int | None) -> list[Unit]:
+def make_units(plan: AblationPlan, launch: Path, num_processes: int | None) -> list[Unit]:
     """Return the plan's units, each row's after another's, each after what it needs."""
     units: dict[str, Unit] = {}
     for final in plan.finals():
@@ -245,35 +249,37 @@ def make_units(plan: Plan, launch: Path, num_processes: int | None) -> list[Unit
     return list(units.values())
 
 
-def link_all(plan: Plan) -> None:
+def link_all(plan: AblationPlan) -> None:
     """Put each run's earlier stages beside it."""
     for run in plan.stage_runs():
         run.link_stages()
 
 
-def _training(plan: Plan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:
-    words = [plan.experiment, *run.words]
-    command = _command(launch, num_processes, "signfuse_dist.train", words)
+def _training(plan: AblationPlan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:
+    arguments = [plan.experiment, *run.overrides]
+    command = _command(launch, num_processes, "signfuse_dist.train", arguments)
     needs = (run.before.key,) if run.before else ()
     return Unit(
         run.key, command, lambda: run.is_done, Path(run.run.train.output), needs, is_trainer=True
     )
 
 
-def _scoring(plan: Plan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:
+def _scoring(plan: AblationPlan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:
     # The other controls would decode the split again for every row.
-    words = ["evaluate", str(run.folder), "--split", plan.split, "--controls", "shuffled"]
-    command = _command(launch, num_processes, "signfuse_dist.cli", words)
+    arguments = ["evaluate", str(run.folder), "--split", plan.split, "--controls", "shuffled"]
+    command = _command(launch, num_processes, "signfuse_dist.cli", arguments)
     path = scores_file(run, plan.split)
     folder = Path(run.run.train.output)
     return Unit(f"{run.key}/evaluate-{plan.split}", command, path.is_file, folder, (run.key,))
 
 
 def _command(
-    launch: Path, num_processes: int | None, module: str, words: list[str]
+    launch: Path, num_processes: int | None, module: str, arguments: list[str]
 ) -> tuple[str, ...]:
     # A port of its own for each, for several run at once.
-    return tuple(launch_command(launch, num_processes, module, words, "--main_process_port", "0"))
+    return tuple(
+        launch_command(launch, num_processes, module, arguments, "--main_process_port", "0")
+    )
 
 
 def share_cores(parallel: int) -> None:

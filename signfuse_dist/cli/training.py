@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from signfuse_dist.cli import add_options, from_options, whole_numbers
 
 if TYPE_CHECKING:
-    from signfuse_dist.ablation.runs import Plan
+    from signfuse_dist.ablation.runs import AblationPlan
 
 
 def add_check(command: argparse.ArgumentParser) -> None:
@@ -168,8 +168,8 @@ def _ablate(options: argparse.Namespace) -> int:
     return _run_rows(plan, options)
 
 
-def _run_rows(plan: Plan, options: argparse.Namespace) -> int:
-    from signfuse_dist.ablation.workers import Work, link_all, make_units, share_cores
+def _run_rows(plan: AblationPlan, options: argparse.Namespace) -> int:
+    from signfuse_dist.ablation.workers import UnitRunner, link_all, make_units, share_cores
     from signfuse_dist.engine.stopping import REQUEUE
     from signfuse_dist.jobs.local import find_launch
 
@@ -177,7 +177,7 @@ def _run_rows(plan: Plan, options: argparse.Namespace) -> int:
     share_cores(options.parallel)
     link_all(plan)
     units = make_units(plan, launch, options.num_processes)
-    outcome = Work(units, options.parallel, options.task_id, options.num_tasks).run()
+    outcome = UnitRunner(units, options.parallel, options.task_id, options.num_tasks).run()
     if outcome.stopped:
         print("stopped; the same command goes on")
         return REQUEUE
@@ -190,8 +190,9 @@ def _run_rows(plan: Plan, options: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
-def _write_tables(plan: Plan) -> None:
-    from signfuse_dist.ablation.tables import collect, write_table
+def _write_tables(plan: AblationPlan) -> None:
+    from signfuse_dist.ablation.results import collect
+    from signfuse_dist.ablation.tables import write_table
 
     for results in collect(plan):
         folder = plan.tables / results.ablation.name

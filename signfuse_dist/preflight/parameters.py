@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoConfig
 
-from signfuse_dist.ablation.rows import Ablation, Row, read_ablations
+from signfuse_dist.ablation.rows import Ablation, AblationRow, read_ablations
 from signfuse_dist.config import ModelConfig, RunConfig, load_stages
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
@@ -25,7 +25,7 @@ def count_rows(names: str, experiment: str, overrides: Sequence[str]) -> str:
     rows: list[tuple[str, ...]] = [("", "", "stages", *COMPONENTS, "total")]
     for ablation in read_ablations(names):
         for row in ablation.rows:
-            runs = load_stages(experiment, [*overrides, *row.words])
+            runs = load_stages(experiment, [*overrides, *row.overrides])
             rows.append(_row(ablation, row, runs))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
@@ -46,7 +46,7 @@ def count(run: RunConfig) -> dict[str, int]:
         return count_parameters(SignFuse(run.model, (read_llm_dim(run.model), 1.0)))
 
 
-def _row(ablation: Ablation, row: Row, runs: Sequence[RunConfig]) -> tuple[str, ...]:
+def _row(ablation: Ablation, row: AblationRow, runs: Sequence[RunConfig]) -> tuple[str, ...]:
     counts = count(runs[-1])
     return (
         ablation.name,

@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.model_factory import draw_clips, join, small_config, small_model, tiny_llama
 from helpers.repository import ROOT
-from signfuse_dist.ablation.rows import Row, read_ablation
+from signfuse_dist.ablation.rows import AblationRow, read_ablation
 from signfuse_dist.cli import main
 from signfuse_dist.config import LossConfig, StageName, load_stages
 from signfuse_dist.model.cmfa import CrossModalFusion
@@ -35,10 +35,10 @@ each_row = pytest.mark.parametrize(
 )
 
 
-def changes(row: Row, section: str) -> dict[str, Any]:
+def changes(row: AblationRow, section: str) -> dict[str, Any]:
     """The row's words for one section, as values."""
     found = {}
-    for word in row.words:
+    for word in row.overrides:
         key, _, text = word.partition("=")
         if key.startswith(f"{section}."):
             value = yaml.safe_load(text)
@@ -56,10 +56,10 @@ def losses(
 
 
 @each_row
-def test_every_trained_parameter_gets_a_gradient_in_every_stage(row: Row) -> None:
+def test_every_trained_parameter_gets_a_gradient_in_every_stage(row: AblationRow) -> None:
     """A process that skips a trained module stops all others."""
     config = LossConfig(**changes(row, "loss"))
-    stages = [run.stage.name for run in load_stages(DEMO, row.words)]
+    stages = [run.stage.name for run in load_stages(DEMO, row.overrides)]
     assert stages == list(changes(row, "train").get("stages", stages))
     batch = join(draw_clips([4, 3]))
     for stage in stages:
@@ -83,7 +83,7 @@ def test_every_trained_parameter_gets_a_gradient_in_every_stage(row: Row) -> Non
 
 @each_row
 @torch.no_grad()
-def test_a_row_translates_and_a_clip_does_not_see_its_neighbours(row: Row) -> None:
+def test_a_row_translates_and_a_clip_does_not_see_its_neighbours(row: AblationRow) -> None:
     model = small_model(**changes(row, "model"))
     clips = draw_clips([5, 1, 2])
     together, gate = model.translate(model.encode(join(clips)))

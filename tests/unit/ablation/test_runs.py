@@ -11,7 +11,7 @@ import yaml
 
 from helpers.repository import ROOT
 from signfuse_dist.ablation.rows import read_ablation, read_ablations
-from signfuse_dist.ablation.runs import Chains, Plan, StageRun, make_plan
+from signfuse_dist.ablation.runs import AblationPlan, Chains, StageRun, make_plan
 from signfuse_dist.config import load_run
 from signfuse_dist.errors import UserError
 
@@ -30,7 +30,7 @@ def write(path: Path, **changes: object) -> Path:
     return path
 
 
-def plan(names: str, *words: str, seeds: tuple[int, ...] = (0,)) -> Plan:
+def plan(names: str, *words: str, seeds: tuple[int, ...] = (0,)) -> AblationPlan:
     return make_plan(read_ablations(names), "demo", words, seeds, None)
 
 
@@ -86,8 +86,8 @@ def test_rows_that_differ_in_the_language_model_share_the_stage_that_has_none() 
     assert len({chain[0].key for chain in runs}) == 1
     assert len({chain[1].key for chain in runs}) == len(runs) == 4
     # Whichever row is first, its configuration is the same to the letter.
-    assert len({chain[0].words for chain in [*runs, last(()).chain()]}) > 1
-    assert len({str(load_run("demo", None, chain[0].words)) for chain in runs}) == 1
+    assert len({chain[0].overrides for chain in [*runs, last(()).chain()]}) > 1
+    assert len({str(load_run("demo", None, chain[0].overrides)) for chain in runs}) == 1
 
 
 def test_a_stage_is_another_when_the_one_before_it_is() -> None:
@@ -127,7 +127,7 @@ def test_seeds_are_runs_of_their_own_and_the_first_comes_first() -> None:
 
 def test_a_run_s_words_give_its_configuration_and_its_folder() -> None:
     for run in plan("components").stage_runs():
-        assert load_run("demo", None, run.words) == run.run
+        assert load_run("demo", None, run.overrides) == run.run
         assert run.folder == Path("runs/ablation") / run.key / "demo" / run.run.stage.name
 
 
@@ -159,16 +159,37 @@ def test_the_stages_before_are_found_beside_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rows": []}, "expected a list of rows"),
+        ({"rows": []}, "rows: [] does not have at least 1 entries"),
+        ({"rows": {"a": 1}}, "rows: {'a': 1} is not a list"),
+        ({"rows": None}, "rows: None is not a list"),
         ({"rows": [{"name": "a"}, {"name": "a"}]}, "row 'a': more than once"),
         ({"full": "b"}, "full: no row 'b'"),
-        ({"title": 3}, "title: missing, or no text"),
+        ({"title": 3}, "title: 3 is not a str"),
+        ({"title": "  "}, "title: '  ' is not text"),
+        ({"title": None}, "title: None is not a str"),
+        ({"paper": 3}, "paper: 3 is not a str"),
+        ({"full": 3}, "full: 3 is not a str"),
+        ({"full": "A"}, "full: no row 'A'"),
         ({"row": []}, "unknown key 'row'; did you mean 'rows'?"),
         ({"rows": [{"name": "a", "above": "c"}]}, "above: no row 'c'"),
         ({"rows": [{"name": "a", "above": "a", "below": "a"}]}, "above and below"),
-        ({"rows": [{"name": "a", "words": "model.fusion=sum"}]}, "words: expected a list"),
-        ({"rows": [{"name": "a", "words": ["sum"]}]}, "words: expected a list"),
-        ({"rows": [{"words": []}]}, "entry 1: expected a mapping with a name"),
+        ({"rows": [{"name": "a", "above": 3}]}, "row 'a': above: 3 is not a str"),
+        ({"rows": [{"name": "a", "above": None}]}, "row 'a': above: None is not a str"),
+        (
+            {"rows": [{"name": "a", "words": "model.fusion=sum"}]},
+            "words: 'model.fusion=sum' is not",
+        ),
+        ({"rows": [{"name": "a", "words": None}]}, "row 'a': words: None is not a list"),
+        ({"rows": [{"name": "a", "words": ["sum"]}]}, "words.entry 1: 'sum' is not section.key="),
+        ({"rows": [{"name": "a", "words": [3]}]}, "row 'a': words.entry 1: 3 is not a str"),
+        ({"rows": [{"name": "a", "wrods": []}]}, "row 'a': unknown key 'wrods'; did you mean"),
+        ({"rows": [{"name": "a", "overrides": []}]}, "row 'a': unknown key 'overrides'"),
+        ({"rows": [{"words": []}]}, "rows: entry 1: name: missing"),
+        ({"rows": [{"name": " "}]}, "rows: entry 1: name: ' ' is not text"),
+        (
+            {"rows": [[1]]},
+            "rows: entry 1: expected a mapping of name, words, above, below, got [1]",
+        ),
     ],
 )
 def test_a_file_that_is_no_ablation_is_refused_with_what_is_wrong(
@@ -178,6 +199,40 @@ def test_a_file_that_is_no_ablation_is_refused_with_what_is_wrong(
     with pytest.raises(UserError, match=r"own\.yaml") as caught:
         read_ablations(str(path))
     assert said in str(caught.value)
+
+
+def test_all_errors_of_a_file_come_together_and_none_follows_from_another(tmp_path: Path) -> None:
+    rows = [{"name": "a", "wrods": 1, "below": "b"}, {"words": []}, {"name": "c", "above": "a"}]
+    path = write(tmp_path / "own.yaml", titel="x", full="A row", rows=rows)
+    with pytest.raises(UserError) as caught:
+        read_ablations(str(path))
+    assert str(caught.value).split("\n  - ")[1:] == [
+        "unknown key 'titel'; did you mean 'title'?",
+        "row 'a': unknown key 'wrods'; did you mean 'words'?",
+        "rows: entry 2: name: missing",
+        "full: no row 'A row'",
+        "row 'a': below: no row 'b'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not an ablation (1)\n  - expected a mapping of title, paper, full, rows, got None"),
+        (
+            b"[1]",
+            "not an ablation (1)\n  - expected a mapping of title, paper, full, rows, got [1]",
+        ),
+        (b"a: [", "not YAML: while parsing"),
+        (b"\xff\xfe\x00", "not YAML: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_ablations(str(path))
+    assert str(caught.value).startswith(f"{path}: {said}")
 
 
 def test_names_that_are_not_there_are_refused_with_those_that_are() -> None:

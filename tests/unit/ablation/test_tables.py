@@ -14,17 +14,10 @@ import pytest
 import yaml
 
 from helpers.repository import ROOT
+from signfuse_dist.ablation.results import Contrast, TableResults, collect, count_contrasts
 from signfuse_dist.ablation.rows import read_ablations
-from signfuse_dist.ablation.runs import Plan, StageRun, make_plan
-from signfuse_dist.ablation.tables import (
-    Contrast,
-    Results,
-    collect,
-    find,
-    measure,
-    p_value,
-    write_table,
-)
+from signfuse_dist.ablation.runs import AblationPlan, StageRun, make_plan
+from signfuse_dist.ablation.tables import compare_rows, p_value, write_table
 from signfuse_dist.cli import main
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import SplitScores, score, write_split_scores
@@ -80,7 +73,7 @@ def leave(run: StageRun, translate: Translate, seed: int) -> None:
     (run.folder / "metrics.jsonl").write_text("\n".join(lines))
 
 
-def make(tmp_path: Path, seeds: tuple[int, ...] = (0,)) -> Plan:
+def make(tmp_path: Path, seeds: tuple[int, ...] = (0,)) -> AblationPlan:
     rows = [
         {"name": "full"},
         {"name": "a | b", "words": ["model.fusion=sum"], "below": "full"},
@@ -95,7 +88,7 @@ def make(tmp_path: Path, seeds: tuple[int, ...] = (0,)) -> Plan:
 
 def filled(
     tmp_path: Path, how: Mapping[str, Translate], seeds: tuple[int, ...] = (0,)
-) -> tuple[Plan, Results]:
+) -> tuple[AblationPlan, TableResults]:
     plan = make(tmp_path, seeds)
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)
     for planned in plan.ablations[0].rows:
@@ -116,7 +109,7 @@ def test_a_row_shows_what_its_run_has_left(tmp_path: Path) -> None:
 
 def test_what_the_paper_expects_is_compared_with_what_was_found(tmp_path: Path) -> None:
     _, found = filled(tmp_path, {"full": exact, "a | b": worse, "c": worse})
-    findings = find(found)
+    findings = compare_rows(found)
     assert findings["full"].verdict is None
     assert findings["full"].against_full is None
     assert findings["a | b"].verdict == "agrees"
@@ -126,7 +119,7 @@ def test_what_the_paper_expects_is_compared_with_what_was_found(tmp_path: Path) 
     assert against.value == pytest.approx(found.row("c").values("BLEU-4")[0] - 100)
     assert against.p_value < 0.01
     _, found = filled(tmp_path, {"full": worse, "a | b": worse})
-    assert find(found)["a | b"].verdict == "within noise"
+    assert compare_rows(found)["a | b"].verdict == "within noise"
 
 
 def test_a_row_against_the_paper_is_told_from_the_word_none(tmp_path: Path) -> None:
@@ -167,7 +160,7 @@ def test_a_table_names_every_row_and_what_is_missing_of_it(tmp_path: Path) -> No
 def test_only_seeds_that_both_rows_have_are_compared(tmp_path: Path) -> None:
     plan, _ = filled(tmp_path, {"full": exact, "a | b": worse}, seeds=(0, 1, 2))
     shutil.rmtree(plan.ablations[0].rows[0].runs[1].folder / "evaluation")
-    against = find(collect(plan)[0])["a | b"].against_full
+    against = compare_rows(collect(plan)[0])["a | b"].against_full
     assert against is not None
     assert against.seeds == (0, 2)
 
@@ -194,7 +187,7 @@ def test_collect_writes_the_tables_of_what_is_finished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, _ = filled(tmp_path, {"full": exact})
-    words = ["ablate", str(tmp_path / "drawn.yaml"), "demo", *plan.words, "--collect"]
+    words = ["ablate", str(tmp_path / "drawn.yaml"), "demo", *plan.overrides, "--collect"]
     assert main(words) == 0
     assert "| full | 100.00 |" in capsys.readouterr().out
     folder = tmp_path / "runs" / "ablation" / "tables" / "demo" / "drawn"
@@ -232,7 +225,7 @@ def test_contrasts_count_translations_that_name_one_word_of_a_group() -> None:
         "2": "today the mother sells the box",
         "3": "did the father or mother close the car today",
     }
-    found = measure(hypotheses, references)
+    found = count_contrasts(hypotheses, references)
     # mother, opens, opens, father, close: father and mother are both named, opens once not at all.
     assert found["joints"] == Contrast(num=5, named=3, right=2, chance=0.5)
     assert found["picture"] == Contrast(num=2, named=1, right=0, chance=1 / 3)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from signfuse_dist.ablation import workers
-from signfuse_dist.ablation.workers import Unit, Work, take_lock
+from signfuse_dist.ablation.workers import Unit, UnitRunner, take_lock
 from signfuse_dist.errors import UserError
 
 
@@ -41,12 +41,12 @@ def test_each_unit_is_done_once_and_after_what_it_needs(tmp_path: Path) -> None:
         unit(tmp_path, "c", "b"),
         unit(tmp_path, "d"),
     ]
-    outcome = Work(units, 2, 0, 1).run()
+    outcome = UnitRunner(units, 2, 0, 1).run()
     assert (outcome.failed, outcome.elsewhere, outcome.stopped) == ((), (), False)
     found = order(tmp_path)
     assert sorted(found) == ["a", "b", "c", "d"]
     assert found.index("a") < found.index("b") < found.index("c")
-    Work(units, 2, 0, 1).run()
+    UnitRunner(units, 2, 0, 1).run()
     assert order(tmp_path) == found  # nothing is done again
 
 
@@ -59,7 +59,7 @@ def test_a_failed_unit_takes_with_it_only_what_needs_it(
         unit(tmp_path, "c", "b"),
         unit(tmp_path, "d"),
     ]
-    outcome = Work(units, 1, 0, 1).run()
+    outcome = UnitRunner(units, 1, 0, 1).run()
     assert set(outcome.failed) == {"a", "b", "c"}
     assert order(tmp_path) == ["a", "d"]
     said = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_a_failed_unit_takes_with_it_only_what_needs_it(
 
 def test_a_command_that_makes_nothing_has_failed_whatever_it_says(tmp_path: Path) -> None:
     nothing = Unit("a", ("true",), (tmp_path / "never").is_file, tmp_path)
-    assert Work([nothing], 1, 0, 1).run().failed == ("a",)
+    assert UnitRunner([nothing], 1, 0, 1).run().failed == ("a",)
 
 
 def test_tasks_at_once_do_each_unit_once(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_tasks_at_once_do_each_unit_once(tmp_path: Path) -> None:
         "t.workers.SECONDS_BETWEEN_LOOKS = t.workers.SECONDS_WAITING = 0.01\n"
         "folder = Path({folder!r})\n"
         "units = [t.unit(folder, f'u{{i}}', script='sleep 0.02') for i in range(12)]\n"
-        "assert not t.Work(units, 1, {task}, 3).run().failed\n"
+        "assert not t.UnitRunner(units, 1, {task}, 3).run().failed\n"
     )
     here = str(Path(__file__).parent)
     tasks = [
@@ -99,11 +99,11 @@ def test_a_surplus_task_leaves_the_rest_and_the_only_one_waits(tmp_path: Path) -
     busy, after = unit(tmp_path, "busy"), unit(tmp_path, "after", "busy")
     lock = take_lock(busy)
     assert lock is not None
-    outcome = Work([busy, after], 1, 1, 2).run()
+    outcome = UnitRunner([busy, after], 1, 1, 2).run()
     assert set(outcome.elsewhere) == {"busy", "after"}
     assert not (tmp_path / "order").exists()
     threading.Timer(0.2, os.close, [lock]).start()
-    assert Work([busy, after], 1, 0, 1).run().elsewhere == ()
+    assert UnitRunner([busy, after], 1, 0, 1).run().elsewhere == ()
     assert order(tmp_path) == ["busy", "after"]
 
 
@@ -113,7 +113,7 @@ def test_more_rows_than_tasks_at_work_are_worth_waiting_for(tmp_path: Path) -> N
     lock = take_lock(shared)
     assert lock is not None
     threading.Timer(0.2, os.close, [lock]).start()
-    assert Work([shared, *rows], 1, 1, 2).run().elsewhere == ()
+    assert UnitRunner([shared, *rows], 1, 1, 2).run().elsewhere == ()
     assert sorted(order(tmp_path)) == ["b", "c", "shared"]
 
 
@@ -122,7 +122,7 @@ def test_a_lock_is_free_once_every_process_of_its_holder_is_killed(tmp_path: Pat
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\nimport test_workers as t\n"
-        f"t.Work([t.unit(Path({str(tmp_path)!r}), 'a', script='sleep 60')], 1, 0, 1).run()\n"
+        f"t.UnitRunner([t.unit(Path({str(tmp_path)!r}), 'a', script='sleep 60')], 1, 0, 1).run()\n"
     )
     task = subprocess.Popen([sys.executable, "-c", script])
     while not (tmp_path / "order").exists():
@@ -148,7 +148,7 @@ def test_a_stop_ends_what_runs_and_begins_nothing(tmp_path: Path) -> None:
     trap = f"trap 'echo saved >> {tmp_path}/order; exit 1' INT; while :; do sleep 0.05; done"
     units = [unit(tmp_path, "a", script=trap), unit(tmp_path, "b")]
     threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGUSR1]).start()
-    outcome = Work(units, 1, 0, 1).run()
+    outcome = UnitRunner(units, 1, 0, 1).run()
     assert outcome.stopped
     assert outcome.failed == ()
     assert set(outcome.elsewhere) == {"a", "b"}
@@ -158,4 +158,4 @@ def test_a_stop_ends_what_runs_and_begins_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("parallel", "task", "tasks"), [(0, 0, 1), (1, 1, 1), (1, 0, 0)])
 def test_a_division_that_is_none_is_refused(parallel: int, task: int, tasks: int) -> None:
     with pytest.raises(UserError):
-        Work([], parallel, task, tasks)
+        UnitRunner([], parallel, task, tasks)

@@ -35,7 +35,7 @@ ROWS = [
     for name in ("components", "fusion", "layers", "scales", "stages")
     for row in read_ablation(ABLATIONS / f"{name}.yaml").rows
 ]
-WORDS = {row.words for row in ROWS} | {
+WORDS = {row.overrides for row in ROWS} | {
     ("model.visual_backbone=resnet18", "model.visual_weights=null"),
     ("model.visual_backbone=resnet10", "model.visual_weights=null", "model.visual_width=16"),
     ("model.visual_norm=group", "model.norm=layer"),
