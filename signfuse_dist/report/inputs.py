@@ -110,6 +110,8 @@ class ReportInputs:
     split_scores: SplitScores | None = None
     plans: dict[str, PlanFacts] = field(default_factory=dict)
     curves: dict[str, list[LogRow]] = field(default_factory=dict)
+    unrecorded: list[str] = field(default_factory=list)
+    """Files of arrays that the evaluation has not left, as of a fusion without a gate."""
 
     @property
     def evaluation(self) -> EvaluationFolder:
@@ -179,7 +181,7 @@ class ReportInputs:
             try:
                 archive = opened.enter_context(zipfile.ZipFile(path))
             except FileNotFoundError:
-                pass  # as of a fusion that has nothing of the kind
+                self.unrecorded.append(path.name)
             except (OSError, zipfile.BadZipFile) as e:
                 self.note(what, f"{path.name} cannot be read ({e})")
             yield archive

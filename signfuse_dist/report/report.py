@@ -64,6 +64,7 @@ def _content(run: ReportInputs) -> dict[str, Any]:
         "parts": parts,
         "training": training_figures(run),
         "translations": spread_samples(ranked, TABLE_ROWS),
+        "unrecorded": run.unrecorded,
         "details": sample_details(run, spread_samples(ranked, run.num_details), evaluated),
         "data": data_table(packed),
         "run_tables": run_tables(run),

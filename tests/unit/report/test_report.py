@@ -257,10 +257,12 @@ def test_what_is_missing_is_named_and_the_rest_is_reported(run):
     (run.parent.parent.parent / "shards" / "test" / "manifest.json").unlink()
     text, markdown = read(run)
     listed = missing_of(Page(text))
-    for piece in ("gates.npz", "scores.json", "versions.json", "alignment", "manifest.json"):
+    for piece in ("scores.json", "versions.json", "alignment", "manifest.json"):
         assert piece in listed
         assert piece.replace("_", r"\_") in markdown.split("## What is missing")[1]
     assert "'contrastive' has no folder" in listed
+    for report in (Page(text).text, markdown):
+        assert "The evaluation left no gates.npz: the fusion has nothing of the kind" in report
     assert len(Page(text).all("img")) == 2 + 1 + 1  # without packed data only the maps are left
 
 
@@ -347,6 +349,78 @@ def test_a_clip_without_a_gate_or_without_frames_is_named(run):
     assert "has none for 'elsewhere'" in listed
     assert "holds no clip of this id" in listed
     assert "is of 4 sentences, hypotheses.jsonl has 2" in listed
+
+
+def test_what_was_recorded_is_drawn_whatever_the_fusion_is_called(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["fusion"] = "concat"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    results = run / "evaluation" / "test"
+    write_arrays(results / "attention.npz", {f"both_at_once/{i}": np.eye(9) for i in PAIRS})
+    text, _ = read(run)
+    assert "Mean gate over 9 steps" in text
+    assert "both at once: strongest weight 1.00 on average" in text
+    assert "left no" not in text
+    (results / "gates.npz").unlink()
+    (results / "attention.npz").unlink()
+    page = Page(read(run)[0])
+    assert "The evaluation left no gates.npz and no attention.npz" in page.text
+    assert "npz" not in missing_of(page)
+
+
+def test_the_directions_of_a_clip_are_those_that_were_recorded(run):
+    results = run / "evaluation" / "test"
+    maps = {"b": {"visual_from_skeletal": np.eye(3)}, "a/b": {"own": np.eye(2), "other": np.eye(2)}}
+    arrays = {f"{way}/{name}": array for name, by in maps.items() for way, array in by.items()}
+    write_arrays(results / "attention.npz", arrays)
+    inputs = read_run(run, "test")
+    found = inputs.attention(["a/b", "b", "c"])
+    assert {name: sorted(by_way) for name, by_way in found.items()} == {
+        "a/b": ["other", "own"],
+        "b": ["visual_from_skeletal"],
+    }
+    assert [note for note in inputs.missing if "attention" in note] == [
+        "cross-attention: attention.npz has none for 'c'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"step": 31, "total": "low"}', "total: 'low' is not a number"),
+        ('{"step": true}', "step: True is not an int"),
+        ('{"total": 1.0}', "step: missing"),
+        ("[1]", "expected a mapping of step, total"),
+        ('{"step": 31, "tot', "not JSON"),
+    ],
+)
+def test_a_wrong_line_of_the_log_is_named_and_left_out(run, line, said):
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(line + "\n")
+    inputs = read_run(run, "test")
+    assert len(inputs.curves["finetune"]) == 30
+    (note,) = [note for note in inputs.missing if "metrics.jsonl: line 31" in note]
+    assert said in note
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (
+            "plan.json",
+            '{"world_size": "two"}',
+            "not a batch plan (1)\n  - world_size: 'two' is not",
+        ),
+        ("plan.json", "[]", "not a batch plan (1)\n  - expected a mapping of num_clips"),
+        ("plan.json", "{", "not JSON"),
+        ("versions.json", "[]", "not a JSON object"),
+        ("evaluation/test/evaluation.json", "3", "not a JSON object"),
+    ],
+)
+def test_a_damaged_file_beside_the_scores_is_named(run, file, text, said):
+    (run / file).write_text(text)
+    inputs = read_run(run, "test")
+    assert [note for note in inputs.missing if f"{run / file}: {said}" in note]
 
 
 def test_one_sentence_has_no_control(run):
