@@ -17,8 +17,7 @@ import yaml
 from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 
-from signfuse_dist.config import suggest
-from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.errors import UserError, raise_together, suggest
 from signfuse_dist.records import STRICT_KEYS, Flag, Place, build, dotted
 
 Tokenizer = Literal["13a", "zh", "char", "none"]

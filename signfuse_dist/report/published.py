@@ -17,8 +17,7 @@ import yaml
 from pydantic import AfterValidator, PlainValidator
 from pydantic.dataclasses import dataclass
 
-from signfuse_dist.config import suggest
-from signfuse_dist.errors import raise_together
+from signfuse_dist.errors import raise_together, suggest
 from signfuse_dist.evaluation.protocols import PRESETS, Preset, find_preset
 from signfuse_dist.evaluation.scores import Scores
 from signfuse_dist.records import STRICT_KEYS, Flag, Place, Whole, build, dotted
