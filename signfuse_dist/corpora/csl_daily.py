@@ -2,17 +2,21 @@
 
 ``split_1.txt`` says which clips a split has: its lines are the rows. Their texts are in the pickle
 ``csl2020ct_v2.pkl``, or in ``video_map.txt`` where the pickle is missing; text is the characters
-joined, punctuation as it is. The pickle comes from the internet and is read as plain data alone.
+joined, punctuation as it is. The pickle comes from the internet and is read as plain data alone,
+by :func:`load_plain`.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
+import pickletools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
-from signfuse_dist.corpora.plain_pickle import PickleError, load_plain
 from signfuse_dist.corpora.rows import (
     ClipRow,
     Corpus,
@@ -43,6 +47,23 @@ _SPLITS, _PICKLE, _MAP = "split_1.txt", "csl2020ct_v2.pkl", "video_map.txt"
 _PLACES = ("sentence/frames_512x512", "sentence_frames-512x512", "sentences/frames_512x512")
 _SIGNER = re.compile(r"_(P[0-9]+)_")
 _MAX_CHARACTERS = 1000  # of a sentence; a pickle can make one list the text of a million clips
+# Bounds of what is unpickled; the published file has 6 MB, no tuple, and words for its values.
+_MAX_BYTES, _MAX_VALUE, _MAX_BITS, _MAX_TUPLES = 2**28, 10_000, 64, 1000
+_PLAIN_OPCODES = frozenset(
+    name
+    for names in (
+        "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE",
+        "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT",
+        "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE BINUNICODE8 SHORT_BINUNICODE",
+        "BINBYTES BINBYTES8 SHORT_BINBYTES",
+        "EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS",
+        "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3",
+        "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET",
+    )
+    for name in names.split()
+)
+_TUPLES = frozenset(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"))
+_PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,8 @@ def _annotation(folder: Path) -> _Annotation:
 
 def _from_pickle(path: Path) -> _Annotation:
     try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise CorpusError(f"pickle {path}: has more than {_MAX_BYTES} bytes")
         content = load_plain(path.read_bytes())
     except OSError as error:
         raise CorpusError(f"pickle {path}: cannot be read ({error.strerror})") from error
@@ -217,3 +240,64 @@ def _annotation_orphans(
             if name not in annotated_names
         ),
     ]
+
+
+class PickleError(ValueError):
+    """A pickle that is damaged, or that holds more than plain data."""
+
+
+def load_plain(content: bytes) -> Any:
+    """Return the lists, dicts, tuples, strings, bytes, numbers, bools and None of a pickle.
+
+    A pickle is a program. Before it runs, its opcodes are parsed: those that build plain data are
+    let through, and every other one is refused by name, so that no class, function or persistent
+    id is looked up. An unpickler without globals can still be ended by a plain pickle, hence three
+    bounds: a place of the memo is below the number of opcodes so far (it allocates what is named),
+    there are at most 1000 tuples (a nest of them is hashed by recursion without a limit), and
+    values are short (long keys are compared over and over). Raises :class:`PickleError`.
+    """
+    try:
+        _refuse_more_than_plain(content)
+        return _PlainUnpickler(io.BytesIO(content)).load()
+    except PickleError:
+        raise
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        EOFError,
+        OverflowError,
+    ) as error:
+        raise PickleError(f"it is damaged ({error})") from error
+
+
+def _refuse_more_than_plain(content: bytes) -> None:
+    tuples = 0
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        name = opcode.name
+        if name not in _PLAIN_OPCODES:
+            raise PickleError(f"it holds more than plain data (opcode {name})")
+        if argument is None:
+            tuples += name in _TUPLES
+            if tuples > _MAX_TUPLES:
+                raise PickleError(f"it holds more than plain data (more than {_MAX_TUPLES} tuples)")
+        elif name in _PUTS:
+            if argument > number:
+                raise PickleError(f"it holds more than plain data (place {argument} of its memo)")
+        elif isinstance(argument, (str, bytes)):
+            if len(argument) > _MAX_VALUE:
+                raise PickleError(f"it holds more than plain data (a value of {len(argument)})")
+        elif isinstance(argument, int) and argument.bit_length() > _MAX_BITS:
+            raise PickleError(f"it holds more than plain data (a number above 2^{_MAX_BITS})")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Finds no class and no object outside the pickle, whatever its opcodes ask for."""
+
+    def find_class(self, module_name: str, global_name: str) -> NoReturn:
+        raise PickleError(f"it holds more than plain data ({module_name}.{global_name})")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise PickleError("it holds more than plain data (a persistent id)")
