@@ -1,7 +1,8 @@
-"""Pose sets: the joints of a packed split extracted again, beside its frames.
+"""Packing a split of a corpus into shards, and extracting the joints of a packed split again.
 
-``DIR/poses/NAME/`` holds one tar of joints for each tar of clips, with index and manifest as the
-clips have them. The frames are not touched: a set can be added, compared and removed by itself.
+Both make the same kind of set: tars with an index beside each, and a manifest when all are whole.
+A set of clips lies in DIR, a pose set in ``DIR/poses/NAME/`` with one tar of joints for each tar of
+clips; the frames are not touched, so a pose set can be added, compared and removed by itself.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from signfuse_dist import __version__
 from signfuse_dist.corpora import ClipRow, Corpus, Rejected, read_corpus
@@ -51,36 +53,6 @@ DROPPED_NAME = "dropped.tsv"
 ORPHANS_NAME = "orphans.tsv"
 
 
-@dataclass(frozen=True)
-class ClipEncoder:
-    """Encodes whole clips; whatever is wrong with one concerns its row only."""
-
-    packing: Packing
-    extractor: PoseExtractor | None
-
-    @property
-    def pose_seconds(self) -> float:
-        """Time spent inside the pose model so far."""
-        return self.extractor.seconds if self.extractor else 0.0
-
-    def encode(self, row: ClipRow) -> EncodedClip | Rejected:
-        """Return the clip, or why its row is dropped."""
-        try:
-            return encode_clip(row, self.packing, self.extractor)
-        except UserError as error:
-            return Rejected(row.row, row.id, str(error))
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders and MediaPipe raise types of their own on bad input
-            return Rejected(row.row, row.id, f"not packable: {words_of(error, row)}")
-
-
-def words_of(error: Exception, row: ClipRow) -> str:
-    """Return an error's type and first line, the video as the table names it."""
-    words = str(error).replace(str(row.video.absolute()), row.source).splitlines()
-    return f"{type(error).__name__} {words[0] if words else ''}".strip()
-
-
 def pack(
     corpus: str,
     root: Path,
@@ -106,22 +78,81 @@ def pack(
     """
     division = Division(workers, task_id, num_tasks)
     rows = read_corpus(corpus, root, split)
-    extractor = extractor or own_or_mediapipe(rows)
+    extractor = extractor or _own_or_mediapipe(rows)
     packing = _packing(rows, config, extractor)
     refuse_other(out, packing)
-    out.mkdir(parents=True, exist_ok=True)
     tasks = shard_tasks(rows, config.clips_per_shard)
+
+    def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
+        summary = PackSummary.of(rows, indexes, complete, len(tasks))
+        if complete:
+            _write_tables(out, summary)
+        return summary
+
+    return _make_set(tasks, out, ClipEncoder(packing, extractor), division, summarise)
+
+
+def extract_poses(
+    corpus: str,
+    root: Path,
+    split: str,
+    shards: Path,
+    name: str,
+    *,
+    workers: int = 1,
+    task_id: int = 0,
+    num_tasks: int = 1,
+    extractor: PoseExtractor | None = None,
+) -> PackSummary:
+    """Extract the joints of the clips packed in ``shards`` again, into the pose set ``name``.
+
+    Frame settings and the division into shards are those of ``shards``; clips that were dropped
+    there are left out. Workers, tasks, kept shards and the extractor are as in
+    :func:`pack`.
+
+    Raises :class:`PackError` when the rows are not those that were packed, when the name has
+    another extraction, and, after all that can be done is done, when a clip cannot be read again,
+    has another number of frames, or ended a worker; ShardError when ``shards`` is no whole split.
+    """
+    division, out = Division(workers, task_id, num_tasks), shards / pose_path(name)
+    manifest = load_manifest(shards)
+    rows = read_corpus(corpus, root, split)
+    _refuse_other_rows(shards, manifest.packing, rows)
+    extractor = extractor or _own_or_mediapipe(rows)
+    source = extractor or JointsFile
+    packing = manifest.packing.of_poses(source.name, source.version)
+    refuse_other(out, packing)
+    tasks, num_frames = _packed_rows(shards, manifest, rows)
+
+    def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
+        return PackSummary.of_poses(name, split, len(num_frames), indexes, complete, len(tasks))
+
+    return _make_set(tasks, out, PoseEncoder(packing, extractor, num_frames), division, summarise)
+
+
+def _make_set(
+    tasks: Sequence[ShardTask],
+    out: Path,
+    encoder: ClipEncoder | PoseEncoder,
+    division: Division,
+    summarise: Callable[[Sequence[ShardIndex], bool], PackSummary],
+) -> PackSummary:
+    """Make this task's share of a set of shards, and its manifest where that completes the set.
+
+    ``summarise`` returns the summary of the finished shards, and is told whether they are all.
+    """
+    out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    results = make_shards(tasks, out, ClipEncoder(packing, extractor), division)
-    indexes = finished_indexes(tasks, out, packing, results)
+    results = make_shards(tasks, out, encoder, division)
+    indexes = finished_indexes(tasks, out, encoder.packing, results)
     complete = len(indexes) == len(tasks)
-    summary = PackSummary.of(rows, indexes, complete, len(tasks))
+    summary = summarise(indexes, complete)
     if complete:
-        _write_end(out, packing, summary, indexes)
+        _write_manifest(out, encoder.packing, summary, indexes)
     return summary.timed(time.perf_counter() - began, [r for r in results if not r.skipped])
 
 
-def own_or_mediapipe(rows: Corpus) -> PoseExtractor | None:
+def _own_or_mediapipe(rows: Corpus) -> PoseExtractor | None:
     """Return None for a corpus that brings its own joints, else MediaPipe with its own models."""
     return None if rows.has_joints else choose_extractor()
 
@@ -151,9 +182,41 @@ def rows_digest(rows: Corpus) -> str:
     return hashlib.sha256(json.dumps([accepted, rejected]).encode()).hexdigest()
 
 
-def _write_end(
-    out: Path, packing: Packing, summary: PackSummary, indexes: Sequence[ShardIndex]
-) -> None:
+def _refuse_other_rows(shards: Path, packed: Packing, rows: Corpus) -> None:
+    if packed.contents != "clips":
+        raise PackError(f"{shards}: holds a pose set; name the folder with the clips")
+    there = (packed.corpus, packed.split, packed.rows_sha256)
+    if there != (rows.name, rows.split, rows_digest(rows)):
+        raise PackError(
+            f"{shards} was packed from other rows (corpus {packed.corpus}, {packed.root}, split "
+            f"{packed.split}) than {rows.name}, {rows.root}, split {rows.split} has now: joints "
+            "would not belong to its frames. Give the same table, or pack again into a new folder"
+        )
+
+
+def _packed_rows(
+    shards: Path, manifest: Manifest, rows: Corpus
+) -> tuple[list[ShardTask], dict[str, int]]:
+    """Return the rows of each shard that were packed, and the frames of each clip."""
+    num_frames: dict[str, int] = {}
+    tasks = []
+    divided = {t.name: t for t in shard_tasks(rows, manifest.packing.settings.clips_per_shard)}
+    for entry in manifest.shards:
+        packed = {s.id: s.num_frames for s in load_index(shards, entry).samples}
+        planned = divided.get(entry.name, ShardTask(entry.name, ()))
+        kept = [row for row in planned.rows if row.id in packed]
+        if [row.id for row in kept] != list(packed):
+            raise PackError(
+                f"{shards / entry.name} holds other clips than its rows; run `signfuse verify` on "
+                "the folder"
+            )
+        num_frames |= packed
+        tasks.append(ShardTask(entry.name, tuple(kept)))
+    return tasks, num_frames
+
+
+def _write_tables(out: Path, summary: PackSummary) -> None:
+    """Write what was dropped and what is on one side only; refuse a split without clips."""
     write_alike(out / DROPPED_NAME, summary.dropped_table().encode("utf-8"))
     write_alike(out / ORPHANS_NAME, summary.orphans_table().encode("utf-8"))
     if not summary.num_packed:
@@ -161,10 +224,9 @@ def _write_end(
             f"none of the {summary.num_rows} rows could be packed; {out / DROPPED_NAME} says why. "
             f"Put that right, remove {out} and pack again"
         )
-    write_manifest(out, packing, summary, indexes)
 
 
-def write_manifest(
+def _write_manifest(
     out: Path, packing: Packing, summary: PackSummary, indexes: Sequence[ShardIndex]
 ) -> None:
     """Write what says that a set of shards is finished."""
@@ -180,6 +242,29 @@ def write_manifest(
         num_failed_frames=summary.num_failed_frames,
     )
     write_alike(out / MANIFEST_NAME, manifest_bytes(manifest))
+
+
+T = TypeVar("T", EncodedClip, EncodedPose)
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """Encodes whole clips; whatever is wrong with one concerns its row only."""
+
+    packing: Packing
+    extractor: PoseExtractor | None
+
+    @property
+    def pose_seconds(self) -> float:
+        """Time spent inside the pose model so far."""
+        return self.extractor.seconds if self.extractor else 0.0
+
+    def encode(self, row: ClipRow) -> EncodedClip | Rejected:
+        """Return the clip, or why its row is dropped."""
+        try:
+            return _encoded(encode_clip, row, self.packing, self.extractor)
+        except UserError as error:
+            return Rejected(row.row, row.id, str(error))
 
 
 @dataclass(frozen=True)
@@ -203,91 +288,29 @@ class PoseEncoder:
         """Return the clip's joints; raise ClipError when they are not those of its frames."""
         clip = f"clip {row.id!r} (row {row.row})"
         try:
-            encoded = encode_pose(row, self.packing, self.extractor)
+            encoded = _encoded(encode_pose, row, self.packing, self.extractor)
         except UserError as error:
             raise ClipError(f"{clip}: {error}") from error
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders and MediaPipe raise types of their own on bad input
-            raise ClipError(f"{clip}: {words_of(error, row)}") from error
-        found, packed = encoded.record["num_frames"], self.num_frames[row.id]
-        if found != packed:
+        frames, packed = encoded.record["num_frames"], self.num_frames[row.id]
+        if frames != packed:
             raise ClipError(
-                f"{clip}: {row.source} has {found} frames now and had {packed} when it was packed"
+                f"{clip}: {row.source} has {frames} frames now and had {packed} when it was packed"
             )
         return encoded
 
 
-def extract_poses(
-    corpus: str,
-    root: Path,
-    split: str,
-    shards: Path,
-    name: str,
-    *,
-    workers: int = 1,
-    task_id: int = 0,
-    num_tasks: int = 1,
-    extractor: PoseExtractor | None = None,
-) -> PackSummary:
-    """Extract the joints of the clips packed in ``shards`` again, into the pose set ``name``.
-
-    Frame settings and the division into shards are those of ``shards``; clips that were dropped
-    there are left out. Workers, tasks, kept shards and the extractor are as in
-    :func:`~signfuse_dist.data.pack.pack`.
-
-    Raises :class:`PackError` when the rows are not those that were packed, when the name has
-    another extraction, and, after all that can be done is done, when a clip cannot be read again,
-    has another number of frames, or ended a worker; ShardError when ``shards`` is no whole split.
-    """
-    division, out = Division(workers, task_id, num_tasks), shards / pose_path(name)
-    manifest = load_manifest(shards)
-    rows = read_corpus(corpus, root, split)
-    _refuse_other_rows(shards, manifest.packing, rows)
-    extractor = extractor or own_or_mediapipe(rows)
-    source = extractor or JointsFile
-    packing = manifest.packing.of_poses(source.name, source.version)
-    refuse_other(out, packing)
-    tasks, num_frames = _packed(shards, manifest, rows)
-    out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    results = make_shards(tasks, out, PoseEncoder(packing, extractor, num_frames), division)
-    indexes = finished_indexes(tasks, out, packing, results)
-    complete = len(indexes) == len(tasks)
-    summary = PackSummary.of_poses(name, split, len(num_frames), indexes, complete, len(tasks))
-    if complete:
-        write_manifest(out, packing, summary, indexes)
-    return summary.timed(time.perf_counter() - began, [r for r in results if not r.skipped])
-
-
-def _refuse_other_rows(shards: Path, packed: Packing, rows: Corpus) -> None:
-    if packed.contents != "clips":
-        raise PackError(f"{shards}: holds a pose set; name the folder with the clips")
-    there = (packed.corpus, packed.split, packed.rows_sha256)
-    if there != (rows.name, rows.split, rows_digest(rows)):
-        raise PackError(
-            f"{shards} was packed from other rows (corpus {packed.corpus}, {packed.root}, split "
-            f"{packed.split}) than {rows.name}, {rows.root}, split {rows.split} has now: joints "
-            "would not belong to its frames. Give the same table, or pack again into a new folder"
-        )
-
-
-def _packed(
-    shards: Path, manifest: Manifest, rows: Corpus
-) -> tuple[list[ShardTask], dict[str, int]]:
-    """Return the rows of each shard that were packed, and the frames of each clip."""
-    num_frames: dict[str, int] = {}
-    tasks = []
-    divided = {t.name: t for t in shard_tasks(rows, manifest.packing.settings.clips_per_shard)}
-    for entry in manifest.shards:
-        packed = {s.id: s.num_frames for s in load_index(shards, entry).samples}
-        planned = divided.get(entry.name, ShardTask(entry.name, ()))
-        kept = [row for row in planned.rows if row.id in packed]
-        if [row.id for row in kept] != list(packed):
-            raise PackError(
-                f"{shards / entry.name} holds other clips than its rows; run `signfuse verify` on "
-                "the folder"
-            )
-        num_frames |= packed
-        tasks.append(ShardTask(entry.name, tuple(kept)))
-    return tasks, num_frames
+def _encoded(
+    encode: Callable[[ClipRow, Packing, PoseExtractor | None], T],
+    row: ClipRow,
+    packing: Packing,
+    extractor: PoseExtractor | None,
+) -> T:
+    """Encode a row; raise UserError with the video as the table names it for whatever is wrong."""
+    try:
+        return encode(row, packing, extractor)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # decoders and MediaPipe raise types of their own on bad input
+        words = str(error).replace(str(row.video.absolute()), row.source).splitlines()
+        reason = f"{type(error).__name__} {words[0] if words else ''}".strip()
+        raise UserError(f"not packable: {reason}") from error
