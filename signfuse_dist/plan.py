@@ -1,9 +1,12 @@
-"""Augmentation as numbers: what is drawn for each clip of an epoch, and how many frames that makes.
+"""The plan: which clips each process sees at each step, which of their frames, and what is drawn.
 
-Everything is a function of (seed, epoch, place of the clip in its split): any number of processes
-and workers draws the same, and a run that goes on draws what it would have drawn. One draw holds
-for a whole clip, and for its picture and its joints alike. Importing this module imports no torch;
-:meth:`signfuse_dist.batch.SignBatch.augmented` applies the numbers to the pictures.
+Everything here is a pure function of the configuration, the clip lengths, the seed and the number
+of processes. The order of the clips does not depend on the number of processes, so the state of the
+data is ``(seed, epoch, step)``. What augmentation draws is a function of (seed, epoch, place of the
+clip in its split): any number of processes and workers draws the same, and a run that goes on draws
+what it would have drawn. One draw holds for a whole clip, and for its picture and its joints alike;
+:meth:`signfuse_dist.batch.SignBatch.augmented` applies it to the pictures. Importing this module
+imports no torch.
 
 Paper: names no augmentation.
 Here: four kinds, each off by default. There is no mirroring.
@@ -137,8 +140,8 @@ def epoch_order(seed: int, epoch: int, num_clips: int) -> NDArray[np.int64]:
 def global_batch(order: NDArray[np.int64], step: int, size: int) -> NDArray[np.int64]:
     """Return the clips of one optimizer step, padded with :data:`PADDING` to ``size``."""
     batch = np.full(size, PADDING, dtype=np.int64)
-    found = order[step * size : (step + 1) * size]
-    batch[: len(found)] = found
+    clips = order[step * size : (step + 1) * size]
+    batch[: len(clips)] = clips
     return batch
 
 

@@ -83,10 +83,10 @@ def read_csl_daily(root: Path, split: str) -> Corpus:
     """
     refuse_split(NAME, split, tuple(ROWS))
     anchor = find_anchor(NAME, root, _ANCHORS, f"{_LABELS}/{_SPLITS}")
-    found = read_lines(anchor / _LABELS / _SPLITS, cut_at("|"), ("name", "split"), "|")
+    splits = read_lines(anchor / _LABELS / _SPLITS, cut_at("|"), ("name", "split"), "|")
     annotation = _annotation(anchor / _LABELS)
     place = _place(anchor)
-    first = {fields["name"]: number for number, fields in reversed(found.fields)}
+    first = {fields["name"]: number for number, fields in reversed(splits.fields)}
 
     def to_row(number: int, fields: Fields) -> ClipRow:
         if first[fields["name"]] != number:
@@ -95,7 +95,7 @@ def read_csl_daily(root: Path, split: str) -> Corpus:
             )
         return _row(number, fields["name"], annotation, anchor, place, split)
 
-    chosen = _chosen(found, split)
+    chosen = _chosen(splits, split)
     rows, rejected = accept(chosen, "name", to_row)
     flagged = flag_scripts(rows, (row.text for row in rows))
     names = [fields["name"] for _, fields in chosen if not isinstance(fields, str)]
@@ -145,12 +145,12 @@ def _from_pickle(path: Path) -> _Annotation:
 
 
 def _from_map(path: Path) -> _Annotation:
-    found = read_lines(path, cut_at("|"), ("name", "char"), "|")
+    mapped = read_lines(path, cut_at("|"), ("name", "char"), "|")
     named = [
         (f"line {number}", None, None)
         if isinstance(fields, str)
         else (f"line {number}", fields["name"], fields["char"].split(" "))
-        for number, fields in found.lines
+        for number, fields in mapped.lines
     ]
     return _gathered(path.name, named)
 
@@ -175,10 +175,10 @@ def _place(anchor: Path) -> str:
     return there[0] if there else _PLACES[0]
 
 
-def _chosen(found: Lines, split: str) -> list[tuple[int, Fields | str]]:
+def _chosen(splits: Lines, split: str) -> list[tuple[int, Fields | str]]:
     """Return the lines of ``split``, and those of which nobody can say whose they are."""
     lines: list[tuple[int, Fields | str]] = []
-    for number, fields in found.lines:
+    for number, fields in splits.lines:
         if isinstance(fields, str):
             lines.append((number, fields))
         elif fields["split"] not in ROWS:

@@ -57,8 +57,8 @@ def read_how2sign(root: Path, split: str) -> Corpus:
     ``root`` is the folder How2Sign, or the one that holds it. Raises :class:`CorpusError` when its
     table is not there or cannot be read.
     """
-    anchor, found = _open(NAME, root, split)
-    start, end = _time_columns(found)
+    anchor, annotation = _open(NAME, root, split)
+    start, end = _time_columns(annotation)
     place = f"video_level/{split}/rgb_front/raw_videos"
 
     def to_row(number: int, fields: Fields) -> ClipRow:
@@ -66,18 +66,20 @@ def read_how2sign(root: Path, split: str) -> Corpus:
         check_window(begin, finish)
         return _row(number, fields, anchor, place, "VIDEO_NAME", split, begin, finish)
 
-    return _corpus(NAME, anchor, split, found, to_row, place, "VIDEO_NAME", ())
+    return _corpus(NAME, anchor, split, annotation, to_row, place, "VIDEO_NAME", ())
 
 
 def read_how2sign_precut(root: Path, split: str) -> Corpus:
     """Read a split whose clips are those that were published ready cut, each of them whole."""
-    anchor, found = _open(PRECUT, root, split)
+    anchor, annotation = _open(PRECUT, root, split)
     place = f"sentence_level/{split}/rgb_front/raw_videos"
 
     def to_row(number: int, fields: Fields) -> ClipRow:
         return _row(number, fields, anchor, place, "SENTENCE_NAME", split, None, None)
 
-    return _corpus(PRECUT, anchor, split, found, to_row, place, "SENTENCE_NAME", (_PRECUT_NOTE,))
+    return _corpus(
+        PRECUT, anchor, split, annotation, to_row, place, "SENTENCE_NAME", (_PRECUT_NOTE,)
+    )
 
 
 def _open(corpus: str, root: Path, split: str) -> tuple[Path, Lines]:
@@ -95,12 +97,12 @@ def _separator(table: Path) -> str:
     return max(_SEPARATORS, key=header.count)
 
 
-def _time_columns(found: Lines) -> tuple[str, str]:
+def _time_columns(annotation: Lines) -> tuple[str, str]:
     for start, end in _TIMES:
-        if start in found.columns and end in found.columns:
+        if start in annotation.columns and end in annotation.columns:
             return start, end
     names = " nor ".join(", ".join(pair) for pair in _TIMES)
-    raise CorpusError(f"table {found.path}: its times are missing, neither {names} is there")
+    raise CorpusError(f"table {annotation.path}: its times are missing, neither {names} is there")
 
 
 def _time(fields: Fields, column: str) -> float:
@@ -141,15 +143,15 @@ def _corpus(
     name: str,
     anchor: Path,
     split: str,
-    found: Lines,
+    annotation: Lines,
     to_row: Callable[[int, Fields], ClipRow],
     place: str,
     column: str,
     notes: tuple[str, ...],
 ) -> Corpus:
-    rows, rejected = accept(found.lines, "SENTENCE_NAME", to_row)
-    flagged = flag_scripts(rows, (fields["SENTENCE"] for _, fields in found.fields))
-    named = {f"{fields[column]}.mp4" for _, fields in found.fields}
+    rows, rejected = accept(annotation.lines, "SENTENCE_NAME", to_row)
+    flagged = flag_scripts(rows, (fields["SENTENCE"] for _, fields in annotation.fields))
+    named = {f"{fields[column]}.mp4" for _, fields in annotation.fields}
     on_disk = names_in(anchor / place, ".mp4")
     return Corpus(
         name=name,
@@ -159,5 +161,5 @@ def _corpus(
         rejected=tuple(rejected),
         has_joints=False,
         orphans=tuple(sorted(unmatched(flagged, on_disk, named, place))),
-        notes=(*notes, *count_note(name, split, len(found.lines), ROWS[split])),
+        notes=(*notes, *count_note(name, split, len(annotation.lines), ROWS[split])),
     )

@@ -44,13 +44,13 @@ def read_phoenix14t(root: Path, split: str) -> Corpus:
     refuse_split(NAME, split, tuple(ROWS))
     file = f"annotations/manual/PHOENIX-2014-T.{split}.corpus.csv"
     anchor = find_anchor(NAME, root, _ANCHORS, file)
-    found = read_lines(anchor / file, cut_at("|"), ("name", "speaker", "translation"), "|")
+    annotation = read_lines(anchor / file, cut_at("|"), ("name", "speaker", "translation"), "|")
     place = f"{_PLACE}/{split}"
     rows, rejected = accept(
-        found.lines, "name", lambda n, fields: _row(n, fields, anchor, place, split)
+        annotation.lines, "name", lambda n, fields: _row(n, fields, anchor, place, split)
     )
-    flagged = flag_scripts(rows, (fields["translation"] for _, fields in found.fields))
-    named = {fields["name"] for _, fields in found.fields}
+    flagged = flag_scripts(rows, (fields["translation"] for _, fields in annotation.fields))
+    named = {fields["name"] for _, fields in annotation.fields}
     return Corpus(
         name=NAME,
         root=anchor.resolve().name,
@@ -59,7 +59,7 @@ def read_phoenix14t(root: Path, split: str) -> Corpus:
         rejected=tuple(rejected),
         has_joints=False,
         orphans=tuple(sorted(unmatched(flagged, names_in(anchor / place), named, place))),
-        notes=tuple(count_note(NAME, split, len(found.lines), ROWS[split])),
+        notes=tuple(count_note(NAME, split, len(annotation.lines), ROWS[split])),
     )
 
 

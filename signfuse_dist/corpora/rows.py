@@ -1,4 +1,8 @@
-"""The script of a text, and the flag of rows that are in another one than their table."""
+"""What a corpus is once it is read: rows to pack, rows refused with a reason, and orphans.
+
+What every importer asks of an id, a text and its script, a time, a path and the folders on disk is
+here, so that all corpora refuse the same things in the same words.
+"""
 
 from __future__ import annotations
 
@@ -275,11 +279,11 @@ def unmatched(
     return [*strays, *missing]
 
 
-def count_note(corpus: str, split: str, found: int, published: int | None) -> list[str]:
+def count_note(corpus: str, split: str, here: int, published: int | None) -> list[str]:
     """Return a note when a split has another number of rows than was published, else nothing."""
-    if published is None or found == published:
+    if published is None or here == published:
         return []
-    return [f"{split} has {found} rows here; the published {corpus} has {published}"]
+    return [f"{split} has {here} rows here; the published {corpus} has {published}"]
 
 
 # Scripts that are written together: a row in the second is at home in a table of the first.

@@ -45,22 +45,22 @@ def read_table(
     A row that is malformed may belong to any split, so each split lists it as rejected. Raises
     :class:`CorpusError` when the table cannot be read or has no row of ``split``.
     """
-    found = read_lines(table, cut_at("\t"), _REQUIRED, "tabs")
-    refuse_twice(table, found.columns, _OPTIONAL)
-    chosen = [(n, f) for n, f in found.lines if isinstance(f, str) or _split(f, split) == split]
+    content = read_lines(table, cut_at("\t"), _REQUIRED, "tabs")
+    refuse_twice(table, content.columns, _OPTIONAL)
+    chosen = [(n, f) for n, f in content.lines if isinstance(f, str) or _split(f, split) == split]
     if all(isinstance(fields, str) for _, fields in chosen):
-        raise CorpusError(_no_rows(found, split))
+        raise CorpusError(_no_rows(content, split))
     folder = table.parent
     rows, rejected = accept(chosen, "id", lambda n, fields: _row(n, fields, folder, split))
-    flagged = flag_scripts(rows, (fields["text"] for _, fields in found.fields))
+    flagged = flag_scripts(rows, (fields["text"] for _, fields in content.fields))
     return Corpus(
         name=name,
         root=root_name or table.name,
         split=split,
         rows=flagged,
         rejected=tuple(rejected),
-        has_joints="joints" in found.columns,
-        orphans=_orphans(folder, flagged, {fields["video"] for _, fields in found.fields}),
+        has_joints="joints" in content.columns,
+        orphans=_orphans(folder, flagged, {fields["video"] for _, fields in content.fields}),
     )
 
 
@@ -106,11 +106,11 @@ def _orphans(folder: Path, rows: Sequence[ClipRow], written: Iterable[str]) -> t
     by_place: dict[PurePath, list[ClipRow]] = {}
     for row in rows:
         by_place.setdefault(PurePath(row.source).parent, []).append(row)
-    found: list[Orphan] = []
+    orphans: list[Orphan] = []
     for place, beside in by_place.items():
         there = _videos_in(folder / place, {row.video.name for row in beside})
-        found += unmatched(beside, there, named[place], place.as_posix())
-    return tuple(sorted(found))
+        orphans += unmatched(beside, there, named[place], place.as_posix())
+    return tuple(sorted(orphans))
 
 
 def _videos_in(folder: Path, names: Collection[str]) -> set[str]:
@@ -120,11 +120,11 @@ def _videos_in(folder: Path, names: Collection[str]) -> set[str]:
     return (files & set(names)) | videos | (folders if folders & set(names) else set())
 
 
-def _no_rows(found: Lines, split: str) -> str:
-    splits = Counter(_split(fields, split) for _, fields in found.fields)
+def _no_rows(content: Lines, split: str) -> str:
+    splits = Counter(_split(fields, split) for _, fields in content.fields)
     named = ", ".join(f"{name!r} ({n})" for name, n in sorted(splits.items())) or "none"
-    message = f"table {found.path}: no row of split {split!r}; its splits are {named}"
-    malformed = [(number, what) for number, what in found.lines if isinstance(what, str)]
+    message = f"table {content.path}: no row of split {split!r}; its splits are {named}"
+    malformed = [(number, what) for number, what in content.lines if isinstance(what, str)]
     if malformed:
         number, what = malformed[0]
         message += f"; {len(malformed)} rows are malformed, the first: line {number}, {what}"

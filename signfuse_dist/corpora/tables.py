@@ -27,7 +27,7 @@ class Lines:
     @property
     def fields(self) -> list[tuple[int, Fields]]:
         """The lines that are whole."""
-        return [(number, found) for number, found in self.lines if not isinstance(found, str)]
+        return [(number, fields) for number, fields in self.lines if not isinstance(fields, str)]
 
 
 def read_header(path: Path) -> str:

@@ -130,4 +130,4 @@ def _absences(mask: NDArray[np.bool_]) -> list[str]:
         "no_left_hand": mask[:, : len(LEFT_HAND)],
         "no_right_hand": mask[:, len(LEFT_HAND) : right],
     }
-    return [flag for flag, found in groups.items() if not found.any()]
+    return [flag for flag, group_mask in groups.items() if not group_mask.any()]

@@ -80,9 +80,9 @@ class ClipBatches:
         parts = np.split(frames.numpy(), np.cumsum(lengths)[:-1])
         read = list(each(self._read_or_name, places, parts))
         faults = [what for what in read if isinstance(what, str)]
-        found = [None if isinstance(what, str) else what for what in read]
+        whole = [None if isinstance(what, str) else what for what in read]
         with self._tokenising:
-            batch = collate(found, frames, lengths, self.encode, faults, drawn)
+            batch = collate(whole, frames, lengths, self.encode, faults, drawn)
         return batch.pin_memory() if pin_memory else batch
 
     def _read_or_name(self, place: int, into: NDArray[np.uint8]) -> Clip | str | None:

@@ -1,4 +1,8 @@
-"""A clip as a picture: its frames side by side with the skeleton drawn over them."""
+"""Looking at packed splits: `signfuse stats`, `signfuse show`, and skeletons drawn over frames.
+
+``stats`` has lengths, texts, detections and signers as tables and as a picture. ``show`` puts the
+frames of a clip side by side with their joints, as a report does.
+"""
 
 from __future__ import annotations
 
@@ -30,68 +34,6 @@ from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.storage import Folder
 from signfuse_dist.errors import UserError
 from signfuse_dist.skeleton import BODY, BONES, FACE, JOINT_INDEX, JOINTS, LEFT_HAND, RIGHT_HAND
-
-COLOURS = {
-    **dict.fromkeys(LEFT_HAND, (255, 170, 0)),
-    **dict.fromkeys(RIGHT_HAND, (0, 200, 255)),
-    **dict.fromkeys(BODY, (120, 255, 120)),
-    **dict.fromkeys(FACE, (255, 90, 200)),
-}
-"""RGB by joint: orange left hand, blue right hand, green body, pink face."""
-_BONE_ROWS = [(JOINT_INDEX[a], JOINT_INDEX[b], COLOURS[b]) for a, b in BONES]
-_MARGIN = 4  # pixels between the pictures of a sheet
-
-
-def draw_skeleton(
-    frame: NDArray[np.uint8], pose: NDArray[np.float32], mask: NDArray[np.bool_]
-) -> NDArray[np.uint8]:
-    """Return a copy of ``frame`` with its skeleton drawn on it.
-
-    ``frame`` uint8 ``[height, width, 3]``; ``pose`` ``[75, 2]`` in units of the frame; ``mask``
-    bool ``[75]``: joints and bones that are masked are left out.
-    """
-    image = Image.fromarray(frame)
-    canvas = ImageDraw.Draw(image)
-    height, width = frame.shape[:2]
-    points = [(float(x) * width, float(y) * height) for x, y in pose]
-    thickness = max(1, round(max(height, width) / 160))
-    for a, b, colour in _BONE_ROWS:
-        if mask[a] and mask[b]:
-            canvas.line([points[a], points[b]], fill=colour, width=thickness)
-    for row, name in enumerate(JOINTS):
-        if mask[row]:
-            x, y = points[row]
-            box = (x - thickness, y - thickness, x + thickness, y + thickness)
-            canvas.ellipse(box, fill=COLOURS[name])
-    return np.asarray(image)
-
-
-def contact_sheet(
-    frames: NDArray[np.uint8],
-    poses: NDArray[np.float32],
-    masks: NDArray[np.bool_],
-    columns: int,
-) -> Image.Image:
-    """Return the frames with their skeletons in a grid of ``columns``, in reading order.
-
-    ``frames`` uint8 ``[n, height, width, 3]``, ``poses`` ``[n, 75, 2]``, ``masks`` ``[n, 75]``.
-    Raises ValueError when there is no frame or no column.
-    """
-    if not len(frames) or columns < 1:
-        raise ValueError(f"{len(frames)} frames in {columns} columns make no sheet")
-    drawn: Sequence[NDArray[np.uint8]] = [
-        draw_skeleton(*one) for one in zip(frames, poses, masks, strict=True)
-    ]
-    height, width = frames.shape[1] + _MARGIN, frames.shape[2] + _MARGIN
-    columns = min(columns, len(drawn))
-    rows = math.ceil(len(drawn) / columns)
-    sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
-    for i, picture in enumerate(drawn):
-        row, column = divmod(i, columns)
-        place = (column * width + _MARGIN, row * height + _MARGIN)
-        sheet.paste(Image.fromarray(picture), place)
-    return sheet
-
 
 _QUANTILES = {"min": 0, "1%": 1, "median": 50, "99%": 99, "max": 100}
 _SHOWN = 12  # signers with the most clips
@@ -189,11 +131,11 @@ def collect(folder: Folder, poses: str | None = None) -> SplitStats:
     if not manifest.num_samples:
         raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")
     joints = folder if poses is None else folder / pose_path(poses)
-    entries, rates, found = [], [], []
+    entries, rates, frames_found = [], [], []
     for entry, own, other in _clips(folder, manifest, joints):
         entries.append(entry)
         rates.append(float(own.record["fps"]))
-        found.append(_found(other.mask))
+        frames_found.append(_found(other.mask))
     frames = np.array([entry.num_frames for entry in entries])
     return SplitStats(
         name=str(folder),
@@ -203,7 +145,7 @@ def collect(folder: Folder, poses: str | None = None) -> SplitStats:
         seconds=frames / np.array(rates),
         characters=np.array([len(entry.text) for entry in entries]),
         words=np.array([len(entry.text.split()) for entry in entries]),
-        found=np.array(found),
+        found=np.array(frames_found),
         signers=Counter(entry.signer for entry in entries if entry.signer),
         flags=Counter(flag for entry in entries for flag in entry.flags),
     )
@@ -295,3 +237,65 @@ def sheet(clip: Clip, columns: int) -> Image.Image:
     finite = np.isfinite(clip.pose).all(axis=-1)
     pose = np.clip(np.nan_to_num(clip.pose), -1.0, 2.0)
     return contact_sheet(frames, pose, clip.mask & finite, columns)
+
+
+COLOURS = {
+    **dict.fromkeys(LEFT_HAND, (255, 170, 0)),
+    **dict.fromkeys(RIGHT_HAND, (0, 200, 255)),
+    **dict.fromkeys(BODY, (120, 255, 120)),
+    **dict.fromkeys(FACE, (255, 90, 200)),
+}
+"""RGB by joint: orange left hand, blue right hand, green body, pink face."""
+_BONE_ROWS = [(JOINT_INDEX[a], JOINT_INDEX[b], COLOURS[b]) for a, b in BONES]
+_MARGIN = 4  # pixels between the pictures of a sheet
+
+
+def draw_skeleton(
+    frame: NDArray[np.uint8], pose: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Return a copy of ``frame`` with its skeleton drawn on it.
+
+    ``frame`` uint8 ``[height, width, 3]``; ``pose`` ``[75, 2]`` in units of the frame; ``mask``
+    bool ``[75]``: joints and bones that are masked are left out.
+    """
+    image = Image.fromarray(frame)
+    canvas = ImageDraw.Draw(image)
+    height, width = frame.shape[:2]
+    points = [(float(x) * width, float(y) * height) for x, y in pose]
+    thickness = max(1, round(max(height, width) / 160))
+    for a, b, colour in _BONE_ROWS:
+        if mask[a] and mask[b]:
+            canvas.line([points[a], points[b]], fill=colour, width=thickness)
+    for row, name in enumerate(JOINTS):
+        if mask[row]:
+            x, y = points[row]
+            box = (x - thickness, y - thickness, x + thickness, y + thickness)
+            canvas.ellipse(box, fill=COLOURS[name])
+    return np.asarray(image)
+
+
+def contact_sheet(
+    frames: NDArray[np.uint8],
+    poses: NDArray[np.float32],
+    masks: NDArray[np.bool_],
+    columns: int,
+) -> Image.Image:
+    """Return the frames with their skeletons in a grid of ``columns``, in reading order.
+
+    ``frames`` uint8 ``[n, height, width, 3]``, ``poses`` ``[n, 75, 2]``, ``masks`` ``[n, 75]``.
+    Raises ValueError when there is no frame or no column.
+    """
+    if not len(frames) or columns < 1:
+        raise ValueError(f"{len(frames)} frames in {columns} columns make no sheet")
+    drawn: Sequence[NDArray[np.uint8]] = [
+        draw_skeleton(*one) for one in zip(frames, poses, masks, strict=True)
+    ]
+    height, width = frames.shape[1] + _MARGIN, frames.shape[2] + _MARGIN
+    columns = min(columns, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
+    sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
+    for i, picture in enumerate(drawn):
+        row, column = divmod(i, columns)
+        place = (column * width + _MARGIN, row * height + _MARGIN)
+        sheet.paste(Image.fromarray(picture), place)
+    return sheet

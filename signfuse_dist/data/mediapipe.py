@@ -40,12 +40,12 @@ class MediaPipeHolistic(FrameTracker):
     def find(self, picture: NDArray[np.uint8], number: int) -> NDArray[np.float64]:
         """Show the graph a frame."""
         with silenced_stderr(number == 0):
-            found = self._graph.process(picture)
+            detected = self._graph.process(picture)
         groups = (
-            found.left_hand_landmarks,
-            found.right_hand_landmarks,
-            found.pose_landmarks,
-            found.face_landmarks,
+            detected.left_hand_landmarks,
+            detected.right_hand_landmarks,
+            detected.pose_landmarks,
+            detected.face_landmarks,
         )
         return joints_of(*(group.landmark if group else None for group in groups))
 
@@ -111,12 +111,12 @@ class MediaPipeTasks(FrameTracker):
         # Stamps must grow even where a resampled clip holds one picture twice, so they count
         # frames, in the steps that the built-in graph uses too.
         with silenced_stderr(number == 0):
-            found = self._landmarker.detect_for_video(image, number * 1000 // 30)
+            detected = self._landmarker.detect_for_video(image, number * 1000 // 30)
         return joints_of(
-            found.left_hand_landmarks,
-            found.right_hand_landmarks,
-            found.pose_landmarks,
-            found.face_landmarks,
+            detected.left_hand_landmarks,
+            detected.right_hand_landmarks,
+            detected.pose_landmarks,
+            detected.face_landmarks,
         )
 
 

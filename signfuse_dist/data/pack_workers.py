@@ -1,8 +1,11 @@
-"""Shards as units of work: divided among processes and tasks, kept when they are whole.
+"""Shards as units of work, made in processes that may die.
 
 Which rows a shard holds depends on the corpus and on ``clips_per_shard`` alone, never on workers
 or tasks, and its bytes depend on its rows and the packing alone. So a shard that was open when a
 process died is made again, all others are kept, and the files end the same.
+
+The pool is kept by hand: concurrent.futures gives up all work when one process dies and does not
+say which task it had. Here each process says what it is at, so that a death has a name.
 """
 
 from __future__ import annotations
@@ -400,7 +403,7 @@ def finished_indexes(
 ) -> list[ShardIndex]:
     """Return the indexes of all finished shards in order, those of other tasks included."""
     own = {result.index.shard: result.index for result in results}
-    found = [
+    indexes = [
         own.get(t.name) or whole_index(out, t.name, packing, compare_bytes=False) for t in tasks
     ]
-    return [index for index in found if index is not None]
+    return [index for index in indexes if index is not None]

@@ -318,8 +318,8 @@ class _ClipReader:
         wanted = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
         data = content[start + length :]
         if header != wanted or len(data) != dtype.itemsize * math.prod(shape):
-            found = f"{header[:_SHOWN]!r} and {len(data)} bytes"
-            self._refuse(f"{member} is {found}, not {dtype} {list(shape)}")
+            actual = f"{header[:_SHOWN]!r} and {len(data)} bytes"
+            self._refuse(f"{member} is {actual}, not {dtype} {list(shape)}")
         return np.frombuffer(data, dtype).reshape(shape)
 
     def _frames(

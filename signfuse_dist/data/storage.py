@@ -133,12 +133,12 @@ class RangeCache:
 
     def _entries(self) -> list[tuple[int, int, Path]]:
         """Return (time of last use, size, path) of every copy, whole or left by a dead writer."""
-        found = []
+        copies = []
         for entry in os.scandir(self.folder):
             if entry.name != _USED:
                 stat = entry.stat()
-                found.append((stat.st_mtime_ns, stat.st_size, Path(entry.path)))
-        return found
+                copies.append((stat.st_mtime_ns, stat.st_size, Path(entry.path)))
+        return copies
 
 
 def read_file(path: Folder) -> bytes:

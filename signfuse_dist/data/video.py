@@ -1,4 +1,8 @@
-"""Decoding clips: video files through PyAV, folders of frames through Pillow, one frame at a time.
+"""The frames of a clip: from a video file by PyAV, from a folder by Pillow, one frame at a time.
+
+Coordinates: a picture of any size is scaled so that its longer side is ``size`` pixels, centred in
+a black square of ``size`` x ``size``. Frames and joints share that square. Which frames are stored
+is chosen by time.
 
 Nothing here holds more than the frame being read and the one before it. Decoder and scaler run on
 one thread: packing is parallel over clips, and a scaler that starts threads is three times slower.
@@ -190,8 +194,6 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts)]
 
 
-__all__ = ["FrameFolder", "VideoError", "VideoFile", "VideoFrame", "open_video", "read_frames"]
-
 # A playlist or an image pattern could make the demuxer open other files or addresses.
 _OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf",
@@ -268,13 +270,13 @@ class VideoFile:
             offset = int(self._stream.start_time + start / self._time_base)
             try:
                 self._container.seek(offset, stream=self._stream, backward=True)
-                found = self._decode(start, seeked=True)
-                first = next(found, None)
+                decoded = self._decode(start, seeked=True)
+                first = next(decoded, None)
             except av.FFmpegError:
                 first = None
             if first is not None and first.time <= start:
                 yield first
-                yield from found
+                yield from decoded
                 return
             # This container cannot be seeked exactly: read it again from its first frame.
             self._container.close()

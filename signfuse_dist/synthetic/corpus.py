@@ -192,10 +192,10 @@ def is_written(root: Path) -> bool:
 
 def _refuse_another(root: Path, wanted: dict[str, Any]) -> None:
     for name in (_FINISHED, _UNFINISHED):
-        found = _read_description(root / name)
-        differing = [key for key in wanted if found and found.get(key) != wanted[key]]
-        if found and differing:
-            listed = ", ".join(f"{k} is {found.get(k)}, not {wanted[k]}" for k in differing)
+        there = _read_description(root / name)
+        differing = [key for key in wanted if there and there.get(key) != wanted[key]]
+        if there and differing:
+            listed = ", ".join(f"{k} is {there.get(k)}, not {wanted[k]}" for k in differing)
             raise UserError(
                 f"{root} already holds another synthetic corpus ({listed}); give another folder, "
                 "ask for the same corpus, or delete that one"

@@ -1,4 +1,9 @@
-"""Drawing the synthetic signer: from 75 joints to antialiased pixels.
+"""The synthetic signer: from a posture to 75 joints, and from those to antialiased pixels.
+
+Body units: the origin is the base of the neck, y points down, and the frame is about one unit
+wide. Hands are described alike on both sides: ``out`` is the distance outward from the body's
+midline and ``down`` the distance below the neck. The signer faces the camera, so the signer's
+right hand is on the left of the picture.
 
 The picture is a function of the joints, the look and the card in the hand alone. Whatever lies
 below the desk's edge is covered by the desk, which is drawn last.

@@ -6,8 +6,11 @@ ordinary Hugging Face folder.
 
 Paper: a frozen LLaMA-2 7B, which knows the target language and follows its context. Here: one of
 about a million parameters that has seen the training texts. Because: a frozen LLM must know the
-language it writes, and a demonstration has a minute for that. What it is trained on is in
-:mod:`signfuse_dist.synthetic.tiny_llm`, what it is in :mod:`signfuse_dist.synthetic.tiny_llm`.
+language it writes, and a demonstration has a minute for that.
+
+It learns from samples of three kinds: the text alone; the prompt and the text; and, before the
+prompt, some of the text's own words, shuffled and repeated, where sign embeddings will stand. The
+last kind teaches what a large LLM can do anyway, which is to write a sentence about its context.
 """
 
 from __future__ import annotations
@@ -325,11 +328,11 @@ def _record(texts: Sequence[str], prompt: str, size: TinyLLM) -> dict[str, Any]:
     return {"version": 1, "texts_sha256": digest, "prompt": prompt, "size": asdict(size)}
 
 
-def _difference(found: Any, record: dict[str, Any]) -> str:
+def _difference(written: Any, record: dict[str, Any]) -> str:
     """Say which entries of a record that was read are not those of ``record``."""
-    if not isinstance(found, dict) or not isinstance(found.get("size"), dict):
+    if not isinstance(written, dict) or not isinstance(written.get("size"), dict):
         return f"its {_RECORD} cannot be read"
-    there, wanted = ({**r, **r["size"]} for r in (found, record))
+    there, wanted = ({**r, **r["size"]} for r in (written, record))
     return "; ".join(
         f"{name} was {there.get(name)!r}, is {wanted.get(name)!r}"
         for name in sorted(there.keys() | wanted.keys())
@@ -345,12 +348,12 @@ def _is_there(out: Path, record: dict[str, Any]) -> bool:
     if not path.is_file():
         raise UserError(f"{out} holds something else than a tiny LLM; give another folder")
     try:
-        found = json.loads(path.read_bytes())
+        written = json.loads(path.read_bytes())
     except ValueError:
-        found = None
-    if found != record:
+        written = None
+    if written != record:
         raise UserError(
-            f"{out} holds another tiny LLM ({_difference(found, record)}); "
+            f"{out} holds another tiny LLM ({_difference(written, record)}); "
             "delete that folder or give another"
         )
     return True
