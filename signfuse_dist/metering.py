@@ -19,9 +19,11 @@ def meter_of(
 ) -> Meter:
     """Return the components of a model whose stage is prepared, and what a batch costs in each."""
     features = objective.contrastive_features
+    cost = StepFlops(model, features, objective.language)
     return Meter(
         components=components(model),
-        cost=StepFlops(model, features, objective.language),
+        cost=cost,
+        uncounted=cost.uncounted,
         peak=peak_flops(device_name(device), run.train.precision),
         constants={} if features is None else {"temperature": run.loss.temperature},
     )
@@ -29,6 +31,11 @@ def meter_of(
 
 def say_what_is_unknown(meter: Meter, device: torch.device, say: Callable[[str], None]) -> None:
     """Say once why there will be no MFU, where there will be none."""
+    for name, reason in meter.uncounted.items():
+        say(
+            f"no MFU, and no operations of {name}: its code does not run without memory, where "
+            f"operations are counted: {reason}"
+        )
     if meter.peak is None:
         say(
             f"no MFU: the peak of {device_name(device)} in this precision is not known "

@@ -159,7 +159,7 @@ class Interval:
     def _costs(
         self, flops: dict[str, float], elapsed: float, num_processes: int
     ) -> dict[str, float]:
-        if self._meter.cost is None:
+        if self._meter.cost is None or self._meter.uncounted:
             return {}
         rate = sum(flops.values()) / elapsed / num_processes
         costs = {"teraflops_per_second_per_device": rate / 1e12}
@@ -173,7 +173,7 @@ class Interval:
         for name, operations in flops.items():
             took = spent.pop(f"{name} forward") + spent.pop(f"{name} backward")
             found[f"{name}/seconds"] = took / a_step
-            if self._meter.cost is not None:
+            if self._meter.cost is not None and name not in self._meter.uncounted:
                 found[f"{name}/teraflops"] = operations / max(1, self.steps) / 1e12
                 if self._meter.peak is not None and took > 0:
                     found[f"{name}/mfu"] = operations / took / self._meter.peak

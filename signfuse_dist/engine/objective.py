@@ -62,12 +62,14 @@ class Meter:
         cost: operations of each part for a batch on the host; None: not counted.
         peak: operations a second that one device can do at best; None: not known.
         constants: figures that stand in every line as they are.
+        uncounted: why a part has no cost, by its name; where any has none, there is no total.
     """
 
     components: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
     cost: Callable[[Any], Mapping[str, Cost]] | None = None
     peak: float | None = None
     constants: Mapping[str, float] = field(default_factory=dict)
+    uncounted: Mapping[str, str] = field(default_factory=dict)
 
 
 NOTHING = Meter()

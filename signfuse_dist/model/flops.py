@@ -1,130 +1,44 @@
 """Floating-point operations of a step by component, from the lengths of a batch on the host.
 
-What is counted are matrix products and convolutions, two operations a multiplication with an
-addition, as ``torch.utils.flop_counter`` counts them: for real frames, steps and tokens only, and
-once, whatever ``visual_chunk`` or ``visual_checkpoint`` compute again. A product of an input and a
-weight costs its forward pass again for the gradient of the weight, where that trains, and again for
-the gradient of the input, where one is needed: a frozen LLM has the second and not the first, a
-frozen encoder before everything that trains has neither. The losses are left out.
+Counted are matrix products and convolutions, two operations a multiplication with an addition, by
+the formulas of :mod:`torch.utils.flop_counter`, while the model's own code runs on a copy without
+memory (the meta device): one component and one clip at a time. So a fusion or an LLM that this
+module has never heard of is counted like any other. A product costs its forward pass again for each
+operand that needs a gradient: a frozen LLM passes one on to its inputs and has none for its
+weights, a frozen encoder has neither. FlopCounterMode over the backward pass finds the same and
+takes three times as long; but of a depthwise convolution (Eq. 13-15) it counts the weights'
+gradient once for every channel.
+
+What is counted is that of real frames, steps and tokens, and once, whatever ``visual_chunk`` or
+``visual_checkpoint`` compute again; attention has every pair of positions, as in common MFU
+figures. The losses are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.model.cmfa import CrossAttention, FusionLayer
-from signfuse_dist.model.hta import TemporalAggregation, TimeScale
-from signfuse_dist.model.llm import LanguageModel, attention_blocks
-from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.model.skeletal import SkeletalStream, SpatialTemporalBlock
-from signfuse_dist.model.visual import ResNet, VisualStream
+from signfuse_dist.model.attention import set_backend
+from signfuse_dist.model.signfuse import SignFuse, Streams
+from signfuse_dist.model.visual import WHOLE
 from signfuse_dist.skeleton import NUM_JOINTS
 
-_CROSSING = ("EncDecAttention", "encoder_attn", "crossattention")
-_KEYS_AND_VALUES = ("k", "v", "k_proj", "v_proj", "key", "value")
-
-
-class LanguageModelFlops:
-    """Cost of the LLM's forward and backward pass, from its linear layers and their places.
-
-    A layer of the encoder runs over sign tokens and prompt, a layer of the decoder over the text, a
-    causal LM over all of them; keys and values of cross-attention run over the encoder's positions,
-    the output layer over the text alone. All of them pass a gradient on to the sign tokens.
-    Attention counts every pair of positions, as FlopCounterMode and common MFU figures do.
-    """
-
-    def __init__(self, language: LanguageModel) -> None:
-        self._causal = not language.is_encoder_decoder
-        self._prompt = len(language.prompt)
-        head = language.model.get_output_embeddings()
-        self._head = _numel(head)
-        self._per_position = {"encoder": [0.0, 0.0], "decoder": [0.0, 0.0]}
-        for name, layer in _llm_linears(language.model):
-            if layer is not head:
-                side = self._side(name)
-                trains = layer.weight.requires_grad
-                self._per_position[side][0] += 2 * _numel(layer)
-                self._per_position[side][1] += 2 * _numel(layer) * (1 + int(trains))
-        self._blocks = self._attention(language.model)
-        self._width = _attention_width(language.model.config)
-
-    def __call__(self, num_sign_tokens: int, tokens: NDArray[np.int64]) -> tuple[float, float]:
-        """Return operations of the forward and backward pass for texts of so many tokens each."""
-        prefix = num_sign_tokens + self._prompt
-        text = float(tokens.sum())
-        encoder = float(prefix * len(tokens))
-        decoder = encoder + text if self._causal else text
-        forward = backward = 0.0
-        for side, positions in (("encoder", encoder), ("decoder", decoder)):
-            forward += self._per_position[side][0] * positions
-            backward += self._per_position[side][1] * positions
-        head = 2 * self._head * (text + len(tokens) if self._causal else text)
-        pairs = self._pairs(prefix, tokens)
-        attention = 4 * self._width * pairs
-        return forward + head + attention, backward + head + 2 * attention
-
-    def _side(self, name: str) -> str:
-        if self._causal:
-            return "decoder"
-        if any(part in name for part in _CROSSING) and _inside(name, _KEYS_AND_VALUES):
-            return "encoder"
-        return "encoder" if _inside(name, ("encoder",)) else "decoder"
-
-    def _attention(self, model: nn.Module) -> dict[str, int]:
-        """Count the attention blocks of the encoder, of the decoder, and those between them."""
-        counts = {"encoder": 0, "decoder": 0, "between": 0}
-        for name in attention_blocks(model):
-            if any(part in name for part in _CROSSING):
-                counts["between"] += 1
-            else:
-                counts["decoder" if self._causal else self._side(name)] += 1
-        return counts
-
-    def _pairs(self, prefix: int, tokens: NDArray[np.int64]) -> float:
-        """Return the pairs of a query and a key over all attention blocks and clips."""
-        own = tokens + prefix if self._causal else tokens
-        return float(
-            self._blocks["decoder"] * (own * own).sum()
-            + self._blocks["encoder"] * prefix * prefix * len(tokens)
-            + self._blocks["between"] * (prefix * tokens).sum()
-        )
-
-
-def _inside(name: str, parts: tuple[str, ...]) -> bool:
-    return any(part in parts for part in name.split("."))
-
-
-def _llm_linears(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield every linear layer once by its full name, quantized ones and LoRA's among them."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, (nn.Linear, Conv1D)):
-            yield name, layer
-
-
-def _numel(layer: Any) -> float:
-    """Return inputs times outputs; the packed weight of a quantized layer would be smaller."""
-    if isinstance(layer, Conv1D):
-        return float(layer.weight.numel())
-    return float(layer.in_features * layer.out_features)
-
-
-def _attention_width(config: Any) -> int:
-    """Return heads times channels of a head, under the names that configurations have for it."""
-    heads = int(getattr(config, "num_attention_heads", None) or config.num_heads)
-    each = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
-    return heads * int(each) if each else int(config.hidden_size)
-
-
-Lengths = NDArray[np.int64]
 COMPONENTS = ("visual", "skeletal", "fusion", "language_model")
+_META = torch.device("meta")
+_AFTER_A_BIAS = (torch.ops.aten.addmm, torch.ops.aten.baddbmm)
 
 
 class Flops(NamedTuple):
@@ -138,220 +52,265 @@ class Flops(NamedTuple):
         """Return both together."""
         return self.forward + self.backward
 
-    def plus(self, other: Flops) -> Flops:
-        """Return the sum of two costs."""
-        return Flops(self.forward + other.forward, self.backward + other.backward)
-
-    def times(self, count: float) -> Flops:
-        """Return the cost of so many of the same."""
-        return Flops(self.forward * count, self.backward * count)
-
-
-NOTHING = Flops(0.0, 0.0)
-
 
 def components(model: SignFuse) -> dict[str, tuple[nn.Module, ...]]:
     """Return the modules whose calls make up each of :data:`COMPONENTS` of a model."""
-    language = () if model.language_model is None else (model.language_model.model,)
-    adapter = () if model.adapter is None else (model.adapter,)
-    found: dict[str, tuple[nn.Module, ...]] = {
-        "visual": () if model.visual is None else (model.visual,),
-        "skeletal": () if model.skeletal is None else (model.skeletal,),
-        "fusion": (model.fusion, model.temporal, *adapter),
-        "language_model": language,
+    language = None if model.language_model is None else model.language_model.model
+    parts: dict[str, tuple[nn.Module | None, ...]] = {
+        "visual": (model.visual,),
+        "skeletal": (model.skeletal,),
+        "fusion": (model.fusion, model.temporal, model.adapter),
+        "language_model": (language,),
     }
-    return {name: modules for name, modules in found.items() if modules}
+    present = {name: tuple(m for m in parts[name] if m is not None) for name in COMPONENTS}
+    return {name: modules for name, modules in present.items() if modules}
 
 
 class StepFlops:
-    """What a step of one stage costs; called with each batch before it goes to the device."""
+    """What a step of one stage costs; called with each batch before it goes to the device.
+
+    Attributes:
+        uncounted: why a component cannot be counted, by its name: its code looks into values, which
+            a model without memory does not have. Such a component has no cost.
+    """
 
     def __init__(self, model: SignFuse, contrastive_features: str | None, language: bool) -> None:
         """Take a model whose stage is prepared: what trains decides what a backward pass is.
 
         The other arguments are those of :meth:`SignFuse.forward`.
         """
-        self._model, self._features, self._language = model, contrastive_features, language
-        self._llm = None
-        self._of_frames: dict[tuple[int, int], tuple[Flops, Flops]] = {}
+        self._features, self._language = contrastive_features, language
+        self._model, self._counter = _without_memory(model), _Counter()
+        self._looked_into = FakeTensorMode(allow_non_fake_inputs=True)
+        _count_each_kind_once(self._model, self._counter)
+        self._visual: dict[tuple[int, ...], _ByLength] = {}
+        self._skeletal = self._by_length(self._run_skeletal, self._shortening)
+        self._fusion = self._by_length(self._run_fusion, model.built_from.scale_strides)
+        self._text = self._by_length(self._run_text, ())
+        self.uncounted: dict[str, str] = {}
+        tried = {"fusion": self._fusion}
         if language and model.language_model is not None:
-            self._llm = LanguageModelFlops(model.language_model)
+            tried["language_model"] = self._text
+        for name, costs in tried.items():
+            try:
+                costs.sum([1])
+            except RuntimeError as e:
+                self.uncounted[name] = str(e).strip().partition("\n")[0] or type(e).__name__
 
     def __call__(self, batch: SignBatch) -> dict[str, Flops]:
         """Return the cost of each component for a batch; clips of weight zero count as nothing."""
         model, real = self._model, batch.weight.numpy() > 0
-        frames = batch.frame_lengths.numpy()[real].astype(np.int64)
-        steps = -(-frames // model.stride)
-        found = {"fusion": self._fusion(steps)}
+        frames = batch.frame_lengths.numpy()[real].tolist()
+        costs: dict[str, Flops] = {}
         if batch.visual is None and batch.skeletal is None:
             if model.visual is not None:
-                found["visual"] = self._visual(model.visual, batch.frames.shape, frames, steps)
+                costs["visual"] = self._visual_of(tuple(batch.frames.shape[2:])).sum(frames)
             if model.skeletal is not None:
-                found["skeletal"] = _skeletal(model.skeletal, frames)
-        if self._llm is not None and batch.text_lengths is not None:
-            tokens = batch.text_lengths.numpy()[real].astype(np.int64)
-            found["language_model"] = Flops(*self._llm(model.built_from.num_sign_tokens, tokens))
-        return {name: found[name] for name in COMPONENTS if name in found}
+                costs["skeletal"] = self._skeletal.sum(frames)
+        if "fusion" not in self.uncounted:
+            costs["fusion"] = self._fusion.sum([-(-n // model.stride) for n in frames])
+        if not self._language or model.language_model is None or batch.text_lengths is None:
+            return costs
+        if "language_model" not in self.uncounted:
+            costs["language_model"] = self._text.sum(batch.text_lengths.numpy()[real].tolist())
+        return costs
 
-    def _visual(
-        self, stream: VisualStream, shape: torch.Size, frames: Lengths, steps: Lengths
-    ) -> Flops:
-        """Frames are alike, so the layers are walked through once for each size of a picture."""
-        size = (shape[2], shape[3])
-        if size not in self._of_frames:
-            self._of_frames[size] = _visual(stream, size)
-        a_frame, a_step = self._of_frames[size]
-        return a_frame.times(float(frames.sum())).plus(a_step.times(float(steps.sum())))
+    @property
+    def _shortening(self) -> list[int]:
+        """Strides by which the layers of an encoder may shorten a clip, one after the other."""
+        return [s for s in range(2, self._model.stride + 1) if self._model.stride % s == 0]
 
-    def _fusion(self, steps: Lengths) -> Flops:
+    def _by_length(self, run: Callable[[int], None], strides: Sequence[int]) -> _ByLength:
+        def count(length: int) -> Flops:
+            self._counter.forward = self._counter.backward = 0.0
+            with self._counter:
+                run(length)
+            return Flops(self._counter.forward, self._counter.backward)
+
+        return _ByLength(count, strides)
+
+    def _visual_of(self, size: tuple[int, ...]) -> _ByLength:
+        if size not in self._visual:
+            run = partial(self._run_visual, size=size)
+            self._visual[size] = self._by_length(run, self._shortening)
+        return self._visual[size]
+
+    def _run_visual(self, frames: int, size: tuple[int, ...]) -> None:
+        stream = self._model.visual
+        assert stream is not None
+        pictures = torch.empty(frames, 3, *size, dtype=torch.uint8, device=_META)
+        lengths, weight = torch.full((1,), frames, device=_META), torch.ones(1, device=_META)
+        features = stream.frame_features(pictures, lengths, weight)
+        stream.shorten(features[None], lengths, weight)
+
+    def _run_skeletal(self, frames: int) -> None:
+        stream = self._model.skeletal
+        assert stream is not None
+        lengths, weight = torch.full((1,), frames, device=_META), torch.ones(1, device=_META)
+        pose = torch.empty(1, frames, NUM_JOINTS, 2, device=_META)
+        stream(pose, torch.empty(pose.shape[:3], dtype=torch.bool, device=_META), lengths, weight)
+
+    def _run_fusion(self, steps: int) -> None:
         """CMFA as often as the stage runs it, then HTA and SLA where there is a language loss."""
-        model = self._model
-        streams = [part for part in (model.visual, model.skeletal) if part is not None]
-        grad = any(p.requires_grad for part in streams for p in part.parameters())
-        cost = NOTHING
-        if self._features == "unimodal":
-            once = _stack(model, steps, grad)
-            cost = cost.plus(once).plus(once)
-        elif self._features == "attended":
-            layer = cast(FusionLayer, model.fusion.layers[0])
-            cost = cost.plus(_crossings(layer, steps, grad))
-        if not self._language or model.adapter is None:
-            return cost
-        cost = cost.plus(_stack(model, steps, grad))
-        cost = cost.plus(_temporal(model.temporal, steps))
-        return cost.plus(_linears(model.adapter, model.adapter.num_sign_tokens * len(steps)))
+        model, features = self._model, []
+        for stream in (model.visual, model.skeletal):
+            if stream is not None:
+                trains = any(p.requires_grad for p in stream.parameters())
+                shape = (1, steps, model.built_from.dim)
+                features.append(torch.empty(shape, device=_META, requires_grad=trains))
+        streams = Streams(features[0], features[-1], torch.full((1,), steps, device=_META))
+        if self._features is not None:
+            model.summarise(streams, self._features)
+        if self._language and model.adapter is not None:
+            model.translate(streams)
+
+    def _run_text(self, tokens: int) -> None:
+        language = self._model.language_model
+        assert language is not None
+        shape = (1, self._model.built_from.num_sign_tokens, language.llm_dim)
+        # transformers looks into tensors, but for those that it knows to be empty.
+        with self._looked_into:
+            signs = torch.empty(shape, device=_META, requires_grad=True)
+            text = torch.zeros(1, tokens, dtype=torch.long, device=_META)
+            lengths = torch.full((1,), tokens, device=_META)
+            language.negative_log_likelihood(signs, text, lengths)
 
 
-def product(macs: float, module: nn.Module | None, input_grad: bool, graph: bool = True) -> Flops:
-    """Return the cost of ``macs`` multiplications of an input with a module's weight.
+class _ByLength:
+    """What one clip costs by its length: counted, or between counted lengths by a polynomial.
 
-    ``module`` None: with another input instead (attention), which needs a gradient as well.
+    The cost of a length n is a sum of 1, n, n^2 and ceil(n / stride), whose weights the first few
+    lengths settle. Their weights are used when one length more agrees with them, and never beyond
+    the shortest and the longest that was counted; otherwise every length is counted.
     """
-    trains = input_grad if module is None else cast(Any, module).weight.requires_grad
-    return Flops(2 * macs, 2 * macs * (int(trains) + int(input_grad)) if graph else 0.0)
+
+    def __init__(self, count: Callable[[int], Flops], strides: Sequence[int]) -> None:
+        self._count = count
+        self._strides = sorted({stride for stride in strides if stride > 1})
+        self._counted: dict[int, Flops] = {}
+        self._known: dict[int, Flops] = {}
+
+    def sum(self, lengths: Sequence[int]) -> Flops:
+        """Return the cost of clips of these lengths together."""
+        for length in lengths:
+            if length not in self._known:
+                self._known[length] = self._between(length) or self._counted_at(length)
+        costs = [self._known[length] for length in lengths]
+        return Flops(sum(c.forward for c in costs), sum(c.backward for c in costs))
+
+    def _counted_at(self, length: int) -> Flops:
+        self._counted[length] = self._count(length)
+        return self._counted[length]
+
+    def _between(self, length: int) -> Flops | None:
+        """Return the cost of a length from those that were counted, or None where it must be."""
+        counted = np.array(sorted(self._counted))
+        if not len(counted) or not counted[0] < length < counted[-1]:
+            return None
+        terms, costs = self._terms(counted), np.array([self._counted[n] for n in counted])
+        scale = terms.max(axis=0)
+        weights, _, rank, _ = np.linalg.lstsq(terms / scale, costs, rcond=1e-12)
+        if rank < terms.shape[1] or len(counted) == rank:
+            return None
+        if not np.allclose(terms / scale @ weights, costs, rtol=1e-9, atol=0.0):
+            return None
+        (found,) = self._terms(np.array([length])) / scale @ weights
+        return Flops(*found.round().tolist())
+
+    def _terms(self, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+        terms = [lengths**0, lengths, lengths**2]
+        terms += [-(-lengths // stride) for stride in self._strides]
+        matrix: NDArray[np.float64] = np.stack(terms, axis=1).astype(np.float64)
+        return matrix
 
 
-def _linears(part: nn.Module, positions: float, input_grad: bool = True) -> Flops:
-    """Return the cost of every linear layer of ``part`` at so many positions."""
-    cost = NOTHING
-    for layer in part.modules():
-        if isinstance(layer, nn.Linear):
-            macs = positions * layer.in_features * layer.out_features
-            cost = cost.plus(product(macs, layer, input_grad))
-    return cost
+class _Counter(TorchDispatchMode):
+    """Adds up operations, forward and backward, of what runs while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = self.backward = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count it."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            operations = float(formula(*args, **(kwargs or {}), out_val=out))
+            operands = args[1:3] if func.overloadpacket in _AFTER_A_BIAS else args[:2]
+            self.forward += operations
+            self.backward += operations * sum(operand.requires_grad for operand in operands)
+        return out
 
 
-def _visual(stream: VisualStream, size: tuple[int, int]) -> tuple[Flops, Flops]:
-    """Return the cost of one frame through the ResNet, and of one step through Eq. 3."""
-    graph = any(p.requires_grad for p in stream.parameters())
-    backbone = any(p.requires_grad for p in stream.backbone.parameters())
-    conv = stream.conv
-    macs = float(conv.in_channels * conv.out_channels * conv.kernel_size[0])
-    return _resnet(stream.backbone, size, graph), product(macs, conv, backbone, graph)
+def _without_memory(model: SignFuse) -> SignFuse:
+    """Return a copy of a model on the meta device, which computes nothing twice.
+
+    A quantized layer becomes a plain one: its packed weight is of another shape.
+    """
+    memo: dict[int, Any] = {id(model.tokenizer): model.tokenizer}
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear:
+            dtype = layer.weight.dtype
+            if not dtype.is_floating_point:
+                dtype = getattr(torch, model.built_from.llm_dtype)
+            bias = layer.bias is not None
+            plain = nn.Linear(layer.in_features, layer.out_features, bias, _META, dtype)
+            memo[id(layer)] = plain.requires_grad_(layer.weight.requires_grad)
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device=_META)
+        memo.setdefault(id(parameter), nn.Parameter(empty, parameter.requires_grad))
+    for buffer in model.buffers():
+        memo.setdefault(id(buffer), torch.empty_like(buffer, device=_META))
+    empty_model = copy.deepcopy(model, memo).eval()
+    set_backend(empty_model, "eager")
+    if empty_model.visual is not None:
+        empty_model.visual.budget, empty_model.visual.backbone.recompute_blocks = WHOLE, False
+    if empty_model.language_model is not None:
+        empty_model.language_model.model.set_attn_implementation("eager")
+    return empty_model
 
 
-def _resnet(net: ResNet, size: tuple[int, int], graph: bool) -> Flops:
-    """Follow the size of one frame's feature maps through the network."""
-    cost, size = _conv(net.conv1, size, False, graph)
-    size = _strided(size, 2)  # the max pooling
-    for block in (*net.layer1, *net.layer2, *net.layer3, *net.layer4):
-        inner = size
-        for name in ("conv1", "conv2", "conv3"):
-            if (conv := getattr(block, name, None)) is not None:
-                one, inner = _conv(conv, inner, True, graph)
-                cost = cost.plus(one)
-        if block.downsample is not None:
-            cost = cost.plus(_conv(block.downsample[0], size, True, graph)[0])
-        size = inner
-    return cost
+def _count_each_kind_once(model: nn.Module, counter: _Counter) -> None:
+    """Let layers of one kind, such as the 32 of an LLM, run once for each shape of their inputs.
+
+    The others return what the first returned, and count what it counted.
+    """
+    ran: dict[Any, Any] = {}
+    for parent in model.modules():
+        if isinstance(parent, (nn.ModuleList, nn.Sequential)):
+            for layer in parent:
+                if next(layer.children(), None) is not None:
+                    layer.forward = _Once(layer, counter, ran)
 
 
-def _conv(
-    conv: nn.Conv2d, size: tuple[int, int], input_grad: bool, graph: bool
-) -> tuple[Flops, tuple[int, int]]:
-    """Return the cost of a padded convolution without dilation, and the size of its maps."""
-    out = _strided(size, int(conv.stride[0]))
-    taps = conv.kernel_size[0] * conv.kernel_size[1]
-    macs = out[0] * out[1] * conv.in_channels * conv.out_channels * taps / conv.groups
-    return product(macs, conv, input_grad, graph), out
+class _Once:
+    """The forward pass of a layer, which another of its kind may have run."""
+
+    def __init__(self, layer: nn.Module, counter: _Counter, ran: dict[Any, Any]) -> None:
+        self._forward, self._counter, self._ran = layer.forward, counter, ran
+        parts = tuple((type(part), part.extra_repr()) for part in layer.modules())
+        self._kind = parts, tuple((p.shape, p.requires_grad) for p in layer.parameters())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer returns, without memory."""
+        given = tuple(_shape_of(value) for value in tree_leaves((args, kwargs)))
+        if (self._kind, given) in self._ran:
+            out, cost = self._ran[self._kind, given]
+            self._counter.forward += cost.forward
+            self._counter.backward += cost.backward
+            return out
+        before = Flops(self._counter.forward, self._counter.backward)
+        out = self._forward(*args, **kwargs)
+        after = self._counter
+        cost = Flops(after.forward - before.forward, after.backward - before.backward)
+        self._ran[self._kind, given] = out, cost
+        return out
 
 
-def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    return -(-size[0] // stride), -(-size[1] // stride)
-
-
-def _skeletal(stream: SkeletalStream, frames: Lengths) -> Flops:
-    graph = any(p.requires_grad for p in stream.parameters())
-    # The norm of the joints comes first: where its gains train, the first layer's input needs a
-    # gradient as well.
-    first = any(p.requires_grad for p in stream.input_norm.parameters())
-    cost, lengths = NOTHING, frames
-    for number, block in enumerate(stream.blocks):
-        layer = cast(SpatialTemporalBlock, block)
-        cost = cost.plus(_block(layer, lengths, first or number > 0, graph))
-        lengths = -(-lengths // layer.stride)
-    return cost
-
-
-def _block(block: SpatialTemporalBlock, frames: Lengths, grad: bool, graph: bool) -> Flops:
-    here, after = float(frames.sum()), float((-(-frames // block.stride)).sum())
-    weight, temporal = block.spatial.weight, block.temporal
-    channels = weight.in_channels // len(block.spatial.adjacency)
-    # Gathering the neighbours is a product with the adjacency, which never trains.
-    gather = 2 * here * NUM_JOINTS * weight.in_channels * NUM_JOINTS
-    cost = Flops(gather, gather * int(grad and graph))
-    cost = cost.plus(
-        product(here * NUM_JOINTS * weight.in_channels * weight.out_channels, weight, grad, graph)
-    )
-    square = temporal.in_channels * temporal.out_channels * temporal.kernel_size[0]
-    cost = cost.plus(product(after * NUM_JOINTS * square, temporal, True, graph))
-    if isinstance(block.residual, nn.Conv2d):
-        macs = after * NUM_JOINTS * channels * block.residual.out_channels
-        cost = cost.plus(product(macs, block.residual, grad, graph))
-    return cost
-
-
-def _stack(model: SignFuse, steps: Lengths, input_grad: bool) -> Flops:
-    """Return the cost of CMFA; only the first layer's inputs may need no gradient."""
-    cost = NOTHING
-    for number, module in enumerate(model.fusion.layers):
-        layer = cast(FusionLayer, module)
-        grad = input_grad or number > 0
-        cost = cost.plus(_crossings(layer, steps, grad))
-        positions = float(steps.sum())
-        if layer.gate is not None:
-            cost = cost.plus(_linears(layer.gate, positions))
-        if layer.concat is not None:
-            cost = cost.plus(_linears(layer.concat, positions, grad))
-        cost = cost.plus(_linears(layer.ffn, positions))
-    return cost
-
-
-def _crossings(layer: FusionLayer, steps: Lengths, input_grad: bool) -> Flops:
-    cost = NOTHING
-    for part in (layer.visual_from_skeletal, layer.skeletal_from_visual):
-        if isinstance(part, CrossAttention):
-            for name in ("query", "key", "value"):
-                cost = cost.plus(_linears(getattr(part, name), float(steps.sum()), input_grad))
-            cost = cost.plus(_linears(part.output, float(steps.sum())))
-            pairs = float((steps * steps).sum())
-            cost = cost.plus(product(2 * pairs * part.output.in_features, None, True))
-    return cost
-
-
-def _temporal(part: nn.Module, steps: Lengths) -> Flops:
-    if not isinstance(part, TemporalAggregation):
-        return NOTHING  # pooling alone: its width is known to the call, and it is next to nothing
-    cost, pooled = NOTHING, part.pooled_length
-    for module in part.scales:
-        scale = cast(TimeScale, module)
-        lengths = -(-steps // scale.stride)
-        there, dim = float(lengths.sum()), scale.pointwise.out_channels
-        kernel = scale.depthwise.kernel_size[0]
-        cost = cost.plus(product(there * dim * kernel, scale.depthwise, True))
-        cost = cost.plus(product(there * dim * dim, scale.pointwise, True))
-        pooling = 2 * there * pooled * dim
-        cost = cost.plus(Flops(pooling, pooling))
-    for layer in (part.combine, part.query_key_value, part.output):
-        cost = cost.plus(_linears(layer, pooled * len(steps)))
-    return cost.plus(product(2 * len(steps) * pooled**2 * part.output.in_features, None, True))
+def _shape_of(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.requires_grad
+    return value if isinstance(value, (bool, int, float)) else type(value)
