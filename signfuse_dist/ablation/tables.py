@@ -82,7 +82,7 @@ def compare_rows(results: TableResults) -> dict[str, RowFinding]:
     return {row.row.name: _compare_row(results, row) for row in results.rows}
 
 
-def compare(ours: RowResult, others: RowResult, preset: Preset) -> Difference | None:
+def compare_two_rows(ours: RowResult, others: RowResult, preset: Preset) -> Difference | None:
     """Compare two rows over the seeds that both have finished; None when there is none."""
     first = {seed.seed: seed for seed in ours.seeds}
     second = {seed.seed: seed for seed in others.seeds}
@@ -174,11 +174,11 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _compare_row(results: TableResults, row: RowResult) -> RowFinding:
-    full = None if row is results.full else compare(row, results.full, results.preset)
+    full = None if row is results.full else compare_two_rows(row, results.full, results.preset)
     expectation = row.row.expectation
     if expectation is None:
         return RowFinding(full, "", None, None)
-    other = compare(row, results.row(expectation.other), results.preset)
+    other = compare_two_rows(row, results.row(expectation.other), results.preset)
     return RowFinding(full, str(expectation), _verdict(other, expectation.side), other)
 
 

@@ -33,6 +33,51 @@ class System:
     config: RunConfig | None
 
 
+class Spread(NamedTuple):
+    """A metric over the seeds of one experiment; the deviation of one seed is None."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone, and their scores by metric name."""
+
+    names: tuple[str, ...]
+    seeds: tuple[int, ...]
+    spreads: Mapping[str, Spread]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every system's scores by metric name, in the order of ``systems``; the baseline is first.
+
+    ``signatures`` name the method, its number of samples and its seed as well. ``groups`` is empty
+    unless runs were grouped by seed.
+    """
+
+    preset: str
+    num_samples: int
+    resampling: str
+    systems: tuple[str, ...]
+    scores: Mapping[str, tuple[TestedScore, ...]]
+    signatures: Mapping[str, str]
+    unavailable: Mapping[str, str]
+    groups: tuple[Group, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers: what ``--json`` writes."""
+        plain = asdict(self)
+        del plain["scores"]
+        plain["figures"] = {
+            name: [score._asdict() for score in scores] for name, scores in self.scores.items()
+        }
+        for group, written in zip(self.groups, plain["groups"], strict=True):
+            written["spreads"] = {name: s._asdict() for name, s in group.spreads.items()}
+        return plain
+
+
 def read_systems(
     paths: Sequence[Path], split: str | None, references: Path | None, allow_empty: bool
 ) -> list[System]:
@@ -55,36 +100,63 @@ def read_systems(
     return systems
 
 
-def _read(path: Path, split: str | None, references: Path | None) -> System:
-    if not path.is_dir():
-        ours, theirs = read_pairs(path, references)
-        return System(str(path), ours, theirs, None)
-    if split is None:
-        raise UserError(f"{path} is a run folder: say which split of it, such as --split test")
-    folder = RunFolder.open(path)
-    file = folder.evaluation(split).hypotheses
-    if not file.is_file():
-        raise UserError(f"{file}: does not exist; evaluate the run on {split!r} first")
-    ours, theirs = read_pairs(file, None)
-    return System(str(path), ours, theirs, load_resolved(folder.config))
+def compare(
+    systems: Sequence[System],
+    preset: Preset,
+    how: Resampling,
+    *,
+    language: str | None = None,
+    bleurt: Path | None = None,
+    seeds: bool = False,
+) -> Comparison:
+    """Score systems that have the same references, and test each against the first.
+
+    ``language`` None means that of the runs among them. ``seeds`` groups runs that differ in their
+    seed alone. Raises :class:`UserError` for fewer than two sentences, and as
+    :func:`group_by_seed` does.
+    """
+    groups = group_by_seed(systems) if seeds else []
+    references = systems[0].references
+    if len(references) < 2:
+        raise UserError("there is one sentence only: nothing can be resampled")
+    ids = sorted(references)
+    theirs = [normalize(references[i], preset) for i in ids]
+    texts = [[normalize(system.hypotheses[i], preset) for i in ids] for system in systems]
+    measures, unavailable = find_measures(preset, language or find_language(systems), bleurt)
+    scores: dict[str, tuple[TestedScore, ...]] = {}
+    signatures: dict[str, str] = {}
+    for name in in_order(measures):
+        tested, signatures[name] = resample(measures[name], texts, theirs, how)
+        scores[name] = tuple(tested)
+    names = tuple(system.name for system in systems)
+    return Comparison(
+        preset.name,
+        len(ids),
+        str(how),
+        names,
+        scores,
+        signatures,
+        unavailable,
+        tuple(_group(members, names, scores) for members in groups),
+    )
 
 
-def _check_same(systems: Sequence[System]) -> None:
-    first, errors = systems[0], []
-    for other in systems[1:]:
-        missing = sorted(set(first.references) - set(other.references))
-        more = sorted(set(other.references) - set(first.references))
-        both = set(first.references) & set(other.references)
-        changed = sorted(i for i in both if first.references[i] != other.references[i])
-        found = (
-            (missing, "sentences are missing"),
-            (more, f"sentences are not in {first.name}"),
-            (changed, "references have another text"),
-        )
-        for ids, what in found:
-            if ids:
-                errors.append(f"{other.name}: {len(ids)} {what}: {name_ids(ids)}")
-    raise_together(errors, f"these are not translations of the same sentences as {first.name}'s")
+def format_comparison(comparison: Comparison) -> str:
+    """Return the comparison as text: a block for each metric, a line for each system."""
+    systems = comparison.systems
+    lines = [
+        f"preset {comparison.preset}, {comparison.num_samples} sentences, {comparison.resampling}",
+        f"p: two-sided, against the baseline {systems[0]}",
+    ]
+    width = max(map(len, systems))
+    for metric, scores in comparison.scores.items():
+        lines += ["", f"{metric}  {comparison.signatures[metric]}"]
+        for name, score in zip(systems, scores, strict=True):
+            lines.append(f"  {name:<{width}}  {_shown(score, scores[0])}")
+    lines += ["", *(f"{name}: not scored: {why}" for name, why in comparison.unavailable.items())]
+    for group in comparison.groups:
+        lines += ["", *_shown_group(group)]
+    return "\n".join(lines).rstrip()
 
 
 def find_language(systems: Sequence[System]) -> str | None:
@@ -92,10 +164,10 @@ def find_language(systems: Sequence[System]) -> str | None:
 
     Raises :class:`UserError` when runs differ in it.
     """
-    found = {system.config.data.language for system in systems if system.config is not None}
-    if len(found) > 1:
-        raise UserError(f"the runs are of different languages: {', '.join(sorted(found))}")
-    return found.pop() if found else None
+    languages = {system.config.data.language for system in systems if system.config is not None}
+    if len(languages) > 1:
+        raise UserError(f"the runs are of different languages: {', '.join(sorted(languages))}")
+    return languages.pop() if languages else None
 
 
 def group_by_seed(systems: Sequence[System]) -> list[list[System]]:
@@ -120,125 +192,57 @@ def group_by_seed(systems: Sequence[System]) -> list[list[System]]:
     return list(groups.values())
 
 
-class Spread(NamedTuple):
-    """A metric over the seeds of one experiment; the deviation of one seed is None."""
-
-    mean: float
-    deviation: float | None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in their seed alone, and their scores by metric name."""
-
-    names: tuple[str, ...]
-    seeds: tuple[int, ...]
-    spreads: Mapping[str, Spread]
+def _read(path: Path, split: str | None, references: Path | None) -> System:
+    if not path.is_dir():
+        ours, theirs = read_pairs(path, references)
+        return System(str(path), ours, theirs, None)
+    if split is None:
+        raise UserError(f"{path} is a run folder: say which split of it, such as --split test")
+    folder = RunFolder.open(path)
+    file = folder.evaluation(split).hypotheses
+    if not file.is_file():
+        raise UserError(f"{file}: does not exist; evaluate the run on {split!r} first")
+    ours, theirs = read_pairs(file, None)
+    return System(str(path), ours, theirs, load_resolved(folder.config))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Every system's figures by metric name, in the order of ``systems``; the baseline is first.
-
-    ``signatures`` name the method, its number of samples and its seed as well. ``groups`` is empty
-    unless runs were grouped by seed.
-    """
-
-    preset: str
-    num_samples: int
-    resampling: str
-    systems: tuple[str, ...]
-    figures: Mapping[str, tuple[TestedScore, ...]]
-    signatures: Mapping[str, str]
-    unavailable: Mapping[str, str]
-    groups: tuple[Group, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers: what ``--json`` writes."""
-        plain = asdict(self)
-        plain["figures"] = {
-            name: [figure._asdict() for figure in figures] for name, figures in self.figures.items()
-        }
-        for group, written in zip(self.groups, plain["groups"], strict=True):
-            written["spreads"] = {name: s._asdict() for name, s in group.spreads.items()}
-        return plain
-
-
-def compare(
-    systems: Sequence[System],
-    preset: Preset,
-    how: Resampling,
-    *,
-    language: str | None = None,
-    bleurt: Path | None = None,
-    seeds: bool = False,
-) -> Comparison:
-    """Score systems that have the same references, and test each against the first.
-
-    ``language`` None means that of the runs among them. ``seeds`` groups runs that differ in their
-    seed alone. Raises :class:`UserError` for fewer than two sentences, and as
-    :func:`~signfuse_dist.evaluation.compare.group_by_seed` does.
-    """
-    groups = group_by_seed(systems) if seeds else []
-    references = systems[0].references
-    if len(references) < 2:
-        raise UserError("there is one sentence only: nothing can be resampled")
-    ids = sorted(references)
-    theirs = [normalize(references[i], preset) for i in ids]
-    texts = [[normalize(system.hypotheses[i], preset) for i in ids] for system in systems]
-    measures, unavailable = find_measures(preset, language or find_language(systems), bleurt)
-    figures: dict[str, tuple[TestedScore, ...]] = {}
-    signatures: dict[str, str] = {}
-    for name in in_order(measures):
-        found, signatures[name] = resample(measures[name], texts, theirs, how)
-        figures[name] = tuple(found)
-    names = tuple(system.name for system in systems)
-    return Comparison(
-        preset.name,
-        len(ids),
-        str(how),
-        names,
-        figures,
-        signatures,
-        unavailable,
-        tuple(_group(members, names, figures) for members in groups),
-    )
+def _check_same(systems: Sequence[System]) -> None:
+    first, errors = systems[0], []
+    for other in systems[1:]:
+        missing = sorted(set(first.references) - set(other.references))
+        more = sorted(set(other.references) - set(first.references))
+        both = set(first.references) & set(other.references)
+        changed = sorted(i for i in both if first.references[i] != other.references[i])
+        differences = (
+            (missing, "sentences are missing"),
+            (more, f"sentences are not in {first.name}"),
+            (changed, "references have another text"),
+        )
+        for ids, what in differences:
+            if ids:
+                errors.append(f"{other.name}: {len(ids)} {what}: {name_ids(ids)}")
+    raise_together(errors, f"these are not translations of the same sentences as {first.name}'s")
 
 
 def _group(
-    members: Sequence[System], names: Sequence[str], figures: Mapping[str, Sequence[TestedScore]]
+    members: Sequence[System], names: Sequence[str], scores: Mapping[str, Sequence[TestedScore]]
 ) -> Group:
     places = [names.index(system.name) for system in members]
     spreads = {}
-    for metric, found in figures.items():
-        values = [found[place].value for place in places]
+    for metric, tested in scores.items():
+        values = [tested[place].value for place in places]
         deviation = statistics.stdev(values) if len(values) > 1 else None
         spreads[metric] = Spread(statistics.fmean(values), deviation)
     seeds = tuple(s.config.train.seed for s in members if s.config is not None)
     return Group(tuple(system.name for system in members), seeds, spreads)
 
 
-def format_comparison(found: Comparison) -> str:
-    """Return the comparison as text: a block for each metric, a line for each system."""
-    lines = [f"preset {found.preset}, {found.num_samples} sentences, {found.resampling}"]
-    lines.append(f"p: two-sided, against the baseline {found.systems[0]}")
-    width = max(map(len, found.systems))
-    for metric, figures in found.figures.items():
-        lines += ["", f"{metric}  {found.signatures[metric]}"]
-        for name, figure in zip(found.systems, figures, strict=True):
-            lines.append(f"  {name:<{width}}  {_shown(figure, figures[0])}")
-    lines += ["", *(f"{name}: not scored: {why}" for name, why in found.unavailable.items())]
-    for group in found.groups:
-        lines += ["", *_shown_group(group)]
-    return "\n".join(lines).rstrip()
-
-
-def _shown(figure: TestedScore, baseline: TestedScore) -> str:
-    low, high = figure.interval
-    text = f"{figure.value:6.2f}  95% [{low:.2f}, {high:.2f}]"
-    if figure.p_value is None:
+def _shown(score: TestedScore, baseline: TestedScore) -> str:
+    low, high = score.interval
+    text = f"{score.value:6.2f}  95% [{low:.2f}, {high:.2f}]"
+    if score.p_value is None:
         return text
-    return f"{text}  {figure.value - baseline.value:+.2f}  p {figure.p_value:.4f}"
+    return f"{text}  {score.value - baseline.value:+.2f}  p {score.p_value:.4f}"
 
 
 def _shown_group(group: Group) -> list[str]:

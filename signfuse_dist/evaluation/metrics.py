@@ -1,7 +1,9 @@
-"""BLEURT by Google's package `bleurt`, for those who have it and a checkpoint.
+"""Each metric as one of sacrebleu: BLEU, chrF, ROUGE-L, METEOR and BLEURT.
 
-The package wants TensorFlow and is not on the package index, so it is no dependency: where it, or a
-checkpoint, is missing, the reason stands in the scores in place of a figure.
+sacrebleu's resampling and signatures thus serve them all. BLEU and chrF are sacrebleu's own.
+ROUGE-L is computed here, or by the package `rouge` where a protocol takes it from there; METEOR is
+nltk's. BLEURT is Google's package `bleurt`, which wants TensorFlow and is not on the package index,
+so it is no dependency: where it, or a checkpoint, is missing, the reason stands in the scores.
 """
 
 from __future__ import annotations
@@ -33,133 +35,79 @@ from signfuse_dist import __version__
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import BLEU_NAMES, Beta, Preset
 
+_TOKENIZERS = {"13a": Tokenizer13a, "zh": TokenizerZh, "char": TokenizerChar, "none": NoneTokenizer}
+_SOURCE = "https://github.com/google-research/bleurt"
 
-def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence of two token lists.
 
-    Bit-parallel: the row of the dynamic programme is one integer whose bit i is 0 where the row
-    grows at ``a[i]``, so a row costs a few integer operations instead of ``len(a)`` comparisons.
+@dataclass(frozen=True)
+class Measure:
+    """A metric, and what was done to the text before it, which its signature cannot know."""
+
+    metric: Metric
+    suffix: str = ""
+
+    def signature(self, given: Signature | None = None) -> str:
+        """Return the signature in words; ``given`` is one that a test has added to."""
+        return str(given or self.metric.get_signature()) + self.suffix
+
+
+def build_measures(preset: Preset, language: str | None) -> dict[str, Measure]:
+    """Return every metric of the protocol but BLEURT, by name.
+
+    They take text that :func:`~signfuse_dist.evaluation.protocols.normalize` has been through.
+    ``language`` (a tag such as ``de``; None when unknown) decides only whether METEOR may use the
+    English WordNet.
     """
-    places: dict[str, int] = {}
-    for i, token in enumerate(a):
-        places[token] = places.get(token, 0) | 1 << i
-    full = (1 << len(a)) - 1
-    row = full
-    for token in b:
-        matches = row & places.get(token, 0)
-        row = (row + matches | row - matches) & full
-    return len(a) - row.bit_count()
+    suffix = "" if preset.punctuation == "kept" else f"|punct:{preset.punctuation}"
+    measures = {
+        name: Measure(_bleu(preset, order), suffix) for order, name in enumerate(BLEU_NAMES, 1)
+    }
+    measures["chrF"] = Measure(CHRF(lowercase=preset.lowercase), suffix)
+    measures["ROUGE-L"] = Measure(_rouge_l(preset))
+    measures["METEOR"] = Measure(_meteor(preset, language))
+    return measures
 
 
-def f_measure(precision: float, recall: float, beta: Beta) -> float:
-    """Return the F measure in 0..1; 0.0 when nothing is shared."""
-    if precision == 0.0 or recall == 0.0:
-        return 0.0
-    weight = (precision / recall) ** 2 if beta == "p/r" else beta**2
-    return (1 + weight) * precision * recall / (recall + weight * precision)
+def find_bleurt(checkpoint: Path | None) -> tuple[Metric | None, str]:
+    """Return BLEURT as a metric in 0..100, or None and why there is none.
 
-
-def sentence_rouge_l(hypothesis: Sequence[str], reference: Sequence[str], beta: Beta) -> float:
-    """Return ROUGE-L of one sentence in 0..1; 0.0 for an empty hypothesis or reference."""
-    if not hypothesis or not reference:
-        return 0.0
-    shared = lcs_length(hypothesis, reference)
-    return f_measure(shared / len(hypothesis), shared / len(reference), beta)
-
-
-def rouge_l(
-    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[str]], beta: Beta
-) -> float:
-    """Return the mean ROUGE-L of a corpus, 0..100.
-
-    Raises :class:`UserError` when beta is not positive, or there is nothing to score.
+    ``checkpoint`` is an unpacked folder such as ``BLEURT-20``, whose name the signature gives.
+    Raises :class:`UserError` when a checkpoint is named that cannot be used: a named checkpoint
+    requires BLEURT.
     """
-    if not isinstance(beta, str) and not beta > 0:
-        raise UserError(f"ROUGE-L: beta {beta!r} is not a positive number (or 'p/r')")
-    if not hypotheses:
-        raise UserError("ROUGE-L: there are no sentences to score")
-    pairs = zip(hypotheses, references, strict=True)
-    return 100.0 * sum(sentence_rouge_l(h, r, beta) for h, r in pairs) / len(hypotheses)
+    if checkpoint is None:
+        here = "installed" if importlib.util.find_spec("bleurt") else "not installed"
+        return None, f"needs the package `bleurt` ({here}) and a checkpoint (--bleurt FOLDER)"
+    try:
+        from bleurt import score
+    except ImportError as e:
+        raise UserError(
+            f"--bleurt {checkpoint}: the package `bleurt` is not installed here ({e}); "
+            f"pip install git+{_SOURCE}, or leave the option out"
+        ) from e
+    if not (checkpoint / "bleurt_config.json").is_file():
+        raise UserError(
+            f"--bleurt {checkpoint}: no checkpoint of BLEURT, it has no bleurt_config.json; "
+            f"{_SOURCE} says where they are"
+        )
+    return Bleurt(score.BleurtScorer(str(checkpoint)), checkpoint.resolve().name), ""
 
 
-def package_rouge_l(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
-    """Return the F1 of ROUGE-L in 0..1 by the package `rouge`.
-
-    0.0 where hypothesis or reference holds nothing but full stops, which the package refuses.
-    """
-    both = [" ".join(tokens) for tokens in (hypothesis, reference)]
-    if not all(text.strip(". ") for text in both):
-        return 0.0
-    with _deeper(len(hypothesis) + len(reference)):
-        (found,) = _package().get_scores(*both)
-    return float(found["rouge-l"]["f"])
+def sentence_chrf(hypothesis: str, reference: str) -> float:
+    """Return sacrebleu's chrF2 of one sentence, 0..100: for ordering, not for comparison."""
+    return float(CHRF().sentence_score(hypothesis, [reference]).score)
 
 
-def package_version() -> str:
-    """Return the version of the package `rouge`, for the signature."""
-    return version("rouge")
+def tokens(text: str, preset: Preset) -> list[str]:
+    """Return the tokens that ROUGE-L and METEOR count, in the preset's case."""
+    cased = text.lower() if preset.lowercase else text
+    return list(_tokenizer(preset.tokenizer)(cased.strip()).split())
 
 
 @cache
-def _package() -> Any:
-    from rouge import Rouge
-
-    return Rouge(metrics=["rouge-l"])
-
-
-@contextmanager
-def _deeper(num_tokens: int) -> Iterator[None]:
-    """Let the package recurse once for each token of a long sentence."""
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(before + num_tokens)
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(before)
-
-
-class _NoSynonyms:
-    """Stands in for the WordNet reader: no word has a synonym but itself."""
-
-    def synsets(self, word: str) -> list[Any]:
-        return []
-
-
-def find_wordnet(language: str | None) -> tuple[Any, str]:
-    """Return the synonym source and how the signature names the matching steps.
-
-    ``language`` is a tag such as ``en`` or ``de-DE``, None when unknown: nltk's WordNet is English,
-    so it serves English and unknown text only. Raises :class:`UserError` when WordNet is there but
-    cannot be read, because leaving it out then would change scores without a word.
-    """
-    if language is not None and language.lower().replace("_", "-").split("-")[0] != "en":
-        return _NoSynonyms(), "exact+stem"
-    try:
-        wordnet.ensure_loaded()
-        version = wordnet.get_version()
-    except LookupError:
-        return _NoSynonyms(), "exact+stem"
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise UserError(
-            f"METEOR: nltk finds a WordNet but cannot read it ({e}). "
-            "Replace corpora/wordnet.zip under NLTK_DATA, or remove it to score without synonyms"
-        ) from e
-    return wordnet, f"exact+stem+wordnet{version}"
-
-
-def sentence_meteor(hypothesis: Sequence[str], reference: Sequence[str], synonyms: Any) -> float:
-    """Return METEOR of one sentence's tokens in 0..1; 0.0 for an empty hypothesis."""
-    if not hypothesis:
-        return 0.0
-    return float(single_meteor_score(reference, hypothesis, wordnet=synonyms))
-
-
-def nltk_version() -> str:
-    """Return the version that the signature names."""
-    return str(nltk.__version__)
-
-
-_TOKENIZERS = {"13a": Tokenizer13a, "zh": TokenizerZh, "char": TokenizerChar, "none": NoneTokenizer}
+def _tokenizer(name: str) -> Callable[[str], str]:
+    tokenize: Callable[[str], str] = _TOKENIZERS[name]()
+    return tokenize
 
 
 class _FactsSignature(Signature):
@@ -204,52 +152,6 @@ class SentenceMean(Metric):
         return self._compute_score_from_stats(np.sum(np.asarray(stats, np.float64), axis=0))
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A metric, and what was done to the text before it, which its signature cannot know."""
-
-    metric: Metric
-    suffix: str = ""
-
-    def signature(self, given: Signature | None = None) -> str:
-        """Return the signature in words; ``given`` is one that a test has added to."""
-        return str(given or self.metric.get_signature()) + self.suffix
-
-
-def build_measures(preset: Preset, language: str | None) -> dict[str, Measure]:
-    """Return every metric of the protocol but BLEURT, by name.
-
-    They take text that :func:`~signfuse_dist.evaluation.protocols.normalize` has been through.
-    ``language`` (a tag such as ``de``; None when unknown) decides only whether METEOR may use the
-    English WordNet.
-    """
-    suffix = "" if preset.punctuation == "kept" else f"|punct:{preset.punctuation}"
-    measures = {
-        name: Measure(_bleu(preset, order), suffix) for order, name in enumerate(BLEU_NAMES, 1)
-    }
-    measures["chrF"] = Measure(CHRF(lowercase=preset.lowercase), suffix)
-    measures["ROUGE-L"] = Measure(_rouge_l(preset))
-    measures["METEOR"] = Measure(_meteor(preset, language))
-    return measures
-
-
-def sentence_chrf(hypothesis: str, reference: str) -> float:
-    """Return sacrebleu's chrF2 of one sentence, 0..100: for ordering, not for comparison."""
-    return float(CHRF().sentence_score(hypothesis, [reference]).score)
-
-
-def tokens(text: str, preset: Preset) -> list[str]:
-    """Return the tokens that ROUGE-L and METEOR count, in the preset's case."""
-    cased = text.lower() if preset.lowercase else text
-    return list(_tokenizer(preset.tokenizer)(cased.strip()).split())
-
-
-@cache
-def _tokenizer(name: str) -> Callable[[str], str]:
-    tokenize: Callable[[str], str] = _TOKENIZERS[name]()
-    return tokenize
-
-
 def _bleu(preset: Preset, order: int) -> BLEU:
     """Return BLEU up to ``order``; each order is a BLEU of its own with its own brevity penalty."""
     return BLEU(
@@ -261,30 +163,6 @@ def _bleu(preset: Preset, order: int) -> BLEU:
         max_ngram_order=order,
         force=True,  # silences a warning per order about ' .', which `Scores.notes` gives once
     )
-
-
-def _rouge_l(preset: Preset) -> SentenceMean:
-    facts = {"case": "lc" if preset.lowercase else "mixed", **_cut(preset)}
-    of_tokens: Callable[[Sequence[str], Sequence[str]], float]
-    if preset.rouge_l == "package":
-        of_tokens = package_rouge_l
-        facts |= {"mean": "sentences", "version": f"rouge-{package_version()}"}
-    else:
-        of_tokens = partial(sentence_rouge_l, beta=preset.rouge_l)
-        facts |= {"beta": str(preset.rouge_l), "mean": "sentences"}
-        facts["version"] = f"signfuse-{__version__}"
-    return SentenceMean("ROUGE-L", _on_tokens(of_tokens, preset), facts)
-
-
-def _meteor(preset: Preset, language: str | None) -> SentenceMean:
-    # Imported here: nltk takes a second to import, which other users of this module need not.
-
-    # One character is no English word: WordNet would only be asked in vain.
-    synonyms, steps = find_wordnet("char" if preset.units == "characters" else language)
-    facts = {"case": "lc", **_cut(preset), "match": steps, "mean": "sentences"}
-    facts["version"] = f"nltk-{nltk_version()}"
-    of_tokens = partial(sentence_meteor, synonyms=synonyms)
-    return SentenceMean("METEOR", _on_tokens(of_tokens, preset), facts)
 
 
 def _cut(preset: Preset) -> dict[str, str]:
@@ -301,32 +179,141 @@ def _on_tokens(
     return of_text
 
 
-_SOURCE = "https://github.com/google-research/bleurt"
+def _rouge_l(preset: Preset) -> SentenceMean:
+    facts = {"case": "lc" if preset.lowercase else "mixed", **_cut(preset)}
+    of_tokens: Callable[[Sequence[str], Sequence[str]], float]
+    if preset.rouge_l == "package":
+        of_tokens = package_rouge_l
+        facts |= {"mean": "sentences", "version": f"rouge-{version('rouge')}"}
+    else:
+        of_tokens = partial(sentence_rouge_l, beta=preset.rouge_l)
+        facts |= {"beta": str(preset.rouge_l), "mean": "sentences"}
+        facts["version"] = f"signfuse-{__version__}"
+    return SentenceMean("ROUGE-L", _on_tokens(of_tokens, preset), facts)
 
 
-def find_bleurt(checkpoint: Path | None) -> tuple[Metric | None, str]:
-    """Return BLEURT as a metric in 0..100, or None and why there is none.
+def rouge_l(
+    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[str]], beta: Beta
+) -> float:
+    """Return the mean ROUGE-L of a corpus, 0..100.
 
-    ``checkpoint`` is an unpacked folder such as ``BLEURT-20``, whose name the signature gives.
-    Raises :class:`UserError` when a checkpoint is named that cannot be used: who names one wants
-    the figure.
+    Raises :class:`UserError` when beta is not positive, or there is nothing to score.
     """
-    if checkpoint is None:
-        here = "installed" if importlib.util.find_spec("bleurt") else "not installed"
-        return None, f"needs the package `bleurt` ({here}) and a checkpoint (--bleurt FOLDER)"
+    if not isinstance(beta, str) and not beta > 0:
+        raise UserError(f"ROUGE-L: beta {beta!r} is not a positive number (or 'p/r')")
+    if not hypotheses:
+        raise UserError("ROUGE-L: there are no sentences to score")
+    pairs = zip(hypotheses, references, strict=True)
+    return 100.0 * sum(sentence_rouge_l(h, r, beta) for h, r in pairs) / len(hypotheses)
+
+
+def sentence_rouge_l(hypothesis: Sequence[str], reference: Sequence[str], beta: Beta) -> float:
+    """Return ROUGE-L of one sentence in 0..1; 0.0 for an empty hypothesis or reference."""
+    if not hypothesis or not reference:
+        return 0.0
+    shared = lcs_length(hypothesis, reference)
+    return f_measure(shared / len(hypothesis), shared / len(reference), beta)
+
+
+def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence of two token lists.
+
+    Bit-parallel: the row of the dynamic programme is one integer whose bit i is 0 where the row
+    grows at ``a[i]``, so a row costs a few integer operations instead of ``len(a)`` comparisons.
+    """
+    places: dict[str, int] = {}
+    for i, token in enumerate(a):
+        places[token] = places.get(token, 0) | 1 << i
+    full = (1 << len(a)) - 1
+    row = full
+    for token in b:
+        matches = row & places.get(token, 0)
+        row = (row + matches | row - matches) & full
+    return len(a) - row.bit_count()
+
+
+def f_measure(precision: float, recall: float, beta: Beta) -> float:
+    """Return the F measure in 0..1; 0.0 when nothing is shared."""
+    if precision == 0.0 or recall == 0.0:
+        return 0.0
+    weight = (precision / recall) ** 2 if beta == "p/r" else beta**2
+    return (1 + weight) * precision * recall / (recall + weight * precision)
+
+
+def package_rouge_l(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
+    """Return the F1 of ROUGE-L in 0..1 by the package `rouge`.
+
+    0.0 where hypothesis or reference holds nothing but full stops, which the package refuses.
+    """
+    both = [" ".join(tokens) for tokens in (hypothesis, reference)]
+    if not all(text.strip(". ") for text in both):
+        return 0.0
+    with _deeper(len(hypothesis) + len(reference)):
+        (scores,) = _package().get_scores(*both)
+    return float(scores["rouge-l"]["f"])
+
+
+@cache
+def _package() -> Any:
+    from rouge import Rouge
+
+    return Rouge(metrics=["rouge-l"])
+
+
+@contextmanager
+def _deeper(num_tokens: int) -> Iterator[None]:
+    """Let the package recurse once for each token of a long sentence."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + num_tokens)
     try:
-        from bleurt import score
-    except ImportError as e:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def _meteor(preset: Preset, language: str | None) -> SentenceMean:
+    # One character is no English word: WordNet would only be asked in vain.
+    synonyms, steps = find_wordnet("char" if preset.units == "characters" else language)
+    facts = {"case": "lc", **_cut(preset), "match": steps, "mean": "sentences"}
+    facts["version"] = f"nltk-{nltk.__version__}"
+    of_tokens = partial(sentence_meteor, synonyms=synonyms)
+    return SentenceMean("METEOR", _on_tokens(of_tokens, preset), facts)
+
+
+def sentence_meteor(hypothesis: Sequence[str], reference: Sequence[str], synonyms: Any) -> float:
+    """Return METEOR of one sentence's tokens in 0..1; 0.0 for an empty hypothesis."""
+    if not hypothesis:
+        return 0.0
+    return float(single_meteor_score(reference, hypothesis, wordnet=synonyms))
+
+
+def find_wordnet(language: str | None) -> tuple[Any, str]:
+    """Return the synonym source and how the signature names the matching steps.
+
+    ``language`` is a tag such as ``en`` or ``de-DE``, None when unknown: nltk's WordNet is English,
+    so it serves English and unknown text only. Raises :class:`UserError` when WordNet is there but
+    cannot be read, because leaving it out then would change scores without a word.
+    """
+    if language is not None and language.lower().replace("_", "-").split("-")[0] != "en":
+        return _NoSynonyms(), "exact+stem"
+    try:
+        wordnet.ensure_loaded()
+        version = wordnet.get_version()
+    except LookupError:
+        return _NoSynonyms(), "exact+stem"
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
         raise UserError(
-            f"--bleurt {checkpoint}: the package `bleurt` is not installed here ({e}); "
-            f"pip install git+{_SOURCE}, or leave the option out"
+            f"METEOR: nltk finds a WordNet but cannot read it ({e}). "
+            "Replace corpora/wordnet.zip under NLTK_DATA, or remove it to score without synonyms"
         ) from e
-    if not (checkpoint / "bleurt_config.json").is_file():
-        raise UserError(
-            f"--bleurt {checkpoint}: no checkpoint of BLEURT, it has no bleurt_config.json; "
-            f"{_SOURCE} says where they are"
-        )
-    return Bleurt(score.BleurtScorer(str(checkpoint)), checkpoint.resolve().name), ""
+    return wordnet, f"exact+stem+wordnet{version}"
+
+
+class _NoSynonyms:
+    """Stands in for the WordNet reader: no word has a synonym but itself."""
+
+    def synsets(self, word: str) -> list[Any]:
+        return []
 
 
 class Bleurt(SentenceMean):

@@ -1,4 +1,4 @@
-"""``scores.json``: the scores of a split beside those of its controls.
+"""Scoring translations, and ``scores.json``: the scores of a split beside those of its controls.
 
 ``{"version": 2, "scores": {...}, "controls": {name: {...}}, "inapplicable": {name: reason},
 "decoding": {...}}``. Scores have ``preset``, ``num_samples``, ``metrics`` (name -> ``value``,
@@ -26,6 +26,7 @@ from signfuse_dist.records import Number, Whole, read_record
 
 # How many ids an error or a table names before it goes on with a count.
 NAMED_IDS = 10
+VERSION = 2
 Interval = tuple[float, float]
 
 
@@ -56,6 +57,16 @@ class Scores:
 
     def __getitem__(self, metric: str) -> Score:
         return self.scores[metric]
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """Scores, those of each control by name, and why a control that was asked for has none."""
+
+    scores: Scores
+    controls: Mapping[str, Scores] = field(default_factory=dict)
+    inapplicable: Mapping[str, str] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
 
 def score(
@@ -182,11 +193,11 @@ def format_scores(scores: Scores) -> str:
     rows = [("metric", "score", "95%", "signature")]
     rows += [(n, f"{v:.2f}", shown.get(n, ""), text) for n, (v, text) in scores.scores.items()]
     rows += [(n, "-", "", f"not scored: {why}") for n, why in scores.unavailable.items()]
-    names, figures, spans = (max(len(row[i]) for row in rows) for i in range(3))
+    names, values, spans = (max(len(row[i]) for row in rows) for i in range(3))
     lines = [f"preset {scores.preset}, {scores.num_samples} sentences", ""]
-    for name, figure, span, text in rows:
+    for name, value, span, text in rows:
         middle = f"{span:<{spans}}  " if shown else ""
-        lines.append(f"{name:<{names}}  {figure:>{figures}}  {middle}{text}")
+        lines.append(f"{name:<{names}}  {value:>{values}}  {middle}{text}")
     if scores.empty:
         count = len(scores.empty)
         lines += ["", f"empty hypotheses, scored as empty: {count} ({name_ids(scores.empty)})"]
@@ -194,49 +205,6 @@ def format_scores(scores: Scores) -> str:
         lines += ["", f"95% intervals: {scores.resampling}"]
     lines += [f"note: {note}" for note in scores.notes]
     return "\n".join(lines)
-
-
-def _compute(
-    measures: Mapping[str, Measure],
-    ours: Sequence[str],
-    theirs: Sequence[str],
-    resampling: Resampling | None,
-) -> tuple[dict[str, Score], dict[str, Interval]]:
-    """Return scores by name in the usual order, and intervals; one sentence has none."""
-    scores: dict[str, Score] = {}
-    intervals: dict[str, Interval] = {}
-    for name in (metric for metric in METRICS if metric in measures):
-        measure = measures[name]
-        if resampling is not None and len(ours) > 1:
-            (figure,), _ = resample(measure, [ours], theirs, resampling)
-            value, intervals[name] = figure.value, figure.interval
-        else:
-            value = float(measure.metric.corpus_score(ours, [theirs]).score)
-        scores[name] = Score(value, measure.signature())
-    return scores, intervals
-
-
-def _notes(references: Sequence[str]) -> tuple[str, ...]:
-    count = sum(text.endswith(" .") for text in references)
-    if 2 * count < len(references):
-        return ()
-    return (
-        f"{count} of {len(references)} references end in ' .', a token that is easily matched: "
-        "do not compare with scores of text without it",
-    )
-
-
-VERSION = 2
-
-
-@dataclass(frozen=True)
-class SplitScores:
-    """Scores, those of each control by name, and why a control that was asked for has none."""
-
-    scores: Scores
-    controls: Mapping[str, Scores] = field(default_factory=dict)
-    inapplicable: Mapping[str, str] = field(default_factory=dict)
-    decoding: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_split_scores(path: Path, split_scores: SplitScores) -> None:
@@ -328,3 +296,33 @@ def _to_dict(scores: Scores) -> dict[str, Any]:
         "empty": list(scores.empty),
         "notes": list(scores.notes),
     }
+
+
+def _compute(
+    measures: Mapping[str, Measure],
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    resampling: Resampling | None,
+) -> tuple[dict[str, Score], dict[str, Interval]]:
+    """Return scores by name in the usual order, and intervals; one sentence has none."""
+    scores: dict[str, Score] = {}
+    intervals: dict[str, Interval] = {}
+    for name in (metric for metric in METRICS if metric in measures):
+        measure = measures[name]
+        if resampling is not None and len(ours) > 1:
+            (tested,), _ = resample(measure, [ours], theirs, resampling)
+            value, intervals[name] = tested.value, tested.interval
+        else:
+            value = float(measure.metric.corpus_score(ours, [theirs]).score)
+        scores[name] = Score(value, measure.signature())
+    return scores, intervals
+
+
+def _notes(references: Sequence[str]) -> tuple[str, ...]:
+    count = sum(text.endswith(" .") for text in references)
+    if 2 * count < len(references):
+        return ()
+    return (
+        f"{count} of {len(references)} references end in ' .', a token that is easily matched: "
+        "do not compare with scores of text without it",
+    )

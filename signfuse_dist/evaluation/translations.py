@@ -213,11 +213,9 @@ def _tsv_rows(path: Path, lines: list[str], kind: type[_Row]) -> Iterator[tuple[
         elif len(fields) != len(header):
             yield number, f"{len(fields)} columns, the header has {len(header)}"
         else:
-            # Of two columns of one name the first counts.
-            yield (
-                number,
-                _read_row(kind, dict(zip(reversed(header), reversed(fields), strict=True))),
-            )
+            # From the last to the first: of two columns of one name the first counts.
+            by_column = dict(zip(reversed(header), reversed(fields), strict=True))
+            yield number, _read_row(kind, by_column)
 
 
 def _read_row(kind: type[_Row], record: object) -> _Row | str:

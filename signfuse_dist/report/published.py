@@ -150,8 +150,8 @@ def results(corpus: str, split: str) -> list[Published]:
 
     Empty for a corpus that has none here.
     """
-    found = [row for row in _all() if (row.corpus, row.split) == (corpus, split)]
-    return sorted(found, key=lambda row: -row.bleu4)
+    rows = [row for row in _all() if (row.corpus, row.split) == (corpus, split)]
+    return sorted(rows, key=lambda row: -row.bleu4)
 
 
 def protocol_differences(row: Published, preset: str | Preset) -> list[str]:
@@ -160,17 +160,17 @@ def protocol_differences(row: Published, preset: str | Preset) -> list[str]:
     A result whose protocol is not known differs as far as anybody can tell.
     """
     ours = find_preset(preset) if isinstance(preset, str) else preset
-    found = [f"trained with more: {row.extra_data}"] if row.extra_data else []
+    differences = [f"trained with more: {row.extra_data}"] if row.extra_data else []
     if row.preset is None:
-        return [*found, UNKNOWN_PROTOCOL]
+        return [*differences, UNKNOWN_PROTOCOL]
     theirs = PRESETS[row.preset]
     for field in dataclasses.fields(Preset):
         if field.name in ("name", "about"):
             continue
         there, here = getattr(theirs, field.name), getattr(ours, field.name)
         if there != here:
-            found.append(f"{field.name} is {there}, ours {here}")
-    return found
+            differences.append(f"{field.name} is {there}, ours {here}")
+    return differences
 
 
 def table_for(
