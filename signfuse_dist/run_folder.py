@@ -263,16 +263,15 @@ def identify(
 ) -> dict[str, Any]:
     """Return what checkpoints say of a run; each entry must be the same when it goes on.
 
-    ``config`` is what may not change and ``config_sha256`` its hash, ``clips_sha256`` is over ids
-    and lengths ``[clips]``, in frames, of the training clips in their order, ``starts_from`` the
-    checksum of the checksums of the stage before, ``meeting`` how many clips see each other in a
-    step.
+    ``config`` is what may not change, key by key: a hash of it would refuse every checkpoint of a
+    version with other keys. ``clips_sha256`` is over ids and lengths ``[clips]``, in frames, of the
+    training clips in their order, ``starts_from`` the checksum of the checksums of the stage
+    before, ``meeting`` how many clips see each other in a step.
     """
-    config, before = fixed(run), RunFolder.of(run).before(run)
+    before = RunFolder.of(run).before(run)
     return {
         "stage": run.stage.name,
-        "config": config,
-        "config_sha256": _digest(json.dumps(config, sort_keys=True)),
+        "config": fixed(run),
         "clips_sha256": _digest("\n".join(ids), lengths.astype("<i8").tobytes()),
         "starts_from": None if before is None else checksum(before.model_state),
         "meeting": _num_meeting(run, plan),
