@@ -1,4 +1,4 @@
-"""Jobs of a cluster: stopping and requeueing them, the guard against crash loops, submitting.
+"""Starting the stages: on this machine, or as Slurm jobs that are stopped, requeued and given up.
 
-Nothing here imports torch: it runs in the batch script and on the login node.
+Nothing here imports torch, but for counting GPUs: it runs in the batch script and on the login node.
 """

@@ -29,7 +29,26 @@ from types import FrameType
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import write_text
-from signfuse_dist.jobs.folder import JobFolder, Outcome
+from signfuse_dist.jobs.folder import JobEnd, JobFolder
+
+_SILENT = "it ended without a word: the job was killed, or its node was lost"
+NUM_FUTILE_ATTEMPTS = 3
+_STDOUT = 1
+_ASKING = (signal.SIGUSR1, signal.SIGTERM)
+
+
+def main(command: Sequence[str] | None = None) -> int:
+    """Run one attempt of this job; return the exit status of the batch script."""
+    command = sys.argv[1:] if command is None else command
+    try:
+        if not command:
+            raise UserError("no command; usage: python -m signfuse_dist.jobs.batch COMMAND ...")
+        job = Job.from_environment(os.environ)
+        attempt = JobAttempt(job, _jobs_folder(os.environ) / job.id, _num_futile(os.environ))
+        return attempt.run(command)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
 
 
 @dataclass(frozen=True)
@@ -55,10 +74,10 @@ class Job:
     def state(self) -> str:
         """Return what Slurm makes of the job now, such as RUNNING or CANCELLED."""
         shown = _scontrol("show", "job", "--oneliner", self.name)
-        found = re.search(r"\bJobState=(\w+)", shown)
-        if found is None:
+        state = re.search(r"\bJobState=(\w+)", shown)
+        if state is None:
             raise SlurmError(f"scontrol shows no state of job {self.name}: {shown.strip()}")
-        return found.group(1)
+        return state.group(1)
 
     def requeue(self) -> None:
         """Start the job again, when there is room. Raises SlurmError."""
@@ -69,80 +88,7 @@ class SlurmError(RuntimeError):
     """A command of Slurm did not do what it was asked."""
 
 
-def _scontrol(*words: str) -> str:
-    done = subprocess.run(
-        ["scontrol", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SlurmError(f"scontrol {' '.join(words)}: {done.stdout.strip()}")
-    return done.stdout
-
-
-_SILENT = "it ended without a word: the job was killed, or its node was lost"
-
-
-@dataclass
-class Attempt:
-    """One start of a job: safe steps when it began and ended, and why it ended."""
-
-    begun_at: int
-    ended_at: int | None = None
-    why: str = ""
-
-
-class Attempts:
-    """The starts of one job, kept in ``attempts.json``."""
-
-    def __init__(self, folder: Path, num_allowed: int) -> None:
-        """Allow ``num_allowed`` attempts in a row that get no step further."""
-        self._path, self._num_allowed = folder / "attempts.json", num_allowed
-        self.found: list[Attempt] = []
-        if self._path.exists():
-            rows = json.loads(self._path.read_text(encoding="utf-8"))
-            self.found = [Attempt(**row) for row in rows]
-
-    def begin(self, step: int) -> None:
-        """Begin another; one before that never ended is ended here, with what is safe now."""
-        if self.found and self.found[-1].ended_at is None:
-            self.found[-1] = Attempt(self.found[-1].begun_at, step, _SILENT)
-        self.found.append(Attempt(step))
-        self._write()
-
-    def end(self, step: int, why: str) -> None:
-        """End the last one."""
-        self.found[-1] = Attempt(self.found[-1].begun_at, step, why)
-        self._write()
-
-    def refusal(self) -> str | None:
-        """Return why the job must not be started again, or None."""
-        ended = [attempt for attempt in self.found if attempt.ended_at is not None]
-        last = ended[-self._num_allowed :]
-        if len(last) < self._num_allowed or any(_went_on(attempt) for attempt in last):
-            return None
-        return (
-            f"{len(last)} attempts in a row got no further than step {last[-1].ended_at}; not "
-            f"requeued. The last: {last[-1].why}. Put that right and submit the same command "
-            f"again: it goes on from the last checkpoint"
-        )
-
-    def _write(self) -> None:
-        write_text(self._path, json.dumps([asdict(attempt) for attempt in self.found], indent=1))
-
-
-def _went_on(attempt: Attempt) -> bool:
-    return attempt.ended_at is not None and attempt.ended_at > attempt.begun_at
-
-
-NUM_FUTILE_ATTEMPTS = 3
-_STDOUT = 1
-_ASKING = (signal.SIGUSR1, signal.SIGTERM)
-
-
-class Batch:
+class JobAttempt:
     """One attempt of a job."""
 
     def __init__(self, job: Job, path: Path, num_futile: int) -> None:
@@ -160,10 +106,10 @@ class Batch:
             signal.signal(number, self._ask_stop)
         step = self._folder.newest_step()
         self._attempts.begin(step)
-        self._say(f"attempt {len(self._attempts.found)}, last checkpoint step {step}")
+        self._print(f"attempt {len(self._attempts.starts)}, last checkpoint step {step}")
         refusal = self._attempts.refusal()  # also of attempts that Slurm has requeued
         if refusal:
-            self._say(refusal)
+            self._print(refusal)
             return 1
         environment = {**os.environ, JOB_FOLDER: str(self._path)}
         with subprocess.Popen(command, env=environment) as process:
@@ -171,25 +117,25 @@ class Batch:
         # What is asked from here on comes too late to be heeded.
         for number in _ASKING:
             signal.signal(number, signal.SIG_IGN)
-        return self._end(self._folder.outcome(status))
+        return self._end(self._folder.end_of_attempt(status))
 
     def _ask_stop(self, number: int, frame: FrameType | None) -> None:
         self._folder.ask_stop()
-        self._say(f"stop asked by {signal.Signals(number).name.removeprefix('SIG')}")
+        self._print(f"stop asked by {signal.Signals(number).name.removeprefix('SIG')}")
 
-    def _end(self, outcome: Outcome) -> int:
+    def _end(self, end: JobEnd) -> int:
         step = self._folder.newest_step()
-        self._attempts.end(step, outcome.why)
-        self._say(f"{outcome.kind}, last checkpoint step {step}: {outcome.why}")
-        if outcome.kind == "finished":
+        self._attempts.end(step, end.why)
+        self._print(f"{end.kind}, last checkpoint step {step}: {end.why}")
+        if end.kind == "finished":
             shutil.rmtree(self._path)
             return 0
-        if outcome.kind == "refused":
-            self._say("not requeued: it would be refused again")
+        if end.kind == "refused":
+            self._print("not requeued: it would be refused again")
             return 2
         refusal = self._attempts.refusal()
         if refusal:
-            self._say(refusal)
+            self._print(refusal)
             return 1
         self._requeue(step)
         return REQUEUE
@@ -199,31 +145,82 @@ class Batch:
             state = self._job.state()
             if state != "RUNNING":
                 # Cancelled, or preempted and requeued by Slurm: bringing it back is not ours.
-                self._say(f"not requeued from here: Slurm says {state}")
+                self._print(f"not requeued from here: Slurm says {state}")
                 return
-            attempt = len(self._attempts.found) + 1
-            self._say(f"requeued as attempt {attempt}, last checkpoint step {step}")
+            attempt = len(self._attempts.starts) + 1
+            self._print(f"requeued as attempt {attempt}, last checkpoint step {step}")
             self._job.requeue()
         except (SlurmError, OSError) as e:
-            self._say(f"not requeued: {e}. Submit the same command again: it goes on")
+            self._print(f"not requeued: {e}. Submit the same command again: it goes on")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         # Unbuffered, for a signal's handler may say something while something is being said.
         os.write(_STDOUT, f"job {self._job.name}: {text}\n".encode())
 
 
-def main(command: Sequence[str] | None = None) -> int:
-    """Run one attempt of this job; return the exit status of the batch script."""
-    command = sys.argv[1:] if command is None else command
-    try:
-        if not command:
-            raise UserError("no command; usage: python -m signfuse_dist.jobs.batch COMMAND ...")
-        job = Job.from_environment(os.environ)
-        batch = Batch(job, _jobs_folder(os.environ) / job.id, _num_futile(os.environ))
-        return batch.run(command)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+class Attempts:
+    """The starts of one job, kept in ``attempts.json``."""
+
+    def __init__(self, folder: Path, num_allowed: int) -> None:
+        """Allow ``num_allowed`` attempts in a row that get no step further."""
+        self._path, self._num_allowed = folder / "attempts.json", num_allowed
+        self.starts: list[Attempt] = []
+        if self._path.exists():
+            rows = json.loads(self._path.read_text(encoding="utf-8"))
+            self.starts = [Attempt(**row) for row in rows]
+
+    def begin(self, step: int) -> None:
+        """Begin another; one before that never ended is ended here, with what is safe now."""
+        if self.starts and self.starts[-1].ended_at is None:
+            self.starts[-1] = Attempt(self.starts[-1].begun_at, step, _SILENT)
+        self.starts.append(Attempt(step))
+        self._write()
+
+    def end(self, step: int, why: str) -> None:
+        """End the last one."""
+        self.starts[-1] = Attempt(self.starts[-1].begun_at, step, why)
+        self._write()
+
+    def refusal(self) -> str | None:
+        """Return why the job must not be started again, or None."""
+        ended = [attempt for attempt in self.starts if attempt.ended_at is not None]
+        last = ended[-self._num_allowed :]
+        if len(last) < self._num_allowed or any(_went_on(attempt) for attempt in last):
+            return None
+        return (
+            f"{len(last)} attempts in a row got no further than step {last[-1].ended_at}; not "
+            f"requeued. The last: {last[-1].why}. Put that right and submit the same command "
+            f"again: it goes on from the last checkpoint"
+        )
+
+    def _write(self) -> None:
+        write_text(self._path, json.dumps([asdict(attempt) for attempt in self.starts], indent=1))
+
+
+@dataclass
+class Attempt:
+    """One start of a job: safe steps when it began and ended, and why it ended."""
+
+    begun_at: int
+    ended_at: int | None = None
+    why: str = ""
+
+
+def _scontrol(*words: str) -> str:
+    done = subprocess.run(
+        ["scontrol", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SlurmError(f"scontrol {' '.join(words)}: {done.stdout.strip()}")
+    return done.stdout
+
+
+def _went_on(attempt: Attempt) -> bool:
+    return attempt.ended_at is not None and attempt.ended_at > attempt.begun_at
 
 
 def _jobs_folder(environment: Mapping[str, str]) -> Path:

@@ -32,7 +32,7 @@ Kind = Literal["finished", "stopped", "refused", "failed"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobEnd:
     """How an attempt ended, and why in words."""
 
     kind: Kind
@@ -42,8 +42,8 @@ class Outcome:
 class JobFolder:
     """Reads and writes the files of one job; without a folder nobody listens, nothing is written.
 
-    The batch script calls ``clear``, ``ask_stop``, ``outcome`` and ``newest_step``; the trainer
-    ``begin``, ``end`` and ``failures_named``.
+    The batch script calls ``clear``, ``ask_stop``, ``end_of_attempt`` and ``newest_step``; the
+    trainer ``begin``, ``end`` and ``failures_named``.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -112,20 +112,20 @@ class JobFolder:
         lines = (self._path / "run_folders").read_text(encoding="utf-8").splitlines()
         return sum(newest_checkpoint(RunFolder(Path(line)).checkpoints) for line in set(lines))
 
-    def outcome(self, status: int) -> Outcome:
+    def end_of_attempt(self, status: int) -> JobEnd:
         """Return how the attempt ended, whose command ended with exit status ``status``."""
         if status == 0:
-            return Outcome("finished", "finished")
+            return JobEnd("finished", "finished")
         failure = self._read("failure.json")
         # Of several runs at once the last to speak may be one that had finished in time.
         heeded = self._path is not None and (self._path / STOP).exists() and not failure
         if self.stopped or heeded or status == REQUEUE:
-            return Outcome("stopped", "stopped on request")
+            return JobEnd("stopped", "stopped on request")
         if failure:
             why = f"process {failure['rank']} on {failure['host']}: {failure['error']}"
-            return Outcome("refused" if failure["user"] else "failed", why)
+            return JobEnd("refused" if failure["user"] else "failed", why)
         killed = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        return Outcome("failed", f"{killed}; no process named an error, see the log above")
+        return JobEnd("failed", f"{killed}; no process named an error, see the log above")
 
     def _note(self, error: Exception) -> None:
         assert self._path is not None

@@ -33,14 +33,14 @@ def train_stages(
     With ``stage=NAME`` among the overrides, only that stage.
     """
     launch = find_launch(launch, num_processes)
-    others = [word for word in overrides if not word.startswith("stage=")]
+    shared = [word for word in overrides if not word.startswith("stage=")]
     # All stages are read first: an error in the last must not show after the first has trained.
     for run in load_stages(experiment, overrides):
         stage = run.stage.name
         if RunFolder.of(run).is_finished:
             print(f"{run.folder}: already trained", flush=True)
             continue
-        words = [experiment, f"stage={stage}", *others]
+        words = [experiment, f"stage={stage}", *shared]
         status = _launch(launch, num_processes, words)
         if status:
             print(

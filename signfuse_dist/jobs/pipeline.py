@@ -31,7 +31,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Step:
+class PipelineJob:
     """One job of the pipeline."""
 
     name: str
@@ -68,16 +68,16 @@ def _refuse_own_options(sbatch: Sequence[str]) -> None:
             raise UserError(f"{word}: the pipeline decides that itself")
 
 
-def steps(request: Request, runs: Sequence[RunConfig]) -> Iterator[Step]:
+def pipeline_jobs(request: Request, runs: Sequence[RunConfig]) -> Iterator[PipelineJob]:
     """Yield the jobs in order: the stages that there are, and the evaluation of the last."""
-    others = [word for word in request.overrides if not word.startswith("stage=")]
+    shared = [word for word in request.overrides if not word.startswith("stage=")]
     for run in runs:
         stage = run.stage.name
         script = f"slurm/stage{STAGES.index(stage) + 1}.sh"
-        yield Step(stage, (script, request.experiment, *others))
+        yield PipelineJob(stage, (script, request.experiment, *shared))
     last = runs[-1]
     command = ("slurm/evaluate.sh", str(last.folder), "--split", last.data.test_split)
-    yield Step("evaluate", command)
+    yield PipelineJob("evaluate", command)
 
 
 def submit(request: Request) -> list[tuple[str, str]]:
@@ -87,17 +87,17 @@ def submit(request: Request) -> list[tuple[str, str]]:
     jobs that were submitted before it are cancelled.
     """
     submitted: list[tuple[str, str]] = []
-    for step in steps(request, load_stages(request.experiment, request.overrides)):
+    for job in pipeline_jobs(request, load_stages(request.experiment, request.overrides)):
         words = ["sbatch", "--parsable", *request.sbatch]
         if submitted:
             words += [f"--dependency=afterok:{submitted[-1][1]}", "--kill-on-invalid-dep=yes"]
-        done = subprocess.run([*words, *step.command], capture_output=True, text=True, check=False)
+        done = subprocess.run([*words, *job.command], capture_output=True, text=True, check=False)
         if done.returncode:
-            _cancel([job for _, job in submitted])
+            _cancel([number for _, number in submitted])
             raise UserError(
-                f"sbatch refuses {step.name}: {done.stderr.strip()}; nothing was submitted"
+                f"sbatch refuses {job.name}: {done.stderr.strip()}; nothing was submitted"
             )
-        submitted.append((step.name, done.stdout.strip().split(";")[0]))  # 12, or 12;cluster
+        submitted.append((job.name, done.stdout.strip().split(";")[0]))  # 12, or 12;cluster
     return submitted
 
 

@@ -13,6 +13,7 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from helpers.repository import ROOT
+from signfuse_dist.cli import main
 from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import processes
 from signfuse_dist.engine.ds_config import resolve
@@ -123,14 +124,29 @@ def test_forcing_the_cpu_is_refused_before_anything_starts(
         processes.start(make_plan(100, stage, train, 1), train)
 
 
-@pytest.mark.parametrize(("gpus", "name"), [(0, "cpu_zero2"), (1, "gpu"), (4, "node_zero2")])
-def test_the_launch_file_that_is_used_without_asking_fits_the_machine(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, name: str
+@pytest.mark.parametrize(
+    ("gpus", "machine", "name"),
+    [
+        (0, "without a GPU", "cpu_zero2.yaml"),
+        (1, "with one GPU", "gpu.yaml"),
+        (4, "with several", "node_zero2.yaml"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "ablate"])
+def test_the_launch_file_that_is_used_without_asking_fits_the_machine_and_is_in_the_help(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    gpus: int,
+    machine: str,
+    name: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.chdir(ROOT)
-    assert local._default_launch().is_file()
-    assert local._default_launch().stem == name
+    assert local.find_launch(None, None) == Path("launch") / name
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"{name} {machine}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_documents_list_every_launch_file() -> None:

@@ -44,17 +44,17 @@ def test_a_process_of_no_job_writes_nothing(
 
 def test_what_the_launcher_makes_1_of_is_told_apart(job: JobFolder, tmp_path: Path) -> None:
     job.begin(tmp_path / "run")
-    assert job.outcome(1).kind == "failed"
-    assert "exit status 1; no process named an error" in job.outcome(1).why
-    assert "killed by signal 9" in job.outcome(-9).why
+    assert job.end_of_attempt(1).kind == "failed"
+    assert "exit status 1; no process named an error" in job.end_of_attempt(1).why
+    assert "killed by signal 9" in job.end_of_attempt(-9).why
     job.end(finished=False)
     assert job.stopped
-    assert job.outcome(1).kind == "stopped"
+    assert job.end_of_attempt(1).kind == "stopped"
     job.begin(tmp_path / "next run")
     assert not job.stopped
-    assert job.outcome(REQUEUE).kind == "stopped", "where no launcher stands between"
+    assert job.end_of_attempt(REQUEUE).kind == "stopped", "where no launcher stands between"
     job.end(finished=True)
-    assert job.outcome(0).kind == "finished"
+    assert job.end_of_attempt(0).kind == "finished"
 
 
 def test_the_first_error_is_the_one_that_is_named(
@@ -64,14 +64,14 @@ def test_the_first_error_is_the_one_that_is_named(
     fail(job, RuntimeError("out of memory"))
     monkeypatch.setenv("RANK", "0")
     fail(job, RuntimeError("connection closed by peer"))
-    outcome = job.outcome(1)
-    assert outcome.kind == "failed"
-    assert outcome.why.startswith("process 3 on ")
-    assert outcome.why.endswith(": RuntimeError: out of memory")
+    end = job.end_of_attempt(1)
+    assert end.kind == "failed"
+    assert end.why.startswith("process 3 on ")
+    assert end.why.endswith(": RuntimeError: out of memory")
     assert [path.name for path in (tmp_path / "job").iterdir()] == ["failure.json"]
     job.clear()
     fail(job, UserError("no such folder"))
-    assert job.outcome(1).kind == "refused"
+    assert job.end_of_attempt(1).kind == "refused"
 
 
 def test_a_stop_that_was_asked_for_ends_with_the_attempt(
@@ -90,11 +90,11 @@ def test_a_stop_that_was_asked_for_is_heeded_by_a_command_of_several_runs(
 ) -> None:
     job.begin(tmp_path / "run")
     job.end(finished=True)
-    assert job.outcome(1).kind == "failed"
+    assert job.end_of_attempt(1).kind == "failed"
     job.ask_stop()
-    assert job.outcome(1).kind == "stopped"
+    assert job.end_of_attempt(1).kind == "stopped"
     fail(job, RuntimeError("no memory"))
-    assert job.outcome(1).kind == "failed", "though a stop was asked for as well"
+    assert job.end_of_attempt(1).kind == "failed", "though a stop was asked for as well"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
