@@ -283,9 +283,9 @@ def _line(cells: Any) -> str:
 
 
 def _about(results: TableResults) -> list[str]:
-    words = " ".join(results.overrides)
+    overrides = " ".join(results.overrides)
     return [
-        f"{escape_markdown(results.experiment)} {escape_markdown(words)}".rstrip()
+        f"{escape_markdown(results.experiment)} {escape_markdown(overrides)}".rstrip()
         + f", split {escape_markdown(results.split)}. {escape_markdown(results.ablation.paper)}"
     ]
 
