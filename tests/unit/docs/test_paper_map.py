@@ -74,7 +74,7 @@ def test_two_objects_of_a_row_are_two_links_and_other_lines_stay() -> None:
     text = f"# Title\n\n| a | b |\n|---|---|\n{row}"
     *before, row = rewritten(text).split("\n")
     assert before == text.split("\n")[:-1]
-    assert len(re.findall(r"\[[^]]*:\d+\]\(\.\./signfuse_dist/stages\.py#L\d+\)", row)) == 2
+    assert len(re.findall(r"\[[^]]*:\d+\]\(\.\./signfuse_dist/objective\.py#L\d+\)", row)) == 2
 
 
 def test_a_key_of_a_configuration_file_is_found_where_it_stands() -> None:
