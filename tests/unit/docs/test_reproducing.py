@@ -80,7 +80,7 @@ def test_every_split_is_packed_and_verified_where_the_run_reads_it() -> None:
             if not line.startswith("sbatch")
         ]
         packed = {str(o.out) for o in options if getattr(o, "corpus", None) == corpus}
-        verified = {o.folder for o in options if o.run is data._verify}
+        verified = {o.folder for o in options if o.run is data_commands._verify}
         assert packed == folders
         assert folders <= verified
         assert {o.fps for o in options if getattr(o, "corpus", None) == corpus} == {data.fps}
