@@ -28,7 +28,6 @@ from signfuse_dist.cli import add_options, answer, from_options, parse
 from signfuse_dist.cli.training import add_run
 from signfuse_dist.config import STAGES, RunConfig, StageName, load_run
 from signfuse_dist.engine import processes
-from signfuse_dist.engine.guards import Agreement, FiniteSteps
 from signfuse_dist.engine.loop import Step, make_optimizer
 from signfuse_dist.engine.metrics import Interval, device_name
 from signfuse_dist.engine.objective import Meter
@@ -226,16 +225,14 @@ class EngineLoop:
         optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
         self.meter = meter_of(model, case.objective, run, self.accelerator.device)
         prepared, optimizer = self.accelerator.prepare(model, optimizer)
-        self._agreement = Agreement(case.objective, 1)
         self._step = Step(
-            self.accelerator,
-            prepared,
-            optimizer,
-            case.objective,
-            case.plan,
-            run.stage,
-            run.train,
-            FiniteSteps(prepared, self._agreement, run.train.non_finite),
+            accelerator=self.accelerator,
+            model=prepared,
+            optimizer=optimizer,
+            objective=case.objective,
+            plan=case.plan,
+            stage=run.stage,
+            train=run.train,
         )
         self._timeline = Timeline(self.accelerator.device, self.meter.components)
         self._done = 0
@@ -259,7 +256,7 @@ class EngineLoop:
         self._case.objective.report(means)
 
     def _take(self, batch: SignBatch, interval: Interval) -> None:
-        agreed = self._agreement.exchange([batch], False)
+        agreed = self._step.agreement.exchange([batch], False)
         interval.count(agreed, [batch])
         self._step.take(self._done, [batch], agreed.counts, interval)
         self._done += 1

@@ -29,7 +29,7 @@ from signfuse_dist.development import DevelopmentScore, open_development
 from signfuse_dist.engine import checkpoint, ds_config, processes, trackers
 from signfuse_dist.engine.checkpoint import refuse_other_run
 from signfuse_dist.engine.hang import watched
-from signfuse_dist.engine.loop import Loop, make_optimizer
+from signfuse_dist.engine.loop import Loop, Step, make_optimizer
 from signfuse_dist.engine.stopping import REQUEUE
 from signfuse_dist.engine.timing import Marks, Startup
 from signfuse_dist.errors import UserError, raise_together
@@ -154,12 +154,12 @@ def _make_model(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     return model, tokenizer
 
 
-def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> checkpoint.Found | None:
+def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
     """Load the weights of the newest whole checkpoint; return it, None where there is none.
 
     Raises UserError when it is of another run.
     """
-    newest = checkpoint.find_checkpoint(job.folder.checkpoints, job.accelerator, job.print_main)
+    newest = checkpoint.agree_on_latest(job.folder.checkpoints, job.accelerator, job.print_main)
     if newest is not None:
         position = data_position(job.plan, job.run.train.seed, newest.step)
         refuse_other_run(newest, {"run": identity, "data": position})
@@ -174,7 +174,7 @@ def _run_loop(
     model: SignFuse,
     tokenizer: TextTokenizer | None,
     identity: dict[str, Any],
-    resumed: checkpoint.Found | None,
+    resumed: checkpoint.Checkpoint | None,
 ) -> bool:
     """Train from the checkpoint ``resumed``, or from the start; return whether it is finished."""
     run, accelerator, startup = job.run, job.accelerator, job.startup
@@ -193,27 +193,30 @@ def _run_loop(
     objective = StageObjective(run.stage.name, run.loss)
     meter = meter_of(model, objective, run, accelerator.device)
     say_what_is_unknown(meter, accelerator.device, job.print_main)
+    step = Step(
+        accelerator=accelerator,
+        model=prepared,
+        optimizer=optimizer,
+        objective=objective,
+        plan=job.plan,
+        stage=run.stage,
+        train=run.train,
+    )
     loop = Loop(
-        accelerator,
-        prepared,
-        optimizer,
-        objective,
-        job.plan,
-        run.stage,
-        run.train,
-        run.folder,
-        job.marks,
-        identity,
-        development,
-        meter,
-        startup,
+        step=step,
+        folder=run.folder,
+        marks=job.marks,
+        identity=identity,
+        development=development,
+        meter=meter,
+        startup=startup,
     )
     dataset = _clips(job, tokenizer, start_step, features)
     source = batches(dataset, job.workers, torch.cuda.is_available())
     return loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
 
 
-def _prepare(job: _Job, model: SignFuse, resumed: checkpoint.Found | None) -> tuple[Any, Any]:
+def _prepare(job: _Job, model: SignFuse, resumed: checkpoint.Checkpoint | None) -> tuple[Any, Any]:
     """Hand model and optimizer to the engine, and give it the moments of a checkpoint."""
     run = job.run
     optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
@@ -230,7 +233,7 @@ def _prepare(job: _Job, model: SignFuse, resumed: checkpoint.Found | None) -> tu
 def _write_model(job: _Job, model: SignFuse) -> None:
     """Write ``model/`` from the weights that ``train.select`` asks for."""
     if job.run.train.select == "best":
-        best = checkpoint.best(job.folder.checkpoints, job.print_main)
+        best = checkpoint.find_best(job.folder.checkpoints, job.print_main)
         if best is None:
             raise UserError(
                 f"{job.folder.path}: train.select=best, and no checkpoint has a development score; "

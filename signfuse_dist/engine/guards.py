@@ -1,10 +1,11 @@
-"""A step whose loss or gradient is not finite on any process is taken by none of them.
+"""What the processes know together of a step: its counts, its broken clips, and if it is finite.
 
-What every process knows at the same step, without a message of its own, is the norm of the
-gradient: it is that of all processes. :func:`marked` lets a loss that is not finite show in it.
-DeepSpeed computes the norm before it touches weights or moments, and takes no step when it is not
-finite; under plain DDP the step asks :meth:`FiniteSteps.allows`. Batch statistics of norms, which
-change in the forward pass, are put back.
+A step whose loss or gradient is not finite on any process is taken by none of them. What every
+process knows at the same step, without a message of its own, is the norm of the gradient: it is
+that of all processes. :func:`marked` lets a loss that is not finite show in it. DeepSpeed computes
+the norm before it touches weights or moments, and takes no step when it is not finite; under plain
+DDP the step asks :meth:`FiniteSteps.allows`. Batch statistics of norms, which change in the forward
+pass, are put back.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from signfuse_dist.engine.objective import Batch, Objective
+from signfuse_dist.engine.objective import Objective, TrainingBatch
 from signfuse_dist.errors import UserError
 
 
@@ -42,7 +43,7 @@ class Agreement:
         self._num_processes = num_processes
         self._hosts: Any = dist.new_group(backend="gloo") if num_processes > 1 else None
 
-    def exchange(self, window: Sequence[Batch], stop_asked: bool) -> Agreed:
+    def exchange(self, window: Sequence[TrainingBatch], stop_asked: bool) -> Agreed:
         """Return the sums over all processes, and whether any of them must stop."""
         # Each process puts its frames into a place of its own, so that a sum brings them all.
         own = dist.get_rank() if self._num_processes > 1 else 0
@@ -76,26 +77,26 @@ class Agreement:
 class BrokenClips:
     """Names the clips that could not be read, and refuses to go on when there are too many.
 
-    Counted over all processes, from the beginning of the epoch. ``found`` is how many there have
+    Counted over all processes, from the beginning of the epoch. ``count`` is how many there have
     been; a checkpoint carries it.
     """
 
     def __init__(self, num_clips: int, max_share: float) -> None:
-        self._num_clips, self._max_share, self.found = num_clips, max_share, 0
+        self._num_clips, self._max_share, self.count = num_clips, max_share, 0
 
     def begin_epoch(self) -> None:
         """Count from zero."""
-        self.found = 0
+        self.count = 0
 
-    def add(self, step: int, window: Sequence[Batch], found: int) -> None:
-        """Name this process's, count ``found`` of all; raise UserError above the allowed share."""
+    def add(self, step: int, window: Sequence[TrainingBatch], broken: int) -> None:
+        """Name this process's, count ``broken`` of all; raise UserError above the allowed share."""
         for fault in (fault for batch in window for fault in batch.faults):
             print(f"step {step}: clip left out: {fault}", flush=True)
-        self.found += found
-        share = self.found / self._num_clips
+        self.count += broken
+        share = self.count / self._num_clips
         if share > self._max_share:
             raise UserError(
-                f"step {step}: {self.found} of {self._num_clips} clips of this epoch "
+                f"step {step}: {self.count} of {self._num_clips} clips of this epoch "
                 f"could not be read, a share of {share:.2%} (train.max_broken_share is "
                 f"{self._max_share:.2%}). They are named above; `signfuse verify` "
                 "shows all that is wrong, `signfuse pack` repairs it, and the same command goes on"
@@ -148,13 +149,13 @@ class FiniteSteps:
             )
         return math.isfinite(float(gradient_norm))
 
-    def took(self) -> None:
+    def note_taken(self) -> None:
         """Note that a step was taken."""
         self.taken += 1
         self._in_a_row = 0
 
     def refuse(
-        self, step: int, window: Sequence[Batch], losses: Sequence[Sequence[Tensor]]
+        self, step: int, window: Sequence[TrainingBatch], losses: Sequence[Sequence[Tensor]]
     ) -> None:
         """Name the clips of step ``step`` (from 1), which was not taken; every process calls this.
 
@@ -168,24 +169,25 @@ class FiniteSteps:
         clips, what = self._suspects(window, losses)
         print(f"step {step}: {what}; clips of this process: {_listed(clips)}", flush=True)
         everyones = [clip for part in self._agreement.gather(clips) for clip in part]
-        said = (
+        refusal = (
             f"step {step}: {what}, and no process took the step; clips: "
             f"{_listed(everyones[:_NAMED])}{' ...' if len(everyones) > _NAMED else ''}"
         )
         if self._choice == "stop":
             raise UserError(
-                f"{said}. The last checkpoint is kept. Look at the clips (signfuse show, signfuse "
-                "verify), lower stage.learning_rate, or leave such steps out: train.non_finite=skip"
+                f"{refusal}. The last checkpoint is kept. Look at the clips (signfuse show, "
+                "signfuse verify), lower stage.learning_rate, or leave such steps out: "
+                "train.non_finite=skip"
             )
         if self._in_a_row == MAX_IN_A_ROW:
             raise UserError(
-                f"{said}. It is the {MAX_IN_A_ROW}th such step without one between that was "
+                f"{refusal}. It is the {MAX_IN_A_ROW}th such step without one between that was "
                 "finite: not the clips but the weights are broken. The last checkpoint is kept; "
                 "lower stage.learning_rate, or go back to an earlier checkpoint"
             )
 
     def _suspects(
-        self, window: Sequence[Batch], losses: Sequence[Sequence[Tensor]]
+        self, window: Sequence[TrainingBatch], losses: Sequence[Sequence[Tensor]]
     ) -> tuple[list[str], str]:
         """Return this process's clips to look at, and what is not finite on any process.
 

@@ -61,10 +61,10 @@ class Watch:
 
     def __init__(self, store: Any, rank: int, size: int, seconds: float, folder: Path) -> None:
         """Take a store that nobody else waits with; ``seconds`` is ``train.hang_seconds``."""
-        self.marks, self._rank, self._folder, self._store = Marks(), rank, folder, store
+        self.marks, self._rank, self._store, self._seconds = Marks(), rank, store, seconds
         self._process = f"process {rank} (host {os.uname().nodename}, pid {os.getpid()})"
         self._keys = [f"process {other}" for other in range(size)]
-        self._seconds, self._interval = seconds, min(5.0, seconds / 24)
+        self._interval, self._stacks = min(5.0, seconds / 24), RunFolder(folder).stacks(rank)
         self._ended, self._over, self._unanswered = "", threading.Event(), 0
         self._looking = threading.Thread(target=self._look, name="watch", daemon=True)
 
@@ -128,11 +128,12 @@ class Watch:
     def _finish(self, verdict: str) -> None:
         """Write down what this process does, let the others do the same, and end."""
         self._over.set()
-        path = RunFolder(self._folder).stacks(self._rank)
-        text = f"error: {verdict}\n{self._process} ends; its stacks: {path}. The same command goes "
-        text += "on. Where nothing hung and a step takes long: train.hang_seconds\n"
+        text = (
+            f"error: {verdict}\n{self._process} ends; its stacks: {self._stacks}. The same command "
+        )
+        text += "goes on. Where nothing hung and a step takes long: train.hang_seconds\n"
         os.write(2, text.encode())  # sys.stderr has a lock, which a thread that hangs may hold
-        with suppress(OSError), path.open("w") as file:
+        with suppress(OSError), self._stacks.open("w") as file:
             faulthandler.dump_traceback(file)
         time.sleep(2 * self._interval)
         self.end(HUNG)

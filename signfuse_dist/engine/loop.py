@@ -1,4 +1,4 @@
-"""The one training loop: knows steps, losses by name and a stop flag; no model and no data."""
+"""The one training loop and its step: losses by name and a stop flag, no model and no data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,280 @@ from signfuse_dist.engine import checkpoint
 from signfuse_dist.engine.checkpoint import CheckpointWriter
 from signfuse_dist.engine.guards import Agreement, BrokenClips, FiniteSteps, marked
 from signfuse_dist.engine.metrics import Interval, MetricsLog
-from signfuse_dist.engine.objective import NOTHING, Batch, Meter, Objective
+from signfuse_dist.engine.objective import NOTHING, Meter, Objective, TrainingBatch
 from signfuse_dist.engine.stopping import StopRequest, stop_file
 from signfuse_dist.engine.timing import OPTIMIZER, OTHER, WAITING, Marks, Phase, Startup, Timeline
 from signfuse_dist.plan import Plan, data_position, learning_rate
 from signfuse_dist.run_folder import RunFolder
+
+Development = Callable[[], dict[str, float]]
+"""Scores the development split on every process: the same figures on each, the first of them the
+score by which checkpoints are compared (lower is better); none when it could not be scored."""
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """Trains one stage from a step to its end, or to a stop that every process agrees on.
+
+    Attributes:
+        step: takes the steps; it has model, optimizer, objective and plan.
+        folder: the run folder.
+        marks: where this process says what it does.
+        identity: what checkpoints say of the run, to be compared when it goes on.
+        development: called every ``train.dev_epochs`` epochs; it must leave the model as it was and
+            draw nothing, so that a run is the same with it and without.
+        meter: what of the model its figures are divided into.
+        startup: where the time before the first step went so far.
+    """
+
+    step: Step
+    folder: Path
+    marks: Marks
+    identity: Mapping[str, Any]
+    development: Development | None = None
+    meter: Meter = NOTHING
+    startup: Startup = field(default_factory=Startup)
+
+    def __post_init__(self) -> None:
+        self._plan, self._train = self.step.plan, self.step.train
+        self._broken = BrokenClips(self._plan.num_clips, self._train.max_broken_share)
+        self._timeline = Timeline(self.step.accelerator.device, self.meter.components)
+        self._since = self._new_interval()
+
+    def run(
+        self,
+        batches: Iterator[TrainingBatch],
+        start_step: int,
+        set_mode: Callable[[], None],
+        broken_clips: int = 0,
+    ) -> bool:
+        """Train; return whether the stage is finished (False: stopped on request, resumable).
+
+        Args:
+            batches: this process's micro batches from ``start_step`` on.
+            start_step: optimizer steps already done.
+            set_mode: puts the model's parts into training or evaluation mode.
+            broken_clips: clips of the epoch of ``start_step`` that could not be read before.
+
+        Raises UserError on every process when the last checkpoint cannot be written.
+        """
+        main = self.step.accelerator.is_main_process
+        log = MetricsLog(self.folder, self._plan.total_steps, start_step, main)
+        set_mode()
+        self._since = self._new_interval()
+        self._broken.count = broken_clips
+        checkpoints = RunFolder(self.folder).checkpoints
+        keep = self._train.keep_checkpoints
+        with (
+            StopRequest(stop_file() if main else None) as stop,
+            CheckpointWriter(checkpoints, keep, self.step.accelerator, log.print_main) as writer,
+        ):
+            done = saved = start_step
+            while done < self._plan.total_steps:
+                computing: Phase = "first step" if done == start_step else "computing"
+                if not self._take_step(done, batches, stop, computing):
+                    break
+                done += 1
+                self._end_startup(log)
+                log.advance()
+                scores = self._score(done)
+                self._report(done, log, scores)
+                if scores or done % self._train.checkpoint_steps == 0:
+                    self._save(done, writer, scores)
+                    saved = done
+            if done > saved:
+                self._save(done, writer, {})
+            self.marks.at("saving", done)
+            writer.finish()
+        log.close()
+        return done == self._plan.total_steps
+
+    def _take_step(
+        self, done: int, batches: Iterator[TrainingBatch], stop: StopRequest, computing: Phase
+    ) -> bool:
+        """Take the step after ``done``; return False where a process was asked to stop."""
+        if done % self._plan.steps_per_epoch == 0:
+            self._broken.begin_epoch()
+        self.marks.at("loading clips", done + 1)
+        started = time.perf_counter()
+        window = [next(batches) for _ in range(self._plan.accumulation)]
+        self._since.waited += time.perf_counter() - started
+        self.startup.lap("first batch")
+        self.marks.at(WAITING, done + 1)
+        agreed = self.step.agreement.exchange(window, stop.asked)
+        if agreed.stopping:  # the window comes again, and its clips count then
+            return False
+        self._since.count(agreed, window)
+        self._broken.add(done + 1, window, agreed.broken)
+        self.marks.at(computing, done + 1)
+        self.step.take(done, window, agreed.counts, self._since)
+        return True
+
+    def _score(self, done: int) -> dict[str, float]:
+        """Return the development scores, empty where none are due; no speed counts their time."""
+        epoch, within = divmod(done, self._plan.steps_per_epoch)
+        last = done == self._plan.total_steps
+        if self.development is None or within or (epoch % self._train.dev_epochs and not last):
+            return {}
+        self.marks.at("scoring", done)
+        with self._since.paused():
+            return self.development()
+
+    def _report(self, done: int, log: MetricsLog, scores: dict[str, float]) -> None:
+        if done % self._train.log_steps and done != self._plan.total_steps and not scores:
+            return
+        means, figures = self._since.close(self.step.accelerator.num_processes)
+        values = {
+            "epoch": (done - 1) // self._plan.steps_per_epoch + 1,
+            **(self.step.objective.report(means) if means else {}),
+            **scores,
+            "skipped": self._since.broken,
+            "skipped_steps": self.step.finite.skipped,
+            "learning_rate": learning_rate(done - 1, self._plan, self.step.stage.learning_rate),
+            **figures,
+        }
+        log.write({"step": done, "stage": self.step.stage.name, **values})
+        self.step.accelerator.log(values, step=done)
+        self._since = self._new_interval()
+        self.step.finite.skipped = 0
+
+    def _end_startup(self, log: MetricsLog) -> None:
+        self.startup.lap("first step")
+        main = self.step.accelerator.is_main_process
+        line = self.startup.end(RunFolder(self.folder).startup if main else None)
+        if line is not None:
+            log.print_main(line)
+
+    def _new_interval(self) -> Interval:
+        names, device = tuple(self.step.objective.weights), self.step.accelerator.device
+        return Interval(names, device, self.meter, self._timeline)
+
+    def _save(self, step: int, writer: CheckpointWriter, scores: dict[str, float]) -> None:
+        if not self.step.finite.taken:
+            return  # weights are what they were at the start, and there may be no moments yet
+        state = {
+            "data": data_position(self._plan, self._train.seed, step),
+            "broken_clips": self._broken.count,
+            "development": scores,
+            "score": next(iter(scores.values()), None),
+            "run": dict(self.identity),
+        }
+        self.marks.at("saving", step)
+        writer.wait()  # before the copy: two at once would need the host's memory twice
+        model, optimizer = self.step.model, self.step.optimizer
+        snapshot = checkpoint.take_snapshot(self.step.accelerator, model, optimizer, step, state)
+        writer.start(snapshot)
+
+
+@dataclass(kw_only=True)
+class Step:
+    """Takes optimizer steps. Sums over global counts: no process's mean enters (Eq. 21-23).
+
+    Attributes:
+        model: prepared by the accelerator, as is the optimizer.
+        agreement: what the processes exchange before each step.
+        finite: refuses steps that are not finite.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Any
+    objective: Objective
+    plan: Plan
+    stage: StageConfig
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        self.agreement = Agreement(self.objective, self.accelerator.num_processes)
+        self.finite = FiniteSteps(self.model, self.agreement, self.train.non_finite)
+
+    def take(
+        self,
+        step: int,
+        window: Sequence[TrainingBatch],
+        counts: dict[str, float],
+        interval: Interval,
+    ) -> None:
+        """Take step ``step`` (from 0) and note its losses and gradient norm in ``interval``.
+
+        A step that is not finite is not taken, and noted by ``finite`` alone.
+
+        DeepSpeed and DDP average gradients over processes, and Accelerate over accumulation; the
+        factor takes both back.
+        """
+        peak = self.stage.learning_rate
+        set_learning_rate(self.optimizer, learning_rate(step, self.plan, peak))
+        scale = self.accelerator.num_processes * self.plan.accumulation
+        weights = self.objective.weights
+        losses: list[dict[str, Tensor]] = []
+        norm, taken = None, False
+        self.finite.begin()
+        for part, compared in enumerate(self._compare(step, window)):
+            batch = window[part].to(self.accelerator.device)
+            self._seed(step, part)
+            with self.accelerator.accumulate(self.model):
+                sums = self.objective(self.model, batch, compared)
+                terms = [weights[n] * sums[n] / max(counts[n], 1) for n in sums]
+                self.accelerator.backward(marked(torch.stack(terms).sum()) * scale)
+                interval.enter(OPTIMIZER)
+                if self.accelerator.sync_gradients:
+                    norm = self._clip()
+                    taken = self.finite.allows(norm)
+                    if taken:
+                        self.optimizer.step()
+                self.optimizer.zero_grad()
+            interval.enter(OTHER)
+            losses.append({name: loss.detach() for name, loss in sums.items()})
+        if not taken:
+            self.finite.refuse(step + 1, window, [list(of.values()) for of in losses])
+            return
+        self.finite.note_taken()
+        interval.gradient_norm = norm
+        for sums in losses:
+            interval.add(sums, counts)
+        interval.steps += 1
+
+    def _compare(self, step: int, window: Sequence[TrainingBatch]) -> Sequence[Any]:
+        """Return what each micro batch has of a loss over all of them, None where there is none.
+
+        Gradient caching (Gao et al., 2021): memory of one micro batch, for another run of what
+        makes the summaries. With one micro batch a step there is nothing to cache.
+        """
+        if not (self.plan.caches_gradients and self.objective.compares):
+            return [None] * len(window)
+        summaries = []
+        with torch.no_grad(), _buffers_kept(self.model):
+            for part, batch in enumerate(window):
+                self._seed(step, part)
+                on_device = batch.to(self.accelerator.device)
+                summaries.append(self.objective.summarise(self.model, on_device))
+        return self.objective.compare(window, summaries)
+
+    def _seed(self, step: int, part: int) -> None:
+        """Key the randomness by step, process and micro batch: resumed and repeated runs agree."""
+        key = [self.train.seed, step, self.accelerator.process_index, part]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def _clip(self) -> Any:
+        """Clip (plain DDP) or ask what was clipped (DeepSpeed clips by its own dictionary)."""
+        model: Any = self.model
+        if hasattr(model, "get_global_grad_norm"):
+            return model.get_global_grad_norm()
+        # 0 is no clipping, as in DeepSpeed.
+        limit = self.train.gradient_clipping or math.inf
+        return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the model's buffers back at the end: norm statistics count each micro batch once.
+
+    At the end, so that each micro batch finds the statistics that it will find again.
+    """
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
 
 
 def make_optimizer(
@@ -50,278 +320,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Set the rate of every group; the schedule is a function of the step and has no state."""
     for group in optimizer.param_groups:
         group["lr"] = value
-
-
-class Step:
-    """Takes optimizer steps. Sums over global counts: no process's mean enters (Eq. 21-23)."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: Any,
-        objective: Objective,
-        plan: Plan,
-        stage: StageConfig,
-        train: TrainConfig,
-        finite: FiniteSteps,
-    ) -> None:
-        self._finite = finite
-        self._accelerator, self._model, self._optimizer = accelerator, model, optimizer
-        self._objective, self._plan, self._stage, self._train = objective, plan, stage, train
-
-    def take(
-        self, step: int, window: Sequence[Batch], counts: dict[str, float], interval: Interval
-    ) -> None:
-        """Take step ``step`` (from 0) and note its losses and gradient norm in ``interval``.
-
-        A step that is not finite is not taken, and noted by ``finite`` alone.
-
-        DeepSpeed and DDP average gradients over processes, and Accelerate over accumulation; the
-        factor takes both back.
-        """
-        peak = self._stage.learning_rate
-        set_learning_rate(self._optimizer, learning_rate(step, self._plan, peak))
-        scale = self._accelerator.num_processes * self._plan.accumulation
-        weights = self._objective.weights
-        losses: list[dict[str, Tensor]] = []
-        norm, taken = None, False
-        self._finite.begin()
-        for part, compared in enumerate(self._compare(step, window)):
-            batch = window[part].to(self._accelerator.device)
-            self._seed(step, part)
-            with self._accelerator.accumulate(self._model):
-                sums = self._objective(self._model, batch, compared)
-                terms = [weights[n] * sums[n] / max(counts[n], 1) for n in sums]
-                self._accelerator.backward(marked(torch.stack(terms).sum()) * scale)
-                interval.enter(OPTIMIZER)
-                if self._accelerator.sync_gradients:
-                    norm = self._clip()
-                    taken = self._finite.allows(norm)
-                    if taken:
-                        self._optimizer.step()
-                self._optimizer.zero_grad()
-            interval.enter(OTHER)
-            losses.append({name: loss.detach() for name, loss in sums.items()})
-        if not taken:
-            self._finite.refuse(step + 1, window, [list(of.values()) for of in losses])
-            return
-        self._finite.took()
-        interval.gradient_norm = norm
-        for sums in losses:
-            interval.add(sums, counts)
-        interval.steps += 1
-
-    def _compare(self, step: int, window: Sequence[Batch]) -> Sequence[Any]:
-        """Return what each micro batch has of a loss over all of them, None where there is none.
-
-        Gradient caching (Gao et al., 2021): memory of one micro batch, for another run of what
-        makes the summaries. With one micro batch a step there is nothing to cache.
-        """
-        if not (self._plan.caches_gradients and self._objective.compares):
-            return [None] * len(window)
-        summaries = []
-        with torch.no_grad(), _buffers_kept(self._model):
-            for part, batch in enumerate(window):
-                self._seed(step, part)
-                on_device = batch.to(self._accelerator.device)
-                summaries.append(self._objective.summarise(self._model, on_device))
-        return self._objective.compare(window, summaries)
-
-    def _seed(self, step: int, part: int) -> None:
-        """Key the randomness by step, process and micro batch: resumed and repeated runs agree."""
-        key = [self._train.seed, step, self._accelerator.process_index, part]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-
-    def _clip(self) -> Any:
-        """Clip (plain DDP) or ask what was clipped (DeepSpeed clips by its own dictionary)."""
-        model: Any = self._model
-        if hasattr(model, "get_global_grad_norm"):
-            return model.get_global_grad_norm()
-        # 0 is no clipping, as in DeepSpeed.
-        limit = self._train.gradient_clipping or math.inf
-        return self._accelerator.clip_grad_norm_(self._model.parameters(), limit)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the model's buffers back at the end: norm statistics count each micro batch once.
-
-    At the end, so that each micro batch finds the statistics that it will find again.
-    """
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    yield
-    for buffer, value in before:
-        buffer.copy_(value)
-
-
-Development = Callable[[], dict[str, float]]
-"""Scores the development split on every process: the same figures on each, the first of them the
-score by which checkpoints are compared (lower is better); none when it could not be scored."""
-
-
-class Loop:
-    """Trains one stage from a step to its end, or to a stop that every process agrees on."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: Any,
-        objective: Objective,
-        plan: Plan,
-        stage: StageConfig,
-        train: TrainConfig,
-        folder: Path,
-        marks: Marks,
-        identity: Mapping[str, Any],
-        development: Development | None,
-        meter: Meter = NOTHING,
-        startup: Startup | None = None,
-    ) -> None:
-        """Take a prepared ``model`` and ``optimizer``.
-
-        Args:
-            folder: the run folder.
-            marks: where this process says what it does.
-            identity: what checkpoints say of the run, to be compared when it goes on.
-            development: called every ``train.dev_epochs`` epochs; it must leave the model as it
-                was and draw nothing, so that a run is the same with it and without.
-            meter: what of the model its figures are divided into.
-            startup: where the time before the first step went so far.
-        """
-        self._marks = marks
-        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
-        self.objective, self.plan, self.stage, self.train = objective, plan, stage, train
-        self.folder, self.identity, self.development = folder, identity, development
-        self.names = tuple(objective.weights)
-        self._agreement = Agreement(objective, accelerator.num_processes)
-        self._broken = BrokenClips(plan.num_clips, train.max_broken_share)
-        self._finite = FiniteSteps(model, self._agreement, train.non_finite)
-        self._step = Step(
-            accelerator, model, optimizer, objective, plan, stage, train, self._finite
-        )
-        self._meter, self.startup = meter, startup or Startup()
-        self._timeline = Timeline(accelerator.device, meter.components)
-        self._since = self._interval()
-
-    def run(
-        self,
-        batches: Iterator[Batch],
-        start_step: int,
-        set_mode: Callable[[], None],
-        broken_clips: int = 0,
-    ) -> bool:
-        """Train; return whether the stage is finished (False: stopped on request, resumable).
-
-        Args:
-            batches: this process's micro batches from ``start_step`` on.
-            start_step: optimizer steps already done.
-            set_mode: puts the model's parts into training or evaluation mode.
-            broken_clips: clips of the epoch of ``start_step`` that could not be read before.
-
-        Raises UserError on every process when the last checkpoint cannot be written.
-        """
-        main = self.accelerator.is_main_process
-        log = MetricsLog(self.folder, self.plan.total_steps, start_step, main)
-        set_mode()
-        self._since = self._interval()
-        self._broken.found = broken_clips
-        checkpoints = RunFolder(self.folder).checkpoints
-        keep = self.train.keep_checkpoints
-        with (
-            StopRequest(stop_file() if main else None) as stop,
-            CheckpointWriter(checkpoints, keep, self.accelerator, log.say) as writer,
-        ):
-            done = saved = start_step
-            while done < self.plan.total_steps:
-                computing: Phase = "first step" if done == start_step else "computing"
-                if not self._take_step(done, batches, stop, computing):
-                    break
-                done += 1
-                self._end_startup(log)
-                log.advance()
-                scores = self._score(done)
-                self._report(done, log, scores)
-                if scores or done % self.train.checkpoint_steps == 0:
-                    self._save(done, writer, scores)
-                    saved = done
-            if done > saved:
-                self._save(done, writer, {})
-            self._marks.at("saving", done)
-            writer.finish()
-        log.close()
-        return done == self.plan.total_steps
-
-    def _take_step(
-        self, done: int, batches: Iterator[Batch], stop: StopRequest, computing: Phase
-    ) -> bool:
-        """Take the step after ``done``; return False where a process was asked to stop."""
-        if done % self.plan.steps_per_epoch == 0:
-            self._broken.begin_epoch()
-        self._marks.at("loading clips", done + 1)
-        started = time.perf_counter()
-        window = [next(batches) for _ in range(self.plan.accumulation)]
-        self._since.waited += time.perf_counter() - started
-        self.startup.lap("first batch")
-        self._marks.at(WAITING, done + 1)
-        agreed = self._agreement.exchange(window, stop.asked)
-        if agreed.stopping:  # the window comes again, and its clips count then
-            return False
-        self._since.count(agreed, window)
-        self._broken.add(done + 1, window, agreed.broken)
-        self._marks.at(computing, done + 1)
-        self._step.take(done, window, agreed.counts, self._since)
-        return True
-
-    def _score(self, done: int) -> dict[str, float]:
-        """Return the development scores, empty where none are due; no speed counts their time."""
-        epoch, within = divmod(done, self.plan.steps_per_epoch)
-        last = done == self.plan.total_steps
-        if self.development is None or within or (epoch % self.train.dev_epochs and not last):
-            return {}
-        self._marks.at("scoring", done)
-        with self._since.paused():
-            return self.development()
-
-    def _report(self, done: int, log: MetricsLog, scores: dict[str, float]) -> None:
-        if done % self.train.log_steps and done != self.plan.total_steps and not scores:
-            return
-        means, figures = self._since.close(self.accelerator.num_processes)
-        values = {
-            "epoch": (done - 1) // self.plan.steps_per_epoch + 1,
-            **(self.objective.report(means) if means else {}),
-            **scores,
-            "skipped": self._since.broken,
-            "skipped_steps": self._finite.skipped,
-            "learning_rate": learning_rate(done - 1, self.plan, self.stage.learning_rate),
-            **figures,
-        }
-        log.write({"step": done, "stage": self.stage.name, **values})
-        self.accelerator.log(values, step=done)
-        self._since = self._interval()
-        self._finite.skipped = 0
-
-    def _end_startup(self, log: MetricsLog) -> None:
-        self.startup.lap("first step")
-        main = self.accelerator.is_main_process
-        line = self.startup.end(RunFolder(self.folder).startup if main else None)
-        if line is not None:
-            log.say(line)
-
-    def _interval(self) -> Interval:
-        return Interval(self.names, self.accelerator.device, self._meter, self._timeline)
-
-    def _save(self, step: int, writer: CheckpointWriter, scores: dict[str, float]) -> None:
-        if not self._finite.taken:
-            return  # weights are what they were at the start, and there may be no moments yet
-        state = {
-            "data": data_position(self.plan, self.train.seed, step),
-            "broken_clips": self._broken.found,
-            "development": scores,
-            "score": next(iter(scores.values()), None),
-            "run": dict(self.identity),
-        }
-        self._marks.at("saving", step)
-        writer.wait()  # before the copy: two at once would need the host's memory twice
-        writer.start(checkpoint.take(self.accelerator, self.model, self.optimizer, step, state))

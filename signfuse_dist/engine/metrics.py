@@ -127,9 +127,9 @@ class Interval:
         if num_processes > 1:
             dist.all_reduce(sums)
             dist.all_reduce(peak, dist.ReduceOp.MAX)
-        found = sums.tolist()
-        means = [value / max(1, self.steps) for value in found[: len(self.names)]]
-        totals = found[len(self.names) :]
+        totals = sums.tolist()
+        means = [value / max(1, self.steps) for value in totals[: len(self.names)]]
+        totals = totals[len(self.names) :]
         flops = dict(zip(self._flops, totals, strict=False))
         spent = dict(zip(seconds, totals[len(flops) :], strict=True))
         figures = {
@@ -169,15 +169,15 @@ class Interval:
         self, flops: dict[str, float], spent: dict[str, float], num_processes: int
     ) -> dict[str, float]:
         """Return seconds a step (mean over processes), operations a step (of all) and MFU."""
-        a_step, found = num_processes * max(1, self.steps), {}
+        a_step, figures = num_processes * max(1, self.steps), {}
         for name, operations in flops.items():
-            took = spent.pop(f"{name} forward") + spent.pop(f"{name} backward")
-            found[f"{name}/seconds"] = took / a_step
+            seconds = spent.pop(f"{name} forward") + spent.pop(f"{name} backward")
+            figures[f"{name}/seconds"] = seconds / a_step
             if self._meter.cost is not None and name not in self._meter.uncounted:
-                found[f"{name}/teraflops"] = operations / max(1, self.steps) / 1e12
-                if self._meter.peak is not None and took > 0:
-                    found[f"{name}/mfu"] = operations / took / self._meter.peak
-        return {**found, **{f"{name}/seconds": s / a_step for name, s in spent.items()}}
+                figures[f"{name}/teraflops"] = operations / max(1, self.steps) / 1e12
+                if self._meter.peak is not None and seconds > 0:
+                    figures[f"{name}/mfu"] = operations / seconds / self._meter.peak
+        return {**figures, **{f"{name}/seconds": s / a_step for name, s in spent.items()}}
 
 
 class MetricsLog:
@@ -222,12 +222,12 @@ class MetricsLog:
             while self._pending:
                 self._pending = self._pending[self._file.write(self._pending) :]
         except OSError as e:
-            self.say(
+            self.print_main(
                 f"{self._file.name} cannot be written ({e.strerror}): training goes on, and its "
                 f"last {len(self._pending)} bytes are written when there is room"
             )
 
-    def say(self, text: str) -> None:
+    def print_main(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self._file is not None:
             self._bar.write(text)

@@ -1,4 +1,4 @@
-"""What the engine is told of a model so that it can say where time and operations go."""
+"""What the engine asks: of a batch, of what it minimises, and of a model that is metered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Batch(Protocol):
+class TrainingBatch(Protocol):
     """What the loop asks of a batch."""
 
     @property

@@ -96,17 +96,17 @@ def do_on_main(accelerator: Accelerator, write: Callable[[], None]) -> None:
     Every process raises UserError when the disk refuses, or what was to be written cannot be: one
     that ended alone would leave the others waiting.
     """
-    said: list[str | None] = [None]
+    refusal: list[str | None] = [None]
     if accelerator.is_main_process:
         try:
             write()
         except UserError as e:
-            said = [str(e)]
+            refusal = [str(e)]
         except (OSError, SafetensorError) as e:
-            said = [f"{e}. Make room there and run the same command again"]
-    broadcast_object_list(said)
-    if said[0] is not None:
-        raise UserError(said[0])
+            refusal = [f"{e}. Make room there and run the same command again"]
+    broadcast_object_list(refusal)
+    if refusal[0] is not None:
+        raise UserError(refusal[0])
 
 
 def _assert_launched(accelerator: Accelerator, deepspeed: bool) -> None:

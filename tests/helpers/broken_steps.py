@@ -15,7 +15,7 @@ from helpers.lone_objective import LoneObjective  # tests/helpers/lone_objective
 from helpers.model_factory import draw_clips, join
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import StageConfig, TrainConfig
-from signfuse_dist.engine.loop import Loop
+from signfuse_dist.engine.loop import Loop, Step
 from signfuse_dist.engine.timing import Marks
 from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.plan import Plan, make_plan
@@ -76,20 +76,16 @@ def little_loop(
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False, fused=False)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     stage = StageConfig(name="contrastive", epochs=1, learning_rate=1e-2, warmup_epochs=0)
-    loop = Loop(
-        accelerator,
-        prepared,
-        optimizer,
-        Breaking(),
-        plan,
-        stage,
-        train,
-        folder,
-        Marks(),
-        {},
-        None,
+    step = Step(
+        accelerator=accelerator,
+        model=prepared,
+        optimizer=optimizer,
+        objective=Breaking(),
+        plan=plan,
+        stage=stage,
+        train=train,
     )
-    return loop, prepared
+    return Loop(step=step, folder=folder, marks=Marks(), identity={}), prepared
 
 
 def little_plan(num_steps: int, world_size: int, **changes: Any) -> tuple[Plan, TrainConfig]:

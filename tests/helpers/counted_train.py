@@ -32,18 +32,18 @@ class CountingLoop(loop.Loop):
     ) -> bool:
         """Train as ever, then count."""
         finished = super().run(batches, start_step, set_mode, broken_clips)
-        base = self.optimizer
+        base = self.step.optimizer
         while hasattr(base, "optimizer"):  # Accelerate's and DeepSpeed's wrappers
             base = base.optimizer
         states = [value for state in base.state.values() for value in state.values()]
-        module = self.accelerator.unwrap_model(self.model)
+        module = self.step.accelerator.unwrap_model(self.step.model)
         counts = {
             "held": sum(v.numel() for v in states if torch.is_tensor(v) and v.ndim > 0),
             "trained": sum(p.numel() for _, p in trained_parameters(module)),
-            "kind": str(self.accelerator.distributed_type),
-            "processes": self.accelerator.num_processes,
+            "kind": str(self.step.accelerator.distributed_type),
+            "processes": self.step.accelerator.num_processes,
         }
-        path = FOLDER / f"{self.accelerator.process_index}.json"
+        path = FOLDER / f"{self.step.accelerator.process_index}.json"
         path.write_text(json.dumps(counts), encoding="utf-8")
         return finished
 

@@ -14,7 +14,7 @@ import pytest
 
 from helpers.project import Project, environment
 from helpers.repository import ROOT
-from signfuse_dist.engine.checkpoint import latest
+from signfuse_dist.engine.checkpoint import find_latest
 from signfuse_dist.jobs.folder import newest_checkpoint
 
 pytestmark = pytest.mark.long
@@ -56,7 +56,7 @@ def assert_stopped(run: Path, printed: str) -> None:
     assert f"{run}: stopped; run the same command again" in printed
     step = newest_checkpoint(run / "checkpoints")
     assert 5 <= step < 100, printed
-    found = latest(run / "checkpoints", print)
+    found = find_latest(run / "checkpoints", print)
     assert found is not None
     assert (found.path, found.step) == (run / "checkpoints" / f"step_{step:08d}", step)
 

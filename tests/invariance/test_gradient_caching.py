@@ -105,7 +105,6 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     from accelerate.state import AcceleratorState, GradientState
 
     from signfuse_dist.engine import processes
-    from signfuse_dist.engine.guards import Agreement, FiniteSteps
     from signfuse_dist.engine.loop import Step
     from signfuse_dist.engine.metrics import Interval
     from signfuse_dist.engine.objective import NOTHING
@@ -134,8 +133,15 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     interval = Interval(
         tuple(objective.weights), accelerator.device, NOTHING, Timeline(accelerator.device, {})
     )
-    finite = FiniteSteps(prepared, Agreement(objective, world), "stop")
-    step = Step(accelerator, prepared, wrapped, objective, plan, stage, train, finite)
+    step = Step(
+        accelerator=accelerator,
+        model=prepared,
+        optimizer=wrapped,
+        objective=objective,
+        plan=plan,
+        stage=stage,
+        train=train,
+    )
     step.take(3, window, objective.counts(_batches(1)[0]), interval)
     return {
         "gradients": dict(zip(names, optimizer.found, strict=True)),

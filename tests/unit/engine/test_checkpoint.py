@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from signfuse_dist.engine import checkpoint
-from signfuse_dist.engine.checkpoint import Found, Snapshot
+from signfuse_dist.engine.checkpoint import Checkpoint, Snapshot
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import read_state, write_folder
 
@@ -29,11 +29,11 @@ def snapshot(step: int, score: float | None = None, size: int = 4, **state: Any)
 
 def write(folder: Path, *snapshots: Snapshot, keep: int = 2) -> None:
     for one in snapshots:
-        checkpoint.write_checkpoint(folder, one, keep)
+        checkpoint.write_snapshot(folder, one, keep)
 
 
 def steps(folder: Path) -> list[int]:
-    return [int(path.name[5:]) for path in checkpoint.list_steps(folder)]
+    return [int(path.name[5:]) for path in checkpoint.list_checkpoints(folder)]
 
 
 def damage(folder: Path, step: int) -> None:
@@ -47,7 +47,7 @@ def test_the_newest_are_kept_and_the_best_beside_them(tmp_path: Path) -> None:
     assert steps(tmp_path) == [2, 4, 5]
     write(tmp_path, snapshot(6, 0.5), snapshot(7), snapshot(8))
     assert steps(tmp_path) == [6, 7, 8], "the best that was is no longer kept"
-    found = checkpoint.best(tmp_path, pytest.fail)
+    found = checkpoint.find_best(tmp_path, pytest.fail)
     assert found is not None
     assert found.step == 6
     assert float(load_file(found.path / "weights.safetensors")["w"][0]) == 6.0
@@ -58,11 +58,11 @@ def test_of_equal_scores_the_earliest_is_best_and_without_scores_there_is_none(
     tmp_path: Path,
 ) -> None:
     write(tmp_path / "equal", snapshot(1, 1.0), snapshot(2, 1.0), snapshot(3, 2.0))
-    found = checkpoint.best(tmp_path / "equal", pytest.fail)
+    found = checkpoint.find_best(tmp_path / "equal", pytest.fail)
     assert found is not None
     assert found.step == 1
     write(tmp_path / "none", snapshot(1), snapshot(2))
-    assert checkpoint.best(tmp_path / "none", pytest.fail) is None
+    assert checkpoint.find_best(tmp_path / "none", pytest.fail) is None
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
@@ -70,13 +70,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     damage(tmp_path, 6)
     damage(tmp_path, 2)
     said: list[str] = []
-    found = checkpoint.latest(tmp_path, said.append)
+    found = checkpoint.find_latest(tmp_path, said.append)
     assert found is not None
     assert found.step == 4
     assert len(said) == 1
     assert "step_00000006/weights.safetensors is damaged" in said[0]
     said.clear()
-    best = checkpoint.best(tmp_path, said.append)
+    best = checkpoint.find_best(tmp_path, said.append)
     assert best is not None
     assert best.step == 4
     assert ["step_00000002" in said[0], "step_00000006" in said[1]] == [True, True]
@@ -87,7 +87,7 @@ def test_a_state_that_is_none_of_a_checkpoint_is_named(tmp_path: Path, text: str
     write(tmp_path, snapshot(1), snapshot(2))
     (tmp_path / "step_00000002" / "state.json").write_text(text, encoding="utf-8")
     said: list[str] = []
-    found = checkpoint.latest(tmp_path, said.append)
+    found = checkpoint.find_latest(tmp_path, said.append)
     assert found is not None
     assert found.step == 1
     assert "step_00000002" in said[0]
@@ -163,7 +163,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) 
     run = {"stage": "finetune", "config": {"train.seed": 0, "loss.temperature": 0.07}}
     data = {"seed": 0, "epoch": 1, "step": 3, "clips": 20}
     write(tmp_path, snapshot(8, run=run, data=data))
-    found = checkpoint.latest(tmp_path, pytest.fail)
+    found = checkpoint.find_latest(tmp_path, pytest.fail)
     assert found is not None
     checkpoint.refuse_other_run(found, {"run": run, "data": data})
     more = {**run["config"], "train.new": 1}  # type: ignore[dict-item]
@@ -178,5 +178,5 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) 
 def test_a_found_checkpoint_says_where_it_was(tmp_path: Path) -> None:
     write(tmp_path, snapshot(7, broken_clips=3))
     state = json.loads((tmp_path / "step_00000007" / "state.json").read_text())
-    found = Found(tmp_path / "step_00000007", state)
+    found = Checkpoint(tmp_path / "step_00000007", state)
     assert (found.step, found.broken_clips) == (7, 3)

@@ -52,7 +52,7 @@ def test_by_default_it_stops_the_run_before_anything_has_changed(
     assert "clip 2" not in str(error.value)
     assert "train.non_finite=skip" in str(error.value)
     assert [line["step"] for line in log(tmp_path)] == [1, 2]
-    found = checkpoint.latest(tmp_path / "checkpoints", print)
+    found = checkpoint.find_latest(tmp_path / "checkpoints", print)
     assert found is not None
     assert found.step == 2
 
@@ -80,7 +80,7 @@ def test_a_run_goes_on_after_one_left_out_as_if_it_had_not_been_stopped(tmp_path
     loop, model = little_loop(accelerator, tmp_path / "parts", plan, train)
     part = tmp_path / "whole" / "checkpoints" / "step_00000003"
     checkpoint.load_weights(part, accelerator.unwrap_model(model))
-    checkpoint.load_optimizer(part, accelerator, model, loop.optimizer, 3)
+    checkpoint.load_optimizer(part, accelerator, model, loop.step.optimizer, 3)
     (tmp_path / "parts").mkdir()
     rest = iter(list(batches(steps))[3:])
     assert loop.run(rest, 3, model.train)
@@ -95,4 +95,4 @@ def test_many_in_a_row_stop_the_run_whatever_was_chosen(tmp_path: Path) -> None:
 
 def test_nothing_is_saved_before_a_step_was_taken(tmp_path: Path) -> None:
     assert run(tmp_path, [LOSS, LOSS], non_finite="skip")
-    assert checkpoint.latest(tmp_path / "checkpoints", print) is None
+    assert checkpoint.find_latest(tmp_path / "checkpoints", print) is None

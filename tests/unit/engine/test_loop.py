@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.model_factory import draw_clips, join, small_model
 from signfuse_dist.config import LossConfig, StageConfig, TrainConfig
-from signfuse_dist.engine.loop import Loop, make_optimizer
+from signfuse_dist.engine.loop import Loop, Step, make_optimizer
 from signfuse_dist.engine.objective import Meter
-from signfuse_dist.engine.timing import Marks, Startup
+from signfuse_dist.engine.timing import Marks
 from signfuse_dist.model.flops import COMPONENTS, StepFlops, components
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import make_plan
@@ -114,21 +114,16 @@ def run(folder: Path, reads: _Reads | None = None, meter: Meter | None = None) -
                 reads.step += 1
             yield _Batch()
 
-    loop = Loop(
-        accelerator,
-        prepared,
-        optimizer,
-        objective,
-        plan,
-        STAGE,
-        TRAIN,
-        folder,
-        Marks(),
-        {},
-        None,
-        meter,
-        Startup(),
+    step = Step(
+        accelerator=accelerator,
+        model=prepared,
+        optimizer=optimizer,
+        objective=objective,
+        plan=plan,
+        stage=STAGE,
+        train=TRAIN,
     )
+    loop = Loop(step=step, folder=folder, marks=Marks(), identity={}, meter=meter)
     assert loop.run(batches(), 0, lambda: set_mode(model, "finetune"))
 
 

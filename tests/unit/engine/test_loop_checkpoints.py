@@ -21,7 +21,7 @@ from helpers.lone_objective import LoneObjective  # tests/helpers/lone_objective
 from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint
 from signfuse_dist.engine.checkpoint import Snapshot
-from signfuse_dist.engine.loop import Loop, make_optimizer
+from signfuse_dist.engine.loop import Loop, Step, make_optimizer
 from signfuse_dist.engine.timing import Marks
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import read_state
@@ -30,7 +30,7 @@ from signfuse_dist.plan import make_plan
 
 CLIPS, BATCH, EPOCHS = 8, 2, 3
 STEPS = CLIPS // BATCH * EPOCHS
-WRITE = checkpoint.write_checkpoint
+WRITE = checkpoint.write_snapshot
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         torch.manual_seed(0)
         self.model = Network(policy)
-        self.found = checkpoint.find_checkpoint(self.checkpoints, accelerator, print)
+        self.found = checkpoint.agree_on_latest(self.checkpoints, accelerator, print)
         if self.found:
             checkpoint.load_weights(self.found.path, self.model)
         prepared, optimizer = accelerator.prepare(
@@ -135,17 +135,19 @@ class Run:
         if self.found:
             checkpoint.load_optimizer(self.found.path, accelerator, prepared, optimizer, self.start)
         self.loop = Loop(
-            accelerator,
-            prepared,
-            optimizer,
-            Squares(),
-            make_plan(CLIPS, stage, config, 1),
-            stage,
-            config,
-            folder,
-            Marks(),
-            {"stage": "finetune"},
-            development,
+            step=Step(
+                accelerator=accelerator,
+                model=prepared,
+                optimizer=optimizer,
+                objective=Squares(),
+                plan=make_plan(CLIPS, stage, config, 1),
+                stage=stage,
+                train=config,
+            ),
+            folder=folder,
+            marks=Marks(),
+            identity={"stage": "finetune"},
+            development=development,
         )
 
     def train(self, source: Iterator[Numbers] | None = None) -> bool:
@@ -232,7 +234,7 @@ def test_steps_are_taken_while_a_checkpoint_is_being_written(
                 allowed.set()
             yield batch
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", write_when_allowed)
+    monkeypatch.setattr(checkpoint, "write_snapshot", write_when_allowed)
     run = Run(tmp_path / "slow", accelerator, checkpoint_steps=4)
     assert run.train(watched(run))
     assert allowed.is_set()
@@ -257,12 +259,12 @@ def test_one_checkpoint_is_written_at_a_time_and_waiting_is_said(
         WRITE(folder, snapshot, keep)
         running.remove(snapshot.step)
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+    monkeypatch.setattr(checkpoint, "write_snapshot", write)
     run = Run(tmp_path / "run", accelerator)
     assert run.train()
     assert most == [1] * (STEPS // 2)
     assert "waiting for the checkpoint of step 2 to be written" in "".join(capsys.readouterr())
-    assert len(checkpoint.list_steps(run.checkpoints)) == STEPS // 2
+    assert len(checkpoint.list_checkpoints(run.checkpoints)) == STEPS // 2
 
 
 def full_at(*steps: int) -> Callable[[Path, Snapshot, int], None]:
@@ -280,14 +282,14 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_training_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(checkpoint, "write_checkpoint", full_at(4, 6))
+    monkeypatch.setattr(checkpoint, "write_snapshot", full_at(4, 6))
     run = Run(tmp_path / "run", accelerator)
     assert run.train()
     said = "".join(capsys.readouterr())
     assert "the checkpoint of step 4 could not be written: [Errno 28] No space left" in said
     last = run.checkpoints / "step_00000002"
     assert said.count(f"the last whole one is {last}; training goes on") == 2
-    found = [int(path.name[5:]) for path in checkpoint.list_steps(run.checkpoints)]
+    found = [int(path.name[5:]) for path in checkpoint.list_checkpoints(run.checkpoints)]
     assert found == [2, 8, 10, 12]
 
 
@@ -296,7 +298,7 @@ def test_at_the_end_no_room_is_an_error_that_names_the_last_whole_checkpoint(
 ) -> None:
     whole = Run(tmp_path / "whole", accelerator)
     whole.train()
-    monkeypatch.setattr(checkpoint, "write_checkpoint", full_at(STEPS))
+    monkeypatch.setattr(checkpoint, "write_snapshot", full_at(STEPS))
     run = Run(tmp_path / "run", accelerator)
     with pytest.raises(UserError, match=r"checkpoint of step 12 could not be written: .*step_0*10"):
         run.train()
@@ -313,7 +315,7 @@ def test_another_error_of_the_writer_is_not_taken_for_a_full_disk(
     def fail(folder: Path, snapshot: Snapshot, keep: int) -> None:
         raise RuntimeError("a fault of the program")
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", fail)
+    monkeypatch.setattr(checkpoint, "write_snapshot", fail)
     with pytest.raises(RuntimeError, match="a fault of the program"):
         Run(tmp_path / "run", accelerator).train()
 
@@ -380,7 +382,7 @@ def test_development_is_scored_at_its_epochs_and_at_the_end(
     assert len(scored) == 2
     assert run.state(8)["score"] == 2.0
     assert run.state(8)["development"] == {"dev_language": 2.0}
-    best = checkpoint.best(run.checkpoints, pytest.fail)
+    best = checkpoint.find_best(run.checkpoints, pytest.fail)
     assert best is not None
     assert best.step == 8, "kept beside the newest, which is 12"
     assert run.state(12)["score"] == 3.0
@@ -389,4 +391,4 @@ def test_development_is_scored_at_its_epochs_and_at_the_end(
 def test_no_development_score_is_no_candidate(tmp_path: Path, accelerator: Accelerator) -> None:
     run = Run(tmp_path / "run", accelerator, development=dict)
     assert run.train()
-    assert checkpoint.best(run.checkpoints, pytest.fail) is None
+    assert checkpoint.find_best(run.checkpoints, pytest.fail) is None

@@ -65,7 +65,7 @@ def test_only_the_first_process_writes_and_says(
     write(tmp_path, 0, range(1, 3))
     write(tmp_path, 1, range(2, 9), active=False)
     log = MetricsLog(tmp_path, 10, 1, False)
-    log.say("not heard")
+    log.print_main("not heard")
     log.close()
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
     assert "not heard" not in "".join(capsys.readouterr())
