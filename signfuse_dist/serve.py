@@ -1,4 +1,4 @@
-"""The page itself, and the server of it."""
+"""`signfuse serve`: a web page on which anybody translates a clip, and the server of it."""
 
 from __future__ import annotations
 
@@ -90,24 +90,29 @@ class ClipTranslator:
             raise UserError("the clip is not an upload")
         clip = self._reader.read(video)
         count = min(_NUM_CANDIDATES, self._translator.run.evaluation.num_beams)
-        (found,) = self._translator.translate(join([clip]), count)
+        (translation,) = self._translator.translate(join([clip]), count)
         handle, overlay = tempfile.mkstemp(suffix=".mp4", dir=self._folder)
         os.close(handle)
         write_overlay(Path(overlay), clip.encoded)
-        return Answer(visible(found.text), _remarks(clip.notes, found), overlay, _gate(found))
+        return Answer(
+            visible(translation.text),
+            _remarks(clip.notes, translation),
+            overlay,
+            _gate(translation),
+        )
 
 
 def _refused(reason: str) -> Answer:
     return Answer("", f'<p role="alert">{html.escape(visible(reason))}</p>', None, "")
 
 
-def _remarks(notes: Sequence[str], found: Translation) -> str:
+def _remarks(notes: Sequence[str], translation: Translation) -> str:
     """Return the notes and the other candidates as HTML."""
     shown = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     notes_list = f'<ul role="status" aria-label="Notes">{shown}</ul>' if notes else ""
     others = "".join(
         f"<li>{html.escape(visible(text))} <small>({score:.2f})</small></li>"
-        for text, score in found.candidates[1:]
+        for text, score in translation.candidates[1:]
         if score is not None
     )
     if not others:
@@ -115,14 +120,14 @@ def _remarks(notes: Sequence[str], found: Translation) -> str:
     return f"{notes_list}<p>Also considered (log-probability a token):</p><ol>{others}</ol>"
 
 
-def _gate(found: Translation) -> str:
+def _gate(translation: Translation) -> str:
     """Return the gate over time as HTML with a picture for light pages and one for dark ones."""
-    if found.gate is None:
+    if translation.gate is None:
         return "<p>This model has no gate: it has one stream, or another fusion.</p>"
-    light, dark = (data_uri(gate_over_time(found.gate, theme)) for theme in (LIGHT, DARK))
-    mean = float(found.gate.mean())
+    light, dark = (data_uri(gate_over_time(translation.gate, theme)) for theme in (LIGHT, DARK))
+    mean = float(translation.gate.mean())
     about = (
-        f"The gate over {len(found.gate)} steps, {mean:.2f} on average: 0 listens to the joints "
+        f"The gate over {len(translation.gate)} steps, {mean:.2f} on average: 0 listens to the joints "
         "alone, 1 to the picture alone."
     )
     return (

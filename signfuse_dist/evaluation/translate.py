@@ -1,4 +1,4 @@
-"""Translating new clips: the path of the packer, the model, and one JSON line a video."""
+"""`signfuse translate`: new clips by the path of the packer and the model, a JSON line a video."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ from signfuse_dist.data.manifest import PackConfig, Packing
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.shard import Clip, EncodedClip
-from signfuse_dist.data.video import (
-    IMAGE_SUFFIXES,
-    VideoError,
-    VideoFrame,
-    open_video,
-)
+from signfuse_dist.data.video import IMAGE_SUFFIXES, VideoError, VideoFrame, open_video
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
@@ -54,10 +49,10 @@ def find_videos(places: Sequence[Path]) -> list[Path]:
 
     Raises UserError naming a folder that holds neither videos nor frames.
     """
-    found: list[Path] = []
+    clips: list[Path] = []
     for place in places:
         if not place.is_dir():
-            found.append(place)  # a file that is not there is an error of its own, later
+            clips.append(place)  # a file that is not there is an error of its own, later
             continue
         files = sorted(path for path in place.iterdir() if path.is_file())
         videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
@@ -72,8 +67,8 @@ def find_videos(places: Sequence[Path]) -> list[Path]:
                 f"{place} holds no videos ({', '.join(VIDEO_SUFFIXES)}) and no frames "
                 f"({', '.join(IMAGE_SUFFIXES)})"
             )
-        found += videos or [place]
-    return found
+        clips += videos or [place]
+    return clips
 
 
 class _LimitedExtractor(PoseExtractor):
@@ -234,8 +229,8 @@ def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices)
     extractor = None if choices.joints is not None else choose_extractor(choices.pose_model)
     reader = ClipReader(translator.run.data, extractor, choices.folder_fps)
     with tqdm(total=len(waiting), unit="clip", desc="translating") as bar:
-        say = partial(bar.write, file=sys.stderr)
-        clips = _read_all(reader, waiting, choices.workers, say, bar)
+        print_above = partial(bar.write, file=sys.stderr)
+        clips = _read_all(reader, waiting, choices.workers, print_above, bar)
         failed = len(waiting) - _write_all(translator, clips, choices, by, bar)
     return 1 if failed else 0
 
@@ -277,12 +272,12 @@ def _already(out: Path | None, by: dict[str, Any], nbest: int) -> set[str]:
     for line in kept:
         try:
             row = json.loads(line)
-            found = {key: row[key] for key in by} | {"--nbest": len(row.get("candidates", [None]))}
+            held = {key: row[key] for key in by} | {"--nbest": len(row.get("candidates", [None]))}
             done.add(row["video"])
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{out}: holds other lines than this command's; choose another") from e
-        if found != wanted:
-            raise UserError(f"{out}: holds lines of {found}, not of {wanted}: choose another file")
+        if held != wanted:
+            raise UserError(f"{out}: holds lines of {held}, not of {wanted}: choose another file")
     write_text(out, "".join(f"{line}\n" for line in kept))
     return done
 
@@ -291,7 +286,7 @@ def _read_all(
     reader: ClipReader,
     sources: Sequence[Source],
     workers: int,
-    say: Callable[[str], object],
+    print_above: Callable[[str], object],
     bar: tqdm[Any],
 ) -> Iterator[tuple[Path, NewClip]]:
     """Yield the clips that can be read in the order of ``sources``, and name the others."""
@@ -300,16 +295,16 @@ def _read_all(
     )
     early: dict[int, NewClip | str | Death] = {}
     following = 0
-    for number, outcome in pool.run(sources):
-        early[number] = outcome
+    for number, result in pool.run(sources):
+        early[number] = result
         while following in early:
-            found, video = early.pop(following), sources[following].video
+            clip, video = early.pop(following), sources[following].video
             following += 1
-            if isinstance(found, NewClip):
-                yield video, found
+            if isinstance(clip, NewClip):
+                yield video, clip
                 continue
-            why = f"a process died ({found.how})" if isinstance(found, Death) else found
-            say(f"error: {video}: {why}")
+            why = f"a process died ({clip.how})" if isinstance(clip, Death) else clip
+            print_above(f"error: {video}: {why}")
             bar.update()
 
 
@@ -325,8 +320,8 @@ def _write_all(
     file = choices.out.open("a", encoding="utf-8") if choices.out else None
     try:
         while batch := list(islice(clips, translator.run.evaluation.batch_size)):
-            found = translator.translate(join([clip for _, clip in batch]), choices.nbest)
-            for (video, clip), translation in zip(batch, found, strict=True):
+            translations = translator.translate(join([clip for _, clip in batch]), choices.nbest)
+            for (video, clip), translation in zip(batch, translations, strict=True):
                 line = json.dumps(_line(video, translation, clip, by), ensure_ascii=False)
                 print(line, file=file or sys.stdout, flush=True)
             bar.update(len(batch))

@@ -54,12 +54,14 @@ class Translator:
         assert tokenizer is not None
         batch = batch.to(self.device)
         with self._precision():
-            found = self.model.decode(batch, self.run.evaluation, num_candidates)
+            decoded = self.model.decode(batch, self.run.evaluation, num_candidates)
         gates: list[NDArray[np.float32] | None] = [None] * len(batch.ids)
-        if found.gate is not None:
-            rows, lengths = found.gate.float().cpu().numpy(), found.step_lengths.tolist()
+        if decoded.gate is not None:
+            rows, lengths = decoded.gate.float().cpu().numpy(), decoded.step_lengths.tolist()
             gates = [row[:length] for row, length in zip(rows, lengths, strict=True)]
-        sentences = [[(tokenizer.decode(c.tokens), c.score) for c in of] for of in found.candidates]
+        sentences = [
+            [(tokenizer.decode(c.tokens), c.score) for c in of] for of in decoded.candidates
+        ]
         return [
             Translation(name, candidates[0][0], over_time, candidates)
             for name, candidates, over_time in zip(batch.ids, sentences, gates, strict=True)
@@ -69,9 +71,8 @@ class Translator:
     def cross_attention(self, batch: SignBatch) -> dict[str, NDArray[np.float32]]:
         """Return the weights of Eq. 8-9 of a batch of one clip, in the first CMFA layer.
 
-        By name of :data:`~DIRECTIONS`, float32
-        ``[query steps, key steps]``, averaged over heads; only the directions that the model's
-        fusion has.
+        By name of :data:`DIRECTIONS`, float32 ``[query steps, key steps]``, averaged over heads; only
+        the directions that the model's fusion has.
         """
         batch = batch.to(self.device)
         with self._precision(), recorded_weights(self.model.fusion) as weights:
@@ -90,19 +91,19 @@ class Translator:
 
 
 def load_translator(
-    run_folder: Path, device: torch.device, words: Sequence[str] = ()
+    run_folder: Path, device: torch.device, overrides: Sequence[str] = ()
 ) -> Translator:
     """Load ``RUN/model`` with the configuration of the run.
 
-    ``words`` are ``evaluation.key=value``, what differs from the run's decoding settings. Raises
-    UserError when a word is wrong, or the model is missing, damaged or of the first stage.
+    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings. Raises
+    UserError when an override is wrong, or the model is missing, damaged or of the first stage.
     """
     folder = RunFolder(run_folder)
     if not folder.is_finished:
         raise UserError(
             f"{run_folder} holds no trained model: give runs/EXPERIMENT/STAGE of a finished stage"
         )
-    run = override(load_resolved(folder.config), words, "evaluation")
+    run = override(load_resolved(folder.config), overrides, "evaluation")
     if not needs_language_model(run.stage.name):
         raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
     choose_for(run.model, run.train.precision, device)  # or say why not, at once
