@@ -71,8 +71,8 @@ class Translator:
     def cross_attention(self, batch: SignBatch) -> dict[str, NDArray[np.float32]]:
         """Return the weights of Eq. 8-9 of a batch of one clip, in the first CMFA layer.
 
-        By name of :data:`DIRECTIONS`, float32 ``[query steps, key steps]``, averaged over heads; only
-        the directions that the model's fusion has.
+        By name of :data:`DIRECTIONS`, float32 ``[query steps, key steps]``, averaged over heads;
+        only the directions that the model's fusion has.
         """
         batch = batch.to(self.device)
         with self._precision(), recorded_weights(self.model.fusion) as weights:
