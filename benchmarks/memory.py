@@ -84,7 +84,7 @@ def _passes(case: MemoryCase, device: torch.device) -> Callable[[SignBatch], Non
 def _visual(config: ModelConfig) -> tuple[nn.Module, Callable[[SignBatch], Tensor]]:
     from signfuse_dist.model import signfuse
 
-    stream = signfuse.visual_stream(config)
+    stream = signfuse.build_visual(config)
 
     def loss(batch: SignBatch) -> Tensor:
         steps = (batch.frame_lengths + config.visual_stride - 1) // config.visual_stride

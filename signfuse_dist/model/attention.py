@@ -112,7 +112,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Packing:
+class TokenLayout:
     """Where the real tokens of a padded batch are.
 
     Attributes:
@@ -140,7 +140,7 @@ class Packing:
         return flat.reshape(*self.shape, *packed.shape[1:])
 
 
-def find_tokens(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Packing:
+def find_tokens(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> TokenLayout:
     """Return where the tokens are that ``mask``, bool ``[batch, steps]``, calls real.
 
     With a mask the host waits for the device once: it must know how many tokens there are.
@@ -148,9 +148,11 @@ def find_tokens(mask: Tensor | None, shape: tuple[int, int], device: torch.devic
     batch, steps = shape
     if mask is None:
         every = torch.arange(0, batch * steps + 1, steps, dtype=torch.int32, device=device)
-        return Packing(shape, None, every)
+        return TokenLayout(shape, None, every)
     ends = mask.sum(dim=1).cumsum(0).to(torch.int32)
-    return Packing(shape, mask.flatten().nonzero().squeeze(1), torch.cat((ends.new_zeros(1), ends)))
+    return TokenLayout(
+        shape, mask.flatten().nonzero().squeeze(1), torch.cat((ends.new_zeros(1), ends))
+    )
 
 
 def attend_packed(

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from signfuse_dist.errors import UserError
 from signfuse_dist.model.attention import Attention
+
+# Those that FusionLayer mixes itself.
+FUSIONS = ("cmfa", "concat", "sum", "visual_from_skeletal", "skeletal_from_visual", "no_gate")
 
 
 class CrossAttention(nn.Module):
@@ -52,6 +56,11 @@ class FusionLayer(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, fusion: str) -> None:
         super().__init__()
+        if fusion not in FUSIONS and type(self).mix is FusionLayer.mix:
+            raise UserError(
+                f"model.fusion={fusion}: no layer is built for it. It is none of "
+                f"{', '.join(FUSIONS)}, and needs a mix of its own (docs/extending.md)"
+            )
         self.fusion = fusion
         both = fusion in ("cmfa", "no_gate")
         self.visual_from_skeletal: CrossAttention | None = None

@@ -108,10 +108,10 @@ class SignFuse(nn.Module):
         """
         super().__init__()
         self.built_from, self.max_frames = config, max_frames
-        self.visual = visual_stream(config) if config.streams != "skeletal" else None
-        self.skeletal = skeletal_stream(config) if config.streams != "visual" else None
-        self.fusion = fusion(config)
-        self.temporal = temporal(config)
+        self.visual = build_visual(config) if config.streams != "skeletal" else None
+        self.skeletal = build_skeletal(config) if config.streams != "visual" else None
+        self.fusion = build_fusion(config)
+        self.temporal = build_temporal(config)
         self.stride = config.visual_stride
         self.adapter: SignLanguageAdapter | None = None
         self.language_model = llm if isinstance(llm, LanguageModel) else None
@@ -237,7 +237,8 @@ class SignFuse(nn.Module):
         if self.adapter is None:
             raise ValueError("a model without an LLM has no adapter and cannot translate")
         fused, gate = self.fusion(streams.visual, streams.skeletal, streams.mask)
-        gate = gate if self.built_from.streams == "both" else None
+        if self.visual is None or self.skeletal is None:
+            gate = None
         return self.adapter(self.temporal(fused, streams.step_lengths)), gate
 
     @torch.no_grad()
@@ -314,7 +315,7 @@ def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
     return (x * keep).sum(dim=1) / keep.sum(dim=1)
 
 
-def visual_stream(config: ModelConfig) -> VisualStream:
+def build_visual(config: ModelConfig) -> VisualStream:
     """Return Eq. 2-3."""
     backbone = ResNet(config.visual_backbone, config.visual_width, config.visual_norm)
     if config.visual_compile:
@@ -330,7 +331,7 @@ def visual_stream(config: ModelConfig) -> VisualStream:
     )
 
 
-def skeletal_stream(config: ModelConfig) -> SkeletalStream:
+def build_skeletal(config: ModelConfig) -> SkeletalStream:
     """Return Eq. 4-5."""
     return SkeletalStream(
         config.skeletal_channels,
@@ -340,7 +341,7 @@ def skeletal_stream(config: ModelConfig) -> SkeletalStream:
     )
 
 
-def fusion(config: ModelConfig) -> CrossModalFusion:
+def build_fusion(config: ModelConfig) -> CrossModalFusion:
     """Return Eq. 6-12."""
     return CrossModalFusion(
         config.dim,
@@ -352,7 +353,7 @@ def fusion(config: ModelConfig) -> CrossModalFusion:
     )
 
 
-def temporal(config: ModelConfig) -> TemporalAggregation | TemporalPooling:
+def build_temporal(config: ModelConfig) -> TemporalAggregation | TemporalPooling:
     """Return Eq. 13-17 with the scales there are, or plain pooling without any."""
     if not config.scales:
         return TemporalPooling(config.pooled_length)

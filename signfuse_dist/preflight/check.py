@@ -20,7 +20,7 @@ from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import Plan, make_plan
 from signfuse_dist.preflight import inputs, machine, memory
-from signfuse_dist.preflight.finding import Finding, warning
+from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.inputs import LLMFiles
 from signfuse_dist.stages import needs_language_model
 
@@ -142,6 +142,14 @@ def _check_sizes(
         run for run in runs if llms[run.stage.name] or not needs_language_model(run.stage.name)
     ]
     findings = []
+    model = runs[0].model
+    if not memory.knows(model):
+        what = f"parameters of model.fusion={model.fusion}"
+        try:
+            count = memory.fusion_parameters(model)
+        except UserError as e:
+            return [error(what, str(e), "Build it in signfuse_dist/model/signfuse.py")]
+        findings.append(ok(what, f"{count:,}, counted on the model itself, built without memory"))
     if known != list(runs):
         fix = "Put the LLM where it is looked for and check again"
         findings.append(warning("memory and disk", "not estimated for stages with the LLM", fix))

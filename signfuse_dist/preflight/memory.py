@@ -8,18 +8,32 @@ attention weights, 34 bytes a token and channel in bfloat16 (Korthikanti et al.,
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from signfuse_dist.config import SCALES, LossConfig, ModelConfig, RunConfig, StageName
+from signfuse_dist.errors import UserError
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.inputs import LLMFiles
 from signfuse_dist.skeleton import NUM_JOINTS, PARTITIONS
 from signfuse_dist.stages import trained_parts
 
+# Cross-attentions of each fusion.
+_DIRECTIONS = {
+    "cmfa": 2,
+    "no_gate": 2,
+    "visual_from_skeletal": 1,
+    "skeletal_from_visual": 1,
+    "concat": 0,
+    "sum": 0,
+}
 _DEPTHS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 
@@ -46,6 +60,11 @@ def _half(side: int) -> int:
 
 def _blocks(config: ModelConfig, frame_size: int) -> Iterator[list[_Conv]]:
     """Yield the convolutions of the stem and of each residual block."""
+    if config.visual_backbone not in _DEPTHS:
+        raise UserError(
+            f"model.visual_backbone={config.visual_backbone}: its memory is not known; add its "
+            "layers to signfuse_dist/preflight/memory.py"
+        )
     width, bottleneck = config.visual_width, config.visual_backbone == "resnet50"
     side = _half(frame_size)
     yield [_Conv(3, width, 7, side)]
@@ -95,7 +114,7 @@ def parameters(config: ModelConfig, llm_dim: int) -> dict[str, int]:
     counts = {
         "visual": _visual(config),
         "skeletal": _skeletal(config),
-        "fusion": config.fusion_layers * _fusion_layer(config),
+        "fusion": fusion_parameters(config),
         "temporal": _temporal(config),
         "adapter": dim * llm_dim + llm_dim + llm_dim**2 + llm_dim + 2 * llm_dim,
     }
@@ -137,13 +156,40 @@ def _attention(dim: int) -> int:
     return 4 * dim**2 + dim
 
 
-def _fusion_layer(config: ModelConfig) -> int:
+def knows(config: ModelConfig) -> bool:
+    """Return whether the fusion is one of section 5.4, whose parameters are known by arithmetic."""
+    return config.fusion in _DIRECTIONS
+
+
+def fusion_parameters(config: ModelConfig) -> int:
+    """Return the parameters of the fusion.
+
+    One that is not known here is built without memory in a process of its own, which imports torch
+    and takes seconds; raises UserError when it cannot be built.
+    """
+    if not knows(config):
+        return _built_parameters(json.dumps(asdict(config)))
     dim, inner = config.dim, config.ffn_multiplier * config.dim
-    directions = {"cmfa": 2, "no_gate": 2, "visual_from_skeletal": 1, "skeletal_from_visual": 1}
-    mixing = directions.get(config.fusion, 0) * _attention(dim)
+    mixing = _DIRECTIONS[config.fusion] * _attention(dim)
     if config.fusion in ("cmfa", "concat"):
         mixing += 2 * dim * dim + dim
-    return mixing + 4 * dim + dim * inner + inner + inner * dim + dim
+    layer = mixing + 4 * dim + dim * inner + inner + inner * dim + dim
+    return config.fusion_layers * layer
+
+
+@functools.cache
+def _built_parameters(config: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-m", "signfuse_dist.preflight.parameters"],
+        input=config,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return int(done.stdout.split()[-1])
+    last = done.stderr.strip().rpartition("\n")[2] or f"status {done.returncode}"
+    raise UserError(f"model.fusion={json.loads(config)['fusion']} cannot be built: {last}")
 
 
 def _temporal(config: ModelConfig) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 
 import torch
 from transformers import AutoConfig
 
 from signfuse_dist.ablation.rows import Ablation, AblationRow, read_ablations
-from signfuse_dist.config import ModelConfig, RunConfig, load_stages
-from signfuse_dist.errors import UserError
-from signfuse_dist.model.signfuse import SignFuse, count_parameters
+from signfuse_dist.config import ModelConfig, RunConfig, build, load_stages
+from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.model.signfuse import SignFuse, build_fusion, count_parameters
 
 COMPONENTS = ("visual", "skeletal", "fusion", "temporal", "adapter")
 
@@ -74,3 +76,18 @@ def read_llm_dim(config: ModelConfig) -> int:
     except (OSError, ValueError) as e:
         raise UserError(f"model.llm {config.llm!r}: its configuration cannot be read") from e
     return int(known.hidden_size)
+
+
+def _print_fusion(text: str) -> None:
+    """Print the parameters of the fusion of a section ``model`` in JSON, for ``signfuse check``."""
+    errors: list[str] = []
+    model = build("model", ModelConfig, json.loads(text), errors)
+    raise_together(errors, "the model cannot be built")
+    assert model is not None
+    with torch.device("meta"):
+        fusion = build_fusion(model)
+    print(sum(p.numel() for p in fusion.parameters()))
+
+
+if __name__ == "__main__":
+    _print_fusion(sys.stdin.read())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from helpers.little_clips import write_joints, write_video
 from helpers.project import environment
@@ -36,7 +38,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("signfuse_dist", "configs", "launch", "ds_configs"):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
-    (root / "tests").mkdir()
+    (root / "tests" / "helpers").mkdir(parents=True)
     for name in ("setup.cfg", "tests/conftest.py", "tests/helpers/model_factory.py"):
         shutil.copy(ROOT / name, root / name)
     apply(PAGE, root)
@@ -67,6 +69,21 @@ def printed(copy: Path) -> dict[str, str]:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     parts = re.split(r"^\$ (.*)\n", done.stdout, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def run_python(copy: Path, program: str) -> str:
+    """Run a program in the copy, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=copy,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**environment(), "PYTHONPATH": f"{copy}:{copy / 'tests'}"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def output(printed: dict[str, str], *words: str) -> str:
@@ -138,6 +155,61 @@ def test_the_new_fusion_passes_its_tests_and_is_trained_and_saved(
     names = [name for name in load_file(saved) if name.startswith("fusion.layers.0.")]
     assert "fusion.layers.0.share.weight" in names
     assert not any("skeletal_from_visual" in name for name in names)
+
+
+def test_check_counts_the_parameters_of_the_new_fusion_on_the_model(
+    copy: Path, printed: dict[str, str]
+) -> None:
+    """At the sizes of the page and of the demo, where its three maps are a third of the fusion."""
+    checked = output(printed, "check", "model.fusion=gated_sum")
+    saved = copy / "runs/gated_sum/lectures/finetune/model/model.safetensors"
+    with safe_open(saved, "np") as tensors:
+        names = [name for name in tensors.keys() if name.startswith("fusion.")]  # noqa: SIM118
+        count = sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    line = f"parameters of model.fusion=gated_sum: {count:,}, counted on the model itself"
+    assert line in checked
+    assert "memory of a GPU in stage contrastive" in checked
+    program = (
+        "import sys; from signfuse_dist.config import load_stages; "
+        "from signfuse_dist.preflight import memory; "
+        "run = load_stages('demo', ['model.fusion=gated_sum'])[-1]; "
+        "print(memory.parameters(run.model, 128)['fusion'], 'torch' in sys.modules)"
+    )
+    assert run_python(copy, program).split() == ["223488", "False"]
+
+
+def test_the_operations_of_the_new_fusion_are_those_that_torch_counts(copy: Path) -> None:
+    program = """
+from torch.utils.flop_counter import FlopCounterMode
+from helpers.model_factory import draw_clips, join, small_model
+from signfuse_dist.config import LossConfig
+from signfuse_dist.model.flops import StepFlops
+from signfuse_dist.objective import StageObjective, prepare, set_mode
+
+model = small_model(fusion="gated_sum", attention="eager")
+prepare(model, "contrastive", LossConfig())
+set_mode(model, "contrastive")
+batch = join(draw_clips([9, 9]))
+with FlopCounterMode(display=False, depth=None) as counter:
+    StageObjective("contrastive", LossConfig())(model, batch)
+counted = sum(counter.get_flop_counts()["SignFuse.fusion"].values())
+print(int(StepFlops(model, "unimodal", False)(batch)["fusion"].forward), counted)
+"""
+    ours, counted = run_python(copy, program).split()
+    assert ours == counted
+    assert int(ours) > 0
+
+
+def test_the_operations_of_the_new_fusion_are_in_the_log_and_its_gate_is_in_the_report(
+    copy: Path, printed: dict[str, str]
+) -> None:
+    assert "report.html" in output(printed, "report")
+    run = copy / "runs/gated_sum/lectures/finetune"
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(step["fusion/teraflops"] > 0 for step in steps if "fusion/seconds" in step)
+    assert list((run / "evaluation/dev/figures").glob("sample-01-gate*.png"))
+    page = (run / "evaluation/dev/report.html").read_text(encoding="utf-8")
+    assert "The gate of c1 over time" in page
 
 
 def test_every_block_of_the_page_is_run_written_or_applied() -> None:

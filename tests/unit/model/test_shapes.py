@@ -61,17 +61,19 @@ SHAPES: dict[str, dict[str, Any]] = {
         "text_lengths": _Lengths | None, "visual": _Fused | None, "skeletal": _Fused | None,
     },
     "batch.SignBatch.with_features": {"visual": _Fused | None, "skeletal": _Fused | None},
-    "loss.contrastive": {
+    "model.losses.contrastive": {
         "visual_summary": Float[Tensor, "batch dim"],
         "skeletal_summary": Float[Tensor, "batch dim"],
         "weight": _Weight, _RETURN: Float[Tensor, "batch"],
     },
-    "loss.distance": {
+    "model.losses.distance": {
         "sign_embeddings": Float[Tensor, "batch sign_tokens llm_dim"],
         "text_embeddings": Float[Tensor, "batch tokens llm_dim"],
         "text_lengths": _Lengths, _RETURN: Float[Tensor, "batch"],
     },
-    "loss.gather_rows": {"x": Shaped[Tensor, "batch *rest"], _RETURN: Shaped[Tensor, "all *rest"]},
+    "model.losses.gather_rows": {
+        "x": Shaped[Tensor, "batch *rest"], _RETURN: Shaped[Tensor, "all *rest"],
+    },
     "model.attention.attend": {**_Attention, _RETURN: Float[Tensor, "batch queries dim"]},
     "model.attention.Attention.forward": {
         **_Attention, _RETURN: Float[Tensor, "batch queries dim"],
@@ -82,14 +84,14 @@ SHAPES: dict[str, dict[str, Any]] = {
             Float[Tensor, "batch queries dim"], Float[Tensor, "batch {num_heads} queries keys"]
         ],
     },
-    "model.attention_packed.attend_packed": {
+    "model.attention.attend_packed": {
         **_Attention, _RETURN: Float[Tensor, "batch queries dim"],
     },
-    "model.attention_packed.find_tokens": {"mask": _StepMask | None},
-    "model.attention_packed.Packing.pack": {
+    "model.attention.find_tokens": {"mask": _StepMask | None},
+    "model.attention.TokenLayout.pack": {
         "x": Float[Tensor, "batch steps *rest"], _RETURN: Float[Tensor, "tokens *rest"],
     },
-    "model.attention_packed.Packing.unpack": {
+    "model.attention.TokenLayout.unpack": {
         "packed": Float[Tensor, "tokens *rest"],
         _RETURN: Float[Tensor, "{self.shape[0]} {self.shape[1]} *rest"],
     },
@@ -180,7 +182,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "temporal": Float[Tensor, "batch pooled dim"],
         _RETURN: Float[Tensor, "batch {self.num_sign_tokens} llm_dim"],
     },
-    "model.tiny_llm_model.mean_loss": {_RETURN: tuple[Float[Tensor, ""], int]},
+    "synthetic.tiny_llm.mean_loss": {_RETURN: tuple[Float[Tensor, ""], int]},
     "model.visual.ResNet.forward": {
         "images": Float[Tensor, "frames 3 height width"],
         _RETURN: Float[Tensor, "frames {self.output_dim}"],
@@ -193,11 +195,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "frames": _Frames, "frame_lengths": _Lengths, "weight": _Weight,
         _RETURN: Float[Tensor, "frames visual_dim"],
     },
-    "loss.replay": {
+    "model.losses.replay": {
         "summaries": tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]],
         _RETURN: Float[Tensor, ""],
     },
-    "stages.StageObjective.summarise": {
+    "objective.StageObjective.summarise": {
         _RETURN: tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]],
     },
     "model.visual.VisualStream.shorten": {
@@ -312,8 +314,8 @@ def _modules() -> list[Any]:
     ]
     return [
         signfuse_dist.batch,
-        signfuse_dist.model.losses,
         signfuse_dist.objective,
+        tiny_llm,
         *map(importlib.import_module, names),
     ]
 
@@ -373,6 +375,6 @@ def test_every_public_tensor_function_has_its_shapes_in_the_table() -> None:
 
 
 def test_one_name_is_one_size() -> None:
-    function = checked(signfuse_dist.model.losses.contrastive, SHAPES["loss.contrastive"])
+    function = checked(signfuse_dist.model.losses.contrastive, SHAPES["model.losses.contrastive"])
     with pytest.raises(TypeCheckError):
         function(torch.randn(3, 4), torch.randn(3, 5), torch.ones(3), 0.07)

@@ -11,10 +11,13 @@ from helpers.model_factory import small_config, tiny_llama
 from helpers.repository import ROOT
 from signfuse_dist.ablation.rows import read_ablation
 from signfuse_dist.config import LossConfig, ModelConfig, RunConfig, StageName, load_stages
+from signfuse_dist.errors import UserError
+from signfuse_dist.model.cmfa import FusionLayer
 from signfuse_dist.model.llm import add_lora
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.objective import prepare
 from signfuse_dist.preflight import memory
+from signfuse_dist.preflight.check import Target, check_job
 from signfuse_dist.preflight.inputs import LLMFiles
 
 LLM_DIM = 576
@@ -48,6 +51,37 @@ def test_parameters_are_those_of_the_model(words: tuple[str, ...]) -> None:
     config = runs(*words)[-1].model
     expected = count_parameters(on_meta(config))
     assert memory.parameters(config, LLM_DIM) == expected
+
+
+def with_name(config: ModelConfig, field: str, name: str) -> ModelConfig:
+    """A configuration as one whose choices were extended, and nothing else was."""
+    changed = replace(config)
+    object.__setattr__(changed, field, name)
+    return changed
+
+
+def test_a_fusion_that_is_unknown_to_the_model_too_is_refused_by_name() -> None:
+    """It is asked of the model, which has no such layer; nothing is counted as zero."""
+    run = runs()[-1]
+    config = with_name(run.model, "fusion", "gated_mean")
+    with pytest.raises(UserError, match=r"model\.fusion=gated_mean cannot be built: .*gated_mean"):
+        memory.parameters(config, LLM_DIM)
+    changed = replace(run)
+    object.__setattr__(changed, "model", config)
+    findings = {f.what: f for f in check_job([changed], [], Target(1, None, 80.0))}
+    assert findings["parameters of model.fusion=gated_mean"].level == "error"
+    assert not any(what.startswith("memory of a GPU") for what in findings)
+
+
+def test_a_layer_of_no_known_fusion_is_not_built() -> None:
+    with pytest.raises(UserError, match=r"model\.fusion=gated_mean: no layer is built for it"):
+        FusionLayer(8, 2, 16, "gated_mean")
+
+
+def test_a_backbone_without_arithmetic_is_refused_by_name() -> None:
+    config = with_name(runs()[-1].model, "visual_backbone", "resnet34")
+    with pytest.raises(UserError, match="visual_backbone=resnet34"):
+        memory.frame_values(config, 224)
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "alignment", "finetune"])
