@@ -127,8 +127,8 @@ def _gate(translation: Translation) -> str:
     light, dark = (data_uri(gate_over_time(translation.gate, theme)) for theme in (LIGHT, DARK))
     mean = float(translation.gate.mean())
     about = (
-        f"The gate over {len(translation.gate)} steps, {mean:.2f} on average: 0 listens to the joints "
-        "alone, 1 to the picture alone."
+        f"The gate over {len(translation.gate)} steps, {mean:.2f} on average: 0 listens to the "
+        "joints alone, 1 to the picture alone."
     )
     return (
         f'<figure><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'

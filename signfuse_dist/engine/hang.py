@@ -128,10 +128,8 @@ class Watch:
     def _finish(self, verdict: str) -> None:
         """Write down what this process does, let the others do the same, and end."""
         self._over.set()
-        text = (
-            f"error: {verdict}\n{self._process} ends; its stacks: {self._stacks}. The same command "
-        )
-        text += "goes on. Where nothing hung and a step takes long: train.hang_seconds\n"
+        text = f"error: {verdict}\n{self._process} ends; its stacks: {self._stacks}. The same "
+        text += "command goes on. Where nothing hung and a step takes long: train.hang_seconds\n"
         os.write(2, text.encode())  # sys.stderr has a lock, which a thread that hangs may hold
         with suppress(OSError), self._stacks.open("w") as file:
             faulthandler.dump_traceback(file)

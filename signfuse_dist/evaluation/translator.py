@@ -95,8 +95,8 @@ def load_translator(
 ) -> Translator:
     """Load ``RUN/model`` with the configuration of the run.
 
-    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings. Raises
-    UserError when an override is wrong, or the model is missing, damaged or of the first stage.
+    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings.
+    Raises UserError when one is wrong, or the model is missing, damaged or of the first stage.
     """
     folder = RunFolder(run_folder)
     if not folder.is_finished:

@@ -13,7 +13,7 @@ import pytest
 
 from helpers.repository import ROOT
 from signfuse_dist.config import RunConfig, keys_with, load_run
-from signfuse_dist.engine.checkpoint import Found, refuse_other_run
+from signfuse_dist.engine.checkpoint import Checkpoint, refuse_other_run
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import data_position, make_plan
 from signfuse_dist.run_folder import (
@@ -57,10 +57,10 @@ def test_it_tells_other_clips_and_another_stage_before_apart(tmp_path: Path) -> 
 def test_a_checkpoint_of_a_version_without_a_key_is_gone_on_from(tmp_path: Path) -> None:
     now = identity(tmp_path, "stage=contrastive")
     then = {**now, "config": {k: v for k, v in now["config"].items() if k != "model.fusion_gain"}}
-    refuse_other_run(Found(tmp_path, then), now)
+    refuse_other_run(Checkpoint(tmp_path, then), now)
     changed = {**now, "config": {**now["config"], "model.fusion_gain": 0.5}}
     with pytest.raises(UserError, match=r"config.model.fusion_gain was 0.5, is 0.1"):
-        refuse_other_run(Found(tmp_path, changed), now)
+        refuse_other_run(Checkpoint(tmp_path, changed), now)
 
 
 @pytest.mark.parametrize(
