@@ -127,7 +127,7 @@ def test_forcing_the_cpu_is_refused_before_anything_starts(
 @pytest.mark.parametrize(
     ("gpus", "machine", "name"),
     [
-        (0, "without a GPU", "cpu_zero2.yaml"),
+        (0, "with no GPU", "cpu_zero2.yaml"),
         (1, "with one GPU", "gpu.yaml"),
         (4, "with several", "node_zero2.yaml"),
     ],
