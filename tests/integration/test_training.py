@@ -50,11 +50,13 @@ def test_one_process_gives_the_losses_and_weights_of_two(
     assert furthest(weights(tmp_path, stage), weights(two_processes, stage)) <= TOLERANCE
     ours, theirs = log(tmp_path, stage), log(two_processes, stage)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
-    # The contrastive loss divides cosines by 0.07, and their rounding with them.
-    rounding = 3e-6 if stage == "contrastive" else 1e-6
+    # The contrastive loss divides cosines by 0.07, and their rounding with them. Its gradient is
+    # that much steeper in the weights, which differ by rounding: on one kind of processor the norm
+    # of the last step differed by 3.4e-4, with losses and weights as equal as these lines ask.
+    rounding, of_norm = (3e-6, 1e-3) if stage == "contrastive" else (1e-6, 1e-4)
     for one, two in zip(ours, theirs, strict=True):
         assert one["total"] == pytest.approx(two["total"], rel=rounding)
-        assert one["gradient_norm"] == pytest.approx(two["gradient_norm"], rel=1e-4)
+        assert one["gradient_norm"] == pytest.approx(two["gradient_norm"], rel=of_norm)
     score = "dev_contrastive" if stage == "contrastive" else "dev_language"
     assert ours[-1][score] == pytest.approx(theirs[-1][score], rel=rounding)
 
