@@ -19,7 +19,7 @@ from torch import Tensor
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.data.manifest import ShardError
 from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
-from signfuse_dist.data.split import Split, record_digest
+from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import PADDING, ClipFrames, Draw, MicroBatch, spread_frames
 from signfuse_dist.skeleton import NUM_JOINTS
@@ -103,8 +103,8 @@ class ClipBatches:
         members = split.members_of(place)
         clip = read_clip(split.folder, shard, members, indices, cache=split.cache, into=into)
         record = clip.record
-        said = record_digest(record["id"], str(record.get("text")), record["num_frames"])
-        if said != int(split.digests[place]):
+        in_tar = (record["id"], record["num_frames"], hash(str(record.get("text"))))
+        if in_tar != (split.ids[place], split.lengths[place], split.text_hashes[place]):
             raise ShardError(shard, split.ids[place], "the record does not agree with the index")
         if split.poses is not None:
             joints = _read_joints(split.poses, place, indices)

@@ -46,7 +46,8 @@ FrameCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,}\.tar$")]
 T = TypeVar("T")
 _SHOWN_ERRORS, _SHOWN_VALUE = 10, 80  # errors of a file, characters of a value
-_KEY, _TEXT, _MEMBERS_OF = attrgetter("key"), attrgetter("text"), attrgetter("members")
+_KEY, _ID, _TEXT = attrgetter("key"), attrgetter("id"), attrgetter("text")
+_MEMBERS_OF = attrgetter("members")
 _NUM_FRAMES, _FAILED_FRAMES = attrgetter("num_frames"), attrgetter("failed_frames")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -339,12 +340,13 @@ def _sample_errors(index: ShardIndex) -> list[str]:
     Every clip of a training set comes here when it is opened: what is well costs a microsecond.
     """
     samples, clips = index.samples, index.packing.contents == "clips"
+    keys, ids = list(map(_KEY, samples)), list(map(_ID, samples))
     errors = [
         f"key {s.key!r} is not the key of id {s.id!r}"
-        for s in samples
-        if s.key != key_of(s.id) or not s.key
+        for s, key in zip(samples, map(key_of, ids), strict=True)
+        if s.key != key or not key
     ]
-    if len(set(map(_KEY, samples))) != len(samples):
+    if len(set(keys)) != len(keys):
         errors.append("names a clip twice")
     failed = np.fromiter(map(_FAILED_FRAMES, samples), np.int64, len(samples))
     for clip in np.flatnonzero(failed > index.num_frames).tolist():

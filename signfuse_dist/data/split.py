@@ -40,8 +40,11 @@ class Split:
     """Place of the clip's shard in the manifest, ``[clips]``."""
     members: NDArray[np.int64]
     """Offset and size of each member in the tar, in bytes, ``[clips, members, 2]``."""
-    digests: NDArray[np.uint64]
-    """:func:`record_digest` of what the index says of each clip, ``[clips]``."""
+    text_hashes: NDArray[np.int64]
+    """Python's ``hash`` of each clip's text in the index, ``[clips]``; holds in this process alone.
+
+    With the id and the frames it tells whether a record in a tar is the one that is indexed.
+    """
     poses: Split | None = None
     """The pose set whose joints take the place of the clips' own: the same clips in its order."""
 
@@ -117,7 +120,7 @@ def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> 
     count, num_members = manifest.num_samples, len(manifest.packing.members)
     lengths, shards = np.zeros(count, np.int32), np.zeros(count, np.int32)
     members = np.zeros((count, num_members, 2), np.int64)
-    digests = np.zeros(count, np.uint64)
+    text_hashes = np.zeros(count, np.int64)
     ids: list[str] = []
     for number, shard in enumerate(manifest.shards):
         index = load_index(folder, shard)
@@ -125,14 +128,8 @@ def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> 
         ids += [sample.id for sample in index.samples]
         lengths[rows], shards[rows] = index.num_frames, number
         members[rows] = index.spans
-        digests[rows] = [record_digest(s.id, s.text, s.num_frames) for s in index.samples]
-    return Split(folder, manifest, cache, tuple(ids), lengths, shards, members, digests)
-
-
-def record_digest(clip_id: str, text: str, num_frames: int) -> int:
-    """Return 64 bits that tell whether a record in a tar is the one that the index describes."""
-    described = f"{clip_id}\0{text}\0{num_frames}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(described, digest_size=8).digest(), "little")
+        text_hashes[rows] = [hash(sample.text) for sample in index.samples]
+    return Split(folder, manifest, cache, tuple(ids), lengths, shards, members, text_hashes)
 
 
 def _cache(manifest: Manifest, data: DataConfig) -> RangeCache:

@@ -139,7 +139,7 @@ def test_videos_that_no_row_names_and_rows_without_a_video_are_orphans(tmp_path)
     assert read_table(table, "dev").orphans == ()
 
 
-@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", sorted({*VIDEO_SUFFIXES, ".asf", ".mxf", ".ts", ".wmv"}))
 def test_what_the_packer_takes_for_a_video_is_one_to_translate(tmp_path, suffix):
     (tmp_path / "a.mp4").write_bytes(b"")
     stray = tmp_path / f"stray{suffix.upper()}"

@@ -170,6 +170,8 @@ WRONG_MANIFESTS: dict[str, tuple[Callable[[Any], None], tuple[str, ...]]] = {
 WRONG_INDEXES: dict[str, tuple[Callable[[Any], None], tuple[str, ...]]] = {
     "a member behind the end": (at("samples", 1, "members", "jpegs", value=[512, 10**9]),
                                 ("'jpegs'", "reaches beyond the end of the tar")),
+    "a member one byte too long": (at("samples", 1, "members", "mask.npy", value=[20000, 481]),
+                                   ("'mask.npy'", "reaches beyond the end of the tar")),
     "a member of 2^63 bytes": (at("samples", 1, "members", "jpegs", value=[2**63 - 1, 2**63 - 1]),
                                ("'jpegs'", "reaches beyond the end of the tar")),
     "a member before the tar": (at("samples", 0, "members", "jpegs", value=[-1, 5]), ("jpegs",)),
@@ -178,6 +180,7 @@ WRONG_INDEXES: dict[str, tuple[Callable[[Any], None], tuple[str, ...]]] = {
     "another clip's key": (at("samples", 1, "key", value="../../etc/passwd"),
                            ("key '../../etc/passwd' is not the key of id 'x'",)),
     "no key": (at("samples", 1, "key", value=""), ("key '' is not the key of",)),
+    "no id": (lambda index: index["samples"][1].update(id="", key=""), ("key '' is not the key",)),
     "a clip twice": (again("samples"), ("names a clip twice",)),
     "no frames": (at("samples", 0, "num_frames", value=0), ("frames",)),
     "a fraction of a frame": (at("samples", 0, "num_frames", value=4.0), ("num_frames",)),
