@@ -20,204 +20,61 @@ from signfuse_dist.errors import UserError
 Backend = Literal["flash_attention_2", "varlen", "sdpa", "eager"]
 # In the order of `auto`: what computes no padding first, what keeps every weight last.
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-_HALF = (torch.float16, torch.bfloat16)
-_LOG = logging.getLogger(__name__)
-
-
-def choose_for(config: ModelConfig, precision: str, device: torch.device) -> Backend:
-    """Return the backend of CMFA and HTA in a run of ``train.precision`` ``precision``."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return choose_backend(config.attention, device, dtype, config.dim // config.num_heads)
-
-
-def choose_backend(
-    asked: AttentionName, device: torch.device, dtype: torch.dtype, head_dim: int
-) -> Backend:
-    """Return the backend that ``asked`` means here; `auto` is the first of BACKENDS that is there.
-
-    Args:
-        asked: ``model.attention``.
-        device: where queries, keys and values are.
-        dtype: of queries, keys and values: float32, or bfloat16 under ``train.precision: bf16``.
-        head_dim: channels a head.
-
-    Raises UserError with the reason, and with what there is, when ``asked`` is not there.
-    """
-    return _choose(asked, device, dtype, head_dim)
-
-
-# Asked at every call of attention; the answer stays, and `auto` logs it once.
-@functools.cache
-def _choose(
-    asked: AttentionName, device: torch.device, dtype: torch.dtype, head_dim: int
-) -> Backend:
-    reason = None if asked == "auto" else why_not(asked, device, dtype, head_dim)
-    if asked != "auto" and reason is None:
-        return asked
-    there = [b for b in BACKENDS if why_not(b, device, dtype, head_dim) is None]
-    if asked == "auto":
-        _LOG.info("attention on %s in %s: auto chose %s", device, dtype, there[0])
-        return there[0]
-    raise UserError(
-        f"model.attention={asked}: {reason}. Here there are: {', '.join(there)}; "
-        f"auto chooses {there[0]}"
-    )
-
-
-def why_not(
-    backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int
-) -> str | None:
-    """Return why a backend cannot be used, or None when it can."""
-    if backend in ("sdpa", "eager"):
-        return None
-    return _why_no_flash_kernel(device, dtype, head_dim) or _why_no_package(backend)
-
-
-def _why_no_flash_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Both variable-length backends are kernels of FlashAttention-2, with its limits."""
-    if device.type != "cuda":
-        return f"it needs a CUDA GPU, and this is {device.type}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"it needs an Ampere GPU or newer, and this is {torch.cuda.get_device_name(device)}"
-    if dtype not in _HALF:
-        return (
-            f"it takes float16 and bfloat16, not {str(dtype).removeprefix('torch.')} "
-            "(see train.precision, and model.llm_dtype for the LLM)"
-        )
-    if head_dim % 8 or head_dim > 256:
-        return (
-            f"it takes heads of 8, 16, ... 256 channels, not {head_dim} "
-            "(model.dim / model.num_heads, or the LLM's)"
-        )
-    return None
-
-
-def _why_no_package(backend: Backend) -> str | None:
-    """Import it: a package that is there and compiled for another torch is not there."""
-    try:
-        if backend == "flash_attention_2":
-            import flash_attn  # noqa: F401
-        else:
-            import torch.nn.attention.varlen  # noqa: F401
-    except ImportError as e:
-        name = "flash-attn (pip install flash-attn)" if backend == "flash_attention_2" else "torch"
-        return f"the package {name} does not offer it: {e}"
-    return None
-
-
 # A kernel takes query, key and value as [tokens, heads, head_dim], the offsets of the clips in
 # queries and in keys, int32 [batch + 1], and how many tokens of each a clip has at most. It
 # returns [tokens of the queries, heads, head_dim].
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
+_HALF = (torch.float16, torch.bfloat16)
+_LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TokenLayout:
-    """Where the real tokens of a padded batch are.
+class Attention(nn.Module):
+    """:func:`attend` as a part of a model, without parameters: it holds the setting."""
 
-    Attributes:
-        shape: (batch, steps) of the padded batch.
-        places: int64 ``[tokens]``, the real ones among batch * steps; None = all are.
-        offsets: int32 ``[batch + 1]``, where each clip begins, and the end.
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.backend: AttentionName = "auto"
+        self.listener: Callable[[Tensor], None] | None = None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Arguments and result as of :func:`attend`."""
+        if self.listener is None:
+            return attend(query, key, value, self.num_heads, key_mask, query_mask, self.backend)
+        out, weights = attend_eagerly(query, key, value, self.num_heads, key_mask, query_mask)
+        self.listener(weights.detach())
+        return out
+
+
+def set_backend(model: nn.Module, backend: AttentionName) -> None:
+    """Let every :class:`Attention` of ``model`` use ``backend``."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.backend = backend
+
+
+@contextmanager
+def recorded_weights(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Compute attention eagerly inside the block, and keep each module's last weights by name.
+
+    Yields a dictionary that fills as the model runs: ``[batch, heads, queries, keys]`` each.
     """
-
-    shape: tuple[int, int]
-    places: Tensor | None
-    offsets: Tensor
-
-    def pack(self, x: Tensor) -> Tensor:
-        """``[batch, steps, ...]`` to ``[tokens, ...]``."""
-        flat = x.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """``[tokens, ...]`` to ``[batch, steps, ...]``, zero where there is no token."""
-        flat = packed
-        if self.places is not None:
-            batch, steps = self.shape
-            flat = packed.new_zeros(batch * steps, *packed.shape[1:])
-            flat = flat.index_copy(0, self.places, packed)
-        return flat.reshape(*self.shape, *packed.shape[1:])
-
-
-def find_tokens(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> TokenLayout:
-    """Return where the tokens are that ``mask``, bool ``[batch, steps]``, calls real.
-
-    With a mask the host waits for the device once: it must know how many tokens there are.
-    """
-    batch, steps = shape
-    if mask is None:
-        every = torch.arange(0, batch * steps + 1, steps, dtype=torch.int32, device=device)
-        return TokenLayout(shape, None, every)
-    ends = mask.sum(dim=1).cumsum(0).to(torch.int32)
-    return TokenLayout(
-        shape, mask.flatten().nonzero().squeeze(1), torch.cat((ends.new_zeros(1), ends))
-    )
-
-
-def attend_packed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_heads: int,
-    key_mask: Tensor | None,
-    query_mask: Tensor | None,
-    kernel: Kernel,
-) -> Tensor:
-    """Pack, run ``kernel``, and put its result back; arguments and result as of ``attend``."""
-    keys = find_tokens(key_mask, (key.shape[0], key.shape[1]), key.device)
-    queries = keys
-    if query_mask is not key_mask or query.shape[1] != key.shape[1]:
-        queries = find_tokens(query_mask, (query.shape[0], query.shape[1]), query.device)
-    out = kernel(
-        queries.pack(query).unflatten(-1, (num_heads, -1)),
-        keys.pack(key).unflatten(-1, (num_heads, -1)),
-        keys.pack(value).unflatten(-1, (num_heads, -1)),
-        queries.offsets,
-        keys.offsets,
-        query.shape[1],
-        key.shape[1],
-    )
-    return queries.unpack(out.flatten(1))
-
-
-def kernel_of(backend: Backend) -> Kernel:
-    """Return the kernel of a variable-length backend."""
-    return _flash_attention_2 if backend == "flash_attention_2" else _varlen
-
-
-def _flash_attention_2(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_offsets: Tensor,
-    key_offsets: Tensor,
-    most_queries: int,
-    most_keys: int,
-) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
-
-    # Deterministic: a resumed run repeats the undisturbed one bit for bit.
-    out: Tensor = flash_attn_varlen_func(
-        query, key, value, query_offsets, key_offsets, most_queries, most_keys, deterministic=True
-    )
-    return out
-
-
-def _varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_offsets: Tensor,
-    key_offsets: Tensor,
-    most_queries: int,
-    most_keys: int,
-) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    out = varlen_attn(query, key, value, query_offsets, key_offsets, most_queries, most_keys)
-    assert isinstance(out, Tensor)
-    return out
+    weights: dict[str, Tensor] = {}
+    listened_to = {n: m for n, m in model.named_modules() if isinstance(m, Attention)}
+    for name, module in listened_to.items():
+        module.listener = partial(weights.__setitem__, name)
+    try:
+        yield weights
+    finally:
+        for module in listened_to.values():
+            module.listener = None
 
 
 def attend(
@@ -277,6 +134,162 @@ def attend_eagerly(
     return _join(weights @ _split(value, num_heads), query_mask), weights
 
 
+def attend_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    key_mask: Tensor | None,
+    query_mask: Tensor | None,
+    kernel: Kernel,
+) -> Tensor:
+    """Pack, run ``kernel``, and put its result back; arguments and result as of ``attend``."""
+    keys = find_tokens(key_mask, (key.shape[0], key.shape[1]), key.device)
+    queries = keys
+    if query_mask is not key_mask or query.shape[1] != key.shape[1]:
+        queries = find_tokens(query_mask, (query.shape[0], query.shape[1]), query.device)
+    out = kernel(
+        queries.pack(query).unflatten(-1, (num_heads, -1)),
+        keys.pack(key).unflatten(-1, (num_heads, -1)),
+        keys.pack(value).unflatten(-1, (num_heads, -1)),
+        queries.offsets,
+        keys.offsets,
+        query.shape[1],
+        key.shape[1],
+    )
+    return queries.unpack(out.flatten(1))
+
+
+def choose_for(config: ModelConfig, precision: str, device: torch.device) -> Backend:
+    """Return the backend of CMFA and HTA in a run of ``train.precision`` ``precision``."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return choose_backend(config.attention, device, dtype, config.dim // config.num_heads)
+
+
+def choose_backend(
+    asked: AttentionName, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> Backend:
+    """Return the backend that ``asked`` means here; `auto` is the first of BACKENDS that is there.
+
+    Args:
+        asked: ``model.attention``.
+        device: where queries, keys and values are.
+        dtype: of queries, keys and values: float32, or bfloat16 under ``train.precision: bf16``.
+        head_dim: channels a head.
+
+    Raises UserError with the reason, and with what there is, when ``asked`` is not there.
+    """
+    return _choose(asked, device, dtype, head_dim)
+
+
+def why_not(
+    backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> str | None:
+    """Return why a backend cannot be used, or None when it can."""
+    if backend in ("sdpa", "eager"):
+        return None
+    return _why_no_flash_kernel(device, dtype, head_dim) or _why_no_package(backend)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the real tokens of a padded batch are.
+
+    Attributes:
+        shape: (batch, steps) of the padded batch.
+        places: int64 ``[tokens]``, the real ones among batch * steps; None = all are.
+        offsets: int32 ``[batch + 1]``, where each clip begins, and the end.
+    """
+
+    shape: tuple[int, int]
+    places: Tensor | None
+    offsets: Tensor
+
+    def pack(self, x: Tensor) -> Tensor:
+        """``[batch, steps, ...]`` to ``[tokens, ...]``."""
+        flat = x.flatten(0, 1)
+        return flat if self.places is None else flat.index_select(0, self.places)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """``[tokens, ...]`` to ``[batch, steps, ...]``, zero where there is no token."""
+        flat = packed
+        if self.places is not None:
+            batch, steps = self.shape
+            flat = packed.new_zeros(batch * steps, *packed.shape[1:])
+            flat = flat.index_copy(0, self.places, packed)
+        return flat.reshape(*self.shape, *packed.shape[1:])
+
+
+def find_tokens(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> TokenLayout:
+    """Return where the tokens are that ``mask``, bool ``[batch, steps]``, calls real.
+
+    With a mask the host waits for the device once: it must know how many tokens there are.
+    """
+    batch, steps = shape
+    if mask is None:
+        every = torch.arange(0, batch * steps + 1, steps, dtype=torch.int32, device=device)
+        return TokenLayout(shape, None, every)
+    ends = mask.sum(dim=1).cumsum(0).to(torch.int32)
+    return TokenLayout(
+        shape, mask.flatten().nonzero().squeeze(1), torch.cat((ends.new_zeros(1), ends))
+    )
+
+
+def kernel_of(backend: Backend) -> Kernel:
+    """Return the kernel of a variable-length backend."""
+    return _flash_attention_2 if backend == "flash_attention_2" else _varlen
+
+
+# Asked at every call of attention; the answer stays, and `auto` logs it once.
+@functools.cache
+def _choose(
+    asked: AttentionName, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> Backend:
+    reason = None if asked == "auto" else why_not(asked, device, dtype, head_dim)
+    if asked != "auto" and reason is None:
+        return asked
+    there = [b for b in BACKENDS if why_not(b, device, dtype, head_dim) is None]
+    if asked == "auto":
+        _LOG.info("attention on %s in %s: auto chose %s", device, dtype, there[0])
+        return there[0]
+    raise UserError(
+        f"model.attention={asked}: {reason}. Here there are: {', '.join(there)}; "
+        f"auto chooses {there[0]}"
+    )
+
+
+def _why_no_flash_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Both variable-length backends are kernels of FlashAttention-2, with its limits."""
+    if device.type != "cuda":
+        return f"it needs a CUDA GPU, and this is {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"it needs an Ampere GPU or newer, and this is {torch.cuda.get_device_name(device)}"
+    if dtype not in _HALF:
+        return (
+            f"it takes float16 and bfloat16, not {str(dtype).removeprefix('torch.')} "
+            "(see train.precision, and model.llm_dtype for the LLM)"
+        )
+    if head_dim % 8 or head_dim > 256:
+        return (
+            f"it takes heads of 8, 16, ... 256 channels, not {head_dim} "
+            "(model.dim / model.num_heads, or the LLM's)"
+        )
+    return None
+
+
+def _why_no_package(backend: Backend) -> str | None:
+    """Import it: a package that is there and compiled for another torch is not there."""
+    try:
+        if backend == "flash_attention_2":
+            import flash_attn  # noqa: F401
+        else:
+            import torch.nn.attention.varlen  # noqa: F401
+    except ImportError as e:
+        name = "flash-attn (pip install flash-attn)" if backend == "flash_attention_2" else "torch"
+        return f"the package {name} does not offer it: {e}"
+    return None
+
+
 def _attend_by_sdpa(
     query: Tensor,
     key: Tensor,
@@ -304,50 +317,35 @@ def _join(heads: Tensor, query_mask: Tensor | None) -> Tensor:
     return out if query_mask is None else out.masked_fill(~query_mask[:, :, None], 0)
 
 
-class Attention(nn.Module):
-    """:func:`attend` as a part of a model, without parameters: it holds the setting."""
+def _flash_attention_2(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    most_queries: int,
+    most_keys: int,
+) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
 
-    def __init__(self, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.backend: AttentionName = "auto"
-        self.listener: Callable[[Tensor], None] | None = None
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Arguments and result as of :func:`attend`."""
-        if self.listener is None:
-            return attend(query, key, value, self.num_heads, key_mask, query_mask, self.backend)
-        out, weights = attend_eagerly(query, key, value, self.num_heads, key_mask, query_mask)
-        self.listener(weights.detach())
-        return out
+    # Deterministic: a resumed run repeats the undisturbed one bit for bit.
+    out: Tensor = flash_attn_varlen_func(
+        query, key, value, query_offsets, key_offsets, most_queries, most_keys, deterministic=True
+    )
+    return out
 
 
-def set_backend(model: nn.Module, backend: AttentionName) -> None:
-    """Let every :class:`Attention` of ``model`` use ``backend``."""
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.backend = backend
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    most_queries: int,
+    most_keys: int,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
 
-
-@contextmanager
-def recorded_weights(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Compute attention eagerly inside the block, and keep each module's last weights by name.
-
-    Yields a dictionary that fills as the model runs: ``[batch, heads, queries, keys]`` each.
-    """
-    weights: dict[str, Tensor] = {}
-    found = {n: m for n, m in model.named_modules() if isinstance(m, Attention)}
-    for name, module in found.items():
-        module.listener = partial(weights.__setitem__, name)
-    try:
-        yield weights
-    finally:
-        for module in found.values():
-            module.listener = None
+    out = varlen_attn(query, key, value, query_offsets, key_offsets, most_queries, most_keys)
+    assert isinstance(out, Tensor)
+    return out

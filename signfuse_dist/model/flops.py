@@ -214,8 +214,8 @@ class _ByLength:
             return None
         if not np.allclose(terms / scale @ weights, costs, rtol=1e-9, atol=0.0):
             return None
-        (found,) = self._terms(np.array([length])) / scale @ weights
-        return Flops(*found.round().tolist())
+        (cost,) = self._terms(np.array([length])) / scale @ weights
+        return Flops(*cost.round().tolist())
 
     def _terms(self, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
         terms = [lengths**0, lengths, lengths**2]

@@ -32,211 +32,6 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.model.attention import choose_backend
 
 
-def add_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
-    """Return ``model`` with trainable LoRA matrices of rank r and scale alpha / r.
-
-    On the layers of ``config.lora_targets``, or where it is None on every projection of the
-    attention blocks. Raises UserError for a target that matches no layer.
-    """
-    targets = config.lora_targets
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        target_modules=find_projections(model) if targets is None else list(targets),
-        task_type=(
-            TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
-        ),
-    )
-    if targets is not None:
-        _refuse_unmatched(model, targets)
-    try:
-        return get_peft_model(model, lora)
-    except ValueError as e:
-        raise UserError(f"model.lora_targets {list(targets or ())}: {e}") from e
-
-
-def find_projections(model: nn.Module) -> list[str]:
-    """Return the full names of the linear layers inside the attention blocks of an LLM.
-
-    Full names, not endings: GPT-2 calls a layer of its feed-forward part as one of its attention.
-    Raises UserError when there are none.
-    """
-    found = [
-        f"{block}.{name}"
-        for block, module in attention_blocks(model).items()
-        for name, layer in module.named_modules()
-        if isinstance(layer, (nn.Linear, Conv1D))
-    ]
-    if not found:
-        raise UserError(
-            f"no attention layers were found in {type(model).__name__}: name the layers that get "
-            "LoRA, as in model.lora_targets=[q_proj, v_proj]"
-        )
-    return found
-
-
-def attention_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the innermost modules that say whether they are causal.
-
-    transformers' attention functions read that attribute of the block that calls them, so every
-    architecture that offers a choice of kernels has it.
-    """
-    blocks = {n: m for n, m in model.named_modules() if hasattr(m, "is_causal")}
-    return {
-        name: block
-        for name, block in blocks.items()
-        if not any(hasattr(part, "is_causal") for part in block.modules() if part is not block)
-    }
-
-
-def _refuse_unmatched(model: nn.Module, targets: Sequence[str]) -> None:
-    names = [name for name, _ in model.named_modules()]
-    unmatched = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
-    if unmatched:
-        there = sorted({name.rpartition(".")[2] for name in find_projections(model)})
-        raise UserError(
-            f"model.lora_targets: {type(model).__name__} has no layers called "
-            f"{', '.join(unmatched)}; its attention has {', '.join(there)} (null takes them all)"
-        )
-
-
-def load_frozen(config: ModelConfig) -> PreTrainedModel:
-    """Load ``config.llm`` in its dtype, quantized and with the attention that is asked for.
-
-    Raises UserError when it is not there, is of no known kind, or has no such attention.
-    """
-    quantization = _quantization(config)
-    try:
-        known = AutoConfig.from_pretrained(config.llm, revision=config.llm_revision)
-        auto = AutoModelForSeq2SeqLM if known.is_encoder_decoder else AutoModelForCausalLM
-        model: PreTrainedModel = auto.from_pretrained(
-            config.llm,
-            revision=config.llm_revision,
-            dtype=getattr(torch, config.llm_dtype),
-            **quantization,
-        )
-    except (OSError, ValueError, ImportError) as e:
-        raise not_found(config, e) from e
-    _set_attention(model, config)
-    return model
-
-
-def _quantization(config: ModelConfig) -> dict[str, Any]:
-    """Return what from_pretrained needs: 4 bits are NF4, both compute in ``llm_dtype``."""
-    if config.llm_quantization == "none":
-        return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"model.llm_quantization={config.llm_quantization} needs the package bitsandbytes, "
-            "which is not installed (pip install bitsandbytes)"
-        )
-    settings = BitsAndBytesConfig(
-        load_in_8bit=config.llm_quantization == "8bit",
-        load_in_4bit=config.llm_quantization == "4bit",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=getattr(torch, config.llm_dtype),
-    )
-    return {"quantization_config": settings}
-
-
-def _set_attention(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Set the LLM's attention by transformers' names.
-
-    `auto` leaves transformers' own choice: SDPA where the model has it. transformers has no
-    variable-length kernel of torch, so `varlen` is SDPA in the LLM: it needs no mask there and
-    reaches the same flash kernel.
-    """
-    if config.attention == "auto":
-        return
-    asked = "sdpa" if config.attention == "varlen" else config.attention
-    if asked == "flash_attention_2":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        shape = model.config
-        head_dim = (
-            getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-        )
-        choose_backend(asked, device, getattr(torch, config.llm_dtype), head_dim)
-    try:
-        model.set_attn_implementation(asked)
-    except (ValueError, ImportError) as e:
-        raise _no_attention(config, model, first_line(e)) from e
-    found = model.config._attn_implementation
-    if found != asked:  # transformers may put another kernel in its place
-        raise _no_attention(config, model, f"transformers took {found} in its place")
-
-
-def _no_attention(config: ModelConfig, model: PreTrainedModel, why: str) -> UserError:
-    return UserError(
-        f"model.attention={config.attention}: not for the LLM {config.llm!r} "
-        f"({type(model).__name__}): {why}. Choose auto, varlen, sdpa or eager"
-    )
-
-
-def not_found(config: ModelConfig, error: Exception) -> UserError:
-    """Return the error for an LLM or a tokenizer that cannot be loaded."""
-    return UserError(
-        f"model.llm {config.llm!r} cannot be loaded: {first_line(error)}. It is a folder or a name "
-        f"of the model hub; on a node without network, download it first (hf download "
-        f"{config.llm}) or point model.llm at a folder"
-    )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
-class TextTokenizer:
-    """The LLM's tokenizer as this project uses it."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
-        self._tokenizer = tokenizer
-        if tokenizer.eos_token_id is None:
-            raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no end-of-text token")
-        self.end: int = tokenizer.eos_token_id
-        # With the special tokens the LLM has around a text: <s> before it for LLaMA, </s> after it
-        # for T5.
-        self.prompt: list[int] = tokenizer(prompt).input_ids
-
-    def encode(self, text: str) -> list[int]:
-        """Return the target tokens of a sentence with the end token, without a start token.
-
-        An empty text is the end token alone: the model is taught to say nothing.
-        """
-        return [*self._tokenizer(text, add_special_tokens=False).input_ids, self.end]
-
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text up to the first end token; padding may share the end token's id."""
-        if self.end in tokens:
-            tokens = tokens[: tokens.index(self.end)]
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-    def find_unfit(self, texts: Mapping[str, str], room: int | None) -> tuple[list[str], list[str]]:
-        """Return what is wrong with texts, by id: those too long, and those not all known.
-
-        Args:
-            texts: by clip id.
-            room: most tokens that a text may have with its end token; None = no limit.
-        """
-        too_long, unknown = [], []
-        rows = self._tokenizer(list(texts.values()), add_special_tokens=False).input_ids
-        for name, tokens in zip(texts, rows, strict=True):
-            if room is not None and len(tokens) + 1 > room:
-                too_long.append(f"{name}: {len(tokens) + 1} tokens, and there is room for {room}")
-            if self._tokenizer.unk_token_id in tokens:
-                unknown.append(name)
-        return too_long, unknown
-
-
-class Candidate(NamedTuple):
-    """One of the translations that beam search found."""
-
-    tokens: list[int]
-    score: float | None
-    """Log-probability of the tokens over their number to the power of the length penalty; None
-    where only the best was asked for."""
-
-
 class LanguageModel(nn.Module):
     """The LLM around the sign tokens; its own weights never train.
 
@@ -353,7 +148,7 @@ class LanguageModel(nn.Module):
 
     def generate(self, sign_embeddings: Tensor, config: EvaluationConfig, end: int) -> list[Any]:
         """Return the best translation's tokens for each clip; see :meth:`candidates`."""
-        return [found[0].tokens for found in self.candidates(sign_embeddings, config, end, 1)]
+        return [best[0].tokens for best in self.candidates(sign_embeddings, config, end, 1)]
 
     @torch.no_grad()
     def candidates(
@@ -385,12 +180,12 @@ class LanguageModel(nn.Module):
             return_dict_in_generate=True,
             output_scores=count > 1,  # it keeps every step's logits: half a gigabyte for 8 clips
         )
-        found = self.model.generate(
+        generated = self.model.generate(
             inputs_embeds=prefix, attention_mask=_all_real(prefix), generation_config=generation
         )
         # A decoder's answer begins with its start token.
-        rows = found.sequences[:, int(self.is_encoder_decoder) :].tolist()
-        scores = found.sequences_scores.tolist() if count > 1 else [None] * len(rows)
+        rows = generated.sequences[:, int(self.is_encoder_decoder) :].tolist()
+        scores = generated.sequences_scores.tolist() if count > 1 else [None] * len(rows)
         every = [Candidate(*pair) for pair in zip(rows, scores, strict=True)]
         return [every[i : i + count] for i in range(0, len(every), count)]
 
@@ -407,17 +202,55 @@ class LanguageModel(nn.Module):
             )
 
 
-def _all_real(embeds: Tensor) -> Tensor:
-    return torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+class TextTokenizer:
+    """The LLM's tokenizer as this project uses it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
+        self._tokenizer = tokenizer
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no end-of-text token")
+        self.end: int = tokenizer.eos_token_id
+        # With the special tokens the LLM has around a text: <s> before it for LLaMA, </s> after it
+        # for T5.
+        self.prompt: list[int] = tokenizer(prompt).input_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Return the target tokens of a sentence with the end token, without a start token.
+
+        An empty text is the end token alone: the model is taught to say nothing.
+        """
+        return [*self._tokenizer(text, add_special_tokens=False).input_ids, self.end]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text up to the first end token; padding may share the end token's id."""
+        if self.end in tokens:
+            tokens = tokens[: tokens.index(self.end)]
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def find_unfit(self, texts: Mapping[str, str], room: int | None) -> tuple[list[str], list[str]]:
+        """Return what is wrong with texts, by id: those too long, and those not all known.
+
+        Args:
+            texts: by clip id.
+            room: most tokens that a text may have with its end token; None = no limit.
+        """
+        too_long, unknown = [], []
+        rows = self._tokenizer(list(texts.values()), add_special_tokens=False).input_ids
+        for name, tokens in zip(texts, rows, strict=True):
+            if room is not None and len(tokens) + 1 > room:
+                too_long.append(f"{name}: {len(tokens) + 1} tokens, and there is room for {room}")
+            if self._tokenizer.unk_token_id in tokens:
+                unknown.append(name)
+        return too_long, unknown
 
 
-def load_tokenizer(config: ModelConfig) -> TextTokenizer:
-    """Load the LLM's tokenizer; raise :class:`UserError` when it is not there."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.llm_revision)
-        return TextTokenizer(tokenizer, config.prompt)
-    except (OSError, ValueError, ImportError) as e:
-        raise not_found(config, e) from e
+class Candidate(NamedTuple):
+    """One of the translations that beam search found."""
+
+    tokens: list[int]
+    score: float | None
+    """Log-probability of the tokens over their number to the power of the length penalty; None
+    where only the best was asked for."""
 
 
 def load_language_model(config: ModelConfig, tokenizer: TextTokenizer) -> LanguageModel:
@@ -431,3 +264,170 @@ def load_language_model(config: ModelConfig, tokenizer: TextTokenizer) -> Langua
             "leave no room for a text"
         )
     return llm
+
+
+def load_tokenizer(config: ModelConfig) -> TextTokenizer:
+    """Load the LLM's tokenizer; raise :class:`UserError` when it is not there."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.llm_revision)
+        return TextTokenizer(tokenizer, config.prompt)
+    except (OSError, ValueError, ImportError) as e:
+        raise not_found(config, e) from e
+
+
+def load_frozen(config: ModelConfig) -> PreTrainedModel:
+    """Load ``config.llm`` in its dtype, quantized and with the attention that is asked for.
+
+    Raises UserError when it is not there, is of no known kind, or has no such attention.
+    """
+    quantization = _quantization(config)
+    try:
+        known = AutoConfig.from_pretrained(config.llm, revision=config.llm_revision)
+        auto = AutoModelForSeq2SeqLM if known.is_encoder_decoder else AutoModelForCausalLM
+        model: PreTrainedModel = auto.from_pretrained(
+            config.llm,
+            revision=config.llm_revision,
+            dtype=getattr(torch, config.llm_dtype),
+            **quantization,
+        )
+    except (OSError, ValueError, ImportError) as e:
+        raise not_found(config, e) from e
+    _set_attention(model, config)
+    return model
+
+
+def add_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
+    """Return ``model`` with trainable LoRA matrices of rank r and scale alpha / r.
+
+    On the layers of ``config.lora_targets``, or where it is None on every projection of the
+    attention blocks. Raises UserError for a target that matches no layer.
+    """
+    targets = config.lora_targets
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=find_projections(model) if targets is None else list(targets),
+        task_type=(
+            TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+        ),
+    )
+    if targets is not None:
+        _refuse_unmatched(model, targets)
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as e:
+        raise UserError(f"model.lora_targets {list(targets or ())}: {e}") from e
+
+
+def find_projections(model: nn.Module) -> list[str]:
+    """Return the full names of the linear layers inside the attention blocks of an LLM.
+
+    Full names, not endings: GPT-2 calls a layer of its feed-forward part as one of its attention.
+    Raises UserError when there are none.
+    """
+    projections = [
+        f"{block}.{name}"
+        for block, module in attention_blocks(model).items()
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Linear, Conv1D))
+    ]
+    if not projections:
+        raise UserError(
+            f"no attention layers were found in {type(model).__name__}: name the layers that get "
+            "LoRA, as in model.lora_targets=[q_proj, v_proj]"
+        )
+    return projections
+
+
+def attention_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the innermost modules that say whether they are causal.
+
+    transformers' attention functions read that attribute of the block that calls them, so every
+    architecture that offers a choice of kernels has it.
+    """
+    blocks = {n: m for n, m in model.named_modules() if hasattr(m, "is_causal")}
+    return {
+        name: block
+        for name, block in blocks.items()
+        if not any(hasattr(part, "is_causal") for part in block.modules() if part is not block)
+    }
+
+
+def not_found(config: ModelConfig, error: Exception) -> UserError:
+    """Return the error for an LLM or a tokenizer that cannot be loaded."""
+    return UserError(
+        f"model.llm {config.llm!r} cannot be loaded: {first_line(error)}. It is a folder or a name "
+        f"of the model hub; on a node without network, download it first (hf download "
+        f"{config.llm}) or point model.llm at a folder"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _refuse_unmatched(model: nn.Module, targets: Sequence[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    unmatched = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    if unmatched:
+        there = sorted({name.rpartition(".")[2] for name in find_projections(model)})
+        raise UserError(
+            f"model.lora_targets: {type(model).__name__} has no layers called "
+            f"{', '.join(unmatched)}; its attention has {', '.join(there)} (null takes them all)"
+        )
+
+
+def _quantization(config: ModelConfig) -> dict[str, Any]:
+    """Return what from_pretrained needs: 4 bits are NF4, both compute in ``llm_dtype``."""
+    if config.llm_quantization == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.llm_quantization={config.llm_quantization} needs the package bitsandbytes, "
+            "which is not installed (pip install bitsandbytes)"
+        )
+    settings = BitsAndBytesConfig(
+        load_in_8bit=config.llm_quantization == "8bit",
+        load_in_4bit=config.llm_quantization == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, config.llm_dtype),
+    )
+    return {"quantization_config": settings}
+
+
+def _set_attention(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Set the LLM's attention by transformers' names.
+
+    `auto` leaves transformers' own choice: SDPA where the model has it. transformers has no
+    variable-length kernel of torch, so `varlen` is SDPA in the LLM: it needs no mask there and
+    reaches the same flash kernel.
+    """
+    if config.attention == "auto":
+        return
+    asked = "sdpa" if config.attention == "varlen" else config.attention
+    if asked == "flash_attention_2":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        shape = model.config
+        head_dim = (
+            getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        )
+        choose_backend(asked, device, getattr(torch, config.llm_dtype), head_dim)
+    try:
+        model.set_attn_implementation(asked)
+    except (ValueError, ImportError) as e:
+        raise _no_attention(config, model, first_line(e)) from e
+    taken = model.config._attn_implementation
+    if taken != asked:  # transformers may put another kernel in its place
+        raise _no_attention(config, model, f"transformers took {taken} in its place")
+
+
+def _no_attention(config: ModelConfig, model: PreTrainedModel, why: str) -> UserError:
+    return UserError(
+        f"model.attention={config.attention}: not for the LLM {config.llm!r} "
+        f"({type(model).__name__}): {why}. Choose auto, varlen, sdpa or eager"
+    )
+
+
+def _all_real(embeds: Tensor) -> Tensor:
+    return torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)

@@ -91,23 +91,6 @@ def replay(summaries: tuple[Tensor, Tensor], compared: Compared) -> Tensor:
     return value
 
 
-class _Replay(torch.autograd.Function):
-    """A value and the gradient that was found with it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, visual: Tensor, skeletal: Tensor, value: Tensor, *gradients: Tensor
-    ) -> Tensor:
-        ctx.dtypes = visual.dtype, skeletal.dtype
-        ctx.save_for_backward(*gradients)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        known = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return (*((grad * gradient).to(dtype) for gradient, dtype in known), None, None, None)
-
-
 def distance(
     sign_embeddings: Tensor, text_embeddings: Tensor, text_lengths: Tensor, pooling: str
 ) -> Tensor:
@@ -140,8 +123,29 @@ def gather_rows(x: Tensor) -> Tensor:
     return gathered
 
 
+class _Replay(torch.autograd.Function):
+    """A value and the gradient that was found with it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, visual: Tensor, skeletal: Tensor, value: Tensor, *gradients: Tensor
+    ) -> Tensor:
+        ctx.dtypes = visual.dtype, skeletal.dtype
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        known = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return (*((grad * gradient).to(dtype) for gradient, dtype in known), None, None, None)
+
+
 class _GatherRows(torch.autograd.Function):
-    """All-gather whose gradient is the sum over processes of what each made of these rows."""
+    """All-gather whose gradient is the sum over processes of what each made of these rows.
+
+    torch.distributed.nn.functional.all_gather is the same to the bit, but torch 2.15 deprecates it
+    in favour of a module that is not public.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -79,21 +79,21 @@ class BatchNorm(nn.Module):
         places = keep.sum() * math.prod(x.shape[3:])
         # Two passes: the one-pass formula loses the variance of channels with a large mean.
         sums = self._together(torch.cat(((values * keep).sum(over), places.view(1))))
-        found = sums[-1].detach()
-        count = found.clamp(min=1)
+        places_of_all = sums[-1].detach()
+        count = places_of_all.clamp(min=1)
         mean = sums[:-1] / count
         centred = (values - _per_channel(mean, x)) * keep
         variance = self._together(centred.square().sum(over)) / count
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
-            momentum = self.momentum * (found > 0).to(self.running_mean.dtype)
+            momentum = self.momentum * (places_of_all > 0).to(self.running_mean.dtype)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
         # The last micro batches of an epoch can hold no real clip: nothing is learned from them,
         # and a variance of zero would blow them up to infinity through a chain of norms.
         return (
-            torch.where(found > 0, mean, self.running_mean),
-            torch.where(found > 0, variance, self.running_var),
+            torch.where(places_of_all > 0, mean, self.running_mean),
+            torch.where(places_of_all > 0, variance, self.running_var),
         )
 
     def _together(self, x: Tensor) -> Tensor:
@@ -128,7 +128,11 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Every process's loss depends on every process's input, so gradients are summed as well."""
+    """Every process's loss depends on every process's input, so gradients are summed as well.
+
+    torch.distributed.nn.functional.all_reduce is the same to the bit, but torch 2.15 deprecates it
+    in favour of a module that is not public.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The components of a model from its configuration."""
+"""SignFuse, section 3: frames and joints to a translation; its parts from a configuration."""
 
 from __future__ import annotations
 
@@ -27,58 +27,6 @@ from signfuse_dist.model.visual import FrameBudget, ResNet, VisualStream
 
 if TYPE_CHECKING:
     from signfuse_dist.model.saved import SignFuseConfig
-
-
-@dataclass(frozen=True)
-class Streams:
-    """``visual`` and ``skeletal`` ``[batch, steps, dim]``, zero beyond ``step_lengths``.
-
-    A model of one stream has it in both places, so CMFA attends within it.
-    """
-
-    visual: Tensor
-    skeletal: Tensor
-    step_lengths: Tensor
-
-    @property
-    def mask(self) -> Tensor:
-        """Bool ``[batch, steps]``, True = real."""
-        return length_mask(self.step_lengths, self.visual.shape[1])
-
-
-@dataclass(frozen=True)
-class SignFuseOutput:
-    """What the losses need; None where the stage does not ask for it.
-
-    Attributes:
-        summaries: ``visual_summary`` and ``skeletal_summary`` (f_v, f_s of Eq. 21), ``[batch,
-            dim]`` each.
-        sign_embeddings: E_sign of Eq. 19, ``[batch, sign_tokens, llm_dim]``.
-        text_embeddings: E_text of Eq. 22, ``[batch, tokens, llm_dim]``.
-        negative_log_likelihood: of each clip's text (Eq. 20), summed over tokens, ``[batch]``.
-    """
-
-    summaries: tuple[Tensor, Tensor] | None = None
-    sign_embeddings: Tensor | None = None
-    text_embeddings: Tensor | None = None
-    negative_log_likelihood: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Translations of each clip, best first, and the gate over time, ``[batch, steps]``.
-
-    The gate is None for a model without one.
-    """
-
-    candidates: list[list[Candidate]]
-    gate: Tensor | None
-    step_lengths: Tensor
-
-    @property
-    def tokens(self) -> list[list[int]]:
-        """The best translation's tokens for each clip."""
-        return [found[0].tokens for found in self.candidates]
 
 
 class SignFuse(nn.Module):
@@ -197,18 +145,18 @@ class SignFuse(nn.Module):
         """
         self._refuse_long(batch)
         steps = torch.div(batch.frame_lengths + self.stride - 1, self.stride, rounding_mode="floor")
-        found = [features for features in (batch.visual, batch.skeletal) if features is not None]
-        if found:
-            return Streams(found[0], found[-1], steps)
+        streams = [features for features in (batch.visual, batch.skeletal) if features is not None]
+        if streams:
+            return Streams(streams[0], streams[-1], steps)
         if self.visual is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
-                found.append(self.visual(batch.frames, batch.frame_lengths, steps, batch.weight))
+                streams.append(self.visual(batch.frames, batch.frame_lengths, steps, batch.weight))
         if self.skeletal is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.skeletal)):
-                found.append(
+                streams.append(
                     self.skeletal(batch.pose, batch.joint_mask, batch.frame_lengths, batch.weight)
                 )
-        return Streams(found[0], found[-1], steps)
+        return Streams(streams[0], streams[-1], steps)
 
     def summarise(self, streams: Streams, features: str) -> tuple[Tensor, Tensor]:
         """Return f_v and f_s of Eq. 21, ``[batch, dim]`` each.
@@ -277,10 +225,10 @@ class SignFuse(nn.Module):
             [name for name, is_finite in zip(batch.ids, finite, strict=True) if not is_finite],
             "the model's sign tokens are not finite; its weights are broken. Clips",
         )
-        found = self.language_model.candidates(
+        candidates = self.language_model.candidates(
             sign_embeddings, decoding, self.tokenizer.end, num_candidates
         )
-        return Decoded(found, gate, streams.step_lengths)
+        return Decoded(candidates, gate, streams.step_lengths)
 
     def _refuse_long(self, batch: SignBatch) -> None:
         """The padded length is known on the host: nothing waits for a GPU."""
@@ -299,20 +247,63 @@ class SignFuse(nn.Module):
         )
 
 
+@dataclass(frozen=True)
+class Streams:
+    """``visual`` and ``skeletal`` ``[batch, steps, dim]``, zero beyond ``step_lengths``.
+
+    A model of one stream has it in both places, so CMFA attends within it.
+    """
+
+    visual: Tensor
+    skeletal: Tensor
+    step_lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool ``[batch, steps]``, True = real."""
+        return length_mask(self.step_lengths, self.visual.shape[1])
+
+
+@dataclass(frozen=True)
+class SignFuseOutput:
+    """What the losses need; None where the stage does not ask for it.
+
+    Attributes:
+        summaries: ``visual_summary`` and ``skeletal_summary`` (f_v, f_s of Eq. 21), ``[batch,
+            dim]`` each.
+        sign_embeddings: E_sign of Eq. 19, ``[batch, sign_tokens, llm_dim]``.
+        text_embeddings: E_text of Eq. 22, ``[batch, tokens, llm_dim]``.
+        negative_log_likelihood: of each clip's text (Eq. 20), summed over tokens, ``[batch]``.
+    """
+
+    summaries: tuple[Tensor, Tensor] | None = None
+    sign_embeddings: Tensor | None = None
+    text_embeddings: Tensor | None = None
+    negative_log_likelihood: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Translations of each clip, best first, and the gate over time, ``[batch, steps]``.
+
+    The gate is None for a model without one.
+    """
+
+    candidates: list[list[Candidate]]
+    gate: Tensor | None
+    step_lengths: Tensor
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """The best translation's tokens for each clip."""
+        return [best[0].tokens for best in self.candidates]
+
+
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Return the parameters of each component in their order, the frozen LLM among them."""
     return {
         name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
     }
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters())
-
-
-def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
-    keep = mask[:, :, None].to(x.dtype)
-    return (x * keep).sum(dim=1) / keep.sum(dim=1)
 
 
 def build_visual(config: ModelConfig) -> VisualStream:
@@ -369,3 +360,12 @@ def build_temporal(config: ModelConfig) -> TemporalAggregation | TemporalPooling
 
 def _step_norm(config: ModelConfig) -> Callable[[int], nn.Module]:
     return StepNorm if config.norm == "layer" else partial(BatchNorm, policy=config.norm)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
+    keep = mask[:, :, None].to(x.dtype)
+    return (x * keep).sum(dim=1) / keep.sum(dim=1)

@@ -181,9 +181,9 @@ class VisualStream(nn.Module):
         if not self.backbone.uses_batch:
             return self._in_chunks(frames)
         counted = (weight > 0).repeat_interleave(frame_lengths, output_size=len(frames))
-        found = self._in_chunks(frames[counted])
-        features = found.new_zeros(len(frames), found.shape[1])
-        features[counted] = found
+        of_counted = self._in_chunks(frames[counted])
+        features = of_counted.new_zeros(len(frames), of_counted.shape[1])
+        features[counted] = of_counted
         return features
 
     def _in_chunks(self, frames: Tensor) -> Tensor:
