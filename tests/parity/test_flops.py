@@ -196,6 +196,7 @@ def test_the_shipped_models_cost_what_arithmetic_said(
         if key == "streams":
             loss = replace(loss, contrastive_weight=0.0)
     llm = SHIPPED[name]() if needs_language_model(stage) else None
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     built = _without_memory(ModelConfig(**values), llm)
     prepare(built, stage, loss)
     set_mode(built, stage)
