@@ -15,7 +15,7 @@ import pytest
 
 from signfuse_dist.errors import UserError
 from signfuse_dist.skeleton import JOINT_INDEX, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
-from signfuse_dist.synthetic import corpus as synthetic_corpus
+from signfuse_dist.synthetic import corpus as synthetic
 from signfuse_dist.synthetic.language import (
     COLOURS,
     JOINTS_ONLY,
@@ -61,9 +61,9 @@ def test_no_two_meanings_share_a_text() -> None:
     assert {len(text.split()) for text in texts} <= set(range(6, 11))
 
 
-@pytest.mark.parametrize("seed", [0, synthetic_corpus.DEFAULT_SEED])
+@pytest.mark.parametrize("seed", [0, synthetic.DEFAULT_SEED])
 def test_held_out_sentences_are_new_and_made_of_training_words(seed: int) -> None:
-    splits = draw_splits(seed, synthetic_corpus.DEFAULT_SIZES)
+    splits = draw_splits(seed, synthetic.DEFAULT_SIZES)
     texts = {split: {s.text for s in sentences} for split, sentences in splits.items()}
     assert {split: len(t) for split, t in texts.items()} == {"train": 480, "dev": 40, "test": 60}
     assert not texts["train"] & texts["dev"]
@@ -106,7 +106,7 @@ def test_a_joints_only_contrast_leaves_every_pixel_alike(
     group: tuple[str, ...], number: int
 ) -> None:
     clips = [
-        synthetic_corpus.render_clip(_with(word, AROUND[number]), SIGNERS[number], number)
+        synthetic.render_clip(_with(word, AROUND[number]), SIGNERS[number], number)
         for word in group
     ]
     first = clips[0]
@@ -120,7 +120,7 @@ def test_a_joints_only_contrast_leaves_every_pixel_alike(
 
 @pytest.mark.parametrize("group", PICTURE_ONLY)
 def test_a_picture_only_contrast_leaves_every_joint_alike(group: tuple[str, ...]) -> None:
-    clips = [synthetic_corpus.render_clip(_with(word, SENTENCE), SIGNERS[0], 3) for word in group]
+    clips = [synthetic.render_clip(_with(word, SENTENCE), SIGNERS[0], 3) for word in group]
     for i, one in enumerate(clips):
         for other in clips[:i]:
             assert np.array_equal(one.pose, other.pose)
@@ -131,15 +131,15 @@ def test_a_picture_only_contrast_leaves_every_joint_alike(group: tuple[str, ...]
 
 
 def test_other_words_differ_in_both_channels() -> None:
-    one = synthetic_corpus.render_clip(SENTENCE, SIGNERS[1], 5)
-    other = synthetic_corpus.render_clip(replace(SENTENCE, subject="baker"), SIGNERS[1], 5)
+    one = synthetic.render_clip(SENTENCE, SIGNERS[1], 5)
+    other = synthetic.render_clip(replace(SENTENCE, subject="baker"), SIGNERS[1], 5)
     assert not np.array_equal(one.frames, other.frames)
     assert not np.array_equal(one.pose, other.pose)
 
 
 def test_all_joints_are_near_the_frame_and_hands_sit_on_their_wrists() -> None:
     for number, sentence in enumerate(all_sentences()[:: len(all_sentences()) // 12]):
-        clip = synthetic_corpus.render_clip(sentence, SIGNERS[number % len(SIGNERS)], number)
+        clip = synthetic.render_clip(sentence, SIGNERS[number % len(SIGNERS)], number)
         assert clip.pose.shape == (len(clip.frames), NUM_JOINTS, 2)
         assert clip.pose.dtype == np.float32
         assert clip.mask.dtype == bool
@@ -158,7 +158,7 @@ def test_all_joints_are_near_the_frame_and_hands_sit_on_their_wrists() -> None:
 
 def test_a_question_raises_the_brows_and_a_negation_shakes_the_head() -> None:
     clips = {
-        mode: synthetic_corpus.render_clip(replace(SENTENCE, mode=mode), SIGNERS[0], 9).pose
+        mode: synthetic.render_clip(replace(SENTENCE, mode=mode), SIGNERS[0], 9).pose
         for mode in ("statement", "question", "negation")
     }
     brow, eye = JOINT_INDEX["face_brow_left"], JOINT_INDEX["left_eye"]
@@ -177,7 +177,7 @@ def test_every_word_with_a_sign_is_performed() -> None:
 
 
 def test_a_lost_hand_is_masked_whole_and_zero() -> None:
-    clips = [synthetic_corpus.render_clip(SENTENCE, SIGNERS[0], seed) for seed in range(8)]
+    clips = [synthetic.render_clip(SENTENCE, SIGNERS[0], seed) for seed in range(8)]
     masks = np.concatenate([clip.mask for clip in clips])
     for hand in (LEFT_HAND, RIGHT_HAND):
         columns = masks[:, [JOINT_INDEX[name] for name in hand]]
@@ -188,15 +188,15 @@ def test_a_lost_hand_is_masked_whole_and_zero() -> None:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("synthetic")
-    synthetic_corpus.write_corpus(root, 3, SMALL, frame_size=32)
+    synthetic.write_corpus(root, 3, SMALL, frame_size=32)
     return root
 
 
 def test_a_written_corpus_has_a_table_clips_and_joints_that_agree(corpus: Path) -> None:
-    rows = list(synthetic_corpus.read_rows(corpus))
-    assert synthetic_corpus.is_written(corpus)
+    rows = list(synthetic.read_rows(corpus))
+    assert synthetic.is_written(corpus)
     assert len(rows) == 20
-    assert tuple(rows[0]) == synthetic_corpus.COLUMNS
+    assert tuple(rows[0]) == synthetic.COLUMNS
     assert not list(corpus.rglob("*.tmp"))
     for row in rows[::6]:
         with np.load(corpus / row["joints"], allow_pickle=False) as joints:
@@ -204,7 +204,7 @@ def test_a_written_corpus_has_a_table_clips_and_joints_that_agree(corpus: Path) 
             assert joints["mask"].shape == (num_frames, NUM_JOINTS)
         with av.open(str(corpus / row["video"])) as video:
             frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-            assert video.streams.video[0].average_rate == synthetic_corpus.FPS
+            assert video.streams.video[0].average_rate == synthetic.FPS
         assert len(frames) == num_frames
         assert frames[0].shape == (32, 32, 3)
 
@@ -212,21 +212,18 @@ def test_a_written_corpus_has_a_table_clips_and_joints_that_agree(corpus: Path) 
 def test_a_corpus_that_several_draw_at_once_is_the_same(corpus: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         drawn = [
-            pool.submit(synthetic_corpus.write_corpus, tmp_path, 3, SMALL, frame_size=32)
-            for _ in range(3)
+            pool.submit(synthetic.write_corpus, tmp_path, 3, SMALL, frame_size=32) for _ in range(3)
         ]
         assert [future.result() for future in drawn] == [None] * 3
-    assert synthetic_corpus.is_written(tmp_path)
+    assert synthetic.is_written(tmp_path)
     files = {p.relative_to(corpus) for p in corpus.rglob("*") if p.is_file()}
     assert {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()} == files
     assert all((corpus / f).read_bytes() == (tmp_path / f).read_bytes() for f in files)
 
 
 def test_a_clip_survives_its_compression(corpus: Path) -> None:
-    planned = synthetic_corpus.plan_corpus(3, SMALL)[0]
-    drawn = synthetic_corpus.render_clip(
-        planned.sentence, planned.signer, planned.seed, frame_size=32
-    )
+    planned = synthetic.plan_corpus(3, SMALL)[0]
+    drawn = synthetic.render_clip(planned.sentence, planned.signer, planned.seed, frame_size=32)
     with av.open(str(corpus / planned.row()["video"])) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert np.abs(np.stack(frames).astype(int) - drawn.frames).mean() < 6
@@ -241,21 +238,21 @@ def test_an_interrupted_corpus_is_carried_on_to_the_same_files(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    write = synthetic_corpus._write_clip
+    write = synthetic._write_clip
 
-    def stop_after_five(root: Path, planned: synthetic_corpus.PlannedClip, *rest: object) -> None:
+    def stop_after_five(root: Path, planned: synthetic.PlannedClip, *rest: object) -> None:
         if len(written) == 5:
             raise KeyboardInterrupt
         written.append(planned.id)
         write(root, planned, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(synthetic_corpus, "_write_clip", stop_after_five)
+    monkeypatch.setattr(synthetic, "_write_clip", stop_after_five)
     with pytest.raises(KeyboardInterrupt):
-        synthetic_corpus.write_corpus(tmp_path, 3, SMALL, frame_size=32)
-    assert not synthetic_corpus.is_written(tmp_path)
+        synthetic.write_corpus(tmp_path, 3, SMALL, frame_size=32)
+    assert not synthetic.is_written(tmp_path)
     monkeypatch.undo()
     before = (tmp_path / "clips" / f"{written[0]}.mp4").stat().st_mtime_ns
-    synthetic_corpus.write_corpus(tmp_path, 3, SMALL, frame_size=32)
+    synthetic.write_corpus(tmp_path, 3, SMALL, frame_size=32)
     assert (tmp_path / "clips" / f"{written[0]}.mp4").stat().st_mtime_ns == before
     assert _content(tmp_path) == _content(corpus)
 
@@ -264,12 +261,12 @@ def test_a_finished_corpus_is_left_alone(corpus: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise AssertionError("a finished corpus was written again")
 
-    monkeypatch.setattr(synthetic_corpus, "_write_clip", refuse)
-    synthetic_corpus.write_corpus(corpus, 3, SMALL, frame_size=32)
+    monkeypatch.setattr(synthetic, "_write_clip", refuse)
+    synthetic.write_corpus(corpus, 3, SMALL, frame_size=32)
 
 
 def _run(*arguments: object) -> int:
-    return synthetic_corpus.main([str(argument) for argument in arguments])
+    return synthetic.main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(
@@ -298,7 +295,7 @@ def test_a_wrong_request_is_named_and_writes_nothing(
 def test_a_damaged_description_is_named(tmp_path: Path) -> None:
     (tmp_path / "corpus.json").write_text("{")
     with pytest.raises(UserError, match=r"corpus\.json is not a description"):
-        synthetic_corpus.is_written(tmp_path)
+        synthetic.is_written(tmp_path)
 
 
 def test_the_corpus_is_written_without_torch() -> None:
