@@ -39,7 +39,7 @@ SUBCOMMANDS = (
     ("translate", "evaluation", "translate new clips"),
     ("serve", "evaluation", "serve a web page that translates a clip"),
     ("ablate", "training", "train and compare the rows of an ablation (section 5.4)"),
-)  # fmt: skip
+)
 
 _FIRST_STEPS = """\
 first steps:

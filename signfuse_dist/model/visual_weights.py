@@ -16,8 +16,15 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.weights import load_exactly
 
-_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError,
-               SafetensorError)  # fmt: skip
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    UnpicklingError,
+    SafetensorError,
+)
 
 
 def load_visual_weights(model: SignFuse, config: ModelConfig) -> None:

@@ -25,8 +25,10 @@ SHOWN_SIGNERS = 20  # those with the most clips
 UNKNOWN = "unknown"
 _FEW = 5  # distinct lengths that are buckets of their own
 _TITLES = {
-    "shuffled": "videos shuffled", "blank": "pictures blank", "masked_joints": "joints masked",
-}  # fmt: skip
+    "shuffled": "videos shuffled",
+    "blank": "pictures blank",
+    "masked_joints": "joints masked",
+}
 _ABOUT = {
     "shuffled": "Videos shuffled: each video's translation is scored against the sentence of "
     "another video. What remains there is earned without watching.",

@@ -25,11 +25,16 @@ from signfuse_dist.report.plots import Figure, Table, plot, thinned
 
 CURVE_STEPS = 16  # rows of the tables of what a curve draws
 _PLAN = {
-    "num_clips": "training clips", "world_size": "processes", "micro_batch_size": "micro batch",
-    "accumulation": "accumulation", "global_batch_size": "clips a step",
-    "steps_per_epoch": "steps an epoch", "total_steps": "optimizer steps",
-    "warmup_steps": "warmup steps", "num_pairs": "pairs of Eq. 21",
-}  # fmt: skip
+    "num_clips": "training clips",
+    "world_size": "processes",
+    "micro_batch_size": "micro batch",
+    "accumulation": "accumulation",
+    "global_batch_size": "clips a step",
+    "steps_per_epoch": "steps an epoch",
+    "total_steps": "optimizer steps",
+    "warmup_steps": "warmup steps",
+    "num_pairs": "pairs of Eq. 21",
+}
 
 
 def open_splits(run: ReportInputs) -> dict[str, PackedSplit]:

@@ -197,8 +197,10 @@ Colour = tuple[int, int, int]
 SUPERSAMPLING = 4
 
 CARD_COLOURS: dict[str, Colour] = {
-    "red": (225, 25, 30), "green": (20, 165, 55), "blue": (30, 70, 235),
-}  # fmt: skip
+    "red": (225, 25, 30),
+    "green": (20, 165, 55),
+    "blue": (30, 70, 235),
+}
 _EDGE: Colour = (40, 28, 26)
 _HANDS = {"right": RIGHT_HAND, "left": LEFT_HAND}
 
