@@ -21,12 +21,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from signfuse_dist import config as run_config
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.cli import add_options, answer, from_options, parse, whole_numbers
 from signfuse_dist.cli.training import add_run
-from signfuse_dist.config import LossConfig, ModelConfig, load_stages
+from signfuse_dist.config import LossConfig, ModelConfig, build_section
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.experiment import load_stages
 from signfuse_dist.skeleton import NUM_JOINTS
 
 _WARMUP_FRAMES = 2  # one would let torch.compile take the number of frames for a constant
@@ -66,7 +66,7 @@ def measure(case: MemoryCase) -> dict[str, float]:
 def _passes(case: MemoryCase, device: torch.device) -> Callable[[SignBatch], None]:
     """Return a function that runs forward and backward passes of the case's part."""
     errors: list[str] = []
-    config = run_config.build("model", ModelConfig, case.model, errors)
+    config = build_section("model", ModelConfig, case.model, errors)
     raise_together(errors, "not a model")
     assert config is not None
     build = _visual if case.part == "visual" else _step

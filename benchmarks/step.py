@@ -26,13 +26,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.cli import add_options, answer, from_options, parse
 from signfuse_dist.cli.training import add_run
-from signfuse_dist.config import STAGES, RunConfig, StageName, load_run
+from signfuse_dist.config import STAGES, RunConfig, StageName
 from signfuse_dist.engine import processes
 from signfuse_dist.engine.loop import Step, make_optimizer
 from signfuse_dist.engine.metrics import Interval, device_name
 from signfuse_dist.engine.objective import Meter
 from signfuse_dist.engine.timing import OPTIMIZER, OTHER, Timeline
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_run
 from signfuse_dist.metering import meter_of
 from signfuse_dist.model.attention import choose_for
 from signfuse_dist.model.flops import components

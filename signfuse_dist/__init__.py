@@ -7,9 +7,10 @@ before. Data flows from left to right, imports go from right to left::
     losses --engine--> RUN/model --evaluation--> translations, scores --report--> report.html
 
 Everybody uses ``errors`` and ``files``, ``records`` (typed YAML and JSON), ``config`` (what a run
-is) and ``run_folder`` (what RUN holds). Data and model do not know each other: they meet in
-``batch`` and ``skeleton``, with ``plan`` (which clips and frames at which step) on one side and
-``stages``, ``objective`` (section 3.7: what trains, which losses) on the other.
+is), ``experiment`` (reading one) and ``run_folder`` (what RUN holds). Data and model do not know
+each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which clips and frames at which
+step) on one side and ``stages``, ``objective`` (section 3.7: what trains, which losses) on the
+other.
 
 ============== ===================================================================================
 cli/           ``signfuse``: options in, errors and exit statuses out

@@ -1,30 +1,23 @@
-"""What a run is: its typed sections, what contradicts, and how they are read and overridden.
-
-An experiment file names one file of ``configs/data`` and one of ``configs/model`` (``use:``); the
-stage brings one of ``configs/stage``. Those files do not overlap. Only the experiment's own
-sections and ``section.key=value`` overrides on the command line replace a value.
+"""What a run is: its typed sections, and what is true of each key.
 
 The string below a field says what it means, the field's metadata where it may change
-(:data:`Property`); ``docs/configuration.md`` lists both. Imports no torch.
+(:data:`Property`); ``docs/configuration.md`` lists both. Reading them from files is
+:mod:`signfuse_dist.experiment`'s. Imports no torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from signfuse_dist.errors import UserError, raise_together, refuse_unknown, suggest
-from signfuse_dist.files import locate, package_files, yaml_files
 from signfuse_dist.records import explain
 
 StageName = Literal["contrastive", "alignment", "finetune"]
@@ -370,7 +363,6 @@ SECTIONS: dict[str, type] = {
     for f in dataclasses.fields(RunConfig)
     if f.name != "name"
 }
-_CHOICES = ("data", "model", "stage")
 
 
 def keys_with(*properties: Property) -> tuple[str, ...]:
@@ -392,7 +384,9 @@ def names_with(section: str, *properties: Property) -> tuple[str, ...]:
 T = TypeVar("T")
 
 
-def build(section: str, cls: type[T], values: Mapping[Any, Any], errors: list[str]) -> T | None:
+def build_section(
+    section: str, cls: type[T], values: Mapping[Any, Any], errors: list[str]
+) -> T | None:
     """Build one section from YAML or JSON, or record every error of it and return None."""
     lists_as_tuples = {str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
@@ -401,362 +395,3 @@ def build(section: str, cls: type[T], values: Mapping[Any, Any], errors: list[st
         named = explain(cls, e, lambda place: ".".join([section, *map(str, place[:1])]))
         errors += [f"{e}; it has no default" if e.endswith(": missing") else e for e in named]
         return None
-
-
-def load_run(experiment: str, stage: str | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read one stage of an experiment.
-
-    ``experiment`` is a YAML file or the name of one in ``configs/experiment``; ``stage`` a name of
-    :data:`STAGES`, or None when ``stage=NAME`` is among the ``overrides``. Raises
-    :class:`UserError` with every error of every file and override together.
-    """
-    path = find_experiment(experiment)
-    sections, errors = _read_sections(path, stage, overrides)
-    run = None if errors else RunConfig(name=path.stem, **sections)
-    if run is not None:
-        errors = contradictions(run)
-    raise_together(errors, f"{path}: the configuration has errors")
-    assert run is not None
-    return run
-
-
-def load_stages(experiment: str, overrides: Sequence[str] = ()) -> list[RunConfig]:
-    """Read the stages of ``train.stages`` in order, or the one that is named in ``overrides``.
-
-    Raises :class:`UserError` with every error of every stage.
-    """
-    named = [o.partition("=")[2] for o in overrides if o.startswith("stage=")]
-    others = [o for o in overrides if not o.startswith("stage=")]
-    train = _read_sections(find_experiment(experiment), STAGES[-1], others)[0].get("train")
-    runs, errors = [], []
-    for stage in named or (train and train.stages) or STAGES:
-        try:
-            runs.append(load_run(experiment, stage, others))
-        except UserError as e:
-            errors.append(str(e))
-    if errors:
-        raise UserError("\n".join(dict.fromkeys(errors)))
-    return runs
-
-
-def load_resolved(path: Path) -> RunConfig:
-    """Read the ``config.yaml`` of a run folder; raise :class:`UserError` when it does not fit."""
-    raw = _read_mapping(path)
-    errors: list[str] = []
-    name = raw.pop("name", None)
-    refuse_unknown(raw, SECTIONS, f"{path}: section", errors)
-    sections: dict[str, Any] = {}
-    for section, cls in SECTIONS.items():
-        values = raw.get(section, {})
-        if isinstance(values, dict):
-            sections[section] = build(section, cls, values, errors)
-        else:
-            errors.append(f"{section}: expected a mapping, got {values!r}")
-    if not isinstance(name, str):
-        errors.append("name: missing")
-    raise_together(errors, f"{path}: not the configuration of a run")
-    return RunConfig(name=str(name), **sections)
-
-
-def override(run: RunConfig, overrides: Sequence[str], section: str) -> RunConfig:
-    """Return the run with ``section.key=value`` overrides of one section applied.
-
-    Raises :class:`UserError` with every override that is wrong or of another section.
-    """
-    values: dict[str, dict[str, Any]] = {section: dataclasses.asdict(getattr(run, section))}
-    others = [o for o in overrides if not o.startswith(f"{section}.")]
-    errors = [f"{other!r}: only {section}.key=value can be changed here" for other in others]
-    _merge_overrides(values, [o for o in overrides if o not in others], errors)
-    changed: dict[str, Any] = {section: build(section, SECTIONS[section], values[section], errors)}
-    raise_together(errors, f"{run.name}: the overrides have errors")
-    return dataclasses.replace(run, **changed)
-
-
-def find_experiment(experiment: str) -> Path:
-    """Return the experiment's file; a bare name means ``configs/experiment/NAME.yaml``.
-
-    It is looked for in the working folder, then among the package's own (:func:`.files.locate`).
-    """
-    path = Path(experiment)
-    if path.suffix not in (".yaml", ".yml"):
-        path = Path("configs") / "experiment" / f"{experiment}.yaml"
-    path = locate(path)
-    if path.is_file():
-        return path
-    known = [p.stem for p in yaml_files(path.parent)]
-    near = suggest(path.stem, known)
-    raise UserError(
-        f"no experiment {experiment!r}: {path} does not exist{near}. "
-        f"There are: {', '.join(known) or 'none'}"
-    )
-
-
-def _read_sections(
-    path: Path, stage: str | None, overrides: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return each section as far as it could be built, and every error."""
-    errors: list[str] = []
-    raw = _read_mapping(path)
-    chosen = _take_choices(raw, path, stage, overrides, errors)
-    values = _file_values(path, chosen, errors)
-    read = [name for name in SECTIONS if name in values]
-    _merge_experiment(values, raw, path, chosen.get("stage", ""), errors)
-    _merge_overrides(values, overrides, errors)
-    return {name: build(name, SECTIONS[name], values[name], errors) for name in read}, errors
-
-
-def _take_choices(
-    raw: dict[str, Any], path: Path, stage: str | None, overrides: Sequence[str], errors: list[str]
-) -> dict[str, str]:
-    """Return which file each of data, model and stage comes from."""
-    use = raw.pop("use", {})
-    if not isinstance(use, dict):
-        errors.append(f"{path}: use: expected data: NAME and model: NAME, got {use!r}")
-        use = {}
-    chosen = {k: str(v) for k, v in use.items()}
-    refuse_unknown(chosen, ("data", "model"), f"{path}: use", errors)
-    for text in overrides:
-        choice, _, value = text.partition("=")
-        if choice in _CHOICES:
-            chosen[choice] = value
-    if stage is not None:
-        chosen["stage"] = stage
-    for choice in _CHOICES:
-        if choice not in chosen:
-            errors.append(f"{choice}: not chosen; write {choice}=NAME (a file of configs/{choice})")
-    return chosen
-
-
-def _file_values(
-    path: Path, chosen: Mapping[str, str], errors: list[str]
-) -> dict[str, dict[str, Any]]:
-    """Return the values of each section; one whose file does not exist is left out."""
-    values: dict[str, dict[str, Any]] = {n: {} for n in SECTIONS if n not in _CHOICES}
-    for key in _CHOICES:
-        name = chosen.get(key)
-        if name is None:
-            continue
-        file = _find_choice(path, key, name)
-        if not file.is_file():
-            folders = (path.parent.parent / key, Path("configs") / key)
-            near = suggest(name, {p.stem for folder in folders for p in yaml_files(folder)})
-            errors.append(f"{key}={name}: {file} does not exist{near}")
-            continue
-        values[key] = _read_mapping(file)
-    if "stage" in values and chosen["stage"] in STAGES:
-        values["stage"]["name"] = chosen["stage"]
-    return values
-
-
-def _find_choice(experiment: Path, key: str, name: str) -> Path:
-    """Return the file ``name`` of ``configs/KEY``: the experiment's own, or as any other is found.
-
-    The experiment's own lie beside it; those of the package's experiments come last.
-    """
-    if name.endswith((".yaml", ".yml")):
-        return locate(Path(name))
-    configs = experiment.parent.parent
-    beside, elsewhere = (at / key / f"{name}.yaml" for at in (configs, Path("configs")))
-    if beside.is_file() and configs != package_files() / "configs":
-        return beside
-    elsewhere = locate(elsewhere)
-    return elsewhere if elsewhere.is_file() else beside
-
-
-def _merge_experiment(
-    values: dict[str, dict[str, Any]],
-    raw: dict[str, Any],
-    path: Path,
-    stage: str,
-    errors: list[str],
-) -> None:
-    """Let the experiment's sections override; its ``stage`` section has one part a stage."""
-    refuse_unknown(raw, SECTIONS, f"{path}: section", errors)
-    for name, section in raw.items():
-        if name not in SECTIONS:
-            continue
-        if name == "stage" and isinstance(section, dict):
-            refuse_unknown(section, STAGES, f"{path}: stage", errors)
-            section = section.get(stage, {})
-        if isinstance(section, dict):
-            values.setdefault(name, {}).update(section)
-        else:
-            errors.append(f"{path}: {name}: expected a mapping, got {section!r}")
-
-
-def _merge_overrides(
-    values: dict[str, dict[str, Any]], overrides: Iterable[str], errors: list[str]
-) -> None:
-    for override in overrides:
-        left, equals, text = override.partition("=")
-        section, dot, name = left.partition(".")
-        if not equals or (not dot and left not in _CHOICES):
-            errors.append(
-                f"{override!r}: expected section.key=value (or data=, model=, stage=NAME)"
-            )
-        elif dot and section not in SECTIONS:
-            errors.append(f"{override!r}: no section {section!r}{suggest(section, SECTIONS)}")
-        elif dot:
-            try:
-                values.setdefault(section, {})[name] = yaml.safe_load(text)
-            except yaml.YAMLError as e:
-                errors.append(f"{override!r}: not a YAML value ({e.__class__.__name__})")
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not YAML: {e}") from e
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
-        raise UserError(f"{path}: expected a mapping of names to values")
-    return raw
-
-
-# torch 2.15 on CPU corrupts the heap in the backward pass of a 1x1 convolution of stride 2 over 4
-# channels in this layout; 8 and more are sound.
-_CHANNELS_LAST_WIDTH = 8
-
-
-def contradictions(run: RunConfig) -> list[str]:
-    """Return what no single field can say: values that exclude each other, by their keys."""
-    return [
-        *_of_lengths(run.model),
-        *_of_scales(run.model),
-        *_of_stages(run.train, run.stage),
-        *_of_pairs(run),
-        *_of_memory(run.model),
-        *_of_features(run),
-    ]
-
-
-def _of_lengths(model: ModelConfig) -> list[str]:
-    """Widths, kernels and strides of layers that follow each other."""
-    errors = []
-    if model.dim % model.num_heads:
-        errors.append(f"model.dim {model.dim} does not divide by model.num_heads {model.num_heads}")
-    for kind, widths, strides in (
-        ("skeletal", model.skeletal_channels, model.skeletal_strides),
-        ("scale", model.scale_kernels, model.scale_strides),
-    ):
-        if len(widths) != len(strides) or not widths:
-            errors.append(f"model.{kind}_strides has {len(strides)} entries for {len(widths)}")
-    if model.skeletal_channels and model.skeletal_channels[-1] != model.dim:
-        errors.append(
-            f"model.skeletal_channels ends with {model.skeletal_channels[-1]}, "
-            f"not model.dim {model.dim}"
-        )
-    kernels = (model.visual_kernel, model.skeletal_kernel, *model.scale_kernels)
-    if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
-        errors.append(
-            f"model.visual_kernel, model.skeletal_kernel and model.scale_kernels must be odd, "
-            f"so that a step is centred on its frames: {', '.join(map(str, kernels))}"
-        )
-    if any(n < 1 for n in (*model.skeletal_channels, *model.scale_strides)):
-        errors.append("model.skeletal_channels and model.scale_strides must be at least 1")
-    total_stride = math.prod(model.skeletal_strides)
-    if total_stride != model.visual_stride:
-        errors.append(
-            f"model.skeletal_strides shorten time {total_stride} times, "
-            f"model.visual_stride {model.visual_stride} times: the streams would not align"
-        )
-    return errors
-
-
-def _in_order(chosen: tuple[str, ...], known: tuple[str, ...]) -> bool:
-    return list(chosen) == [name for name in known if name in chosen]
-
-
-def _of_scales(model: ModelConfig) -> list[str]:
-    errors = []
-    if len(model.scale_kernels) != len(SCALES):
-        errors.append(
-            f"model.scale_kernels has {len(model.scale_kernels)} entries for the {len(SCALES)} "
-            f"scales {', '.join(SCALES)}; model.scales says which of them there are"
-        )
-    if not _in_order(model.scales, SCALES):
-        errors.append(
-            f"model.scales {list(model.scales)}: each at most once, in the order {list(SCALES)}"
-        )
-    return errors
-
-
-def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
-    errors = []
-    if stage.warmup_epochs >= stage.epochs:
-        errors.append(
-            f"stage.warmup_epochs {stage.warmup_epochs} is not below stage.epochs {stage.epochs}"
-        )
-    if not train.stages or not _in_order(train.stages, STAGES):
-        errors.append(
-            f"train.stages {list(train.stages)}: at least one, each at most once, in the order "
-            f"{list(STAGES)}"
-        )
-    elif stage.name not in train.stages:
-        errors.append(f"stage {stage.name} is not among train.stages {list(train.stages)}")
-    if train.select == "best" and not train.dev_epochs:
-        errors.append(
-            "train.select=best needs a development score: write train.dev_epochs=1 or more"
-        )
-    return errors
-
-
-def _of_pairs(run: RunConfig) -> list[str]:
-    """What Eq. 21 compares must be there: two streams, and both sides of an attention."""
-    model, loss, errors = run.model, run.loss, []
-    if model.streams != "both":
-        why = f"model.streams={model.streams} leaves the contrastive loss (Eq. 21) without pairs"
-        if "contrastive" in run.train.stages:
-            left = [name for name in run.train.stages if name != "contrastive"]
-            errors.append(f"{why}: write train.stages=[{','.join(left) or 'alignment,finetune'}]")
-        if loss.contrastive_weight > 0:
-            errors.append(f"{why}: write loss.contrastive_weight=0")
-    elif loss.contrastive_features == "attended" and (
-        model.fusion not in ("cmfa", "no_gate") or model.fusion_layers == 0
-    ):
-        errors.append(
-            f"loss.contrastive_features=attended compares O_{{v->s}} with O_{{s->v}} (Eq. 8-9), "
-            f"and model.fusion={model.fusion} with model.fusion_layers={model.fusion_layers} has "
-            "not both"
-        )
-    return errors
-
-
-def _of_memory(model: ModelConfig) -> list[str]:
-    errors = []
-    if model.visual_norm in ("sync", "local"):
-        for name in ("visual_chunk", "visual_checkpoint"):
-            if getattr(model, name):
-                errors.append(
-                    f"model.{name}={getattr(model, name)} computes frames again in the backward "
-                    f"pass, which is exact only when they do not depend on the batch: write "
-                    f"model.visual_norm=frozen or group, not {model.visual_norm}"
-                )
-    if model.visual_channels_last and model.visual_width < _CHANNELS_LAST_WIDTH:
-        errors.append(
-            f"model.visual_channels_last=true needs model.visual_width of {_CHANNELS_LAST_WIDTH} "
-            f"or more, not {model.visual_width}: torch's convolutions are unsound below"
-        )
-    return errors
-
-
-def _of_features(run: RunConfig) -> list[str]:
-    """Features can be kept only of encoders that do not change, and of frames that do not."""
-    if run.train.features == "computed":
-        return []
-    errors = []
-    if run.stage.name != "alignment":
-        errors.append(
-            f"train.features=cached is for stage alignment, whose encoders are frozen; in stage "
-            f"{run.stage.name} they train: write train.features=computed"
-        )
-    if any(dataclasses.asdict(run.augment).values()):
-        errors.append(
-            "train.features=cached keeps one set of features a clip, and augment.* changes each "
-            "clip every epoch: write train.features=computed, or set augment.* to 0"
-        )
-    return errors

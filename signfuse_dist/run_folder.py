@@ -21,8 +21,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from signfuse_dist.config import RunConfig, keys_with, load_resolved
+from signfuse_dist.config import RunConfig, keys_with
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import STATE, checksum, write_text
 from signfuse_dist.plan import Plan
 from signfuse_dist.stages import TRAINABLE, loss_weights, previous

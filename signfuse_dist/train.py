@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from signfuse_dist import cached_features
-from signfuse_dist.config import RunConfig, load_run
+from signfuse_dist.config import RunConfig
 from signfuse_dist.data.features import FeatureBatches, FeatureSet
 from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
@@ -33,6 +33,7 @@ from signfuse_dist.engine.loop import Loop, Step, make_optimizer
 from signfuse_dist.engine.stopping import REQUEUE
 from signfuse_dist.engine.timing import Marks, Startup
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.experiment import load_run
 from signfuse_dist.files import write_text
 from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.metering import meter_of, say_what_is_unknown

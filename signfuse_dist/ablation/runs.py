@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from signfuse_dist.ablation.rows import Ablation, AblationRow
-from signfuse_dist.config import RunConfig, StageName, keys_with, load_run, load_stages
+from signfuse_dist.config import RunConfig, StageName, keys_with
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.experiment import load_run, load_stages
 from signfuse_dist.run_folder import RunFolder, fixed
 
 FOLDER = "ablation"  # inside train.output

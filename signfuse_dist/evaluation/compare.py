@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from signfuse_dist.config import RunConfig, load_resolved
+from signfuse_dist.config import RunConfig
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.protocols import Preset, in_order, normalize
 from signfuse_dist.evaluation.scores import check_ids, find_measures, name_ids, refuse_empty
 from signfuse_dist.evaluation.significance import Resampling, TestedScore, resample
 from signfuse_dist.evaluation.translations import read_pairs
+from signfuse_dist.experiment import load_resolved
 from signfuse_dist.run_folder import RunFolder
 
 

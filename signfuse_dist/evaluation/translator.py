@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import RunConfig, load_resolved, override
+from signfuse_dist.config import RunConfig
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_resolved, override
 from signfuse_dist.model import saved
 from signfuse_dist.model.attention import choose_for, recorded_weights
 from signfuse_dist.model.signfuse import SignFuse

@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from signfuse_dist.config import load_stages
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_stages
 from signfuse_dist.files import locate
 from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.run_folder import RunFolder

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from signfuse_dist.config import STAGES, RunConfig, load_stages
+from signfuse_dist.config import STAGES, RunConfig
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_stages
 
 _USAGE = (
     "usage: bash slurm/pipeline.sh EXPERIMENT [option of sbatch ...] [section.key=value ...], "

@@ -25,8 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from signfuse_dist import config as run_config
-from signfuse_dist.config import ModelConfig
+from signfuse_dist.config import ModelConfig, build_section, names_with
 from signfuse_dist.errors import UserError, raise_together, refuse_unknown
 from signfuse_dist.files import read_state, write_folder
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
@@ -75,7 +74,7 @@ class SignFuseConfig(PreTrainedConfig):
         errors: list[str] = []
         refuse_unknown(values, _FIELDS | _OF_TRANSFORMERS, "model", errors)
         own = {name: value for name, value in values.items() if name in _FIELDS}
-        model = run_config.build("model", ModelConfig, own, errors)
+        model = build_section("model", ModelConfig, own, errors)
         raise_together(errors, "not the configuration of a SignFuse model")
         assert model is not None
         theirs = _OF_TRANSFORMERS - {"model_type", "transformers_version"}
@@ -119,10 +118,10 @@ def read_config(folder: Any) -> SignFuseConfig:
 _CONFIG, _WEIGHTS, _ADAPTER = "config.json", "model.safetensors", "adapter"
 _ADAPTER_WEIGHTS = f"{_ADAPTER}/adapter_model.safetensors"
 # What may differ where a model is loaded: where its LLM is and how the numbers are computed.
-MOVABLE = run_config.names_with("model", "load")
+MOVABLE = names_with("model", "load")
 # What a stage may change of the one before: also how the LLM is adapted and asked, and whose
 # statistics batch norms use (with others than batch norms, names of tensors differ).
-_FREE = run_config.names_with("model", "load", "stage")
+_FREE = names_with("model", "load", "stage")
 
 
 def build(

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from signfuse_dist import config as run_config
 from signfuse_dist.batch import SignBatch, length_mask
-from signfuse_dist.config import SCALES, EvaluationConfig, ModelConfig
+from signfuse_dist.config import SCALES, EvaluationConfig, ModelConfig, build_section
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.model.attention import set_backend
 from signfuse_dist.model.cmfa import CrossModalFusion
@@ -201,7 +200,7 @@ class SignFuse(nn.Module):
                 the defaults are those of :class:`~signfuse_dist.config.EvaluationConfig`.
         """
         errors: list[str] = []
-        decoding = run_config.build("generate", EvaluationConfig, settings, errors)
+        decoding = build_section("generate", EvaluationConfig, settings, errors)
         raise_together(errors, "generate cannot do this")
         assert decoding is not None
         rows = self.decode(batch, decoding).tokens

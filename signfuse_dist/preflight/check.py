@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import yaml
 
-from signfuse_dist.config import RunConfig, StageName, load_stages
+from signfuse_dist.config import RunConfig, StageName
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_stages
 from signfuse_dist.plan import Plan, make_plan
 from signfuse_dist.preflight import inputs, machine, memory
 from signfuse_dist.preflight.finding import Finding, error, ok, warning

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig
 
 from signfuse_dist.ablation.rows import Ablation, AblationRow, read_ablations
-from signfuse_dist.config import ModelConfig, RunConfig, build, load_stages
+from signfuse_dist.config import ModelConfig, RunConfig, build_section
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.experiment import load_stages
 from signfuse_dist.model.signfuse import SignFuse, build_fusion, count_parameters
 
 COMPONENTS = ("visual", "skeletal", "fusion", "temporal", "adapter")
@@ -81,7 +82,7 @@ def read_llm_dim(config: ModelConfig) -> int:
 def _print_fusion(text: str) -> None:
     """Print the parameters of the fusion of a section ``model`` in JSON, for ``signfuse check``."""
     errors: list[str] = []
-    model = build("model", ModelConfig, json.loads(text), errors)
+    model = build_section("model", ModelConfig, json.loads(text), errors)
     raise_together(errors, "the model cannot be built")
     assert model is not None
     with torch.device("meta"):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from signfuse_dist.config import STAGES, EvaluationConfig, RunConfig, load_resolved
+from signfuse_dist.config import STAGES, EvaluationConfig, RunConfig
 from signfuse_dist.data.look import sheet, spread
 from signfuse_dist.data.manifest import (
     Manifest,
@@ -38,6 +38,7 @@ from signfuse_dist.data.storage import Folder, open_folder
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.scores import SplitScores, read_split_scores
 from signfuse_dist.evaluation.translations import read_array, read_pairs
+from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import parse_json, read_json, read_text
 from signfuse_dist.records import Whole, read_record
 from signfuse_dist.run_folder import EvaluationFolder, RunFolder

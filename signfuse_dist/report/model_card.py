@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from pydantic.dataclasses import dataclass
 
-from signfuse_dist.config import RunConfig, load_resolved
+from signfuse_dist.config import RunConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import in_order
 from signfuse_dist.evaluation.scores import Scores, read_split_scores
+from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import read_json, write_text
 from signfuse_dist.records import read_record
 from signfuse_dist.report.inputs import PlanFacts, read_log, read_plan

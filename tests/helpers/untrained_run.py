@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from helpers.project import Project
-from signfuse_dist.config import load_run
+from signfuse_dist.experiment import load_run
 from signfuse_dist.model import saved
 from signfuse_dist.objective import prepare
 from signfuse_dist.plan import make_plan

@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from helpers.project import Project
 from helpers.trained import log, weights
 from signfuse_dist import cached_features
-from signfuse_dist.config import RunConfig, load_run
+from signfuse_dist.config import RunConfig
 from signfuse_dist.data import features
 from signfuse_dist.data.features import FeatureBatches, FeatureSet, part_path
 from signfuse_dist.data.loader import BatchSource, ClipBatches
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.engine.loop import make_optimizer
+from signfuse_dist.experiment import load_run
 from signfuse_dist.model import saved
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.objective import StageObjective, prepare, set_mode

@@ -53,7 +53,7 @@ def packed(folder: Path, stage: str = "finetune", **changes: Any) -> Any:
 
 
 def configuration(folder: Path, stage: str) -> Any:
-    from signfuse_dist.config import load_resolved
+    from signfuse_dist.experiment import load_resolved
 
     return load_resolved(folder / "runs" / "small" / stage / "config.yaml")
 

@@ -20,13 +20,14 @@ from helpers.project import Project, environment, free_port
 from helpers.repository import ROOT
 from helpers.untrained_run import write_run  # tests/helpers/untrained_run.py
 from signfuse_dist.cli import main
-from signfuse_dist.config import AugmentConfig, load_run
+from signfuse_dist.config import AugmentConfig
 from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import open_split
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation import evaluate as evaluate_module
 from signfuse_dist.evaluation.evaluate import Processes, evaluate
 from signfuse_dist.evaluation.translator import Translator, load_translator
+from signfuse_dist.experiment import load_run
 from signfuse_dist.model import saved
 from signfuse_dist.plan import ClipFrames, MicroBatch, make_plan
 from signfuse_dist.run_folder import begin

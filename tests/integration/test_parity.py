@@ -22,7 +22,7 @@ from torch import Tensor
 from helpers.bare_loop import train_bare
 from helpers.project import Project, environment, free_port
 from helpers.repository import ROOT
-from signfuse_dist.config import load_run
+from signfuse_dist.experiment import load_run
 from signfuse_dist.model import saved
 
 BATCH = 4

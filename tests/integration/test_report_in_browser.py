@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from helpers.project import Project
-from signfuse_dist.config import load_run
 from signfuse_dist.data.split import open_split
 from signfuse_dist.evaluation.controls import score_control
 from signfuse_dist.evaluation.scores import SplitScores, score_with_intervals, write_split_scores
 from signfuse_dist.evaluation.translations import write_arrays, write_hypotheses
+from signfuse_dist.experiment import load_run
 from signfuse_dist.report.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -13,9 +13,10 @@ import torch
 from helpers.bare_loop import train_bare
 from helpers.project import NUM_TRAIN, Project
 from helpers.trained import TOLERANCE, furthest, log, weights
-from signfuse_dist.config import STAGES, load_run
+from signfuse_dist.config import STAGES
 from signfuse_dist.data.split import open_split
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_run
 from signfuse_dist.files import read_state
 from signfuse_dist.model import saved
 from signfuse_dist.plan import make_plan

@@ -13,12 +13,12 @@ from PIL import Image
 from helpers.project import Project
 from helpers.untrained_run import write_run  # tests/helpers/untrained_run.py
 from signfuse_dist.cli import main
-from signfuse_dist.config import load_run
 from signfuse_dist.data.joints import NoJoints
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Limits
 from signfuse_dist.evaluation.evaluate import evaluate
 from signfuse_dist.evaluation.translate import ClipReader, find_videos
+from signfuse_dist.experiment import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -38,7 +38,8 @@ from helpers.model_factory import (
 )
 from helpers.repository import ROOT
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import LossConfig, ModelConfig, StageName, load_run
+from signfuse_dist.config import LossConfig, ModelConfig, StageName
+from signfuse_dist.experiment import load_run
 from signfuse_dist.metering import meter_of, say_what_is_unknown
 from signfuse_dist.model.flops import COMPONENTS, Flops, StepFlops
 from signfuse_dist.model.llm import LanguageModel

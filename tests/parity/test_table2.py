@@ -10,8 +10,9 @@ import yaml
 from torch import nn
 
 from helpers.repository import ROOT
-from signfuse_dist.config import LossConfig, StageName, TrainConfig, load_run
+from signfuse_dist.config import LossConfig, StageName, TrainConfig
 from signfuse_dist.engine.loop import make_optimizer
+from signfuse_dist.experiment import load_run
 
 TABLE = {
     "contrastive": {"epochs": 30, "learning_rate": 1e-4, "warmup_epochs": 3},

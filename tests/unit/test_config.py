@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from helpers.repository import ROOT
-from signfuse_dist.config import STAGES, StageName, load_resolved, load_run
+from signfuse_dist.config import STAGES, StageName
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -22,6 +22,7 @@ from signfuse_dist.data.manifest import (
     manifest_bytes,
 )
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_resolved, load_run
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 DEMO = str(ROOT / "configs/experiment/demo.yaml")

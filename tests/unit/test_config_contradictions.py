@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from helpers.repository import ROOT
-from signfuse_dist.config import STAGES, load_run, load_stages
+from signfuse_dist.config import STAGES
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_run, load_stages
 
 DEMO = str(ROOT / "configs/experiment/demo.yaml")
 ONE_STREAM = ("model.streams=visual", "loss.contrastive_weight=0",

@@ -18,11 +18,10 @@ from signfuse_dist.config import (
     ModelConfig,
     TrainConfig,
     keys_with,
-    load_resolved,
-    load_run,
     names_with,
 )
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_resolved, load_run
 
 DEMO = str(ROOT / "configs/experiment/demo.yaml")
 

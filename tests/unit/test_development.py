@@ -21,12 +21,12 @@ from signfuse_dist.config import (
     StageConfig,
     StageName,
     TrainConfig,
-    load_run,
 )
 from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.development import DevelopmentScore, open_development
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_run
 from signfuse_dist.model import losses
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.objective import set_mode

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from helpers.repository import ROOT
-from signfuse_dist.config import RunConfig, keys_with, load_run
+from signfuse_dist.config import RunConfig, keys_with
 from signfuse_dist.engine.checkpoint import Checkpoint, refuse_other_run
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_run
 from signfuse_dist.plan import data_position, make_plan
 from signfuse_dist.run_folder import (
     EvaluationFolder,

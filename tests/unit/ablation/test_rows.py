@@ -14,7 +14,8 @@ from helpers.model_factory import draw_clips, join, small_config, small_model, t
 from helpers.repository import ROOT
 from signfuse_dist.ablation.rows import AblationRow, read_ablation
 from signfuse_dist.cli import main
-from signfuse_dist.config import LossConfig, StageName, load_stages
+from signfuse_dist.config import LossConfig, StageName
+from signfuse_dist.experiment import load_stages
 from signfuse_dist.model.cmfa import CrossModalFusion
 from signfuse_dist.model.hta import TemporalPooling
 from signfuse_dist.model.signfuse import SignFuse, count_parameters

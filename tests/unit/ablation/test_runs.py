@@ -12,8 +12,8 @@ import yaml
 from helpers.repository import ROOT
 from signfuse_dist.ablation.rows import read_ablation, read_ablations
 from signfuse_dist.ablation.runs import AblationPlan, Chains, StageRun, make_plan
-from signfuse_dist.config import load_run
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_run
 
 SHIPPED = sorted((ROOT / "configs" / "ablation").rglob("*.yaml"))
 SECTION_5_4 = ("components", "fusion", "scales", "stages", "backbones")

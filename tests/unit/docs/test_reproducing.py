@@ -13,9 +13,9 @@ import pytest
 from helpers.repository import ROOT
 from signfuse_dist import cli
 from signfuse_dist.cli import data as data_commands
-from signfuse_dist.config import find_experiment, load_run
 from signfuse_dist.corpora import csl_daily, how2sign, phoenix14t
 from signfuse_dist.evaluation.protocols import find_preset
+from signfuse_dist.experiment import find_experiment, load_run
 
 TEXT = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
 _FENCES = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)

@@ -13,9 +13,9 @@ import yaml
 
 from helpers.repository import ROOT
 from signfuse_dist.cli import main
-from signfuse_dist.config import load_run
 from signfuse_dist.evaluation.scores import score
 from signfuse_dist.evaluation.translations import write_hypotheses
+from signfuse_dist.experiment import load_run
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 REFERENCES = {

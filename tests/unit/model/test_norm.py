@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from helpers.model_factory import draw_clips, join, scramble, small_model
 from helpers.repository import ROOT
 from signfuse_dist.batch import length_mask
-from signfuse_dist.config import LossConfig, load_run
+from signfuse_dist.config import LossConfig
+from signfuse_dist.experiment import load_run
 from signfuse_dist.model import norm as norm_module
 from signfuse_dist.model.norm import BatchNorm, ImageBatchNorm
 from signfuse_dist.objective import StageObjective, prepare, set_mode

@@ -259,7 +259,7 @@ def test_a_stage_whose_stage_before_is_missing_is_an_error(job: Job) -> None:
 
 
 def test_a_run_folder_of_another_configuration_is_an_error(job: Job) -> None:
-    from signfuse_dist.config import load_run
+    from signfuse_dist.experiment import load_run
 
     run = load_run(DEMO, "contrastive", [f"train.output={job.folder / 'runs'}", "train.seed=3"])
     run.folder.mkdir(parents=True)

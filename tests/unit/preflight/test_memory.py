@@ -10,8 +10,9 @@ import torch
 from helpers.model_factory import small_config, tiny_llama
 from helpers.repository import ROOT
 from signfuse_dist.ablation.rows import read_ablation
-from signfuse_dist.config import LossConfig, ModelConfig, RunConfig, StageName, load_stages
+from signfuse_dist.config import LossConfig, ModelConfig, RunConfig, StageName
 from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_stages
 from signfuse_dist.model.cmfa import FusionLayer
 from signfuse_dist.model.llm import add_lora
 from signfuse_dist.model.signfuse import SignFuse, count_parameters

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from helpers.repository import ROOT
-from signfuse_dist.config import RunConfig, load_run
+from signfuse_dist.config import RunConfig
 from signfuse_dist.evaluation.scores import Score, Scores, SplitScores, write_split_scores
+from signfuse_dist.experiment import load_run
 from signfuse_dist.report.model_card import write_card
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")

@@ -14,7 +14,6 @@ import simplejpeg
 import yaml
 
 from helpers.repository import ROOT
-from signfuse_dist.config import load_run
 from signfuse_dist.data import shard
 from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_bytes
 from signfuse_dist.errors import UserError
@@ -31,6 +30,7 @@ from signfuse_dist.evaluation.translations import (
     write_arrays,
     write_hypotheses,
 )
+from signfuse_dist.experiment import load_run
 from signfuse_dist.report.inputs import read_run
 from signfuse_dist.report.markup import escape_markdown
 from signfuse_dist.report.report import write_report
