@@ -170,7 +170,7 @@ def test_check_counts_the_parameters_of_the_new_fusion_on_the_model(
     assert line in checked
     assert "memory of a GPU in stage contrastive" in checked
     program = (
-        "import sys; from signfuse_dist.config import load_stages; "
+        "import sys; from signfuse_dist.experiment import load_stages; "
         "from signfuse_dist.preflight import memory; "
         "run = load_stages('demo', ['model.fusion=gated_sum'])[-1]; "
         "print(memory.parameters(run.model, 128)['fusion'], 'torch' in sys.modules)"
