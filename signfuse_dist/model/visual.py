@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +25,6 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, .
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
-
-
-class StepwiseNorm(Protocol):
-    """A norm along time: see :mod:`signfuse_dist.model.norm`."""
-
-    def __call__(self, x: Tensor, counted: Tensor) -> Tensor: ...
 
 
 def image_norm(kind: str, num_channels: int) -> nn.Module:
