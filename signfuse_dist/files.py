@@ -1,7 +1,11 @@
-"""Files and folders: written whole or not at all, checksums, and where the package's own are."""
+"""Files and folders: written whole or not at all, checksums, and where the package's own are.
+
+Also which of the operating system's errors are the machine's and not a file's.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,13 +16,69 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
 
 STATE = "state.json"
 PART = ".part"  # ends the name of a folder that is being written
 # Folders of files that come with the package and that a user may have in the working folder too.
 _OWN = ("configs", "ds_configs", "launch")
 _PACKAGE = Path(__file__).resolve().parent
+
+_AWAY = "wait until the disk or mount is back"
+_ROOM = "make room there"
+_HANDLES = "raise the limit of open files (`ulimit -n`) or take fewer workers"
+_MEMORY = "take fewer workers or ask for more memory"
+# What the machine fails with, whatever the file is, and what helps.
+_MACHINE_FAULTS = {
+    errno.ENOMEM: _MEMORY,
+    errno.EMFILE: _HANDLES,
+    errno.ENFILE: _HANDLES,
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: "have it mounted for writing",
+    **dict.fromkeys(
+        (
+            errno.EIO,
+            errno.ESTALE,
+            errno.ENODEV,
+            errno.ENOTCONN,
+            errno.ESHUTDOWN,
+            errno.ETIMEDOUT,
+            errno.EREMOTEIO,
+            errno.ENOLINK,
+            errno.ECOMM,
+            errno.EHOSTDOWN,
+            errno.EHOSTUNREACH,
+            errno.ENETDOWN,
+            errno.ENETUNREACH,
+            errno.ENETRESET,
+            errno.ECONNABORTED,
+            errno.ECONNREFUSED,
+            errno.ECONNRESET,
+            errno.EKEYEXPIRED,
+        ),
+        _AWAY,
+    ),
+}
+
+
+def machine_fault(error: BaseException) -> bool:
+    """Return whether an error is the machine's: no memory, a full or absent disk, a limit.
+
+    ``error`` is an :class:`OSError`, or anything with its ``errno``, as PyAV's errors have.
+    """
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _MACHINE_FAULTS
+
+
+def machine_error(error: BaseException, path: object) -> MachineError:
+    """Return what stops the work for a machine's fault at ``path``: the cause and what helps."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    step = _MACHINE_FAULTS.get(number or 0, _AWAY)
+    cause = f"{os.strerror(number)} ({errno.errorcode[number]})" if number else str(error)
+    return MachineError(
+        f"{path}: {cause}; no input is to blame. {step[0].upper()}{step[1:]}, then run the same "
+        "command again: what is finished is kept"
+    )
 
 
 def write_folder(

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from signfuse_dist import __version__
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, printable
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
 
 
 def answer(options: argparse.Namespace) -> int:
-    """Call ``options.run`` and return the exit status; a :class:`UserError` is printed, as 2."""
+    """Call ``options.run`` and return the exit status; a :class:`UserError` is printed."""
     try:
         status = int(options.run(options))
         sys.stdout.flush()
@@ -114,8 +114,8 @@ def answer(options: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+        print(f"error: {printable(str(e), several_lines=True)}", file=sys.stderr)
+        return e.status
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130

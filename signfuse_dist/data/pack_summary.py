@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Protocol
 
 from signfuse_dist.corpora import Corpus, Orphan, Rejected
 from signfuse_dist.data.manifest import ShardIndex
+from signfuse_dist.errors import printable
 
 _SHOWN = 5  # rows named for each kind; the files name them all
 
@@ -125,12 +125,14 @@ class PackSummary:
 
     def dropped_table(self) -> str:
         """Return dropped.tsv: line number, id and reason of every row that was not packed."""
-        lines = [f"{row.row}\t{_plain(row.id)}\t{_plain(row.reason)}\n" for row in self.dropped]
+        lines = [
+            f"{row.row}\t{printable(row.id)}\t{printable(row.reason)}\n" for row in self.dropped
+        ]
         return "".join(["row\tid\treason\n", *lines])
 
     def orphans_table(self) -> str:
         """Return orphans.tsv: what is on the disk only, or annotated only."""
-        lines = [f"{_plain(orphan.id)}\t{_plain(orphan.reason)}\n" for orphan in self.orphans]
+        lines = [f"{printable(orphan.id)}\t{printable(orphan.reason)}\n" for orphan in self.orphans]
         return "".join(["id\treason\n", *lines])
 
     def __str__(self) -> str:
@@ -138,14 +140,14 @@ class PackSummary:
         for reason, count in sorted(self.reasons.items()):
             lines.append(f"  dropped, {reason}: {count}")
             examples = [row for row in self.dropped if _kind(row) == reason][:_SHOWN]
-            lines += [f"    row {r.row} {_plain(r.id)}: {_plain(r.reason)}" for r in examples]
+            lines += [f"    row {r.row} {printable(r.id)}: {printable(r.reason)}" for r in examples]
             lines += [f"    and {count - _SHOWN} more"] if count > _SHOWN else []
         for flag, ids in self.flagged.items():
             lines.append(f"  packed, flagged {flag}: {len(ids)} ({_some(ids)})")
         if self.num_failed_frames:
             lines.append(self._failures())
         for kind in sorted(set(map(_kind, self.orphans))):
-            orphans = [_plain(orphan.id) for orphan in self.orphans if _kind(orphan) == kind]
+            orphans = [printable(orphan.id) for orphan in self.orphans if _kind(orphan) == kind]
             lines.append(f"  orphans, {kind}: {len(orphans)} ({_some(orphans)})")
         lines += [f"  note: {note}" for note in self.notes]
         if self.clip_seconds and self.new_frames:
@@ -161,7 +163,7 @@ class PackSummary:
             f"  the extractor failed at {self.num_failed_frames} of {self.num_frames} frames, in "
             f"{len(self.failed_clips)} clips; they are packed with all joints masked"
         )
-        return f"{line} (the first: {_plain(self.failure)})" if self.failure else line
+        return f"{line} (the first: {printable(self.failure)})" if self.failure else line
 
     def _headline(self) -> str:
         if not self.complete:
@@ -182,9 +184,3 @@ def _kind(row: Rejected | Orphan) -> str:
 def _some(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return f"{', '.join(ids[:_SHOWN])}{more}"
-
-
-def _plain(text: str) -> str:
-    """Return ``text`` on one line, without what steers a terminal or cannot be encoded."""
-    control = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return "".join("\ufffd" if unicodedata.category(c) in control else c for c in text)
