@@ -10,17 +10,13 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from signfuse_dist.corpora import ClipRow, FolderFrames
+from signfuse_dist.data.clock import VideoError
+from signfuse_dist.data.frame_folder import FrameFolder
 from signfuse_dist.data.joints import Joints, JointsFile, NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import Packing
+from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.data.shard import EncodedClip, EncodedPose
-from signfuse_dist.data.video import (
-    FrameFolder,
-    VideoError,
-    VideoFile,
-    VideoFrame,
-    open_video,
-    read_frames,
-)
+from signfuse_dist.data.video import FrameReader, VideoFile, open_video
 from signfuse_dist.skeleton import LEFT_HAND, RIGHT_HAND
 
 
@@ -36,11 +32,10 @@ def encode_clip(row: ClipRow, packing: Packing, extractor: PoseExtractor | None)
     with _open(row, packing) as source:
         frames = _frames(source, row, packing, finder)
         joints = finder.extract(_compressing(frames, settings.jpeg_quality, jpegs))
-        fps = settings.fps or source.fps
     if not len(jpegs) == len(joints.pose) == len(joints.mask):
         raise VideoError(f"bad joints: {len(joints.pose)} frames of joints for {len(jpegs)} frames")
-    record = _record(row, fps) | _pose_record(row, packing, joints, finder)
-    record["flags"] = [*row.flags, *record["flags"]]
+    record = _record(row, frames.fps) | _pose_record(row, packing, joints, finder)
+    record["flags"] = [*row.flags, *frames.flags, *record["flags"]]
     return EncodedClip(record, jpegs, joints.pose, joints.mask, joints.failure)
 
 
@@ -51,7 +46,7 @@ def encode_pose(row: ClipRow, packing: Packing, extractor: PoseExtractor | None)
     """
     finder = _finder(row, extractor)
     with _open(row, packing) as source:
-        joints = finder.extract(_frames(source, row, packing, finder))
+        joints = finder.extract(iter(_frames(source, row, packing, finder)))
     record = _pose_record(row, packing, joints, finder)
     return EncodedPose(record, joints.pose, joints.mask, joints.failure)
 
@@ -71,10 +66,17 @@ def _open(row: ClipRow, packing: Packing) -> VideoFile | FrameFolder:
 
 def _frames(
     source: VideoFile | FrameFolder, row: ClipRow, packing: Packing, finder: PoseExtractor
-) -> Iterator[VideoFrame]:
+) -> FrameReader:
     settings = packing.settings
-    exact_index = isinstance(finder, JointsFile)
-    return read_frames(source, settings.frame_size, row.start, row.end, settings.fps, exact_index)
+    return FrameReader(
+        source,
+        settings.frame_size,
+        row.start,
+        row.end,
+        settings.fps,
+        exact_index=isinstance(finder, JointsFile),
+        max_gap=settings.max_gap,
+    )
 
 
 def _compressing(

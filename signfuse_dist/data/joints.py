@@ -25,7 +25,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from signfuse_dist.data.video import VideoFrame
+from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.errors import UserError
 from signfuse_dist.skeleton import BODY, FACE_MESH, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
 

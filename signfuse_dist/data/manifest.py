@@ -26,6 +26,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from signfuse_dist.corpora import Rejected, key_of
+from signfuse_dist.data.clock import MAX_GAP
 from signfuse_dist.data.storage import Folder, file_size, is_local, read_file
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import digest, write_text
@@ -91,6 +92,13 @@ class PackConfig:
         },
     )
     jpeg_quality: int = field(default=90, metadata={"help": "default: %(default)s"})
+    max_gap: float = field(
+        default=MAX_GAP,
+        metadata={
+            "help": "seconds for which a picture stays where the next is missing; a row with a "
+            "longer gap is dropped by name (default: %(default)s)"
+        },
+    )
     clips_per_shard: int = field(default=128, metadata={"help": "default: %(default)s"})
 
     def __post_init__(self) -> None:
@@ -101,6 +109,8 @@ class PackConfig:
             wrong.append(f"fps {self.fps}: must be above 0 and at most 1000")
         if not 1 <= self.jpeg_quality <= 100:
             wrong.append(f"jpeg_quality {self.jpeg_quality}: must lie between 1 and 100")
+        if not (math.isfinite(self.max_gap) and self.max_gap >= 0):
+            wrong.append(f"max_gap {self.max_gap}: must be 0 or more seconds")
         if self.clips_per_shard < 1:
             wrong.append(f"clips_per_shard {self.clips_per_shard}: must be at least 1")
         raise_together(wrong, "packing settings")
@@ -452,6 +462,7 @@ class _Settings(TypedDict):
     frame_size: Count
     fps: NotRequired[float | None]
     jpeg_quality: Count
+    max_gap: NotRequired[float]
     clips_per_shard: Count
 
 

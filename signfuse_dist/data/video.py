@@ -1,8 +1,8 @@
-"""The frames of a clip: from a video file by PyAV, from a folder by Pillow, one frame at a time.
+"""The frames of a clip: from a video file by PyAV, or from a folder of pictures.
 
-Coordinates: a picture of any size is scaled so that its longer side is ``size`` pixels, centred in
-a black square of ``size`` x ``size``. Frames and joints share that square. Which frames are stored
-is chosen by time.
+Times are the container's, in seconds from the file's time 0, as players and ``ffmpeg -ss`` count:
+the earliest start of any of its streams. Which picture is shown when is decided in
+:mod:`signfuse_dist.data.clock`.
 
 Nothing here holds more than the frame being read and the one before it. Decoder and scaler run on
 one thread: packing is parallel over clips, and a scaler that starts threads is three times slower.
@@ -10,188 +10,39 @@ one thread: packing is parallel over clips, and a scaler that starts threads is 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import heapq
+import stat
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
-from PIL import Image
 
-from signfuse_dist.errors import UserError
+from signfuse_dist.data.clock import (
+    MAX_GAP,
+    Timing,
+    VideoError,
+    Window,
+    as_decoded,
+    resampled,
+    shown,
+)
+from signfuse_dist.data.frame_folder import FrameFolder
+from signfuse_dist.data.picture import TimedPicture, VideoFrame, refuse_large
+from signfuse_dist.files import machine_error, machine_fault
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame as AvFrame
     from av.video.stream import VideoStream
-
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-FULL_SIDE = 1280  # pixels: landmark models see at most 256 x 256 crops, so more only costs copies
-_SLACK = 1e-6  # seconds: far below a frame, far above the rounding of a sum of times
-
-
-class VideoError(UserError):
-    """A clip cannot be read as its table row asks; the message names the file and the reason."""
-
-
-class Picture(Protocol):
-    """One decoded picture, upright, with square pixels."""
-
-    width: int
-    height: int
-
-    def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
-        """Return the picture scaled to uint8 ``[height, width, 3]``."""
-        ...
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a picture lies inside its square, in pixels of the square."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    size: int
-
-    @classmethod
-    def centred(cls, width: int, height: int, size: int) -> Placement:
-        """Place a ``width`` x ``height`` picture, longer side scaled to ``size``, in the middle."""
-        longer = max(width, height)
-        w, h = max(1, round(width * size / longer)), max(1, round(height * size / longer))
-        return cls((size - w) // 2, (size - h) // 2, w, h, size)
-
-    def to_square(self, points: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Map points ``[..., 2]`` from units of the picture (0..1) to units of the square."""
-        scale = np.array([self.width, self.height], dtype=np.float64)
-        corner = np.array([self.left, self.top], dtype=np.float64)
-        return ((points * scale + corner) / self.size).astype(np.float32)
-
-    def letterbox(self, picture: Picture) -> NDArray[np.uint8]:
-        """Return the picture in its black square, uint8 ``[size, size, 3]``, resized once."""
-        square = np.zeros((self.size, self.size, 3), dtype=np.uint8)
-        rows = slice(self.top, self.top + self.height)
-        columns = slice(self.left, self.left + self.width)
-        square[rows, columns] = picture.rgb(self.width, self.height)
-        return square
-
-
-@dataclass(frozen=True)
-class VideoFrame:
-    """One frame of a clip: on demand the stored square, and the picture without padding."""
-
-    index: int
-    """Number of the frame in its file, from 0."""
-    time: float
-    """Seconds since the file's first frame."""
-    placement: Placement
-    picture: Picture
-
-    @property
-    def square(self) -> NDArray[np.uint8]:
-        """Return the letterboxed picture, RGB uint8 ``[size, size, 3]``; resized at each call."""
-        return self.placement.letterbox(self.picture)
-
-    def full(self) -> NDArray[np.uint8]:
-        """Return RGB uint8 ``[height, width, 3]`` without padding, longer side <= FULL_SIDE."""
-        width, height = self.picture.width, self.picture.height
-        scale = min(1.0, FULL_SIDE / max(width, height))
-        return self.picture.rgb(max(1, round(width * scale)), max(1, round(height * scale)))
-
-
-@dataclass(frozen=True)
-class TimedPicture:
-    """A decoded picture with its place in the file."""
-
-    index: int
-    time: float
-    picture: Picture
-
-    def framed(self, frame_size: int) -> VideoFrame:
-        """Place the picture into a square of ``frame_size`` pixels."""
-        placement = Placement.centred(self.picture.width, self.picture.height, frame_size)
-        return VideoFrame(self.index, self.time, placement, self.picture)
-
-
-def within(
-    pictures: Iterable[TimedPicture], start: float, end: float | None, span: float, name: str
-) -> Iterator[TimedPicture]:
-    """Yield the pictures whose time lies in ``[start, end)``.
-
-    ``span`` is the duration of one frame: an ``end`` that exceeds the video's by no more is taken
-    for rounding in the table. Raises :class:`VideoError` when the window leaves the video.
-    """
-    finish, kept = 0.0, 0
-    for timed in pictures:
-        if end is not None and timed.time >= end - _SLACK:
-            break
-        finish = timed.time + span
-        if timed.time >= start - _SLACK:
-            kept += 1
-            yield timed
-    else:
-        if end is not None and end > finish + span + _SLACK:
-            raise VideoError(f"bad time: end {end:g} s is beyond the end of {name}, {finish:.2f} s")
-        if not kept:
-            raise VideoError(
-                f"bad time: start {start:g} s is beyond the end of {name}, {finish:.2f} s"
-                if finish
-                else f"empty video: {name} holds no frame"
-            )
-    if not kept:
-        raise VideoError(f"bad time: no frame of {name} lies between {start:g} s and {end:g} s")
-
-
-def resampled(
-    pictures: Iterable[TimedPicture], start: float, end: float | None, span: float, fps: float
-) -> Iterator[TimedPicture]:
-    """Yield for each time ``start + i / fps`` the nearest picture, the earlier one of two.
-
-    A rate above the source's repeats pictures. ``span`` is the duration of a source frame.
-    """
-    count, held = 0, None
-    for timed in pictures:
-        while held is not None and start + count / fps <= (held.time + timed.time) / 2 + _SLACK:
-            yield held
-            count += 1
-        held = timed
-    if held is None:
-        return
-    finish = held.time + span if end is None else min(end, held.time + span)
-    while start + count / fps < finish - _SLACK:
-        yield held
-        count += 1
-
-
-def image_files(folder: Path, suffix: str | None = None) -> list[Path]:
-    """Return the png and jpg files of ``folder`` by name, numbers in names as numbers.
-
-    With ``suffix`` only the files that end so. Raises :class:`VideoError` when there is none, or
-    when one is a link that leaves the folder.
-    """
-    suffixes = {suffix} if suffix else set(IMAGE_SUFFIXES)
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
-    if not files:
-        kind = suffix or "png or jpg"
-        raise VideoError(f"empty video: folder {folder.name} holds no {kind} frames")
-    for path in files:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise VideoError(f"bad path: {folder.name}/{path.name} is a link out of its folder")
-    return sorted(files, key=lambda path: (_natural(path.name), path.name))
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Split a name so that frame10 follows frame9, whether or not numbers are padded."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts)]
 
 
 # A playlist or an image pattern could make the demuxer open other files or addresses.
@@ -199,8 +50,12 @@ _OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf",
     "protocol_whitelist": "file",
 }
+_COVERS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _SEEK_AFTER = 2.0  # seconds: below this, decoding from the beginning costs no more than seeking
-_TOLERATED = 0.05  # share of the frames a container announces that may be missing
+_STEPS_BACK = (0.0, 2.0, 8.0, 32.0)  # seconds before the start at which a key frame is looked for
+_TOLERATED, _AT_MOST = 0.05, 1.0  # share of the duration, and seconds, that may be missing
+_ROUNDING = 1e-3  # seconds: no container that is read here keeps its times less exactly
+_PLAUSIBLE = (1.0, 240.0)  # frames a second; a container without a rate names its time base's
 
 
 class _Scaler:
@@ -222,15 +77,33 @@ class _DecodedPicture:
 
     def __init__(self, frame: AvFrame, aspect: tuple[int, int], scaler: _Scaler) -> None:
         self._frame, self._scaler = frame, scaler
-        self._quarters = round(frame.rotation / 90) % 4
+        self._transposed, self._mirrored, self._upside_down = _orientation(frame)
         width, height = max(1, round(frame.width * aspect[0] / aspect[1])), frame.height
-        self.width, self.height = (height, width) if self._quarters % 2 else (width, height)
+        self.width, self.height = (height, width) if self._transposed else (width, height)
 
     def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
-        if self._quarters % 2:
-            width, height = height, width
-        picture = self._scaler.rgb(self._frame, width, height)
-        return np.rot90(picture, self._quarters) if self._quarters else picture
+        if self._transposed:
+            return self._flipped(self._scaler.rgb(self._frame, height, width).transpose(1, 0, 2))
+        return self._flipped(self._scaler.rgb(self._frame, width, height))
+
+    def _flipped(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        columns = slice(None, None, -1 if self._mirrored else 1)
+        return picture[:: -1 if self._upside_down else 1, columns]
+
+
+def _orientation(frame: AvFrame) -> tuple[bool, bool, bool]:
+    """Return how a frame is shown: transposed, then mirrored left to right, then top to bottom.
+
+    The display matrix sends a point (x, y) to (a x + c y, b x + d y); one that turns by less than a
+    quarter is taken for the nearest that does.
+    """
+    if SideData.DISPLAYMATRIX not in frame.side_data:
+        return False, False, False
+    matrix = bytes(frame.side_data[SideData.DISPLAYMATRIX])  # type: ignore[typeddict-item]
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, a < 0, d < 0
+    return True, c < 0, b < 0
 
 
 class VideoFile:
@@ -240,13 +113,16 @@ class VideoFile:
         self.path = path
         self._scaler = _Scaler()
         self._container, self._stream = self._open()
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if not rate:
-            self._container.close()
-            raise VideoError(f"unreadable video: {path.name} names no frame rate")
-        self.fps = float(rate)
-        self.exact_count = self._stream.frames > 0
-        self.expected_frames = self._stream.frames or self._frames_by_duration()
+        self._interlaced = False
+        self._others_end = 0.0
+        named = (self._stream.guessed_rate, self._stream.average_rate)
+        rates = [float(rate) for rate in named if rate]
+        self.rates = tuple(r for r in rates if _PLAUSIBLE[0] <= r <= _PLAUSIBLE[1]) or (25.0,)
+        """Frames a second that the container names, or a guess; the truth may be another."""
+        self.tick = min(float(self._time_base), _ROUNDING)
+        """Seconds that a time may be off by, because the container rounds."""
+        self.duration = self._announced()
+        """Seconds from time 0 to the end of the pictures, as announced; None: not announced."""
 
     def __enter__(self) -> VideoFile:
         return self
@@ -259,149 +135,170 @@ class VideoFile:
     ) -> None:
         self._container.close()
 
-    def pictures(self, start: float, exact_index: bool) -> Iterator[TimedPicture]:
-        """Yield pictures from the nearest key frame at or before ``start`` seconds.
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """``interlaced``, where a picture that was read so far is made of two fields."""
+        return ("interlaced",) if self._interlaced else ()
 
-        A start beyond the first seconds is reached by seeking, and frames are then numbered by
-        their time; ``exact_index`` decodes from the beginning and counts. Raises
-        :class:`VideoError` for damage, and at the end of the file when frames are missing.
+    def pictures(self, start: float | None, exact_index: bool) -> Iterator[TimedPicture]:
+        """Yield pictures from one that is shown at or before ``start`` seconds, or from the first.
+
+        A start beyond the first seconds is reached by seeking, where what comes after is exact, and
+        frames are then numbered by their time; ``exact_index`` decodes from the beginning and
+        counts. Raises :class:`VideoError` for damage, and at the end of the file when it ends
+        before the announced duration.
         """
-        if start > _SEEK_AFTER and not exact_index and self._stream.start_time is not None:
-            offset = int(self._stream.start_time + start / self._time_base)
-            try:
-                self._container.seek(offset, stream=self._stream, backward=True)
-                decoded = self._decode(start, seeked=True)
-                first = next(decoded, None)
-            except av.FFmpegError:
-                first = None
-            if first is not None and first.time <= start:
-                yield first
-                yield from decoded
-                return
-            # This container cannot be seeked exactly: read it again from its first frame.
+        if start is not None and start > _SEEK_AFTER and not exact_index and self._can_seek:
+            for step in _STEPS_BACK:
+                key_frame = self._key_frame(max(0.0, start - step))
+                if key_frame is not None and self._time(key_frame.pts) <= start + self.tick / 2:
+                    yield from self._decode(start, key_frame)
+                    return
             self._container.close()
             self._container, self._stream = self._open()
-        yield from self._decode(start, seeked=False)
+        yield from self._decode(start or 0.0, None)
 
     @property
     def _time_base(self) -> Fraction:
         return _fraction(self._stream.time_base or Fraction(1, 1000))
 
+    @property
+    def _origin(self) -> float:
+        """Seconds on the container's own clock that are the file's time 0."""
+        start = self._container.start_time
+        return 0.0 if start is None or self._counts_packets else start / av.time_base
+
+    @property
+    def _counts_packets(self) -> bool:
+        """Whether the container keeps no time for pictures that are decoded out of their order.
+
+        AVI says when a frame is read, not when it is shown: frames in the order of showing get the
+        times of reading, in their order.
+        """
+        return self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
+
+    @property
+    def _can_seek(self) -> bool:
+        """Whether times are right after a seek; in a programme stream they are guessed there."""
+        return self._container.format.name != "mpeg" and not self._counts_packets
+
+    def _time(self, pts: int | None) -> float:
+        numerator, denominator = self._time_base.as_integer_ratio()
+        # A packet without a time is as good as one after everything: it proves nothing.
+        return float("inf") if pts is None else pts * numerator / denominator - self._origin
+
     def _open(self) -> tuple[InputContainer, VideoStream]:
         try:
+            if not stat.S_ISREG(self.path.stat().st_mode):  # reading a pipe would wait for ever
+                raise VideoError(f"unreadable video: {self.path.name} is no regular file")
             container = av.open(str(self.path.absolute()), options=_OPTIONS)
         except (av.FFmpegError, OSError) as error:
+            if machine_fault(error):
+                raise machine_error(error, self.path) from error
             raise VideoError(
                 f"unreadable video: {self.path.name}, 0 frames of an unknown number "
                 f"({_cause(error)}); is the file complete?"
             ) from error
-        if not container.streams.video:
+        films = [s for s in container.streams.video if not s.disposition & _COVERS]
+        if not films:
             container.close()
             raise VideoError(f"unreadable video: {self.path.name} holds no pictures, 0 frames")
-        stream = container.streams.video[0]
+        best = container.streams.best("video")
+        stream = best if best in films else max(films, key=lambda s: (s.frames, s.width * s.height))
+        try:
+            refuse_large(self.path.name, stream.width, stream.height)
+        except VideoError:
+            container.close()
+            raise
         stream.codec_context.thread_count = 1
         return container, stream
 
-    def _frames_by_duration(self) -> int | None:
-        """Estimate the number of frames where the container does not say, or give None."""
+    def _announced(self) -> float | None:
+        """Return the earlier of the stream's end and the container's, as far as they are named."""
+        ends = []
         if self._stream.duration:
-            return round(self._stream.duration * self._time_base * Fraction(self.fps))
-        hours, _, rest = self._stream.metadata.get("DURATION", "").partition(":")
-        minutes, _, seconds = rest.partition(":")
+            ends.append(self._time((self._stream.start_time or 0) + self._stream.duration))
+        if self._container.duration:
+            # Matroska counts it from its clock's 0, which may lie before the file's time 0.
+            ends.append(self._container.duration / av.time_base - max(0.0, self._origin))
+        return min(ends) if ends else None
+
+    def _key_frame(self, start: float) -> Packet[Any] | None:
+        """Seek, and return the first key frame from there on; None where there is none."""
         try:
-            return round((int(hours) * 3600 + int(minutes) * 60 + float(seconds)) * self.fps)
-        except ValueError:
+            offset = int((start + self._origin) / self._time_base)
+            self._container.seek(offset, stream=self._stream, backward=True)
+            packets = self._container.demux(self._stream)
+            return next((p for p in packets if p.is_keyframe and p.pts is not None), None)
+        except (av.FFmpegError, OSError) as error:
+            if machine_fault(error):
+                raise machine_error(error, self.path) from error
             return None
 
-    def _decode(self, start: float, seeked: bool) -> Iterator[TimedPicture]:
-        """Decode to the end of the file; frames are only refused as damaged from ``start`` on."""
-        count, discarded, index, origin = 0, 0, -1, self._stream.start_time
+    def _decode(self, start: float, key_frame: Packet[Any] | None) -> Iterator[TimedPicture]:
+        """Decode to the end of the file; frames are only refused as damaged from ``start`` on.
+
+        With a ``key_frame``, from that packet on: what is shown before it may need pictures that
+        were not decoded, as in an open group of pictures, and is left out.
+        """
+        count, time, duration = 0, 0.0, 0.0
+        first = None if key_frame is None else key_frame.pts
+        read_times: list[int] = []
         aspect = _fraction(self._stream.sample_aspect_ratio or 1).as_integer_ratio()
-        # Integers give the same times as fractions, which are slow for something done every frame.
         numerator, denominator = self._time_base.as_integer_ratio()
+        origin, rate = self._origin, self.rates[0]
         try:
-            for packet in self._container.demux(self._stream):
-                discarded += packet.is_discard
+            for packet in self._packets(key_frame):
+                if packet.stream.index != self._stream.index:
+                    continue
+                if self._counts_packets and packet.dts is not None:
+                    heapq.heappush(read_times, packet.dts)
                 for frame in packet.decode():
-                    if frame.pts is not None and origin is None:
-                        origin = frame.pts
-                    if frame.pts is None:
-                        time = count / self.fps
-                    else:
-                        time = (frame.pts - (origin or 0)) * numerator / denominator
-                    index = round(time * self.fps) if seeked else count
+                    pts = heapq.heappop(read_times) if read_times else frame.pts
+                    if first is not None and pts is not None and pts < first:
+                        continue
+                    # Integers give the same times as fractions, which are slow.
+                    time = count / rate if pts is None else pts * numerator / denominator - origin
+                    duration = (frame.duration or 0) * numerator / denominator
+                    index = count if key_frame is None else round(time * rate)
                     if (frame.is_corrupt or packet.is_corrupt) and time >= start:
                         raise VideoError(self._missing(index, "a damaged frame"))
+                    self._interlaced |= frame.interlaced_frame
                     count += 1
-                    yield TimedPicture(index, time, _DecodedPicture(frame, aspect, self._scaler))
+                    picture = _DecodedPicture(frame, aspect, self._scaler)
+                    yield TimedPicture(index, time, duration, picture)
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(self._missing(index + 1, _cause(error))) from error
-        self._refuse_missing(index + 1, discarded)
+            if machine_fault(error):
+                raise machine_error(error, self.path) from error
+            index = count if key_frame is None else round(time * rate)
+            raise VideoError(self._missing(index, _cause(error))) from error
+        self._refuse_missing(count, time + max(duration, 1 / rate))
 
-    def _refuse_missing(self, got: int, discarded: int) -> None:
-        if self.expected_frames is None:
+    def _packets(self, key_frame: Packet[Any] | None) -> Iterator[Packet[Any]]:
+        """Yield the packets of the pictures, and where only the file says how long it is, all."""
+        if key_frame is not None:
+            yield key_frame
+        whole_file = self._stream.duration is None and self._container.duration is not None
+        for packet in self._container.demux(*([] if whole_file else [self._stream])):
+            if packet.stream.index != self._stream.index and packet.pts is not None:
+                base = _fraction(packet.time_base)
+                end = float((packet.pts + (packet.duration or 0)) * base) - self._origin
+                self._others_end = max(self._others_end, end)
+            yield packet
+
+    def _refuse_missing(self, count: int, end: float) -> None:
+        """Raise :class:`VideoError` when the file was to go on for longer than to ``end``."""
+        if self.duration is None:
             return
-        expected = self.expected_frames - discarded
-        allowed = int(expected * _TOLERATED)
-        if expected - got > (allowed if self.exact_count else max(1, allowed)):
-            raise VideoError(self._missing(got, "the file ends early"))
+        allowed = max(2 / self.rates[0], min(_TOLERATED * self.duration, _AT_MOST))
+        if self.duration - max(end, self._others_end) > allowed:
+            raise VideoError(self._missing(count, "the file ends early"))
 
     def _missing(self, got: int, cause: str) -> str:
-        expected = "an unknown number" if self.expected_frames is None else self.expected_frames
+        expected: int | str = "an unknown number"
+        if self.duration is not None:
+            expected = self._stream.frames or round(self.duration * self.rates[0])
         return f"truncated video: {self.path.name}, {got} of {expected} frames ({cause})"
-
-
-class _FilePicture:
-    """One image file of a folder of frames."""
-
-    def __init__(self, image: Image.Image) -> None:
-        self._image = image
-        self.width, self.height = image.size
-
-    def rgb(self, width: int, height: int) -> NDArray[np.uint8]:
-        if self._image.size == (width, height):
-            return np.asarray(self._image)
-        return np.asarray(self._image.resize((width, height), Image.Resampling.BILINEAR))
-
-
-class FrameFolder:
-    """A folder of png or jpg frames, which has no rate of its own: ``fps`` says what it is.
-
-    ``suffix`` is the ending of its frames; None: any of png and jpg.
-    """
-
-    def __init__(self, path: Path, fps: float | None, suffix: str | None = None) -> None:
-        if fps is None:
-            raise VideoError(
-                f"unknown frame rate: {path.name} is a folder of frames, which has none of its "
-                "own; say the frames per second to pack at"
-            )
-        self.path, self.fps = path, fps
-        self._files = image_files(path, suffix)
-        self.expected_frames: int | None = len(self._files)
-
-    def __enter__(self) -> FrameFolder:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        return
-
-    def pictures(self, start: float, exact_index: bool) -> Iterator[TimedPicture]:
-        """Yield the frames from ``start`` seconds on; numbers are always exact here."""
-        first = max(0, int(start * self.fps) - 1)
-        for index in range(min(first, len(self._files) - 1), len(self._files)):
-            yield TimedPicture(index, index / self.fps, self._read(index))
-
-    def _read(self, index: int) -> _FilePicture:
-        path = self._files[index]
-        try:
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
-                return _FilePicture(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise VideoError(
-                f"truncated video: {self.path.name}/{path.name}, {index} of "
-                f"{len(self._files)} frames ({_cause(error)})"
-            ) from error
 
 
 def open_video(
@@ -414,31 +311,53 @@ def open_video(
     """
     if path.is_dir():
         return FrameFolder(path, folder_fps, folder_suffix)
-    if not path.is_file():
+    if not path.exists():
         raise VideoError(f"missing video: {path.name} is no file and no folder of frames")
     return VideoFile(path)
 
 
-def read_frames(
-    source: VideoFile | FrameFolder,
-    frame_size: int,
-    start: float | None = None,
-    end: float | None = None,
-    fps: float | None = None,
-    exact_index: bool = False,
-) -> Iterator[VideoFrame]:
-    """Yield the frames of ``[start, end)`` seconds at ``fps`` (None: the source's own rate).
+class FrameReader:
+    """Reads the frames of a clip, once; then it is known at which rate they came.
 
-    Frames are letterboxed squares of ``frame_size`` pixels; ``exact_index`` makes their numbers
-    exact at the price of decoding from the first frame. Raises :class:`VideoError` for a truncated
-    or damaged source and for a window that leaves it.
+    Without ``fps`` they are the pictures that appear in ``[start, end)`` seconds, each once, at
+    whatever distances; with it, what is on the screen at equal steps. A picture is held for at
+    most ``max_gap`` seconds. Frames are letterboxed squares of ``frame_size`` pixels.
+    ``exact_index`` makes their numbers exact at the price of decoding from the first. Iterating
+    raises :class:`VideoError` for a truncated or damaged source, for a window that leaves it, and
+    for a longer gap.
     """
-    begin, span = start or 0.0, 1 / source.fps
-    timed = within(source.pictures(begin, exact_index), begin, end, span, source.path.name)
-    if fps is not None and fps != source.fps:
-        timed = resampled(timed, begin, end, span, fps)
-    for picture in timed:
-        yield picture.framed(frame_size)
+
+    def __init__(
+        self,
+        source: VideoFile | FrameFolder,
+        frame_size: int,
+        start: float | None = None,
+        end: float | None = None,
+        fps: float | None = None,
+        exact_index: bool = False,
+        max_gap: float = MAX_GAP,
+    ) -> None:
+        self._source, self._frame_size, self._fps = source, frame_size, fps
+        self._timing = Timing(source.rates, source.tick)
+        pictures = source.pictures(start, exact_index)
+        window = Window(start, end)
+        on_screen = shown(pictures, window, self._timing, max_gap, source.path.name)
+        self._pictures = (
+            as_decoded(on_screen) if fps is None else resampled(on_screen, fps, self._timing)
+        )
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        return (picture.framed(self._frame_size) for picture in self._pictures)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, once they are read: as asked, or the source's true rate."""
+        return self._fps or self._timing.rate
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What is unusual about the source, once the frames are read."""
+        return (*self._timing.flags, *self._source.flags)
 
 
 def _fraction(ratio: Any) -> Fraction:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from signfuse_dist.data.video import VideoError
+from signfuse_dist.data.clock import VideoError
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,17 @@ from tqdm import tqdm
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import DataConfig
 from signfuse_dist.corpora import VIDEO_SUFFIXES, ClipRow, FolderFrames
+from signfuse_dist.data.clock import VideoError
 from signfuse_dist.data.encode import encode_clip
+from signfuse_dist.data.frame_folder import IMAGE_SUFFIXES
 from signfuse_dist.data.joints import Joints, JointsFile, PoseExtractor
 from signfuse_dist.data.loader import collate
 from signfuse_dist.data.manifest import PackConfig, Packing
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
+from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.data.shard import Clip, EncodedClip
-from signfuse_dist.data.video import IMAGE_SUFFIXES, VideoError, VideoFrame, open_video
+from signfuse_dist.data.video import open_video
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
@@ -41,6 +44,10 @@ _FLAGS = {
     "no_left_hand": "no left hand was found in any frame",
     "no_right_hand": "no right hand was found in any frame",
     "failed_frames": "the pose extractor failed at some frames",
+    "variable_rate": "the pictures come at varying distances",
+    "gap": "for a while no new picture is shown",
+    "interlaced": "each picture is made of two, half a moment apart (interlaced)",
+    "missing_frames": "the numbers of the pictures leave some out",
 }
 
 
@@ -54,7 +61,7 @@ def find_videos(places: Sequence[Path]) -> list[Path]:
         if not place.is_dir():
             clips.append(place)  # a file that is not there is an error of its own, later
             continue
-        files = sorted(path for path in place.iterdir() if path.is_file())
+        files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
         videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
         frames = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
         if videos and frames:
@@ -180,7 +187,7 @@ class ClipReader:
         if self.limits is None or self.extractor is None:
             return self.extractor
         with open_video(video, self.folder_fps) as source:
-            self.limits.refuse_long((source.expected_frames or 0) / source.fps)
+            self.limits.refuse_long(source.duration or 0.0)
         return _LimitedExtractor(self.extractor, self.limits)
 
 

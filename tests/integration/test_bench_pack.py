@@ -21,7 +21,7 @@ from benchmarks.pack import (
 )
 from helpers.little_clips import truncated, write_table, write_video
 from signfuse_dist.corpora import CorpusError, read_corpus
-from signfuse_dist.data.video import open_video, read_frames
+from signfuse_dist.data.video import FrameReader, open_video
 from signfuse_dist.errors import UserError
 
 QUICK = {"frames": 20, "worker_seconds": 0.05, "repeats": 1, "worker_repeats": 1}
@@ -49,12 +49,12 @@ def test_packing_is_measured_against_the_bare_loop_and_two_workers_against_one(
 def test_the_bare_loop_goes_over_the_frames_that_packing_takes(table: Path) -> None:
     for row in read_corpus("table", table, "train").rows:
         with open_video(row.video) as source:
-            assert bare_loop([row]) == len(list(read_frames(source, 32, row.start, row.end)))
+            assert bare_loop([row]) == len(list(FrameReader(source, 32, row.start, row.end)))
 
 
 def test_the_drawn_video_is_one_of_720_lines(tmp_path: Path) -> None:
     with open_video(write_drawn_video(tmp_path / "v.mp4")) as source:
-        frames = list(read_frames(source, 32))
+        frames = list(FrameReader(source, 32))
     assert len(frames) == 50
     assert frames[0].full().shape == (HEIGHT, WIDTH, 3)
     assert frames[0].full().std() > 20

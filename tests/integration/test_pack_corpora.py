@@ -22,10 +22,10 @@ from helpers.published_trees import (
 )
 from signfuse_dist import cli
 from signfuse_dist.corpora import FolderFrames, Orphan
+from signfuse_dist.data.frame_folder import image_files
 from signfuse_dist.data.pack import PackConfig, PackError, PackSummary, pack
 from signfuse_dist.data.shard import Clip, load_index, load_manifest, read_clip
 from signfuse_dist.data.verify import verify
-from signfuse_dist.data.video import image_files
 from signfuse_dist.errors import UserError
 
 CONFIG = PackConfig(frame_size=32, clips_per_shard=2)

@@ -18,7 +18,7 @@ from signfuse_dist.data.joints import (
     stacked,
 )
 from signfuse_dist.data.mediapipe import choose_extractor, import_mediapipe
-from signfuse_dist.data.video import open_video, read_frames
+from signfuse_dist.data.video import FrameReader, open_video
 from signfuse_dist.skeleton import FACE_MESH, JOINT_INDEX
 
 
@@ -57,7 +57,7 @@ def test_joints_of_a_file_follow_the_frames_that_are_chosen(tmp_path):
     video = write_video(tmp_path / "v.mp4", 8)
     joints = JointsFile(write_joints(tmp_path / "v.npz", 8, slice(0, 21)))
     with open_video(video) as source:
-        found = joints.extract(read_frames(source, 32, start=0.2, fps=5.0, exact_index=True))
+        found = joints.extract(FrameReader(source, 32, start=0.2, fps=5.0, exact_index=True))
     pose, mask = found.pose, found.mask
     assert np.allclose(pose[:, 30, 0], [0.12, 0.14, 0.16])
     assert not mask[:, :21].any()
@@ -67,7 +67,7 @@ def test_joints_of_a_file_follow_the_frames_that_are_chosen(tmp_path):
 
 def extract(tmp_path, joints):
     with open_video(write_video(tmp_path / "v.mp4", 8)) as source:
-        return JointsFile(joints).extract(read_frames(source, 32))
+        return JointsFile(joints).extract(FrameReader(source, 32))
 
 
 def test_too_few_joints_are_refused(tmp_path):
@@ -129,7 +129,7 @@ def test_mediapipe_finds_a_person_and_forgets_the_clip_before(shared):
 
     def joints(extractor, name):
         with open_video(shared / "data" / "clips" / name) as source:
-            found = extractor.extract(read_frames(source, 224, end=0.2))
+            found = extractor.extract(FrameReader(source, 224, end=0.2))
             return found.pose, found.mask
 
     fresh, used = choose_extractor(), choose_extractor()
@@ -165,7 +165,7 @@ class Shaky(FrameTracker):
 
 def tracked(tmp_path, tracker):
     with open_video(write_video(tmp_path / "v.mp4", 8)) as source:
-        return tracker.extract(read_frames(source, 32))
+        return tracker.extract(FrameReader(source, 32))
 
 
 def test_a_frame_at_which_the_tracker_fails_is_masked_and_counted_and_the_next_is_found(tmp_path):

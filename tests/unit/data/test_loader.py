@@ -26,8 +26,8 @@ from signfuse_dist.data.joints import Joints, PoseExtractor, stacked
 from signfuse_dist.data.loader import batches, count_workers, usable_cores
 from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import extract_poses, pack
+from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.data.split import Split, open_split
-from signfuse_dist.data.video import VideoFrame
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import PADDING, spread_frames
 from signfuse_dist.skeleton import NUM_JOINTS

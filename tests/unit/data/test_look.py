@@ -15,7 +15,7 @@ from signfuse_dist.data.joints import Joints, PoseExtractor, stacked
 from signfuse_dist.data.look import collect
 from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import extract_poses, pack
-from signfuse_dist.data.video import VideoFrame
+from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.skeleton import NUM_JOINTS
 
 

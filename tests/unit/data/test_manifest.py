@@ -93,8 +93,8 @@ def test_the_bytes_of_the_files_are_those_of_their_format() -> None:
     checksums = [hashlib.sha256(content).hexdigest() for content in
                  (index_bytes(INDEX_WRITTEN), manifest_bytes(MANIFEST))]  # fmt: skip
     assert checksums == [
-        "ca94078d5cfa048eaf1b3da4adeed18f066ae876f9499360fdfd745fee2a33c2",
-        "1863e5447f6fcdf11de16d84b8b0d1faee9abe760a8703ede8d51d462130544e",
+        "2d07dd6e7d82d021ae2e32d8f628cd82b6ef34bb07e4d098ef3168d619e8a8e9",
+        "9660b0acdb5ace826db6a28e0dc8039351331852078ac316e4a892a07cbd2498",
     ]
 
 
@@ -307,9 +307,10 @@ def test_missing_files_are_named(split: Path) -> None:
 
 def test_impossible_settings_are_refused_together() -> None:
     with pytest.raises(UserError) as error:
-        PackConfig(frame_size=0, fps=-1.0, jpeg_quality=101, clips_per_shard=0)
+        PackConfig(frame_size=0, fps=-1.0, jpeg_quality=101, clips_per_shard=0, max_gap=-1.0)
     for name in ("frame_size 0", "fps -1.0", "jpeg_quality 101", "clips_per_shard 0"):
         assert name in str(error.value)
+    assert "max_gap -1.0" in str(error.value)
 
 
 def test_the_index_lies_beside_its_tar() -> None:

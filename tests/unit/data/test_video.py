@@ -1,19 +1,33 @@
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 from helpers.little_clips import picture, truncated, write_video
-from signfuse_dist.data.video import FULL_SIDE, Placement, VideoError, open_video, read_frames
+from helpers.numbered_clips import (
+    constant,
+    corners_of,
+    number_in,
+    numbered,
+    write_numbered,
+)
+from signfuse_dist.data.clock import VideoError
+from signfuse_dist.data.picture import FULL_SIDE, Placement
+from signfuse_dist.data.video import FrameReader, open_video
+from signfuse_dist.errors import MachineError
 
 
 def frames_of(path: Path, size: int = 32, folder_fps: float | None = None, **choice):
     with open_video(path, folder_fps) as source:
-        return list(read_frames(source, size, **choice))
+        return list(FrameReader(source, size, **choice))
 
 
 def numbers(path: Path, **choice) -> list[int]:
@@ -62,7 +76,7 @@ def test_a_window_takes_the_frames_from_start_up_to_but_not_at_the_end(tmp_path)
 
 @pytest.mark.parametrize(
     ("start", "end", "words"),
-    [(None, 2.0, "end 2 s"), (3.0, None, "start 3 s"), (0.21, 0.29, "no frame of v.mp4")],
+    [(None, 2.0, "end 2 s"), (3.0, None, "start 3 s"), (3.0, 4.0, "start 3 s")],
 )
 def test_a_window_that_leaves_the_video_is_an_error(tmp_path, start, end, words):
     video = write_video(tmp_path / "v.mp4", 10)
@@ -116,24 +130,37 @@ class Overshooting:
 def test_a_container_that_seeks_too_far_is_read_from_its_first_frame(tmp_path):
     with open_video(write_video(tmp_path / "v.mp4", 60)) as source:
         source._container = Overshooting(source._container)
-        frames = list(read_frames(source, 32, start=4.05, end=4.6))
+        frames = list(FrameReader(source, 32, start=4.05, end=4.6))
     assert [frame.index for frame in frames] == [41, 42, 43, 44, 45]
 
 
-def test_a_rotated_recording_is_turned_upright(tmp_path):
-    video = write_video(tmp_path / "v.mp4", 1, 64, 48)
+ONE = 0x10000
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corners"),
+    [
+        ((ONE, 0, 0, ONE), ["red", "green", "blue", "yellow"]),
+        ((-ONE, 0, 0, ONE), ["green", "red", "yellow", "blue"]),
+        ((ONE, 0, 0, -ONE), ["blue", "yellow", "red", "green"]),
+        ((-ONE, 0, 0, -ONE), ["yellow", "blue", "green", "red"]),
+        ((0, ONE, -ONE, 0), ["blue", "red", "yellow", "green"]),
+        ((0, -ONE, ONE, 0), ["green", "yellow", "red", "blue"]),
+        ((0, ONE, ONE, 0), ["red", "blue", "green", "yellow"]),
+        ((0, -ONE, -ONE, 0), ["yellow", "green", "blue", "red"]),
+    ],
+)
+def test_a_recording_is_turned_and_mirrored_as_its_matrix_says(tmp_path, matrix, corners):
+    video = write_numbered(tmp_path / "v.mp4", constant(30, 2))
     content = bytearray(video.read_bytes())
-    matrix = content.index(b"tkhd") + 4 + 40
-    assert struct.unpack_from(">i", content, matrix) == (0x10000,)
-    # A quarter turn clockwise, as phones write it: x' = -y, y' = x.
-    one, zero = 0x10000, 0
-    struct.pack_into(">9i", content, matrix, zero, one, 0, -one, zero, 0, 0, 0, 0x40000000)
+    place = content.index(b"tkhd") + 4 + 40
+    assert struct.unpack_from(">i", content, place) == (ONE,)
+    a, b, c, d = matrix
+    struct.pack_into(">9i", content, place, a, b, 0, c, d, 0, 0, 0, 0x40000000)
     video.write_bytes(content)
-    (frame,) = frames_of(video)
-    assert frame.full().shape == (64, 48, 3)
-    red = frame.full()[:8].mean(axis=(0, 1))
-    assert red[0] > 150 > 90 > red[2], "the left edge has become the upper one"
-    assert frame.square[:, :4].max() < 30
+    frame = frames_of(video)[0]
+    assert corners_of(frame.full()) == corners
+    assert frame.full().shape == ((96, 160, 3) if a else (160, 96, 3))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.85])
@@ -198,12 +225,156 @@ def test_a_damaged_frame_of_a_folder_is_named(tmp_path):
         frames_of(folder, folder_fps=25.0)
 
 
-def test_a_folder_without_frames_and_a_link_out_of_it_are_refused(tmp_path):
+def test_a_folder_without_frames_is_refused_and_links_to_pictures_are_followed(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(VideoError, match="empty video"):
         open_video(tmp_path / "empty", 25.0)
     folder = write_frames(tmp_path / "f", ["a.png"])
     (tmp_path / "outside.png").write_bytes((folder / "a.png").read_bytes())
     (folder / "b.png").symlink_to(tmp_path / "outside.png")
-    with pytest.raises(VideoError, match=r"bad path: f/b.png"):
-        open_video(folder, 25.0)
+    assert len(frames_of(folder, folder_fps=25.0)) == 2
+
+
+def test_a_name_that_begins_with_a_dot_is_no_picture(tmp_path):
+    folder = write_frames(tmp_path / "f", ["0.png", "1.png"])
+    (folder / "._0.png").write_bytes(b"resource fork")
+    assert len(frames_of(folder, folder_fps=25.0)) == 2
+
+
+def test_grey_of_16_bits_keeps_its_shades(tmp_path):
+    grey = np.tile(np.arange(0, 256, 8, dtype=np.uint16) * 257, (32, 1))
+    (tmp_path / "f").mkdir()
+    Image.fromarray(grey).save(tmp_path / "f" / "0.png")
+    (frame,) = frames_of(tmp_path / "f", folder_fps=25.0)
+    assert (frame.full() == (grey >> 8)[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "corners"),
+    [
+        (2, ["green", "red", "yellow", "blue"]),
+        (6, ["blue", "red", "yellow", "green"]),
+        (8, ["green", "yellow", "red", "blue"]),
+    ],
+)
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path, orientation, corners):
+    (tmp_path / "f").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(numbered(0)).save(tmp_path / "f" / "0.jpg", exif=exif, quality=95)
+    (frame,) = frames_of(tmp_path / "f", folder_fps=25.0)
+    assert corners_of(frame.full()) == corners
+
+
+@pytest.mark.parametrize(
+    ("names", "flags"),
+    [
+        (["a1.png", "a2.png", "a3.png"], ()),
+        (["a1.png", "a2.png", "a4.png"], ("missing_frames",)),
+        (["a00.png", "a02.png", "a04.png"], ()),
+        (["8.jpg", "9.jpg", "10.jpg"], ()),
+        (["s2_1.png", "s2_2.png", "s2_5.png"], ("missing_frames",)),
+        (["one.png", "two.png", "three.png"], ()),
+    ],
+)
+def test_numbers_that_are_left_out_of_a_folder_are_flagged(tmp_path, names, flags):
+    with open_video(write_frames(tmp_path / "f", names), 25.0) as source:
+        reader = FrameReader(source, 32)
+        assert len(list(reader)) == len(names)
+        assert reader.flags == flags
+
+
+def test_a_picture_that_asks_for_too_much_memory_is_refused_by_its_header(tmp_path, monkeypatch):
+    folder = tmp_path / "f"
+    folder.mkdir()
+    Image.new("L", (40, 30)).save(folder / "a.png")
+    monkeypatch.setattr("signfuse_dist.data.picture.MAX_PIXELS", 1000)
+    monkeypatch.setattr("PIL.Image.Image.load", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(VideoError, match=r"too large: the picture of f/a.png is 40 x 30"):
+        frames_of(folder, folder_fps=25.0)
+    with pytest.raises(VideoError, match=r"too large: the picture of v.mp4 is 64 x 48"):
+        frames_of(write_video(tmp_path / "v.mp4", 1))
+
+
+def test_what_is_no_regular_file_is_refused_without_being_opened(tmp_path):
+    os.mkfifo(tmp_path / "v.mp4")
+    with pytest.raises(VideoError, match=r"unreadable video: v.mp4 is no regular file"):
+        frames_of(tmp_path / "v.mp4")
+    folder = write_frames(tmp_path / "f", ["0.png"])
+    os.mkfifo(folder / "1.png")
+    with pytest.raises(VideoError, match=r"unreadable video: f/1.png is no regular file"):
+        frames_of(folder, folder_fps=25.0)
+
+
+def put_user_data_first(path: Path) -> None:
+    """Move the box with the cover to the front of an mp4's header, whose size stays."""
+    content = path.read_bytes()
+    begin = content.index(b"moov") + 4
+    end = begin - 8 + int.from_bytes(content[begin - 8 : begin - 4], "big")
+    boxes, at = [], begin
+    while at < end:
+        size = int.from_bytes(content[at : at + 4], "big")
+        boxes.append(content[at : at + size])
+        at += size
+    boxes.sort(key=lambda box: box[4:8] != b"udta")
+    path.write_bytes(content[:begin] + b"".join(boxes) + content[end:])
+
+
+def test_a_cover_is_not_taken_for_the_film(tmp_path):
+    film = write_numbered(tmp_path / "film.mp4", constant(30, 20))
+    with av.open(str(film)) as source, av.open(str(tmp_path / "v.mp4"), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 300, 200, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        copied = container.add_stream_from_template(source.streams.video[0])
+        still = av.VideoFrame.from_ndarray(np.zeros((200, 300, 3), np.uint8), format="rgb24")
+        container.mux([*cover.encode(still), *cover.encode()])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copied
+                container.mux(packet)
+    put_user_data_first(tmp_path / "v.mp4")
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert container.streams.video[0].disposition & Disposition.attached_pic
+    assert [number_in(frame.full()) for frame in frames_of(tmp_path / "v.mp4", 160)] == [*range(20)]
+
+
+def test_a_time_far_away_is_refused_at_once(tmp_path):
+    video = write_numbered(tmp_path / "v.mkv", [0.0, 0.04, 2e6], container_options={"live": "1"})
+    for fps in (None, 25.0):
+        with pytest.raises(VideoError, match=r"gap: v.mkv shows no new picture from 0\.04 s"):
+            frames_of(video, fps=fps)
+
+
+def test_interlaced_pictures_are_flagged(tmp_path):
+    video = write_numbered(
+        tmp_path / "v.ts", constant(25, 10), "mpeg2video", rate=25, options={"flags": "+ildct+ilme"}
+    )
+    with open_video(video) as source:
+        reader = FrameReader(source, 32)
+        assert len(list(reader)) == 10
+        assert reader.flags == ("interlaced",)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts"])
+def test_a_fault_of_the_disk_is_not_taken_for_one_of_the_video(tmp_path, suffix, monkeypatch):
+    video = write_video(tmp_path / f"v.{suffix}", 40)
+
+    def fails(*_):
+        raise av.error.OSError(errno.EIO, "Input/output error", str(video))
+
+    with open_video(video) as source:
+        monkeypatch.setattr(type(source), "_packets", fails)
+        with pytest.raises(MachineError, match=r"v\.\w+: Input/output error"):
+            list(FrameReader(source, 32))
+
+
+def test_a_fault_of_the_disk_is_not_taken_for_one_of_a_picture(tmp_path, monkeypatch):
+    folder = write_frames(tmp_path / "f", ["0.png"])
+
+    def fails(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("PIL.Image.open", fails)
+    with pytest.raises(MachineError, match="Stale file handle"):
+        frames_of(folder, folder_fps=25.0)
