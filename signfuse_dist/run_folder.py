@@ -29,6 +29,7 @@ from signfuse_dist.plan import Plan
 from signfuse_dist.stages import TRAINABLE, loss_weights, previous
 
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
+_SHARED = ("data.", "model.", "train.stages")  # keys that all stages of an experiment have alike
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -217,8 +218,9 @@ def begin(run: RunConfig, plan: Plan, ds_config: dict[str, Any] | None, main: bo
     """Write what describes this start of a run, and its configuration at the first start.
 
     Every process calls this, and the ``main`` one writes. Raises UserError when the folder holds a
-    run of another configuration.
+    run of another configuration, or does not go on from the stages before it.
     """
+    refuse_other_before(run)
     refuse_other(run)
     if not main:
         return
@@ -236,16 +238,30 @@ def begin(run: RunConfig, plan: Plan, ds_config: dict[str, Any] | None, main: bo
 
 def refuse_other(run: RunConfig) -> None:
     """Raise UserError when the run folder holds a run of another configuration."""
-    folder = RunFolder.of(run)
+    _refuse_differences(run, run.stage.name, fixed(run))
+
+
+def refuse_other_before(run: RunConfig) -> None:
+    """Raise UserError when a stage before this one had other data, another model or other stages.
+
+    Their other keys may have been their own.
+    """
+    shared = {key: value for key, value in fixed(run).items() if key.startswith(_SHARED)}
+    for stage in run.train.stages[: run.train.stages.index(run.stage.name)]:
+        _refuse_differences(run, stage, shared)
+
+
+def _refuse_differences(run: RunConfig, stage: str, now: dict[str, Any]) -> None:
+    folder = RunFolder.of(run).beside(stage)
     if not folder.config.exists():
         return
-    before, now = fixed(load_resolved(folder.config)), fixed(run)
-    changed = [k for k in now if now[k] != before.get(k)]
+    before = fixed(load_resolved(folder.config))
+    changed = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in now if now[k] != before.get(k)]
     if changed:
-        lines = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed]
         raise UserError(
-            f"{folder.path} holds a run of another configuration ({'; '.join(lines)}): "
-            f"a run folder is never overwritten; give train.output=FOLDER or remove it"
+            f"{folder.path} holds stage {stage} of another configuration ({'; '.join(changed)}): "
+            "a run folder is never overwritten, and a stage goes on from what the one before it "
+            "was; give what it was, or train.output=FOLDER for new runs, or remove it"
         )
 
 

@@ -15,7 +15,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_stages
 from signfuse_dist.files import locate
 from signfuse_dist.jobs.folder import JobFolder
-from signfuse_dist.run_folder import RunFolder
+from signfuse_dist.run_folder import RunFolder, refuse_other, refuse_other_before
 
 # The file of launch/ where none is given.
 DEFAULT_LAUNCH = {
@@ -34,8 +34,12 @@ def train_stages(
     """
     launch = find_launch(launch, num_processes)
     shared = [word for word in overrides if not word.startswith("stage=")]
-    # All stages are read first: an error in the last must not show after the first has trained.
-    for run in load_stages(experiment, overrides):
+    # All stages are looked at first: an error in the last must not show after the first trained.
+    runs = load_stages(experiment, overrides)
+    refuse_other_before(runs[0])
+    for run in runs:
+        refuse_other(run)
+    for run in runs:
         stage = run.stage.name
         if RunFolder.of(run).is_finished:
             print(f"{run.folder}: already trained", flush=True)

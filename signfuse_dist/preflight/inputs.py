@@ -31,7 +31,7 @@ from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
-from signfuse_dist.run_folder import RunFolder, refuse_other
+from signfuse_dist.run_folder import RunFolder, refuse_other, refuse_other_before
 from signfuse_dist.stages import previous
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
@@ -275,17 +275,17 @@ def check_weights(runs: Sequence[RunConfig]) -> list[Finding]:
     """Look at what the first of these stages starts from, and at the run folder of each."""
     findings = _check_start(runs[0])
     for run in runs:
-        what = f"run folder {run.folder}"
-        if RunFolder.of(run).is_finished:
-            findings.append(ok(what, "this stage is trained already"))
-            continue
+        what, folder = f"run folder {run.folder}", RunFolder.of(run)
         try:
+            if run is runs[0]:
+                refuse_other_before(run)
             refuse_other(run)
         except UserError as e:
             findings.append(error(what, str(e), "Give train.output=FOLDER"))
-        else:
-            begun = RunFolder.of(run).config.exists()
-            findings.append(ok(what, "a run of this configuration, to go on" if begun else "new"))
+            continue
+        begun = "a run of this configuration, to go on" if folder.config.exists() else "new"
+        is_trained = folder.is_finished
+        findings.append(ok(what, "this stage is trained already" if is_trained else begun))
     return findings
 
 

@@ -24,6 +24,7 @@ from signfuse_dist.run_folder import (
     fixed,
     identify,
     refuse_other,
+    refuse_other_before,
 )
 
 CONFIGS = ROOT / "configs" / "experiment"
@@ -135,6 +136,31 @@ def test_a_start_writes_what_the_run_is_and_another_configuration_is_refused(
         assert "train.seed was 0, is 1" in str(error.value)
         assert "loss.temperature was 0.07, is 0.5" in str(error.value)
         assert "train.output=FOLDER" in str(error.value)
+
+
+def begun(run: RunConfig) -> None:
+    begin(run, make_plan(20, run.stage, run.train, 1), None, main=True)
+
+
+def test_a_stage_does_not_go_on_from_one_of_another_model_or_data(tmp_path: Path) -> None:
+    begun(demo(tmp_path, "contrastive"))
+    other = demo(tmp_path, "finetune", "model.fusion_gain=0.5", "data.max_frames=9")
+    plan = make_plan(20, other.stage, other.train, 1)
+    for refuse in (refuse_other_before, lambda run: begin(run, plan, None, main=False)):
+        with pytest.raises(UserError) as error:
+            refuse(other)
+        assert f"{tmp_path}/demo/contrastive holds stage contrastive of" in str(error.value)
+        assert "model.fusion_gain was 0.1, is 0.5" in str(error.value)
+        assert "data.max_frames was 64, is 9" in str(error.value)
+    with pytest.raises(UserError, match=r"train\.stages was"):
+        refuse_other_before(demo(tmp_path, "finetune", "train.stages=[contrastive,finetune]"))
+
+
+def test_the_stages_of_an_experiment_may_differ_in_what_is_their_own(tmp_path: Path) -> None:
+    begun(demo(tmp_path, "contrastive"))
+    words = ("stage.learning_rate=0.1", "train.features=cached", "loss.alignment_weight=0.5")
+    refuse_other_before(demo(tmp_path, "alignment", *words))
+    refuse_other(demo(tmp_path, "contrastive", "data.shard_cache_gb=1"))
 
 
 def test_what_may_change_when_a_run_goes_on_is_no_part_of_its_identity(tmp_path: Path) -> None:

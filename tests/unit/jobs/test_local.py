@@ -10,8 +10,11 @@ import pytest
 from helpers.repository import ROOT
 from signfuse_dist.cli import main
 from signfuse_dist.engine.stopping import JOB_FOLDER
+from signfuse_dist.experiment import load_run
 from signfuse_dist.jobs import local
 from signfuse_dist.jobs.folder import JobFolder
+from signfuse_dist.plan import make_plan
+from signfuse_dist.run_folder import RunFolder, begin
 
 
 @pytest.mark.parametrize(("finished", "status"), [(None, 1), (False, 75), (True, 1)])
@@ -40,3 +43,23 @@ def test_the_launchers_1_becomes_75_when_the_trainer_says_that_it_was_stopped(
     launch = str(ROOT / "launch" / "cpu_zero2.yaml")
     words = ["train", experiment, "--launch", launch, f"train.output={tmp_path}"]
     assert main(words) == status
+
+
+@pytest.mark.parametrize("trained", ["contrastive", "finetune"])
+def test_a_changed_key_is_refused_before_anything_is_launched(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    trained: str,
+) -> None:
+    monkeypatch.setattr(local, "_wait", lambda *_: pytest.fail("something was launched"))
+    experiment = str(ROOT / "configs" / "experiment" / "demo.yaml")
+    output = f"train.output={tmp_path}"
+    run = load_run(experiment, trained, [output])
+    begin(run, make_plan(20, run.stage, run.train, 1), None, main=True)
+    RunFolder.of(run).model.mkdir()
+    launch = str(ROOT / "launch" / "cpu_zero2.yaml")
+    words = ["train", experiment, "--launch", launch, output, "stage.learning_rate=1e-3"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"holds stage {trained} of another configuration (stage.learning_rate was" in error
