@@ -36,9 +36,11 @@ _MACHINE_FAULTS = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
     errno.EROFS: "have it mounted for writing",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`) or take fewer --clips-per-shard",
+    errno.EIO: "wait until the disk or mount is back; where this one file alone cannot be read, "
+    "put another copy in its place",
     **dict.fromkeys(
         (
-            errno.EIO,
             errno.ESTALE,
             errno.ENODEV,
             errno.ENOTCONN,
@@ -67,14 +69,30 @@ def machine_fault(error: BaseException) -> bool:
 
     ``error`` is an :class:`OSError`, or anything with its ``errno``, as PyAV's errors have.
     """
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) in _MACHINE_FAULTS
+    if isinstance(error, (MemoryError, MachineError)):
+        return True
+    return getattr(error, "errno", None) in _MACHINE_FAULTS
+
+
+def machine_cause(error: BaseException) -> BaseException | None:
+    """Return the first of an error and its causes that is the machine's, None where none is."""
+    cause: BaseException | None = error
+    while cause is not None and not machine_fault(cause):
+        cause = cause.__cause__
+    return cause
 
 
 def machine_error(error: BaseException, path: object) -> MachineError:
     """Return what stops the work for a machine's fault at ``path``: the cause and what helps."""
+    if isinstance(error, MachineError):
+        return error
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    step = _MACHINE_FAULTS.get(number or 0, _AWAY)
     cause = f"{os.strerror(number)} ({errno.errorcode[number]})" if number else str(error)
+    return stopped_at(path, cause, _MACHINE_FAULTS.get(number or 0, _AWAY))
+
+
+def stopped_at(path: object, cause: str, step: str = _AWAY) -> MachineError:
+    """Return the error that says where the work stopped, why, and what to do before going on."""
     return MachineError(
         f"{path}: {cause}; no input is to blame. {step[0].upper()}{step[1:]}, then run the same "
         "command again: what is finished is kept"

@@ -115,6 +115,7 @@ def _pose_record(
         "extractor": packing.extractor,
         "extractor_version": packing.extractor_version,
         "failed_frames": joints.failed_frames,
+        "found_frames": int(joints.mask.any(axis=1).sum()),
         "flags": _flags(joints, finder),
     }
 

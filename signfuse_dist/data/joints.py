@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import sys
 import time
 import zlib
@@ -19,14 +20,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-from zipfile import BadZipFile
+from typing import Any, NamedTuple, Protocol
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
+from numpy.lib.format import (
+    read_array,
+    read_array_header_1_0,
+    read_array_header_2_0,
+    read_magic,
+)
 from numpy.typing import NDArray
 
+from signfuse_dist.data.manifest import NO_EXTRACTOR
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.errors import UserError
+from signfuse_dist.files import machine_fault
 from signfuse_dist.skeleton import BODY, FACE_MESH, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
 
 
@@ -90,9 +99,9 @@ class FrameTracker(PoseExtractor):
                     self.restart(after_failure=True)
                 landmarks = self.find(picture, number)
                 self._failed = False
-            except MemoryError:
-                raise
             except Exception as error:  # a native library raises types of its own
+                if machine_fault(error):
+                    raise
                 failures.append(f"{type(error).__name__} {error}".strip().split("\n")[0])
                 landmarks = np.full((NUM_JOINTS, 2), math.nan)
                 self._failed = True
@@ -149,14 +158,28 @@ def stacked(rows: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], N
     return np.where(mask[..., None], pose, np.float32(0)), mask
 
 
-_UNREADABLE = (OSError, KeyError, ValueError, EOFError, TypeError, BadZipFile, zlib.error)
+_UNREADABLE = (
+    OSError,
+    KeyError,
+    ValueError,
+    EOFError,
+    TypeError,
+    NotImplementedError,
+    RuntimeError,
+    BadZipFile,
+    zlib.error,
+)
+MOST_FRAMES = 1_000_000
+"""Of a file of joints: nine hours at 30 a second, 1.3 GB at most when unpacked."""
+_PLAINLY_PACKED = (ZIP_STORED, ZIP_DEFLATED)  # as numpy does; others unpack more than is asked for
 
 
 class JointsFile(PoseExtractor):
     """Joints that come with a clip, in an ``.npz`` beside it.
 
     ``pose`` ``[source frames, 75, 2]`` in units of the square frame and ``mask``
-    ``[source frames, 75]``: one row for each frame of the file at its own rate.
+    ``[source frames, 75]``: one row for each frame of the file at its own rate, at most
+    :data:`MOST_FRAMES`. Headers are read before there is memory for what they promise.
     """
 
     name = "synthetic"
@@ -180,26 +203,68 @@ class JointsFile(PoseExtractor):
     def _read(self) -> tuple[NDArray[Any], NDArray[Any]]:
         name = self._path.name
         try:
-            with np.load(self._path, allow_pickle=False) as arrays:
-                pose, mask = arrays["pose"], arrays["mask"]
+            if not stat.S_ISREG(self._path.stat().st_mode):
+                raise PoseError(f"bad joints: {name} is no file; it is not opened")
+            with ZipFile(self._path) as file:
+                shapes = [_header(file, member) for member in ("pose.npy", "mask.npy")]
+                self._check(*shapes)
+                pose, mask = (_array(file, member) for member in ("pose.npy", "mask.npy"))
+        except PoseError:
+            raise
         except _UNREADABLE as error:
             raise PoseError(
                 f"bad joints: {name} cannot be read ({type(error).__name__})"
             ) from error
-        if pose.shape != (len(pose), NUM_JOINTS, 2) or mask.shape != pose.shape[:2]:
+        return pose, mask
+
+    def _check(self, pose: _Header, mask: _Header) -> None:
+        """Refuse arrays by their headers, which are all that was read of them."""
+        name = self._path.name
+        count = pose.shape[0] if pose.shape else 0
+        if pose.shape != (count, NUM_JOINTS, 2) or mask.shape != pose.shape[:2]:
             raise PoseError(
                 f"bad joints: {name}, pose {list(pose.shape)} and mask {list(mask.shape)}, "
                 f"expected [frames, {NUM_JOINTS}, 2] and [frames, {NUM_JOINTS}]"
             )
+        if count > MOST_FRAMES:
+            raise PoseError(f"bad joints: {name} has {count} frames, more than {MOST_FRAMES}")
         if not np.issubdtype(pose.dtype, np.floating) or mask.dtype != np.bool_:
             raise PoseError(f"bad joints: {name}, pose must be floating and mask boolean")
-        return pose, mask
+        for what, header in (("pose", pose), ("mask", mask)):
+            size = math.prod(header.shape) * header.dtype.itemsize
+            if header.packing not in _PLAINLY_PACKED or header.size != size:
+                raise PoseError(
+                    f"bad joints: {name}, {what} unpacks to {header.size} bytes and not to the "
+                    f"{size} of its shape"
+                )
+
+
+class _Header(NamedTuple):
+    """What a member of an ``.npz`` says of itself; ``size`` in bytes, its header left out."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    size: int
+    packing: int
+
+
+def _header(file: ZipFile, member: str) -> _Header:
+    info = file.getinfo(member)
+    with file.open(info) as content:
+        read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(content)]
+        shape, _, dtype = read(content)
+        return _Header(shape, dtype, info.file_size - content.tell(), info.compress_type)
+
+
+def _array(file: ZipFile, member: str) -> NDArray[Any]:
+    with file.open(member) as content:
+        return np.asarray(read_array(content, allow_pickle=False))
 
 
 class NoJoints(PoseExtractor):
     """Stands where no joints are wanted, or not yet: all are masked, and nobody has looked."""
 
-    name = "none"
+    name = NO_EXTRACTOR
     version = "1"
 
     def extract(self, frames: Iterable[VideoFrame]) -> Joints:

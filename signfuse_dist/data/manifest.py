@@ -8,6 +8,7 @@ verify` leaves behind where it found nothing.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -39,6 +40,8 @@ POSES_FOLDER = "poses"
 """Folder inside a split's folder with one pose set a name."""
 MEMBERS = ("json", "jpegs", "offsets.npy", "pose.npy", "mask.npy")
 POSE_MEMBERS = ("json", "pose.npy", "mask.npy")
+NO_EXTRACTOR = "none"
+"""The extractor of a set in which nobody has looked for joints."""
 Contents = Literal["clips", "poses"]
 """What a set of shards holds: whole clips, or joints that were extracted again."""
 
@@ -50,6 +53,7 @@ _SHOWN_ERRORS, _SHOWN_VALUE = 10, 80  # errors of a file, characters of a value
 _KEY, _ID, _TEXT = attrgetter("key"), attrgetter("id"), attrgetter("text")
 _MEMBERS_OF = attrgetter("members")
 _NUM_FRAMES, _FAILED_FRAMES = attrgetter("num_frames"), attrgetter("failed_frames")
+_OWN_LINE = b'\n "index_sha256": '
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -164,6 +168,8 @@ class SampleEntry:
     """Frames at which the extractor failed; all their joints are masked."""
     text: str = ""
     signer: str | None = None
+    found_frames: Count | None = None
+    """Frames in which any joint was found; None in sets of before this was counted."""
 
 
 @dataclass(frozen=True)
@@ -303,8 +309,22 @@ def read_index(folder: Folder, shard: str) -> ShardIndex:
         dropped=tuple(Rejected(**row) for row in fields["dropped"]),
     )
     errors = [] if index.shard == shard else [f"names the shard {index.shard!r}"]
-    _refuse(name, [*errors, *_sample_errors(index)])
+    errors += _sample_errors(index)
+    if not _agrees(content, fields.get("index_sha256")):
+        errors.append("does not agree with its own checksum")
+    _refuse(name, errors)
     return index
+
+
+def _agrees(content: bytes, own: str | None) -> bool:
+    """Return whether an index has its own checksum, or none: that of all its other lines."""
+    if own is None:
+        return True
+    start = content.find(_OWN_LINE)
+    end = content.find(b"\n", start + 1)
+    sha256 = hashlib.sha256(content[:start])
+    sha256.update(content[end:])
+    return start >= 0 and end >= 0 and sha256.hexdigest() == own
 
 
 def _packing(fields: _Packing, file: str) -> Packing:
@@ -513,6 +533,7 @@ class _Index(TypedDict):
     version: _This
     shard: str
     sha256: str
+    index_sha256: NotRequired[str]
     size: Count
     packing: _Packing
     samples: tuple[SampleEntry, ...]
@@ -537,7 +558,9 @@ def index_bytes(index: ShardIndex) -> bytes:
     if index.packing.contents == "poses":
         for sample in fields["samples"]:
             del sample["text"], sample["signer"]
-    return _json({"version": FORMAT_VERSION, **fields})
+    content = _json({"version": FORMAT_VERSION, **fields})
+    own = hashlib.sha256(content).hexdigest()
+    return _json({"version": FORMAT_VERSION, "index_sha256": own, **fields})
 
 
 def _json(value: object) -> bytes:

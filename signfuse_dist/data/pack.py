@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from signfuse_dist import __version__
 from signfuse_dist.corpora import ClipRow, Corpus, Rejected, read_corpus
 from signfuse_dist.data.encode import encode_clip, encode_pose
+from signfuse_dist.data.faults import Places, reason_of
 from signfuse_dist.data.joints import JointsFile, PoseExtractor
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
@@ -31,7 +32,7 @@ from signfuse_dist.data.manifest import (
     pose_path,
 )
 from signfuse_dist.data.mediapipe import choose_extractor
-from signfuse_dist.data.pack_summary import PackSummary
+from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
 from signfuse_dist.data.pack_workers import (
     ClipError,
     Division,
@@ -43,8 +44,7 @@ from signfuse_dist.data.pack_workers import (
     shard_tasks,
 )
 from signfuse_dist.data.shard import EncodedClip, EncodedPose
-from signfuse_dist.errors import UserError
-from signfuse_dist.files import write_alike
+from signfuse_dist.files import machine_error, machine_fault, write_alike
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 __all__ = ["ClipEncoder", "PackConfig", "PackError", "PackSummary", "pack", "rows_digest"]
@@ -64,17 +64,21 @@ def pack(
     task_id: int = 0,
     num_tasks: int = 1,
     extractor: PoseExtractor | None = None,
+    retry_dropped: bool = False,
 ) -> PackSummary:
     """Pack ``split`` of the corpus at ``root`` into the folder ``out``.
 
     ``workers``, ``task_id`` and ``num_tasks`` are those of a
     :class:`~signfuse_dist.data.pack_workers.Division`; the task that completes the set writes the
-    manifest. Shards that are there already are kept when their checksums agree. Without an
-    ``extractor``, joints are those that the corpus brings, else MediaPipe's.
+    manifest. Shards that are there already are kept when their checksums agree and they hold their
+    rows; with ``retry_dropped``, those with dropped rows are made again. Without an ``extractor``,
+    joints are those that the corpus brings, else MediaPipe's.
 
-    Raises :class:`PackError` when ``out`` holds something else, when no clip could be packed, and
-    when a worker process died (after all other shards are done); a corpus error when there is
-    nothing to read. A clip that cannot be packed is a dropped row of the summary, no error.
+    Raises :class:`PackError` when ``out`` holds something else, when no clip could be packed, when
+    a worker process died (after all other shards are done), and when a shard is lost on the way; a
+    corpus error when there is nothing to read; :class:`~signfuse_dist.errors.MachineError`, and
+    drops nothing, when a disk, a mount or the memory fails. A clip that cannot be packed is a
+    dropped row of the summary, no error.
     """
     division = Division(workers, task_id, num_tasks)
     rows = read_corpus(corpus, root, split)
@@ -89,7 +93,8 @@ def pack(
             _write_tables(out, summary)
         return summary
 
-    return _make_set(tasks, out, ClipEncoder(packing, extractor), division, summarise)
+    encoder = ClipEncoder(packing, extractor, Places.of(root, rows.rows))
+    return _make_set(tasks, out, encoder, division, summarise, retry_dropped)
 
 
 def extract_poses(
@@ -112,7 +117,8 @@ def extract_poses(
 
     Raises :class:`PackError` when the rows are not those that were packed, when the name has
     another extraction, and, after all that can be done is done, when a clip cannot be read again,
-    has another number of frames, or ended a worker; ShardError when ``shards`` is no whole split.
+    has another number of frames, or ended a worker; ShardError when ``shards`` is no whole split;
+    MachineError as :func:`pack` does.
     """
     division, out = Division(workers, task_id, num_tasks), shards / pose_path(name)
     manifest = load_manifest(shards)
@@ -127,7 +133,8 @@ def extract_poses(
     def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
         return PackSummary.of_poses(name, split, len(num_frames), indexes, complete, len(tasks))
 
-    return _make_set(tasks, out, PoseEncoder(packing, extractor, num_frames), division, summarise)
+    encoder = PoseEncoder(packing, extractor, num_frames, Places.of(root, rows.rows))
+    return _make_set(tasks, out, encoder, division, summarise)
 
 
 def _make_set(
@@ -136,20 +143,34 @@ def _make_set(
     encoder: ClipEncoder | PoseEncoder,
     division: Division,
     summarise: Callable[[Sequence[ShardIndex], bool], PackSummary],
+    retry_dropped: bool = False,
 ) -> PackSummary:
     """Make this task's share of a set of shards, and its manifest where that completes the set.
 
     ``summarise`` returns the summary of the finished shards, and is told whether they are all.
     """
-    out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    results = make_shards(tasks, out, encoder, division)
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    results = make_shards(tasks, out, encoder, division, retry_dropped)
     indexes = finished_indexes(tasks, out, encoder.packing, results)
     complete = len(indexes) == len(tasks)
-    summary = summarise(indexes, complete)
-    if complete:
-        _write_manifest(out, encoder.packing, summary, indexes)
+    with _writing(out):
+        summary = summarise(indexes, complete)
+        if complete:
+            _write_manifest(out, encoder.packing, summary, indexes)
     return summary.timed(time.perf_counter() - began, [r for r in results if not r.skipped])
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Let what cannot be written in ``out`` be an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        if machine_fault(error):
+            raise machine_error(error, out) from error
+        raise PackError(f"{out}: cannot be written ({error.strerror})") from error
 
 
 def _own_or_mediapipe(rows: Corpus) -> PoseExtractor | None:
@@ -221,8 +242,9 @@ def _write_tables(out: Path, summary: PackSummary) -> None:
     write_alike(out / ORPHANS_NAME, summary.orphans_table().encode("utf-8"))
     if not summary.num_packed:
         raise PackError(
-            f"none of the {summary.num_rows} rows could be packed; {out / DROPPED_NAME} says why. "
-            f"Put that right, remove {out} and pack again"
+            f"none of the {summary.num_rows} rows could be packed: "
+            f"{commonest_reason(summary.dropped)}; {out / DROPPED_NAME} names them all. Put that "
+            f"right and pack again with --retry-dropped; after a change of the table, remove {out}"
         )
 
 
@@ -244,15 +266,13 @@ def _write_manifest(
     write_alike(out / MANIFEST_NAME, manifest_bytes(manifest))
 
 
-T = TypeVar("T", EncodedClip, EncodedPose)
-
-
 @dataclass(frozen=True)
 class ClipEncoder:
     """Encodes whole clips; whatever is wrong with one concerns its row only."""
 
     packing: Packing
     extractor: PoseExtractor | None
+    places: Places = field(default_factory=Places)
 
     @property
     def pose_seconds(self) -> float:
@@ -260,11 +280,11 @@ class ClipEncoder:
         return self.extractor.seconds if self.extractor else 0.0
 
     def encode(self, row: ClipRow) -> EncodedClip | Rejected:
-        """Return the clip, or why its row is dropped."""
+        """Return the clip, or why its row is dropped; raise MachineError where it is not."""
         try:
-            return _encoded(encode_clip, row, self.packing, self.extractor)
-        except UserError as error:
-            return Rejected(row.row, row.id, str(error))
+            return encode_clip(row, self.packing, self.extractor)
+        except Exception as error:
+            return Rejected(row.row, row.id, reason_of(error, row, self.places))
 
 
 @dataclass(frozen=True)
@@ -278,6 +298,7 @@ class PoseEncoder:
     extractor: PoseExtractor | None
     num_frames: Mapping[str, int]
     """Frames of each clip by its id, as packed."""
+    places: Places = field(default_factory=Places)
 
     @property
     def pose_seconds(self) -> float:
@@ -288,29 +309,12 @@ class PoseEncoder:
         """Return the clip's joints; raise ClipError when they are not those of its frames."""
         clip = f"clip {row.id!r} (row {row.row})"
         try:
-            encoded = _encoded(encode_pose, row, self.packing, self.extractor)
-        except UserError as error:
-            raise ClipError(f"{clip}: {error}") from error
+            encoded = encode_pose(row, self.packing, self.extractor)
+        except Exception as error:
+            raise ClipError(f"{clip}: {reason_of(error, row, self.places)}") from error
         frames, packed = encoded.record["num_frames"], self.num_frames[row.id]
         if frames != packed:
             raise ClipError(
                 f"{clip}: {row.source} has {frames} frames now and had {packed} when it was packed"
             )
         return encoded
-
-
-def _encoded(
-    encode: Callable[[ClipRow, Packing, PoseExtractor | None], T],
-    row: ClipRow,
-    packing: Packing,
-    extractor: PoseExtractor | None,
-) -> T:
-    """Encode a row; raise UserError with the video as the table names it for whatever is wrong."""
-    try:
-        return encode(row, packing, extractor)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # decoders and MediaPipe raise types of their own on bad input
-        words = str(error).replace(str(row.video.absolute()), row.source).splitlines()
-        reason = f"{type(error).__name__} {words[0] if words else ''}".strip()
-        raise UserError(f"not packable: {reason}") from error

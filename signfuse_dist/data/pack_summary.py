@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from signfuse_dist.corpora import Corpus, Orphan, Rejected
-from signfuse_dist.data.manifest import ShardIndex
+from signfuse_dist.data.manifest import NO_EXTRACTOR, SampleEntry, ShardIndex
 from signfuse_dist.errors import printable
 
 _SHOWN = 5  # rows named for each kind; the files name them all
+_FEW_JOINTS = 0.5  # of a clip's frames: with joints in fewer, somebody should look
 
 
 class _Timed(Protocol):
@@ -23,6 +24,8 @@ class _Timed(Protocol):
     def pose_seconds(self) -> float: ...
     @property
     def failure(self) -> str: ...
+    @property
+    def damage(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,12 @@ class PackSummary:
     num_failed_frames: int = 0
     failure: str = ""
     """Of the frames that this call packed, the first at which the extractor failed, and how."""
+    seldom_found: tuple[tuple[str, int, int], ...] = ()
+    """Clips with joints in less than half of their frames, worst first: id, such frames, frames."""
+    num_found_frames: int | None = None
+    """Frames with joints; None where nobody looked, or not everywhere."""
+    made_again: tuple[str, ...] = ()
+    """Shards that were there and damaged, each with what was wrong."""
     new_frames: int = 0
     """Frames packed by this call; the other shards were there already."""
     seconds: float = 0.0
@@ -93,6 +102,8 @@ class PackSummary:
     ) -> PackSummary:
         samples = [sample for index in indexes for sample in index.samples]
         flags = sorted({flag for sample in samples for flag in sample.flags})
+        looked = {index.packing.extractor for index in indexes} - {NO_EXTRACTOR}
+        found = [s.found_frames for s in samples if s.found_frames is not None] if looked else []
         return cls(
             title=title,
             num_rows=num_rows,
@@ -105,6 +116,8 @@ class PackSummary:
             complete=complete,
             failed_clips=tuple(s.id for s in samples if s.failed_frames),
             num_failed_frames=sum(sample.failed_frames for sample in samples),
+            seldom_found=_seldom_found(samples) if looked else (),
+            num_found_frames=sum(found) if samples and len(found) == len(samples) else None,
         )
 
     def timed(self, seconds: float, results: Sequence[_Timed]) -> PackSummary:
@@ -116,6 +129,7 @@ class PackSummary:
             clip_seconds=sum(result.seconds for result in results),
             pose_seconds=sum(result.pose_seconds for result in results),
             failure=next((result.failure for result in results if result.failure), ""),
+            made_again=tuple(f"{r.index.shard} ({r.damage})" for r in results if r.damage),
         )
 
     @property
@@ -146,10 +160,14 @@ class PackSummary:
             lines.append(f"  packed, flagged {flag}: {len(ids)} ({_some(ids)})")
         if self.num_failed_frames:
             lines.append(self._failures())
+        if self.seldom_found:
+            lines.append(self._few_joints())
         for kind in sorted(set(map(_kind, self.orphans))):
-            orphans = [printable(orphan.id) for orphan in self.orphans if _kind(orphan) == kind]
+            orphans = [orphan.id for orphan in self.orphans if _kind(orphan) == kind]
             lines.append(f"  orphans, {kind}: {len(orphans)} ({_some(orphans)})")
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  note: {printable(note)}" for note in self.notes]
+        if self.made_again:
+            lines.append(f"  made again: {_some(self.made_again)}")
         if self.clip_seconds and self.new_frames:
             rate = self.new_frames / self.clip_seconds
             line = f"  {self.new_frames} frames in {self.seconds:.1f} s; {rate:.1f} a worker-second"
@@ -164,6 +182,16 @@ class PackSummary:
             f"{len(self.failed_clips)} clips; they are packed with all joints masked"
         )
         return f"{line} (the first: {printable(self.failure)})" if self.failure else line
+
+    def _few_joints(self) -> str:
+        line = (
+            f"  warning: joints were found in less than half of the frames of "
+            f"{len(self.seldom_found)} of {self.num_packed} clips"
+        )
+        if self.num_found_frames is not None:
+            line += f", and in {self.num_found_frames / self.num_frames:.1%} of all frames"
+        worst = [f"{clip_id}: {found} of {n}" for clip_id, found, n in self.seldom_found]
+        return f"{line} (worst: {_some(worst)})"
 
     def _headline(self) -> str:
         if not self.complete:
@@ -181,6 +209,20 @@ def _kind(row: Rejected | Orphan) -> str:
     return row.reason.partition(":")[0]
 
 
+def commonest_reason(dropped: Sequence[Rejected]) -> str:
+    """Return the kind of fault that most rows have, how many, and one of them as an example."""
+    kind, count = Counter(map(_kind, dropped)).most_common(1)[0]
+    row = next(row for row in dropped if _kind(row) == kind)
+    return f"{kind} ({count} of {len(dropped)}), such as row {row.row}, {row.id!r}: {row.reason}"
+
+
+def _seldom_found(samples: Sequence[SampleEntry]) -> tuple[tuple[str, int, int], ...]:
+    """Return the clips with joints in few frames, worst first."""
+    counted = [(s.id, s.found_frames, s.num_frames) for s in samples if s.found_frames is not None]
+    few = [clip for clip in counted if clip[1] < _FEW_JOINTS * clip[2]]
+    return tuple(sorted(few, key=lambda clip: clip[1] / clip[2]))
+
+
 def _some(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    return f"{', '.join(ids[:_SHOWN])}{more}"
+    return f"{', '.join(map(printable, ids[:_SHOWN]))}{more}"

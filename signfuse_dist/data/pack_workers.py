@@ -2,7 +2,8 @@
 
 Which rows a shard holds depends on the corpus and on ``clips_per_shard`` alone, never on workers
 or tasks, and its bytes depend on its rows and the packing alone. So a shard that was open when a
-process died is made again, all others are kept, and the files end the same.
+process died is made again, all others are kept, and the files end the same. What is there is held
+against its own checksums and against the rows it is to hold.
 
 The pool is kept by hand: concurrent.futures gives up all work when one process dies and does not
 say which task it had. Here each process says what it is at, so that a death has a name.
@@ -17,7 +18,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -37,9 +39,16 @@ from signfuse_dist.data.manifest import (
     read_index,
     read_manifest,
 )
+from signfuse_dist.data.pack_summary import commonest_reason
 from signfuse_dist.data.shard import Encoded, write_shard
-from signfuse_dist.errors import UserError
-from signfuse_dist.files import checksum, remove_leftovers
+from signfuse_dist.errors import MachineError, UserError, printable
+from signfuse_dist.files import (
+    checksum,
+    machine_cause,
+    machine_error,
+    machine_fault,
+    remove_leftovers,
+)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -76,7 +85,7 @@ class WorkerPool(Generic[Task, Result]):
     ) -> None:
         self._function, self._workers, self._on_report = function, workers, on_report
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result | Death]]:
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[int, Result | Death], None, None]:
         """Yield each task's number with its result, or with the :class:`Death` that ended it.
 
         An exception in a task ends all workers and is raised here.
@@ -211,7 +220,7 @@ class Encoder(Protocol):
         ...
 
     def encode(self, row: ClipRow) -> Encoded | Rejected:
-        """Return the clip, or why its row is dropped. Raises :class:`ClipError`."""
+        """Return the clip, or why its row is dropped. Raises ClipError and MachineError."""
         ...
 
 
@@ -262,6 +271,8 @@ class ShardResult:
     pose_seconds: float
     failure: str
     """The first clip at which the extractor failed, and what it said; "" for none."""
+    damage: str = ""
+    """What was wrong with the shard that was there and was made again; "" where none was."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +280,8 @@ class ShardStop:
     """A shard that cannot be made, and why."""
 
     what: str
+    machine: bool = False
+    """True where the others would fail as well: no row of the shard is to blame."""
 
 
 def shard_tasks(rows: Corpus, clips_per_shard: int) -> list[ShardTask]:
@@ -281,7 +294,10 @@ def shard_tasks(rows: Corpus, clips_per_shard: int) -> list[ShardTask]:
 
 
 def refuse_other(out: Path, packing: Packing) -> None:
-    """Raise :class:`PackError` when ``out`` holds shards that this call would overwrite."""
+    """Raise :class:`PackError` when ``out`` holds shards that this call would overwrite.
+
+    Raises :class:`~signfuse_dist.errors.MachineError` when its disk cannot say.
+    """
     if out.exists() and not out.is_dir():
         raise PackError(f"{out}: is a file, not a folder; choose another place")
     if (out / MANIFEST_NAME).exists():
@@ -290,6 +306,7 @@ def refuse_other(out: Path, packing: Packing) -> None:
         except VersionError as error:
             raise PackError(f"{out}: {error}") from error
         except ShardError as error:
+            _refuse_machine(error, out / MANIFEST_NAME)
             raise PackError(
                 f"{out / MANIFEST_NAME}: {error.what}; remove it, and packing will go on from the "
                 "shards that are whole"
@@ -299,7 +316,8 @@ def refuse_other(out: Path, packing: Packing) -> None:
             index = read_index(out, path.name.removesuffix(".index.json") + ".tar")
         except VersionError as error:
             raise PackError(f"{out}: {error}") from error
-        except ShardError:
+        except ShardError as error:
+            _refuse_machine(error, path)
             continue  # an index that cannot be read makes its shard an unfinished one
         _refuse_difference(out, index.packing, packing)
 
@@ -313,36 +331,68 @@ def _refuse_difference(out: Path, there: Packing, asked: Packing) -> None:
         )
 
 
+def _refuse_machine(error: Exception, path: Path) -> None:
+    """Raise MachineError when that is what an error comes from."""
+    cause = machine_cause(error)
+    if cause is not None:
+        raise machine_error(cause, path) from error
+
+
 def make_shards(
-    tasks: Sequence[ShardTask], out: Path, encoder: Encoder, division: Division
+    tasks: Sequence[ShardTask],
+    out: Path,
+    encoder: Encoder,
+    division: Division,
+    retry_dropped: bool = False,
 ) -> list[ShardResult]:
     """Make this task's share of the shards in ``out``, or find them whole.
 
+    With ``retry_dropped`` whole shards with rows that were dropped are made again, too.
+
     Raises :class:`PackError` when a worker process died or a clip stood in the way of its shard,
-    after all other shards are done.
+    after all other shards are done; :class:`~signfuse_dist.errors.MachineError` when the machine
+    failed, at once.
     """
     own = tasks[division.task_id :: division.num_tasks]
-    remove_leftovers(out, {name for t in own for name in (t.name, index_name(t.name))})
+    names = {name for t in own for name in (t.name, index_name(t.name))}
+    remove_leftovers(out, names)
     results: list[ShardResult] = []
     stops: list[str] = []
     interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines
     clips = sum(len(task.rows) for task in own)
     with tqdm(total=clips, unit="clip", desc=out.name, mininterval=interval) as bar:
         pool: WorkerPool[ShardTask, ShardResult | ShardStop] = WorkerPool(
-            partial(make_shard, out=out, encoder=encoder),
+            partial(make_shard, out=out, encoder=encoder, retry_dropped=retry_dropped),
             min(division.workers, len(own)),
             lambda _, finished: bar.update(finished),
         )
-        for number, outcome in pool.run(own):
-            if isinstance(outcome, ShardResult):
-                results.append(outcome)
-            else:
-                stops.append(f"{own[number].name}: {_words(outcome)}")
+        try:
+            with closing(pool.run(own)) as outcomes:
+                for number, outcome in outcomes:
+                    if isinstance(outcome, ShardResult):
+                        results.append(outcome)
+                        _warn_of_first(results, bar)
+                    elif isinstance(outcome, ShardStop) and outcome.machine:
+                        raise MachineError(f"{own[number].name}: {outcome.what}")
+                    else:
+                        stops.append(f"{own[number].name}: {_words(outcome)}")
+        except (OSError, MemoryError, MachineError) as error:
+            remove_leftovers(out, names)  # of workers that were ended: they fill a full disk
+            _refuse_machine(error, out)
+            raise
     if stops:
         raise PackError(
             "\n".join([*stops, "all other shards are done; run the same command to try again"])
         )
     return results
+
+
+def _warn_of_first(results: Sequence[ShardResult], bar: tqdm[Any]) -> None:
+    """Say at once why all rows of the first shard fail: the others may fail alike for hours."""
+    index = results[0].index
+    if len(results) == 1 and not index.samples and len(index.dropped) > 1:
+        why = printable(commonest_reason(index.dropped))
+        bar.write(f"{index.shard}: none of its rows could be packed: {why}", file=sys.stderr)
 
 
 def _words(outcome: Death | ShardStop) -> str:
@@ -353,23 +403,37 @@ def _words(outcome: Death | ShardStop) -> str:
 
 
 def make_shard(
-    task: ShardTask, report: Report, out: Path, encoder: Encoder
+    task: ShardTask, report: Report, out: Path, encoder: Encoder, retry_dropped: bool = False
 ) -> ShardResult | ShardStop:
-    """Make one shard, or leave it as it is when it is whole already."""
+    """Make one shard, or leave it as it is when it is whole already.
+
+    A set of which a shard is made again is unfinished for that time: its manifest goes first.
+    """
     began, pose_began = time.perf_counter(), encoder.pose_seconds
-    index = whole_index(out, task.name, encoder.packing)
-    skipped, failures = index is not None, list[str]()
-    if index is None:
-        try:
-            index = write_shard(
-                out / task.name, _clips(task, report, encoder, failures), encoder.packing
-            )
-        except ClipError as error:
-            return ShardStop(str(error))
-    else:
-        report("", len(task.rows))
+    failures: list[str] = []
+    try:
+        index, damage = find_shard(out, task, encoder.packing)
+        skipped = index is not None and not (retry_dropped and index.dropped)
+        if index is None or not skipped:
+            (out / MANIFEST_NAME).unlink(missing_ok=True)
+            clips = _clips(task, report, encoder, failures)
+            index = write_shard(out / task.name, clips, encoder.packing)
+        else:
+            report("", len(task.rows))
+    except ClipError as error:
+        return ShardStop(str(error))
+    except (MachineError, MemoryError) as error:
+        return ShardStop(str(machine_error(error, out / task.name)), machine=True)
+    except OSError as error:
+        if machine_fault(error):
+            return ShardStop(str(machine_error(error, out / task.name)), machine=True)
+        raise PackError(
+            f"{out / task.name}: cannot be written ({error.strerror}); put that right, then run "
+            "the same command again: what is finished is kept"
+        ) from error
     seconds, pose_seconds = time.perf_counter() - began, encoder.pose_seconds - pose_began
-    return ShardResult(index, skipped, seconds, pose_seconds, failures[0] if failures else "")
+    failure = failures[0] if failures else ""
+    return ShardResult(index, skipped, seconds, pose_seconds, failure, damage)
 
 
 def _clips(
@@ -384,26 +448,67 @@ def _clips(
         report("", 1)
 
 
-def whole_index(
-    out: Path, shard: str, packing: Packing, compare_bytes: bool = True
-) -> ShardIndex | None:
-    """Return the index of a shard that is finished and undamaged, else None."""
+def find_shard(
+    out: Path, task: ShardTask, packing: Packing, compare_bytes: bool = True
+) -> tuple[ShardIndex | None, str]:
+    """Return the index of a shard that is finished and holds its rows, else None and why.
+
+    A shard that was never finished has no reason: "". Raises
+    :class:`~signfuse_dist.errors.MachineError` when the disk cannot say.
+    """
+    index_there = (out / index_name(task.name)).exists()
     try:
-        index = read_index(out, shard)
-        whole = index.packing == packing and (out / shard).stat().st_size == index.size
-    except (ShardError, OSError):
-        return None
-    if not whole or (compare_bytes and checksum(out / shard) != index.sha256):
-        return None
-    return index
+        index = read_index(out, task.name)
+        damage = _damage(out, task, packing, index, compare_bytes)
+    except ShardError as error:
+        _refuse_machine(error, out / task.name)
+        return None, error.what if index_there else ""
+    except OSError as error:
+        _refuse_machine(error, out / task.name)
+        return None, f"its tar cannot be read ({error.strerror})"
+    return (None, damage) if damage else (index, "")
+
+
+def _damage(
+    out: Path, task: ShardTask, packing: Packing, index: ShardIndex, compare_bytes: bool
+) -> str:
+    """Return how a shard departs from its index and from its rows, "" where it does not."""
+    size = (out / task.name).stat().st_size
+    if size != index.size:
+        return f"torn: {size} of {index.size} bytes are there"
+    if index.packing != packing:
+        return "it is of another packing"
+    if not _holds_rows(index, task):
+        return "it holds other clips than its rows"
+    if compare_bytes and checksum(out / task.name) != index.sha256:
+        return "its content does not agree with its checksum"
+    return ""
+
+
+def _holds_rows(index: ShardIndex, task: ShardTask) -> bool:
+    """Return whether a shard holds its rows in their order, but for those that were dropped."""
+    texts = index.packing.contents == "clips"
+    dropped = {(row.row, row.id) for row in index.dropped}
+    planned = [(r.id, r.text if texts else "") for r in task.rows if (r.row, r.id) not in dropped]
+    return planned == [(sample.id, sample.text) for sample in index.samples] and len(
+        index.samples
+    ) + len(dropped) == len(task.rows)
 
 
 def finished_indexes(
     tasks: Sequence[ShardTask], out: Path, packing: Packing, results: Sequence[ShardResult]
 ) -> list[ShardIndex]:
-    """Return the indexes of all finished shards in order, those of other tasks included."""
-    own = {result.index.shard: result.index for result in results}
-    indexes = [
-        own.get(t.name) or whole_index(out, t.name, packing, compare_bytes=False) for t in tasks
-    ]
-    return [index for index in indexes if index is not None]
+    """Return the indexes of all finished shards in order, those of other tasks included.
+
+    Raises :class:`PackError` when a shard that was just found or made whole is not any more.
+    """
+    there = [find_shard(out, task, packing, compare_bytes=False)[0] for task in tasks]
+    indexes = {index.shard: index for index in there if index is not None}
+    own = [result.index for result in results]
+    lost = [index.shard for index in own if indexes.get(index.shard) != index]
+    if lost:
+        raise PackError(
+            f"{out}: {', '.join(lost)} was whole and is gone or changed since: something else "
+            "works in this folder. Run the same command again to make what is missing"
+        )
+    return list(indexes.values())

@@ -185,6 +185,7 @@ def _entry(key: str, record: Mapping[str, Any], places: dict[str, tuple[int, int
         flags=tuple(record["flags"]),
         members=places,
         failed_frames=record["failed_frames"],
+        found_frames=record.get("found_frames"),
     )
 
 

@@ -28,7 +28,7 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.shard import Clip, ClipPose, member_header, read_clip, read_pose, tar_end
 from signfuse_dist.data.storage import Folder, file_size, open_file
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, printable
 from signfuse_dist.files import digest
 
 
@@ -41,7 +41,8 @@ class Fault:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.shard}{', clip ' + self.key if self.key else ''}: {self.what}"
+        at = f", clip {self.key}" if self.key else ""
+        return printable(f"{self.shard}{at}: {self.what}")
 
 
 def verify(folder: Folder, workers: int = 1) -> list[Fault]:
@@ -160,7 +161,7 @@ def _check_clip(folder: Folder, index: ShardIndex, sample: SampleEntry) -> list[
         )
     except ShardError as error:
         return [Fault(index.shard, sample.key, error.what)]
-    what = [*_record_faults(clip.record, sample, index), *_joint_faults(clip)]
+    what = [*_record_faults(clip.record, sample, index), *_joint_faults(clip, sample)]
     return [Fault(index.shard, sample.key, one) for one in what]
 
 
@@ -177,6 +178,8 @@ def _record_faults(
         "extractor": packing.extractor,
         "extractor_version": packing.extractor_version,
     }
+    if sample.found_frames is not None:
+        expected["found_frames"] = sample.found_frames
     if packing.contents == "clips":
         expected |= {"text": sample.text, "signer": sample.signer, "split": packing.split}
     for name, value in expected.items():
@@ -184,7 +187,10 @@ def _record_faults(
             yield f"{name} of the record is {record.get(name)!r}, the index has {value!r}"
 
 
-def _joint_faults(clip: Clip | ClipPose) -> Iterator[str]:
+def _joint_faults(clip: Clip | ClipPose, sample: SampleEntry) -> Iterator[str]:
+    found = int(clip.mask.any(axis=1).sum())
+    if sample.found_frames not in (None, found):
+        yield f"joints in {found} frames, the index has {sample.found_frames}"
     if not np.isfinite(clip.pose).all():
         yield "joints that are not finite"
     if clip.pose[~clip.mask].any():

@@ -172,7 +172,7 @@ def test_a_folder_with_another_packing_is_never_overwritten(tmp_path):
 
 def test_a_corpus_of_which_nothing_can_be_packed_is_an_error(tmp_path):
     table = write_table(tmp_path / "t.tsv", [("a", "a.mp4", "x", "a.npz")], COLUMNS)
-    with pytest.raises(PackError, match=r"none of the 1 rows could be packed; .*dropped.tsv"):
+    with pytest.raises(PackError, match=r"none of the 1 rows could be packed: .*dropped.tsv"):
         packed(table, tmp_path / "out")
     assert "missing video: a.mp4" in (tmp_path / "out" / "dropped.tsv").read_text()
     assert not (tmp_path / "out" / "manifest.json").exists()
