@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from signfuse_dist.cli import add_options, from_options
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError, raise_together
 
 if TYPE_CHECKING:
     from signfuse_dist.data.joints import PoseExtractor
+    from signfuse_dist.data.pack_summary import PackSummary
+    from signfuse_dist.data.storage import Folder
+
+ALL_SPLITS = "all"  # `--split all`
 
 
 def add_pack(command: argparse.ArgumentParser) -> None:
@@ -24,7 +28,8 @@ def add_pack(command: argparse.ArgumentParser) -> None:
     command.description = (
         "Decode, resize, extract joints and write shards. Interrupted, run it again: finished "
         "shards are kept. Rows that cannot be packed are named in dropped.tsv, and what is "
-        "annotated or on the disk alone in orphans.tsv."
+        "annotated or on the disk alone in orphans.tsv. Nothing is dropped because a disk is away "
+        "or full: packing stops with status 75, and the same command goes on."
     )
     command.add_argument(
         "corpus",
@@ -32,8 +37,24 @@ def add_pack(command: argparse.ArgumentParser) -> None:
         f"{_listed(published)} (ROOT is the unpacked folder); each has a page in shards/",
     )
     command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
-    command.add_argument("--split", required=True, help="which rows: train, dev (val) or test")
-    command.add_argument("--out", type=Path, required=True, help="the split's own folder")
+    command.add_argument(
+        "--split",
+        required=True,
+        help="which rows: train, dev (val) or test; `all` packs each split that the corpus has, "
+        "or that the table's column `split` names",
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the split's own folder; with `--split all` the folder above, each in OUT/SPLIT",
+    )
+    command.add_argument(
+        "--retry-dropped",
+        action="store_true",
+        help="make the finished shards again that name dropped rows, such as videos that were "
+        "copied since; all others are kept",
+    )
     add_options(command, Division)
     add_options(command, PackConfig)
     _add_extractor(command, ("mediapipe", "none"))
@@ -66,10 +87,13 @@ def add_verify(command: argparse.ArgumentParser) -> None:
     from signfuse_dist.data.pack_workers import Division
 
     command.description = (
-        "Check checksums, indexes, JPEGs, lengths and joints of a packed split. Where nothing is "
-        "wrong, verified.json beside the manifest says so to `signfuse check`."
+        "Check checksums, indexes, JPEGs, lengths and joints of a packed split, or of each split "
+        "in a folder. Where nothing is wrong, verified.json beside the manifest says so to "
+        "`signfuse check`."
     )
-    command.add_argument("folder", help="folder or address of a split, or of a pose set")
+    command.add_argument(
+        "folder", help="folder or address of a split or of a pose set, or the one above splits"
+    )
     add_options(command, Division, "workers")
     command.set_defaults(run=_verify)
 
@@ -78,11 +102,14 @@ def add_stats(command: argparse.ArgumentParser) -> None:
     """Describe `stats` and add its options."""
     command.description = (
         "Print clip lengths, text lengths, how often hands and face were found, and the signers "
-        "of a packed split, and plot them."
+        "of a packed split, and plot them; of each split in a folder, with a line for all."
     )
     _add_split(command)
     command.add_argument(
-        "--plot", type=Path, default=Path("stats.png"), help="the plot (default: %(default)s)"
+        "--plot",
+        type=Path,
+        default=Path("stats.png"),
+        help="the plot (default: %(default)s); of several splits, each one's name follows its own",
     )
     command.set_defaults(run=_stats)
 
@@ -146,22 +173,58 @@ def _extractor(options: argparse.Namespace) -> PoseExtractor | None:
 
 
 def _pack(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.pack import DROPPED_NAME
+
+    if options.split != ALL_SPLITS:
+        print(_pack_split(options, options.split, options.out))
+        return 0
+    splits = _all_splits(options)
+    summaries, errors = [], []
+    for split in splits:
+        try:
+            summaries.append(_pack_split(options, split, options.out / split))
+        except MachineError:
+            raise
+        except UserError as error:
+            errors.append(f"split {split}: {error}")
+        else:
+            print(summaries[-1])
+    raise_together(errors, f"splits that are not packed, of {len(splits)}")
+    rows, packed = sum(s.num_rows for s in summaries), sum(s.num_packed for s in summaries)
+    print(
+        f"all {len(splits)} splits: {rows} rows = {packed} packed + "
+        f"{sum(len(s.dropped) for s in summaries)} dropped; each names its own in {DROPPED_NAME}"
+    )
+    return 0
+
+
+def _all_splits(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the splits of a corpus; each is to be the name of a folder."""
+    from signfuse_dist.corpora import splits_of
+    from signfuse_dist.data.manifest import is_plain_name
+
+    splits = splits_of(options.corpus, options.root)
+    errors = [f"{split!r} is no name for a folder" for split in splits if not is_plain_name(split)]
+    raise_together(errors, f"{options.root}: splits that cannot be packed by --split all")
+    return splits
+
+
+def _pack_split(options: argparse.Namespace, split: str, out: Path) -> PackSummary:
     from signfuse_dist.data.manifest import PackConfig
     from signfuse_dist.data.pack import pack
 
-    summary = pack(
+    return pack(
         options.corpus,
         options.root,
-        options.split,
-        options.out,
+        split,
+        out,
         from_options(PackConfig, options),
         workers=options.workers,
         task_id=options.task_id,
         num_tasks=options.num_tasks,
         extractor=_extractor(options),
+        retry_dropped=options.retry_dropped,
     )
-    print(summary)
-    return 0
 
 
 def _pose(options: argparse.Namespace) -> int:
@@ -183,32 +246,64 @@ def _pose(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from signfuse_dist.data.manifest import remove_stamp, write_stamp
+    from signfuse_dist.data.manifest import split_folders
     from signfuse_dist.data.storage import open_folder
+
+    given = open_folder(options.folder)
+    folders = split_folders(given)
+    counts = [
+        _verify_set(folder, options.folder if folder == given else str(folder), options.workers)
+        for folder in folders
+    ]
+    if folders != [given]:
+        damaged = sum(map(bool, counts))
+        rest = f"{sum(counts)} faults, in {damaged} of them" if damaged else "whole"
+        print(f"all {len(folders)} splits of {options.folder}: {rest}")
+    return 1 if any(counts) else 0
+
+
+def _verify_set(folder: Folder, name: str, workers: int) -> int:
+    """Verify one set, stamp it, print its faults, and return how many there are."""
+    from signfuse_dist.data.manifest import remove_stamp, write_stamp
     from signfuse_dist.data.verify import verify
 
-    folder = open_folder(options.folder)
-    faults = verify(folder, options.workers)
+    faults = verify(folder, workers)
     if faults:
         remove_stamp(folder)
     elif not write_stamp(folder):
-        print(f"{options.folder}: cannot be written to, so `signfuse check` will not know of this")
+        print(f"{name}: cannot be written to, so `signfuse check` will not know of this")
     for fault in faults:
         print(fault)
-    print(f"{options.folder}: {len(faults)} faults" if faults else f"{options.folder}: whole")
-    return 1 if faults else 0
+    print(f"{name}: {len(faults)} faults" if faults else f"{name}: whole")
+    return len(faults)
 
 
 def _stats(options: argparse.Namespace) -> int:
     from signfuse_dist.data.look import collect
+    from signfuse_dist.data.manifest import split_folders
     from signfuse_dist.data.storage import open_folder
     from signfuse_dist.files import written_whole
 
-    stats = collect(open_folder(options.folder), options.poses)
-    print(stats)
-    with written_whole(options.plot) as file:
-        file.write(stats.plot())
-    print(f"\n{options.plot}")
+    given = open_folder(options.folder)
+    folders = split_folders(given)
+    several, every = folders != [given], []
+    for folder in folders:
+        stats = collect(folder, options.poses)
+        every.append(stats)
+        plot: Path = options.plot
+        if several:
+            plot = plot.with_name(f"{plot.stem}-{folder.name}{plot.suffix}")
+        print(stats)
+        with written_whole(plot) as file:
+            file.write(stats.plot())
+        print(f"\n{plot}\n" if several else f"\n{plot}")
+    if several:
+        clips, frames = sum(len(s.frames) for s in every), sum(int(s.frames.sum()) for s in every)
+        hours = sum(float(s.seconds.sum()) for s in every) / 3600
+        print(
+            f"all {len(every)} splits of {options.folder}: {clips:,} clips, {frames:,} frames, "
+            f"{hours:.2f} h"
+        )
     return 0
 
 

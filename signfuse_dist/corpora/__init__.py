@@ -6,9 +6,10 @@ opens a video: reading says what is to be packed, and what does not fit together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from signfuse_dist.corpora import csl_daily, how2sign, phoenix14t
 from signfuse_dist.corpora.csl_daily import read_csl_daily
 from signfuse_dist.corpora.how2sign import read_how2sign, read_how2sign_precut
 from signfuse_dist.corpora.phoenix14t import read_phoenix14t
@@ -23,7 +24,8 @@ from signfuse_dist.corpora.rows import (
     key_of,
     script_of,
 )
-from signfuse_dist.corpora.table import read_synthetic, read_table
+from signfuse_dist.corpora.table import read_synthetic, read_table, splits_of_table
+from signfuse_dist.synthetic.language import SPLITS
 
 __all__ = [
     "CORPORA",
@@ -38,6 +40,7 @@ __all__ = [
     "read_corpus",
     "read_table",
     "script_of",
+    "splits_of",
 ]
 
 _READERS: Mapping[str, Callable[[Path, str], Corpus]] = {
@@ -53,6 +56,32 @@ CORPORA = tuple(_READERS)
 
 def read_corpus(corpus: str, root: Path, split: str) -> Corpus:
     """Read the rows of ``split``. Raises :class:`CorpusError` when there is no such corpus."""
+    _refuse_unknown(corpus)
+    return _READERS[corpus](root, split)
+
+
+_SPLITS: Mapping[str, Callable[[Path], Sequence[str]]] = {
+    "table": splits_of_table,
+    "synthetic": lambda root: SPLITS,
+    "phoenix14t": lambda root: tuple(phoenix14t.ROWS),
+    "csl_daily": lambda root: tuple(csl_daily.ROWS),
+    "how2sign": lambda root: tuple(how2sign.ROWS),
+    "how2sign_precut": lambda root: tuple(how2sign.ROWS),
+}
+
+
+def splits_of(corpus: str, root: Path) -> tuple[str, ...]:
+    """Return the splits that a corpus has; those of a table are what its column ``split`` names.
+
+    Raises :class:`CorpusError` when there is no such corpus, or none that lists its splits, and for
+    a table without that column.
+    """
+    _refuse_unknown(corpus)
+    if corpus not in _SPLITS:
+        raise CorpusError(f"corpus {corpus!r}: does not list its splits; name one")
+    return tuple(_SPLITS[corpus](root))
+
+
+def _refuse_unknown(corpus: str) -> None:
     if corpus not in _READERS:
         raise CorpusError(f"corpus {corpus!r}: unknown; known are {', '.join(CORPORA)}")
-    return _READERS[corpus](root, split)

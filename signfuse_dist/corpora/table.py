@@ -64,6 +64,24 @@ def read_table(
     )
 
 
+def splits_of_table(table: Path) -> tuple[str, ...]:
+    """Return what the column ``split`` names, in order of first appearance.
+
+    Raises :class:`CorpusError` for a table without that column, or without a row.
+    """
+    content = read_lines(table, cut_at("\t"), _REQUIRED, "tabs")
+    if "split" not in content.columns:
+        raise CorpusError(
+            f"table {table}: has no column `split`, so all its rows belong to any split that is "
+            "asked for; name one"
+        )
+    splits = tuple(dict.fromkeys(fields["split"] for _, fields in content.fields))
+    named = tuple(split for split in splits if split)
+    if not named:
+        raise CorpusError(f"table {table}: no row names a split")
+    return named
+
+
 def read_synthetic(root: Path, split: str) -> Corpus:
     """Read the drawn corpus in the folder ``root``, which is drawn there when it is not."""
     from signfuse_dist.synthetic import corpus

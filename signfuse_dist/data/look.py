@@ -32,7 +32,7 @@ from signfuse_dist.data.manifest import (
 )
 from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.storage import Folder
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, printable
 from signfuse_dist.skeleton import BODY, BONES, FACE, JOINT_INDEX, JOINTS, LEFT_HAND, RIGHT_HAND
 
 _QUANTILES = {"min": 0, "1%": 1, "median": 50, "99%": 99, "max": 100}
@@ -182,7 +182,7 @@ def _histogram(axes: Axes, values: NDArray[np.int64], label: str) -> None:
 
 def _counts(counts: Mapping[str, int]) -> list[str]:
     common = Counter(counts).most_common(_SHOWN)
-    lines = [f"  {name}: {count:,}" for name, count in common]
+    lines = [f"  {printable(name)}: {count:,}" for name, count in common]
     return lines + ([f"  and {len(counts) - _SHOWN} more"] if len(counts) > _SHOWN else [])
 
 

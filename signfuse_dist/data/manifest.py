@@ -42,6 +42,8 @@ MEMBERS = ("json", "jpegs", "offsets.npy", "pose.npy", "mask.npy")
 POSE_MEMBERS = ("json", "pose.npy", "mask.npy")
 NO_EXTRACTOR = "none"
 """The extractor of a set in which nobody has looked for joints."""
+FEW_JOINTS = 0.5
+"""Share of frames: with joints in fewer of them, somebody should look."""
 Contents = Literal["clips", "poses"]
 """What a set of shards holds: whole clips, or joints that were extracted again."""
 
@@ -237,17 +239,40 @@ def index_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.index.json"
 
 
+def is_plain_name(name: str) -> bool:
+    """Return whether a name may be that of a folder: no path, nothing that a shell reads."""
+    return _PLAIN_NAME.fullmatch(name) is not None
+
+
 def pose_path(name: str) -> str:
     """Return where the pose set ``name`` lies inside its split's folder.
 
     Raises :class:`UserError` when the name is more than a name, such as a path.
     """
-    if not _PLAIN_NAME.fullmatch(name):
+    if not is_plain_name(name):
         raise UserError(
             f"pose set {name!r}: a name is at most 100 letters, digits, '.', '_' and '-', and "
             "begins with a letter or digit"
         )
     return f"{POSES_FOLDER}/{name}"
+
+
+def split_folders(folder: Folder) -> list[Folder]:
+    """Return the folder itself where it is a set of shards, else those sets that lie in it.
+
+    A set of which the manifest is missing is among them, for an error that names it; where there
+    is none at all, that is the folder itself.
+    """
+    if not folder.is_dir() or _holds_shards(folder):
+        return [folder]
+    inside = sorted((f for f in folder.iterdir() if _holds_shards(f)), key=lambda f: f.name)
+    return inside or [folder]
+
+
+def _holds_shards(folder: Folder) -> bool:
+    return (folder / MANIFEST_NAME).is_file() or (
+        folder.is_dir() and next(iter(folder.glob("shard-*.index.json")), None) is not None
+    )
 
 
 # Reading ----------------------------------------------------------------------------------------

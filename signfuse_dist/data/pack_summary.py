@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from signfuse_dist.corpora import Corpus, Orphan, Rejected
-from signfuse_dist.data.manifest import NO_EXTRACTOR, SampleEntry, ShardIndex
+from signfuse_dist.data.manifest import FEW_JOINTS, NO_EXTRACTOR, SampleEntry, ShardIndex
 from signfuse_dist.errors import printable
 
 _SHOWN = 5  # rows named for each kind; the files name them all
-_FEW_JOINTS = 0.5  # of a clip's frames: with joints in fewer, somebody should look
 
 
 class _Timed(Protocol):
@@ -219,7 +218,7 @@ def commonest_reason(dropped: Sequence[Rejected]) -> str:
 def _seldom_found(samples: Sequence[SampleEntry]) -> tuple[tuple[str, int, int], ...]:
     """Return the clips with joints in few frames, worst first."""
     counted = [(s.id, s.found_frames, s.num_frames) for s in samples if s.found_frames is not None]
-    few = [clip for clip in counted if clip[1] < _FEW_JOINTS * clip[2]]
+    few = [clip for clip in counted if clip[1] < FEW_JOINTS * clip[2]]
     return tuple(sorted(few, key=lambda clip: clip[1] / clip[2]))
 
 

@@ -7,6 +7,7 @@ the stage before.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,10 @@ from numpy.typing import NDArray
 
 from signfuse_dist.config import ModelConfig, RunConfig
 from signfuse_dist.data.manifest import (
+    FEW_JOINTS,
+    NO_EXTRACTOR,
     Manifest,
+    SampleEntry,
     ShardError,
     is_verified,
     load_index,
@@ -28,7 +32,7 @@ from signfuse_dist.data.manifest import (
     pose_path,
 )
 from signfuse_dist.data.storage import Folder, is_local, open_folder
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, printable
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.run_folder import RunFolder, refuse_other, refuse_other_before
@@ -49,13 +53,54 @@ _URL = "https://download.pytorch.org/models"
 
 
 def check_splits(run: RunConfig) -> list[Finding]:
-    """Look at each split, and at its pose set where ``data.poses`` names one."""
-    return [
-        *_check_split(run, run.data.train_split, "training", missing=error),
+    """Look at each split, at its pose set where ``data.poses`` names one, and at what they share.
+
+    A split at an address is not compared with the others: its indexes would have to be fetched.
+    """
+    splits = [
+        _look_at(run, run.data.train_split, "training", missing=error),
         # Without these a stage trains: they are scored, after it or between its epochs.
-        *_check_split(run, run.data.dev_split, "development", missing=warning),
-        *_check_split(run, run.data.test_split, "test", missing=warning),
+        _look_at(run, run.data.dev_split, "development", missing=warning),
+        _look_at(run, run.data.test_split, "test", missing=warning),
     ]
+    findings = [finding for split in splits for finding in split.findings]
+    for one, other in itertools.combinations(splits, 2):
+        if one.location != other.location:
+            findings += _check_shared(one, other)
+    return findings
+
+
+@dataclass(frozen=True)
+class _SplitSeen:
+    """A split that was looked at: what was found, and the text of each clip by its id."""
+
+    role: str
+    location: str
+    findings: list[Finding]
+    texts: dict[str, str]
+
+
+def _check_shared(one: _SplitSeen, other: _SplitSeen) -> Iterator[Finding]:
+    """Compare what two splits hold: a clip or a sentence of both makes scores too good."""
+    what = f"{one.role} and {other.role} split"
+    ids = one.texts.keys() & other.texts.keys()
+    same = sorted(clip_id for clip_id in ids if one.texts[clip_id] == other.texts[clip_id])
+    if same:
+        said = f"{len(same)} clips have the same id and text in both, such as {same[0]!r}"
+        level = error if one.role == "training" else warning
+        yield level(what, printable(said), "Take them out of one table and pack that split again")
+    elif ids:
+        said = f"{len(ids)} ids are in both, with other texts, such as {min(ids)!r}"
+        yield warning(what, printable(said), "See that they are not the same clips")
+    common = set(one.texts.values()) & set(other.texts.values())
+    repeated = [text for clip_id, text in other.texts.items() if text in common]
+    if repeated and len(repeated) > len(same):
+        said = (
+            f"{len(repeated)} of {len(other.texts)} texts of {other.role} "
+            f"({len(repeated) / len(other.texts):.1%}) are also in {one.role}, such as "
+            f"{repeated[0]!r}"
+        )
+        yield warning(what, printable(said), "Report scores of the other sentences, too")
 
 
 def worst_frames(run: RunConfig, plan: Plan | None) -> int:
@@ -90,22 +135,40 @@ def _lengths(run: RunConfig) -> NDArray[np.int64] | None:
         return None  # named by check_splits
 
 
-def _check_split(run: RunConfig, split: str, role: str, missing: _Level) -> list[Finding]:
+def _look_at(run: RunConfig, split: str, role: str, missing: _Level) -> _SplitSeen:
     location = run.shards(split)
     what = f"{role} split {location}"
     pack = f"signfuse pack {run.data.corpus} --split {split} --out {location} ..., or data.shards="
+    samples: list[SampleEntry] = []
     try:
         folder = open_folder(location)
         manifest = load_manifest(folder)
         if is_local(folder):
             for entry in manifest.shards:
-                load_index(folder, entry)
+                samples += load_index(folder, entry).samples
     except UserError as e:
-        return [missing(what, _fault(e), pack)]
+        return _SplitSeen(role, location, [missing(what, _fault(e), pack)], {})
     findings = [_check_packing(run, what, manifest), _check_verified(what, folder, location)]
     if run.data.poses is not None:
         findings.append(_check_poses(run, folder, location, missing))
-    return findings
+    elif manifest.num_samples and run.model.streams != "visual":
+        findings += _check_joints(what, manifest, samples)
+    return _SplitSeen(role, location, findings, {sample.id: sample.text for sample in samples})
+
+
+def _check_joints(
+    what: str, manifest: Manifest, samples: Sequence[SampleEntry]
+) -> Iterator[Finding]:
+    """Say where the skeletal stream would be shown nothing, or little."""
+    fix = "signfuse pose ... --name NAME and data.poses=NAME, or model.streams=visual"
+    counted = [s.found_frames for s in samples if s.found_frames is not None]
+    share = sum(counted) / manifest.num_frames if len(counted) == manifest.num_samples else None
+    if manifest.packing.extractor == NO_EXTRACTOR:
+        yield error(what, "holds no joints, and the model has a skeletal stream", fix)
+    elif share == 0:
+        yield error(what, "has no joint in any frame, and the model has a skeletal stream", fix)
+    elif share is not None and share < FEW_JOINTS:
+        yield warning(what, f"has joints in {share:.1%} of its frames", f"Look at it, or {fix}")
 
 
 def _check_packing(run: RunConfig, what: str, manifest: Manifest) -> Finding:
@@ -146,6 +209,8 @@ def _check_poses(run: RunConfig, clips: Folder, location: str, missing: _Level) 
         return missing(what, _fault(e), fix)
     if manifest.num_samples != expected:
         return error(what, f"joints of {manifest.num_samples} clips, not of {expected}", fix)
+    if manifest.packing.extractor == NO_EXTRACTOR:
+        return error(what, "holds no joints", fix)
     return ok(what, f"joints by {manifest.packing.extractor}")
 
 
