@@ -93,7 +93,7 @@ def test_the_bytes_of_the_files_are_those_of_their_format() -> None:
     checksums = [hashlib.sha256(content).hexdigest() for content in
                  (index_bytes(INDEX_WRITTEN), manifest_bytes(MANIFEST))]  # fmt: skip
     assert checksums == [
-        "2d07dd6e7d82d021ae2e32d8f628cd82b6ef34bb07e4d098ef3168d619e8a8e9",
+        "60ec1454de1d1b4b7deecd6039bde113615ce4fde486733189aa9af83ff2ba64",
         "9660b0acdb5ace826db6a28e0dc8039351331852078ac316e4a892a07cbd2498",
     ]
 
@@ -123,6 +123,19 @@ def at(*path: str | int, value: Any) -> Callable[[Any], None]:
         document[path[-1]] = value
 
     return change
+
+
+def signed(path: Path) -> None:
+    """Give an index that was changed the checksum of what it is now."""
+    document = json.loads(path.read_text("utf-8"))
+    del document["index_sha256"]
+    own = hashlib.sha256(laid_out(document)).hexdigest()
+    path.write_bytes(laid_out({**document, "index_sha256": own}))
+
+
+def laid_out(document: Any) -> bytes:
+    text = json.dumps(document, ensure_ascii=False, sort_keys=True, indent=1)
+    return f"{text}\n".encode()
 
 
 def without(*path: str | int) -> Callable[[Any], None]:
@@ -227,6 +240,7 @@ def test_a_wrong_index_is_refused_by_what_is_wrong(
 
 def test_an_index_that_the_manifest_does_not_describe_is_refused(split: Path) -> None:
     damage(split / INDEX, at("samples", 0, "num_frames", value=3))
+    signed(split / INDEX)
     with pytest.raises(ShardError, match=r"does not agree with manifest\.json"):
         load_index(split, MANIFEST.shards[0])
 
@@ -274,9 +288,38 @@ def test_errors_without_number_are_counted_and_values_cut_short(split: Path) -> 
     assert len(str(error.value)) < 3000
 
 
+@pytest.mark.parametrize(
+    "change",
+    [at("samples", 0, "text", value="Another text"), at("dropped", 0, "reason", value="lost")],
+    ids=["a text", "a reason"],
+)
+def test_an_index_that_was_edited_does_not_agree_with_its_own_checksum(
+    split: Path, change: Callable[[Any], None]
+) -> None:
+    damage(split / INDEX, change)
+    document = json.loads((split / INDEX).read_text("utf-8"))
+    (split / INDEX).write_bytes(laid_out(document))
+    with pytest.raises(ShardError, match="does not agree with its own checksum"):
+        read_index(split, SHARD)
+
+
+def test_an_index_of_before_it_had_a_checksum_of_its_own_is_read(split: Path) -> None:
+    damage(split / INDEX, without("index_sha256"))
+    assert read_index(split, SHARD) == INDEX_WRITTEN
+
+
+def test_the_checksum_of_an_index_is_that_of_its_other_lines() -> None:
+    content = index_bytes(INDEX_WRITTEN)
+    lines = content.splitlines(keepends=True)
+    others = b"".join(line for line in lines if not line.startswith(b' "index_sha256"'))
+    assert json.loads(content)["index_sha256"] == hashlib.sha256(others).hexdigest()
+    assert len(others.splitlines()) == len(lines) - 1
+
+
 def test_keys_of_later_programs_are_passed_over(split: Path) -> None:
     damage(split / "manifest.json", at("licence", value="CC0"))
     damage(split / INDEX, at("samples", 0, "camera", value=3))
+    signed(split / INDEX)
     assert read_manifest(split) == MANIFEST
     assert read_index(split, SHARD) == INDEX_WRITTEN
 

@@ -6,9 +6,11 @@ import errno
 import json
 import shutil
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -16,8 +18,10 @@ from helpers.little_clips import write_corpus
 from helpers.repository import ROOT
 from signfuse_dist.cli import main
 from signfuse_dist.data import manifest
+from signfuse_dist.data.joints import Joints, NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import pack
+from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.preflight import machine, memory
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
@@ -69,16 +73,33 @@ class Job:
         return found[0]
 
 
+class Blind(PoseExtractor):
+    """Finds somebody in every so many frames, or never."""
+
+    name, version = "blind", "1"
+
+    def __init__(self, every: int | None = None) -> None:
+        self.every = every
+
+    def extract(self, frames: Iterable[VideoFrame]) -> Joints:
+        count = sum(1 for _ in frames)
+        mask = np.zeros((count, 75), bool)
+        if self.every:
+            mask[:: self.every] = True
+        return Joints(np.zeros((count, 75, 2), np.float32), mask)
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three verified splits and an LLM's files."""
     folder = tmp_path_factory.mktemp("packed")
     table = write_corpus(folder / "corpus", clips=4)
     config = PackConfig(frame_size=48, fps=10, clips_per_shard=2)
-    pack("table", table, "train", folder / "shards" / "train", config, workers=0)
-    assert main(["verify", str(folder / "shards" / "train"), "--workers", "0"]) == 0
-    for name in ("dev", "test"):
-        shutil.copytree(folder / "shards" / "train", folder / "shards" / name)
+    written = table.read_text()
+    for split in ("train", "dev", "test"):
+        table.write_text(written.replace("clip.", f"{split}.").replace("sentence", split))
+        pack("table", table, split, folder / "shards" / split, config, workers=0)
+    assert main(["verify", str(folder / "shards"), "--workers", "0"]) == 0
     llm = folder / "llm"
     llm.mkdir()
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
@@ -150,6 +171,66 @@ def test_shards_that_were_packed_again_are_not_verified(job: Job) -> None:
     manifest = job.split("dev") / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"root": "', '"root": "/elsewhere'))
     job.finds("warning", "development split", "not verified since it was packed")
+
+
+def repack(job: Job, split: str, *changes: tuple[str, str], **options: object) -> None:
+    """Pack a split of the job again, from rows that are changed."""
+    table = write_corpus(job.folder / f"new_{split}", clips=4)
+    written = table.read_text().replace("clip.", f"{split}.").replace("sentence", split)
+    for before, after in changes:
+        assert before in written
+        written = written.replace(before, after)
+    table.write_text(written)
+    shutil.rmtree(job.split(split))
+    config = PackConfig(frame_size=48, fps=10, clips_per_shard=2)
+    pack("table", table, split, job.split(split), config, workers=0, **options)
+    assert main(["verify", str(job.split(split)), "--workers", "0"]) == 0
+
+
+def test_a_clip_that_is_trained_and_tested_on_is_an_error(job: Job) -> None:
+    repack(job, "test", ("test.1\t", "train.1\t"), ("test 1\t", "train 1\t"))
+    job.finds("error", "training and test split: 1 clips", "same id and text", "'train.1'")
+
+
+def test_a_clip_in_both_splits_that_are_scored_is_a_warning(job: Job) -> None:
+    repack(job, "test", ("test.1\t", "dev.1\t"), ("test 1\t", "dev 1\t"))
+    job.finds("warning", "development and test split: 1 clips", "same id and text")
+
+
+def test_an_id_of_two_splits_with_other_texts_is_a_warning(job: Job) -> None:
+    repack(job, "test", ("test.1\t", "train.1\t"))
+    job.finds("warning", "training and test split: 1 ids", "with other texts", "'train.1'")
+
+
+def test_texts_of_two_splits_are_a_warning_with_their_share(job: Job) -> None:
+    repack(job, "test", ("test 1\t", "train 1\t"), ("test 2\t", "train 1\t"))
+    job.finds("warning", "2 of 4 texts of test (50.0%) are also in training, such as 'train 1'")
+
+
+def test_one_split_for_development_and_test_is_compared_with_training_alone(job: Job) -> None:
+    job.words = ["data.test_split=dev"]
+    lines = job.check(0)
+    assert lines[-1].startswith("0 errors, 0 warnings, ")
+
+
+def test_a_split_without_joints_is_an_error_where_the_model_has_a_skeletal_stream(
+    job: Job,
+) -> None:
+    repack(job, "dev", extractor=NoJoints())
+    job.finds("error", "development split", "holds no joints", "signfuse pose")
+    stages = "train.stages=[alignment,finetune]"
+    job.words = ["model.streams=visual", stages, "loss.contrastive_weight=0"]
+    assert not any("holds no joints" in line for line in job.check(0))
+
+
+def test_a_split_whose_joints_are_all_masked_is_an_error(job: Job) -> None:
+    repack(job, "train", extractor=Blind())
+    job.finds("error", "training split", "no joint in any frame")
+
+
+def test_a_split_with_joints_in_few_frames_is_a_warning(job: Job) -> None:
+    repack(job, "train", extractor=Blind(every=4))
+    job.finds("warning", "training split", "has joints in 29.6% of its frames")
 
 
 def test_verify_takes_its_word_back_when_it_finds_a_fault(job: Job) -> None:
