@@ -31,11 +31,12 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from signfuse_dist.cli import add_options, answer, from_options, parse
 from signfuse_dist.cli.data import add_pose_model
 from signfuse_dist.corpora import ClipRow, read_corpus
+from signfuse_dist.data.finished import ShardTask
 from signfuse_dist.data.joints import NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import PackConfig, Packing
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack import ClipEncoder
-from signfuse_dist.data.pack_workers import Division, ShardResult, ShardTask, make_shards
+from signfuse_dist.data.pack_workers import Division, ShardResult, make_shards
 from signfuse_dist.data.shard import read_clip
 from signfuse_dist.errors import UserError
 from signfuse_dist.skeleton import JOINT_LAYOUT

@@ -19,6 +19,13 @@ from signfuse_dist import __version__
 from signfuse_dist.corpora import ClipRow, Corpus, Rejected, read_corpus
 from signfuse_dist.data.encode import encode_clip, encode_pose
 from signfuse_dist.data.faults import Places, reason_of
+from signfuse_dist.data.finished import (
+    PackError,
+    ShardTask,
+    finished_indexes,
+    refuse_other,
+    shard_tasks,
+)
 from signfuse_dist.data.joints import JointsFile, PoseExtractor
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
@@ -33,16 +40,7 @@ from signfuse_dist.data.manifest import (
 )
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
-from signfuse_dist.data.pack_workers import (
-    ClipError,
-    Division,
-    PackError,
-    ShardTask,
-    finished_indexes,
-    make_shards,
-    refuse_other,
-    shard_tasks,
-)
+from signfuse_dist.data.pack_workers import ClipError, Division, make_shards
 from signfuse_dist.data.shard import EncodedClip, EncodedPose
 from signfuse_dist.files import machine_error, machine_fault, write_alike
 from signfuse_dist.skeleton import JOINT_LAYOUT
@@ -153,7 +151,7 @@ def _make_set(
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
     results = make_shards(tasks, out, encoder, division, retry_dropped)
-    indexes = finished_indexes(tasks, out, encoder.packing, results)
+    indexes = finished_indexes(tasks, out, encoder.packing, [r.index for r in results])
     complete = len(indexes) == len(tasks)
     with _writing(out):
         summary = summarise(indexes, complete)

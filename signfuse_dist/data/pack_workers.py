@@ -2,8 +2,7 @@
 
 Which rows a shard holds depends on the corpus and on ``clips_per_shard`` alone, never on workers
 or tasks, and its bytes depend on its rows and the packing alone. So a shard that was open when a
-process died is made again, all others are kept, and the files end the same. What is there is held
-against its own checksums and against the rows it is to hold.
+process died is made again, all others are kept, and the files end the same.
 
 The pool is kept by hand: concurrent.futures gives up all work when one process dies and does not
 say which task it had. Here each process says what it is at, so that a death has a name.
@@ -28,23 +27,18 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from signfuse_dist.corpora import ClipRow, Corpus, Rejected
+from signfuse_dist.corpora import ClipRow, Rejected
+from signfuse_dist.data.finished import PackError, ShardTask, find_shard, refuse_machine
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
     Packing,
-    ShardError,
     ShardIndex,
-    VersionError,
     index_name,
-    read_index,
-    read_manifest,
 )
 from signfuse_dist.data.pack_summary import commonest_reason
 from signfuse_dist.data.shard import Encoded, write_shard
 from signfuse_dist.errors import MachineError, UserError, printable
 from signfuse_dist.files import (
-    checksum,
-    machine_cause,
     machine_error,
     machine_fault,
     remove_leftovers,
@@ -201,10 +195,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class PackError(UserError):
-    """A split cannot be packed, or not to its end."""
-
-
 class ClipError(UserError):
     """A clip stands in the way of its whole shard; the message names it."""
 
@@ -254,14 +244,6 @@ class Division:
 
 
 @dataclass(frozen=True)
-class ShardTask:
-    """The rows of one shard."""
-
-    name: str
-    rows: tuple[ClipRow, ...]
-
-
-@dataclass(frozen=True)
 class ShardResult:
     """A shard that is finished, and where the time for it went (seconds)."""
 
@@ -282,60 +264,6 @@ class ShardStop:
     what: str
     machine: bool = False
     """True where the others would fail as well: no row of the shard is to blame."""
-
-
-def shard_tasks(rows: Corpus, clips_per_shard: int) -> list[ShardTask]:
-    """Divide the rows of a corpus into shards."""
-    starts = range(0, len(rows.rows), clips_per_shard)
-    return [
-        ShardTask(f"shard-{i:06d}.tar", rows.rows[start : start + clips_per_shard])
-        for i, start in enumerate(starts)
-    ]
-
-
-def refuse_other(out: Path, packing: Packing) -> None:
-    """Raise :class:`PackError` when ``out`` holds shards that this call would overwrite.
-
-    Raises :class:`~signfuse_dist.errors.MachineError` when its disk cannot say.
-    """
-    if out.exists() and not out.is_dir():
-        raise PackError(f"{out}: is a file, not a folder; choose another place")
-    if (out / MANIFEST_NAME).exists():
-        try:
-            _refuse_difference(out, read_manifest(out).packing, packing)
-        except VersionError as error:
-            raise PackError(f"{out}: {error}") from error
-        except ShardError as error:
-            _refuse_machine(error, out / MANIFEST_NAME)
-            raise PackError(
-                f"{out / MANIFEST_NAME}: {error.what}; remove it, and packing will go on from the "
-                "shards that are whole"
-            ) from error
-    for path in sorted(out.glob("shard-*.index.json")):
-        try:
-            index = read_index(out, path.name.removesuffix(".index.json") + ".tar")
-        except VersionError as error:
-            raise PackError(f"{out}: {error}") from error
-        except ShardError as error:
-            _refuse_machine(error, path)
-            continue  # an index that cannot be read makes its shard an unfinished one
-        _refuse_difference(out, index.packing, packing)
-
-
-def _refuse_difference(out: Path, there: Packing, asked: Packing) -> None:
-    differences = there.differences(asked)
-    if differences:
-        raise PackError(
-            f"{out} holds another packing ({'; '.join(differences)}); choose another folder, or "
-            "remove this one"
-        )
-
-
-def _refuse_machine(error: Exception, path: Path) -> None:
-    """Raise MachineError when that is what an error comes from."""
-    cause = machine_cause(error)
-    if cause is not None:
-        raise machine_error(cause, path) from error
 
 
 def make_shards(
@@ -378,7 +306,7 @@ def make_shards(
                         stops.append(f"{own[number].name}: {_words(outcome)}")
         except (OSError, MemoryError, MachineError) as error:
             remove_leftovers(out, names)  # of workers that were ended: they fill a full disk
-            _refuse_machine(error, out)
+            refuse_machine(error, out)
             raise
     if stops:
         raise PackError(
@@ -446,69 +374,3 @@ def _clips(
             failures.append(f"{row.id}: {clip.failure}")
         yield clip
         report("", 1)
-
-
-def find_shard(
-    out: Path, task: ShardTask, packing: Packing, compare_bytes: bool = True
-) -> tuple[ShardIndex | None, str]:
-    """Return the index of a shard that is finished and holds its rows, else None and why.
-
-    A shard that was never finished has no reason: "". Raises
-    :class:`~signfuse_dist.errors.MachineError` when the disk cannot say.
-    """
-    index_there = (out / index_name(task.name)).exists()
-    try:
-        index = read_index(out, task.name)
-        damage = _damage(out, task, packing, index, compare_bytes)
-    except ShardError as error:
-        _refuse_machine(error, out / task.name)
-        return None, error.what if index_there else ""
-    except OSError as error:
-        _refuse_machine(error, out / task.name)
-        return None, f"its tar cannot be read ({error.strerror})"
-    return (None, damage) if damage else (index, "")
-
-
-def _damage(
-    out: Path, task: ShardTask, packing: Packing, index: ShardIndex, compare_bytes: bool
-) -> str:
-    """Return how a shard departs from its index and from its rows, "" where it does not."""
-    size = (out / task.name).stat().st_size
-    if size != index.size:
-        return f"torn: {size} of {index.size} bytes are there"
-    if index.packing != packing:
-        return "it is of another packing"
-    if not _holds_rows(index, task):
-        return "it holds other clips than its rows"
-    if compare_bytes and checksum(out / task.name) != index.sha256:
-        return "its content does not agree with its checksum"
-    return ""
-
-
-def _holds_rows(index: ShardIndex, task: ShardTask) -> bool:
-    """Return whether a shard holds its rows in their order, but for those that were dropped."""
-    texts = index.packing.contents == "clips"
-    dropped = {(row.row, row.id) for row in index.dropped}
-    planned = [(r.id, r.text if texts else "") for r in task.rows if (r.row, r.id) not in dropped]
-    return planned == [(sample.id, sample.text) for sample in index.samples] and len(
-        index.samples
-    ) + len(dropped) == len(task.rows)
-
-
-def finished_indexes(
-    tasks: Sequence[ShardTask], out: Path, packing: Packing, results: Sequence[ShardResult]
-) -> list[ShardIndex]:
-    """Return the indexes of all finished shards in order, those of other tasks included.
-
-    Raises :class:`PackError` when a shard that was just found or made whole is not any more.
-    """
-    there = [find_shard(out, task, packing, compare_bytes=False)[0] for task in tasks]
-    indexes = {index.shard: index for index in there if index is not None}
-    own = [result.index for result in results]
-    lost = [index.shard for index in own if indexes.get(index.shard) != index]
-    if lost:
-        raise PackError(
-            f"{out}: {', '.join(lost)} was whole and is gone or changed since: something else "
-            "works in this folder. Run the same command again to make what is missing"
-        )
-    return list(indexes.values())

@@ -37,8 +37,8 @@ DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 ARGUMENTS = {
     "check": "experiment overrides --world-size --launch --gpu-memory --parameters",
     "pack":
-        "corpus --root --split --out --workers --task-id --num-tasks --frame-size --fps "
-        "--jpeg-quality --clips-per-shard --extractor --pose-model",
+        "corpus --root --split --out --retry-dropped --workers --task-id --num-tasks "
+        "--frame-size --fps --jpeg-quality --max-gap --clips-per-shard --extractor --pose-model",
     "pose":
         "corpus --root --split --shards --name --workers --task-id --num-tasks --extractor "
         "--pose-model",

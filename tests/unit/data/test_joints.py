@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import errno
 import importlib.abc
+import io
 import math
+import os
 import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,6 +91,88 @@ def test_joints_that_are_pickled_damaged_or_misshapen_are_refused(tmp_path):
             extract(tmp_path, path)
 
 
+def lying_joints(path: Path, frames: int, mask_frames: int | None = None) -> Path:
+    """Write an .npz whose headers promise arrays of so many frames, and that holds a few bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        shapes = {"pose": (frames, 75, 2), "mask": (mask_frames or frames, 75)}
+        for name, dtype in (("pose", "<f4"), ("mask", "|b1")):
+            header = io.BytesIO()
+            fields = {"descr": dtype, "fortran_order": False, "shape": shapes[name]}
+            np.lib.format.write_array_header_1_0(header, fields)
+            file.writestr(f"{name}.npy", header.getvalue() + bytes(100))
+    return path
+
+
+@pytest.mark.parametrize("frames", [1_000_001, 2**31, 2**62])
+def test_joints_of_more_frames_than_a_file_may_have_are_refused_by_their_header(tmp_path, frames):
+    path = lying_joints(tmp_path / "v.npz", frames)
+    with pytest.raises(PoseError, match=f"v.npz has {frames} frames, more than 1000000"):
+        extract(tmp_path, path)
+
+
+def test_joints_that_unpack_to_something_else_than_their_shape_are_refused(tmp_path):
+    path = lying_joints(tmp_path / "v.npz", 900_000)
+    with pytest.raises(PoseError, match="pose unpacks to 100 bytes and not to the 540000000 of"):
+        extract(tmp_path, path)
+
+
+def test_joints_that_unpack_to_gigabytes_take_no_memory(tmp_path):
+    bomb = tmp_path / "v.npz"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        header = io.BytesIO()
+        fields = {"descr": "<f4", "fortran_order": False, "shape": (8, 75, 2)}
+        np.lib.format.write_array_header_1_0(header, fields)
+        with file.open("pose.npy", "w", force_zip64=True) as member:
+            member.write(header.getvalue())
+            for _ in range(300):
+                member.write(bytes(1 << 20))
+        mask = io.BytesIO()
+        np.save(mask, np.ones((8, 75), bool))
+        file.writestr("mask.npy", mask.getvalue())
+    assert bomb.stat().st_size < 2_000_000
+    tracemalloc.start()
+    with pytest.raises(PoseError, match="pose unpacks to 314572800 bytes and not to the 4800 of"):
+        extract(tmp_path, bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+def test_joints_packed_in_a_way_that_unpacks_unasked_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "v.npz", "w", zipfile.ZIP_BZIP2) as file:
+        for name, array in (
+            ("pose", np.zeros((8, 75, 2), np.float32)),
+            ("mask", np.ones((8, 75), bool)),
+        ):
+            content = io.BytesIO()
+            np.save(content, array)
+            file.writestr(f"{name}.npy", content.getvalue())
+    with pytest.raises(PoseError, match=r"bad joints: v\.npz"):
+        extract(tmp_path, tmp_path / "v.npz")
+
+
+def test_joints_that_are_compressed_or_of_another_precision_are_read(tmp_path):
+    pose, mask = np.full((8, 75, 2), 0.25), np.ones((8, 75), bool)
+    for dtype in (np.float16, np.float64):
+        np.savez_compressed(tmp_path / "v.npz", pose=pose.astype(dtype), mask=mask, other=pose)
+        assert (extract(tmp_path, tmp_path / "v.npz").pose == 0.25).all()
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_in_the_place_of_joints_is_refused_and_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "v.npz")
+    with pytest.raises(PoseError, match=r"bad joints: v\.npz is .*not opened"):
+        extract(tmp_path, tmp_path / "v.npz")
+
+
+def test_a_tracker_without_memory_or_disk_is_no_failed_frame(tmp_path):
+    for error in (MemoryError(), OSError(errno.EIO, "Input/output error")):
+        tracker = Shaky({3})
+        tracker.error = error
+        with pytest.raises(type(error)):
+            tracked(tmp_path, tracker)
+
+
 class Refusal(importlib.abc.MetaPathFinder):
     def __init__(self, message: str) -> None:
         self.message = message
@@ -148,6 +236,7 @@ class Shaky(FrameTracker):
     """Remembers its restarts, and fails at the frames it is told to."""
 
     name, version = "shaky", "1"
+    error: Exception | None = None
 
     def __init__(self, fails: set[int], at_start: bool = False) -> None:
         self.fails, self.at_start, self.restarts = fails, at_start, []
@@ -159,7 +248,7 @@ class Shaky(FrameTracker):
 
     def find(self, picture, number):
         if number in self.fails:
-            raise RuntimeError(f"frame {number} broke it\nand more")
+            raise self.error or RuntimeError(f"frame {number} broke it\nand more")
         return np.full((75, 2), 0.5)
 
 
