@@ -26,6 +26,8 @@ from signfuse_dist.files import machine_cause, machine_error, machine_fault, sto
 
 _MOST_PLACES = 1000  # folders that are looked after; of more, the folders above them
 _AT_ONCE = 2**31 - 1  # bytes: FFmpeg refuses to allocate more, with the number of no memory
+# What FFmpeg says of damaged files, too; it has none of the machine's other numbers from itself.
+_OF_DAMAGE_TOO = (errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EFBIG, errno.ENODEV)
 _ENDED_EARLY = ("truncated video", "unreadable video")  # kinds of reasons
 
 
@@ -69,7 +71,7 @@ def reason_of(error: Exception, row: ClipRow, places: Places) -> str:
     """
     decoder = next((cause for cause in _causes(error) if isinstance(cause, av.FFmpegError)), None)
     cause = machine_cause(error)
-    if cause is not None and decoder is None:
+    if cause is not None and (decoder is None or decoder.errno not in _OF_DAMAGE_TOO):
         raise machine_error(cause, getattr(cause, "filename", None) or row.video) from error
     places.refuse_vanished(row)
     if decoder is not None and decoder.errno == errno.ENOMEM and not _has_memory():

@@ -64,7 +64,7 @@ class SplitStats:
         parts += _counts(self.signers)
         if self.flags:
             parts += ["", "clips flagged", *_counts(self.flags)]
-        return "\n".join(parts)
+        return printable("\n".join(parts), several_lines=True)
 
     def _head(self) -> list[str]:
         manifest, packing, poses = self.manifest, self.manifest.packing, self.poses.packing
@@ -155,7 +155,9 @@ def _clips(
     folder: Folder, manifest: Manifest, joints: Folder
 ) -> Iterator[tuple[SampleEntry, ClipPose, ClipPose]]:
     """Yield each clip's entry, its own record and joints, and those of the other set."""
-    with tqdm(total=manifest.num_samples, unit="clip", desc=manifest.packing.split) as bar:
+    with tqdm(
+        total=manifest.num_samples, unit="clip", desc=printable(manifest.packing.split)
+    ) as bar:
         others = iter(load_manifest(joints).shards)
         for shard in manifest.shards:
             spare = {s.key: s for s in load_index(joints, next(others)).samples}
@@ -182,7 +184,7 @@ def _histogram(axes: Axes, values: NDArray[np.int64], label: str) -> None:
 
 def _counts(counts: Mapping[str, int]) -> list[str]:
     common = Counter(counts).most_common(_SHOWN)
-    lines = [f"  {printable(name)}: {count:,}" for name, count in common]
+    lines = [f"  {name}: {count:,}" for name, count in common]
     return lines + ([f"  and {len(counts) - _SHOWN} more"] if len(counts) > _SHOWN else [])
 
 

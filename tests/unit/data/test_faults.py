@@ -78,6 +78,16 @@ def test_what_ffmpeg_says_of_a_damaged_file_is_not_taken_for_the_disks_fault(cor
             )
 
 
+@pytest.mark.parametrize("name", ["ESTALE", "EMFILE", "ETIMEDOUT", "ENOTCONN"])
+def test_what_ffmpeg_has_from_the_system_alone_is_the_machines_fault(corpus, name):
+    rows, table = corpus
+    number = getattr(errno, name)
+    decoder = av.error.classes[number](number, os.strerror(number), "0.mp4")
+    error = caused(VideoError("unreadable video: 0.mp4"), decoder)
+    with pytest.raises(MachineError, match=name):
+        reason_of(error, rows.rows[0], Places.of(table, rows.rows))
+
+
 def test_a_file_that_ends_early_for_ffmpeg_and_cannot_be_read_is_the_disks_fault(
     corpus, monkeypatch
 ):
