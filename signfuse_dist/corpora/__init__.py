@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from signfuse_dist.corpora.characters import script_of
 from signfuse_dist.corpora.csl_daily import read_csl_daily
 from signfuse_dist.corpora.how2sign import read_how2sign, read_how2sign_precut
 from signfuse_dist.corpora.phoenix14t import read_phoenix14t
@@ -21,7 +22,6 @@ from signfuse_dist.corpora.rows import (
     Orphan,
     Rejected,
     key_of,
-    script_of,
 )
 from signfuse_dist.corpora.table import read_synthetic, read_table
 

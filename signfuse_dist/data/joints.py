@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.errors import UserError
+from signfuse_dist.files import special_kind
 from signfuse_dist.skeleton import BODY, FACE_MESH, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
 
 
@@ -179,6 +180,9 @@ class JointsFile(PoseExtractor):
 
     def _read(self) -> tuple[NDArray[Any], NDArray[Any]]:
         name = self._path.name
+        kind = special_kind(self._path)
+        if kind:
+            raise PoseError(f"bad joints: {name} is {kind} and no file; it is not opened")
         try:
             with np.load(self._path, allow_pickle=False) as arrays:
                 pose, mask = arrays["pose"], arrays["mask"]

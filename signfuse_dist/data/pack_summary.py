@@ -149,7 +149,7 @@ class PackSummary:
         for kind in sorted(set(map(_kind, self.orphans))):
             orphans = [printable(orphan.id) for orphan in self.orphans if _kind(orphan) == kind]
             lines.append(f"  orphans, {kind}: {len(orphans)} ({_some(orphans)})")
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  note: {printable(note)}" for note in self.notes]
         if self.clip_seconds and self.new_frames:
             rate = self.new_frames / self.clip_seconds
             line = f"  {self.new_frames} frames in {self.seconds:.1f} s; {rate:.1f} a worker-second"
@@ -183,4 +183,4 @@ def _kind(row: Rejected | Orphan) -> str:
 
 def _some(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    return f"{', '.join(ids[:_SHOWN])}{more}"
+    return f"{', '.join(map(printable, ids[:_SHOWN]))}{more}"
