@@ -18,6 +18,7 @@ _INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
     "\U000e0001\U000e0020-\U000e007f]"
 )
+_NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 _JOINERS = "\u200c\u200d"
 _CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufff9-\ufffb\ud800-\udfff]")
 # What is a letter, a sign or a mark to Unicode and shows nothing when it stands alone.
@@ -69,8 +70,9 @@ def code_point(letter: str) -> str:
 
 def script_of(text: str) -> str | None:
     """Return the script most letters of ``text`` belong to (LATIN, HAN, KANA ...), None if none."""
-    if text.isascii():
-        return "LATIN" if any(map(str.isalpha, text)) else None
+    latin = len(text.encode("ascii", "ignore").translate(None, _NO_LETTERS))
+    if 2 * latin > len(text) or text.isascii():  # a short way for most texts of most tables
+        return "LATIN" if latin else None
     counts: Counter[str] = Counter()
     for letter, count in Counter(text).items():
         if letter.isalpha():

@@ -405,16 +405,18 @@ _MIXED_SCRIPTS = {"KANA": {"HAN"}, "HANGUL": {"HAN"}}
 
 def flag_scripts(rows: Sequence[ClipRow], texts: Iterable[str]) -> tuple[ClipRow, ...]:
     """Flag the rows in another script than most of ``texts``, those of the whole table."""
-    counts = Counter(script for script in map(script_of, texts) if script)
+    times = Counter(texts)
+    scripts = {text: script_of(text) for text in times}
+    counts: Counter[str] = Counter()
+    for text, script in scripts.items():
+        if script:
+            counts[script] += times[text]
     if not counts:
         return tuple(rows)
     majority = max(counts, key=lambda name: (counts[name], name))
-    home = {majority, *_MIXED_SCRIPTS.get(majority, ())}
-    return tuple(_flagged(row, home) for row in rows)
-
-
-def _flagged(row: ClipRow, home: set[str]) -> ClipRow:
-    script = script_of(row.text)
-    if script is None or script in home:
-        return row
-    return replace(row, flags=(f"script:{script}",))
+    home = {None, majority, *_MIXED_SCRIPTS.get(majority, ())}
+    flagged = []
+    for row in rows:
+        script = scripts[row.text] if row.text in scripts else script_of(row.text)
+        flagged.append(row if script in home else replace(row, flags=(f"script:{script}",)))
+    return tuple(flagged)
