@@ -89,15 +89,20 @@ def _write(folder: Path, bench: TableBench) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the measurement that the command line describes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, TableBench)
+    command = argparse.ArgumentParser(
+        prog="python benchmarks/table.py",
+        description="Write a table beside empty videos and read its rows, as every task of `pack` "
+        "does once. Printed are processor seconds of this process and, in brackets, of the clock.",
+        epilog="Example: python benchmarks/table.py --rows 20000. Figures: docs/benchmarks.md.",
+    )
+    add_options(command, TableBench)
+    command.set_defaults(run=_table)
+    return answer(parse(command, arguments))
 
-    def run(options: argparse.Namespace) -> int:
-        print(bench_table(from_options(TableBench, options)))
-        return 0
 
-    parser.set_defaults(run=run)
-    return answer(parse(parser, arguments))
+def _table(options: argparse.Namespace) -> int:
+    print(bench_table(from_options(TableBench, options)))
+    return 0
 
 
 if __name__ == "__main__":

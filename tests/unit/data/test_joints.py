@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.abc
 import math
+import os
 import sys
 from types import SimpleNamespace
 
@@ -73,6 +74,12 @@ def extract(tmp_path, joints):
 def test_too_few_joints_are_refused(tmp_path):
     with pytest.raises(PoseError, match=r"v.npz has 5 frames, the clip at least 8"):
         extract(tmp_path, write_joints(tmp_path / "v.npz", 5))
+
+
+def test_a_fifo_in_the_place_of_joints_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(PoseError, match=r"bad joints: a\.npz is a FIFO and no file"):
+        JointsFile(tmp_path / "a.npz").extract([])
 
 
 def test_joints_that_are_pickled_damaged_or_misshapen_are_refused(tmp_path):
