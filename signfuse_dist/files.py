@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -236,6 +237,25 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 text (byte {e.start})") from e
+
+
+_SPECIAL = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def special_kind(path: Path) -> str | None:
+    """Return what ``path`` is where it is a FIFO, a socket or a device, else None.
+
+    Opening such a one may wait for ever, and reading it may have no end. Links are followed.
+    """
+    try:
+        return _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
+    except OSError:  # what is not there is an error of its own when it is opened
+        return None
 
 
 def checksum(path: Path) -> str:

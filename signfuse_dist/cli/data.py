@@ -33,8 +33,8 @@ def add_pack(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "corpus",
-        help="`table` (ROOT is a TSV), `synthetic` (ROOT is a folder, drawn when empty), or "
-        f"{_listed(published)} (ROOT is the unpacked folder); each has a page in shards/",
+        help="`table` (ROOT is a .tsv, .csv or .xlsx), `synthetic` (ROOT is a folder, drawn when "
+        f"empty), or {_listed(published)} (ROOT is the unpacked folder); see shards/",
     )
     command.add_argument("--root", type=Path, required=True, help="the table, or the folder")
     command.add_argument(

@@ -52,7 +52,7 @@ def add_score(command: argparse.ArgumentParser) -> None:
         "--hypotheses",
         type=Path,
         required=True,
-        help="JSON lines, TSV with a header, or one sentence a line",
+        help="JSON lines (.jsonl), a table (.tsv, .csv, .xlsx), or one sentence a line (.txt)",
     )
     add_options(command, Protocol)
     command.add_argument(

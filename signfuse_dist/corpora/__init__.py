@@ -6,10 +6,13 @@ opens a video: reading says what is to be packed, and what does not fit together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from signfuse_dist.corpora import csl_daily, how2sign, phoenix14t
+from signfuse_dist.corpora.characters import script_of
 from signfuse_dist.corpora.csl_daily import read_csl_daily
 from signfuse_dist.corpora.how2sign import read_how2sign, read_how2sign_precut
 from signfuse_dist.corpora.phoenix14t import read_phoenix14t
@@ -22,7 +25,6 @@ from signfuse_dist.corpora.rows import (
     Orphan,
     Rejected,
     key_of,
-    script_of,
 )
 from signfuse_dist.corpora.table import read_synthetic, read_table, splits_of_table
 from signfuse_dist.synthetic.language import SPLITS
@@ -57,7 +59,8 @@ CORPORA = tuple(_READERS)
 def read_corpus(corpus: str, root: Path, split: str) -> Corpus:
     """Read the rows of ``split``. Raises :class:`CorpusError` when there is no such corpus."""
     _refuse_unknown(corpus)
-    return _READERS[corpus](root, split)
+    with _uncollected():
+        return _READERS[corpus](root, split)
 
 
 _SPLITS: Mapping[str, Callable[[Path], Sequence[str]]] = {
@@ -85,3 +88,16 @@ def splits_of(corpus: str, root: Path) -> tuple[str, ...]:
 def _refuse_unknown(corpus: str) -> None:
     if corpus not in _READERS:
         raise CorpusError(f"corpus {corpus!r}: unknown; known are {', '.join(CORPORA)}")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector still: rows hold no cycles, and it looks through all of them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

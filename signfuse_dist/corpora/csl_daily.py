@@ -24,17 +24,18 @@ from signfuse_dist.corpora.rows import (
     Fields,
     FolderFrames,
     Orphan,
+    TextReader,
+    Tree,
     accept,
-    annotated,
     count_note,
     find_anchor,
     flag_scripts,
-    inside,
     names_in,
     refuse_split,
     unmatched,
 )
-from signfuse_dist.corpora.tables import Lines, cut_at, read_lines
+from signfuse_dist.corpora.tables import Form, Lines, read_lines
+from signfuse_dist.files import special_kind
 
 NAME = "csl_daily"
 ROWS = {"train": 18401, "dev": 1077, "test": 1176}
@@ -45,6 +46,7 @@ _ANCHORS = ("", "CSL-Daily")
 _LABELS = "sentence_label"
 _SPLITS, _PICKLE, _MAP = "split_1.txt", "csl2020ct_v2.pkl", "video_map.txt"
 _PLACES = ("sentence/frames_512x512", "sentence_frames-512x512", "sentences/frames_512x512")
+_FORM = Form(("|",), quotes=False)
 _SIGNER = re.compile(r"_(P[0-9]+)_")
 _MAX_CHARACTERS = 1000  # of a sentence; a pickle can make one list the text of a million clips
 # Bounds of what is unpickled; the published file has 6 MB, no tuple, and words for its values.
@@ -83,9 +85,10 @@ def read_csl_daily(root: Path, split: str) -> Corpus:
     """
     refuse_split(NAME, split, tuple(ROWS))
     anchor = find_anchor(NAME, root, _ANCHORS, f"{_LABELS}/{_SPLITS}")
-    splits = read_lines(anchor / _LABELS / _SPLITS, cut_at("|"), ("name", "split"), "|")
+    splits = read_lines(anchor / _LABELS / _SPLITS, ("name", "split"), form=_FORM)
     annotation = _annotation(anchor / _LABELS)
     place = _place(anchor)
+    tree, texts = Tree(anchor / place), TextReader(published=True)
     first = {fields["name"]: number for number, fields in reversed(splits.fields)}
 
     def to_row(number: int, fields: Fields) -> ClipRow:
@@ -93,7 +96,7 @@ def read_csl_daily(root: Path, split: str) -> Corpus:
             raise CorpusError(
                 f"duplicate id: line {first[fields['name']]} has {fields['name']!r} as well"
             )
-        return _row(number, fields["name"], annotation, anchor, place, split)
+        return _row(number, fields["name"], annotation, tree, texts, place, split)
 
     chosen = _chosen(splits, split)
     rows, rejected = accept(chosen, "name", to_row)
@@ -113,7 +116,7 @@ def read_csl_daily(root: Path, split: str) -> Corpus:
         rejected=tuple(rejected),
         has_joints=False,
         orphans=tuple(sorted(orphans)),
-        notes=tuple(count_note(NAME, split, len(chosen), ROWS[split])),
+        notes=(*texts.notes, *count_note(NAME, split, len(chosen), ROWS[split])),
     )
 
 
@@ -126,6 +129,9 @@ def _annotation(folder: Path) -> _Annotation:
 
 
 def _from_pickle(path: Path) -> _Annotation:
+    kind = special_kind(path)
+    if kind:
+        raise CorpusError(f"pickle {path}: is {kind} and no file; it is not opened")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise CorpusError(f"pickle {path}: has more than {_MAX_BYTES} bytes")
@@ -145,7 +151,7 @@ def _from_pickle(path: Path) -> _Annotation:
 
 
 def _from_map(path: Path) -> _Annotation:
-    mapped = read_lines(path, cut_at("|"), ("name", "char"), "|")
+    mapped = read_lines(path, ("name", "char"), form=_FORM)
     named = [
         (f"line {number}", None, None)
         if isinstance(fields, str)
@@ -189,7 +195,13 @@ def _chosen(splits: Lines, split: str) -> list[tuple[int, Fields | str]]:
 
 
 def _row(
-    number: int, name: str, annotation: _Annotation, anchor: Path, place: str, split: str
+    number: int,
+    name: str,
+    annotation: _Annotation,
+    tree: Tree,
+    texts: TextReader,
+    place: str,
+    split: str,
 ) -> ClipRow:
     if name not in annotation.characters:
         raise CorpusError(f"no annotation: {name} is in {_SPLITS} and not in {annotation.file}")
@@ -197,9 +209,9 @@ def _row(
     return ClipRow(
         row=number,
         id=name,
-        video=inside(anchor / place, name, "name"),
+        video=tree.find(name, "name"),
         source=f"{place}/{name}",
-        text=_text(annotation.characters[name]),
+        text=texts.read(_joined(annotation.characters[name])),
         start=None,
         end=None,
         signer=signer[1] if signer else None,
@@ -210,7 +222,7 @@ def _row(
     )
 
 
-def _text(characters: object) -> str:
+def _joined(characters: object) -> str:
     if not isinstance(characters, (list, tuple)):
         raise CorpusError("malformed row: it has no list of characters")
     if len(characters) > _MAX_CHARACTERS:
@@ -220,7 +232,7 @@ def _text(characters: object) -> str:
     text = "".join(characters)
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise CorpusError("malformed row: its text holds half of a character")
-    return annotated(text)
+    return text
 
 
 def _annotation_orphans(

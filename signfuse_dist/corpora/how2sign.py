@@ -21,19 +21,19 @@ from signfuse_dist.corpora.rows import (
     Corpus,
     CorpusError,
     Fields,
+    TextReader,
+    Tree,
     accept,
-    annotated,
     check_window,
     count_note,
     find_anchor,
     flag_scripts,
-    inside,
     names_in,
     refuse_split,
     seconds,
     unmatched,
 )
-from signfuse_dist.corpora.tables import Lines, cut_quoted, read_header, read_lines
+from signfuse_dist.corpora.tables import Form, Lines, read_lines
 
 NAME = "how2sign"
 PRECUT = "how2sign_precut"
@@ -41,7 +41,8 @@ ROWS = {"train": None, "val": 1741, "test": 2357}
 """Rows of each split as published; None: not known here."""
 
 _ANCHORS = ("", "How2Sign")
-_SEPARATORS = ("\t", ",", ";")
+# Published with tabs in spite of its name; spreadsheets save it with commas or semicolons.
+_FORM = Form(("\t", ",", ";"))
 _TIMES = (("START_REALIGNED", "END_REALIGNED"), ("START", "END"))
 _SIGNER = re.compile(r"-([0-9]+)-rgb_front\Z")
 _PRECUT_NOTE = (
@@ -60,25 +61,27 @@ def read_how2sign(root: Path, split: str) -> Corpus:
     anchor, annotation = _open(NAME, root, split)
     start, end = _time_columns(annotation)
     place = f"video_level/{split}/rgb_front/raw_videos"
+    tree, texts = Tree(anchor / place), TextReader(published=True)
 
     def to_row(number: int, fields: Fields) -> ClipRow:
         begin, finish = _time(fields, start), _time(fields, end)
         check_window(begin, finish)
-        return _row(number, fields, anchor, place, "VIDEO_NAME", split, begin, finish)
+        return _row(number, fields, tree, texts, place, "VIDEO_NAME", split, begin, finish)
 
-    return _corpus(NAME, anchor, split, annotation, to_row, place, "VIDEO_NAME", ())
+    return _corpus(NAME, anchor, split, annotation, to_row, texts, place, "VIDEO_NAME", ())
 
 
 def read_how2sign_precut(root: Path, split: str) -> Corpus:
     """Read a split whose clips are those that were published ready cut, each of them whole."""
     anchor, annotation = _open(PRECUT, root, split)
     place = f"sentence_level/{split}/rgb_front/raw_videos"
+    tree, texts = Tree(anchor / place), TextReader(published=True)
 
     def to_row(number: int, fields: Fields) -> ClipRow:
-        return _row(number, fields, anchor, place, "SENTENCE_NAME", split, None, None)
+        return _row(number, fields, tree, texts, place, "SENTENCE_NAME", split, None, None)
 
     return _corpus(
-        PRECUT, anchor, split, annotation, to_row, place, "SENTENCE_NAME", (_PRECUT_NOTE,)
+        PRECUT, anchor, split, annotation, to_row, texts, place, "SENTENCE_NAME", (_PRECUT_NOTE,)
     )
 
 
@@ -86,15 +89,9 @@ def _open(corpus: str, root: Path, split: str) -> tuple[Path, Lines]:
     refuse_split(corpus, split, tuple(ROWS))
     file = f"sentence_level/{split}/text/en/raw_text/re_aligned/how2sign_realigned_{split}.csv"
     anchor = find_anchor(corpus, root, _ANCHORS, file)
-    separator = _separator(anchor / file)
-    required = ("VIDEO_NAME", "SENTENCE_NAME", "SENTENCE")
-    return anchor, read_lines(anchor / file, cut_quoted(separator), required, "tabs or commas")
-
-
-def _separator(table: Path) -> str:
-    """Published with tabs in spite of its name; spreadsheets save it with commas or semicolons."""
-    header = read_header(table)
-    return max(_SEPARATORS, key=header.count)
+    return anchor, read_lines(
+        anchor / file, ("VIDEO_NAME", "SENTENCE_NAME", "SENTENCE"), form=_FORM
+    )
 
 
 def _time_columns(annotation: Lines) -> tuple[str, str]:
@@ -115,7 +112,8 @@ def _time(fields: Fields, column: str) -> float:
 def _row(
     number: int,
     fields: Fields,
-    anchor: Path,
+    tree: Tree,
+    texts: TextReader,
     place: str,
     column: str,
     split: str,
@@ -127,9 +125,9 @@ def _row(
     return ClipRow(
         row=number,
         id=fields["SENTENCE_NAME"],
-        video=inside(anchor / place, file, column),
+        video=tree.find(file, column),
         source=f"{place}/{file}",
-        text=annotated(fields["SENTENCE"]),
+        text=texts.read(fields["SENTENCE"]),
         start=start,
         end=end,
         signer=signer[1] if signer else None,
@@ -145,6 +143,7 @@ def _corpus(
     split: str,
     annotation: Lines,
     to_row: Callable[[int, Fields], ClipRow],
+    texts: TextReader,
     place: str,
     column: str,
     notes: tuple[str, ...],
@@ -161,5 +160,5 @@ def _corpus(
         rejected=tuple(rejected),
         has_joints=False,
         orphans=tuple(sorted(unmatched(flagged, on_disk, named, place))),
-        notes=(*notes, *count_note(name, split, len(annotation.lines), ROWS[split])),
+        notes=(*notes, *texts.notes, *count_note(name, split, len(annotation.lines), ROWS[split])),
     )

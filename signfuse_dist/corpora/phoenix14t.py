@@ -15,17 +15,17 @@ from signfuse_dist.corpora.rows import (
     CorpusError,
     Fields,
     FolderFrames,
+    TextReader,
+    Tree,
     accept,
-    annotated,
     count_note,
     find_anchor,
     flag_scripts,
-    inside,
     names_in,
     refuse_split,
     unmatched,
 )
-from signfuse_dist.corpora.tables import cut_at, read_lines
+from signfuse_dist.corpora.tables import Form, read_lines
 
 NAME = "phoenix14t"
 ROWS = {"train": 7096, "dev": 519, "test": 642}
@@ -34,6 +34,7 @@ FRAMES = FolderFrames(fps=25.0, suffix=".png")
 
 _ANCHORS = ("", "PHOENIX-2014-T", "PHOENIX-2014-T-release-v3/PHOENIX-2014-T")
 _PLACE = "features/fullFrame-210x260px"
+_FORM = Form(("|",), quotes=False)
 
 
 def read_phoenix14t(root: Path, split: str) -> Corpus:
@@ -44,10 +45,11 @@ def read_phoenix14t(root: Path, split: str) -> Corpus:
     refuse_split(NAME, split, tuple(ROWS))
     file = f"annotations/manual/PHOENIX-2014-T.{split}.corpus.csv"
     anchor = find_anchor(NAME, root, _ANCHORS, file)
-    annotation = read_lines(anchor / file, cut_at("|"), ("name", "speaker", "translation"), "|")
+    annotation = read_lines(anchor / file, ("name", "speaker", "translation"), form=_FORM)
     place = f"{_PLACE}/{split}"
+    tree, texts = Tree(anchor / place), TextReader(published=True)
     rows, rejected = accept(
-        annotation.lines, "name", lambda n, fields: _row(n, fields, anchor, place, split)
+        annotation.lines, "name", lambda n, fields: _row(n, fields, tree, texts, place, split)
     )
     flagged = flag_scripts(rows, (fields["translation"] for _, fields in annotation.fields))
     named = {fields["name"] for _, fields in annotation.fields}
@@ -59,13 +61,15 @@ def read_phoenix14t(root: Path, split: str) -> Corpus:
         rejected=tuple(rejected),
         has_joints=False,
         orphans=tuple(sorted(unmatched(flagged, names_in(anchor / place), named, place))),
-        notes=tuple(count_note(NAME, split, len(annotation.lines), ROWS[split])),
+        notes=(*texts.notes, *count_note(NAME, split, len(annotation.lines), ROWS[split])),
     )
 
 
-def _row(number: int, fields: Fields, anchor: Path, place: str, split: str) -> ClipRow:
+def _row(
+    number: int, fields: Fields, tree: Tree, texts: TextReader, place: str, split: str
+) -> ClipRow:
     for column in ("start", "end"):
-        if fields.get(column, "-1").strip() != "-1":
+        if fields.get(column, "-1") != "-1":
             raise CorpusError(
                 f"bad time: {column} {fields[column]!r} is not -1; a row of this corpus is its "
                 "whole folder"
@@ -73,9 +77,9 @@ def _row(number: int, fields: Fields, anchor: Path, place: str, split: str) -> C
     return ClipRow(
         row=number,
         id=fields["name"],
-        video=inside(anchor / place, fields["name"], "name"),
+        video=tree.find(fields["name"], "name"),
         source=f"{place}/{fields['name']}",
-        text=annotated(fields["translation"]),
+        text=texts.read(fields["translation"]),
         start=None,
         end=None,
         signer=fields["speaker"] or None,

@@ -14,10 +14,19 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import quote
 
+from signfuse_dist.corpora.characters import (
+    BLANKS,
+    code_point,
+    find_control,
+    is_blank,
+    is_plain_name,
+    script_of,
+    visible,
+)
 from signfuse_dist.errors import UserError
 
 Fields = Mapping[str, str]
@@ -43,6 +52,10 @@ VIDEO_SUFFIXES = (
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_~-]+")
 _KEY_BYTES = 240  # a member's file name is the key and at most 12 bytes, and 255 is the limit
+EMPTY_WORDS = frozenset(("nan", "NaN", "NAN", "None", "NULL", "null", "<NA>", "NaT", "#N/A"))
+"""What programs write for an empty cell."""
+_LATIN_CONTROL = re.compile("[\x80-\x9f]")
+_BREAKS = re.compile(" *[\t\n\r\u2028\u2029]+ *")
 
 
 class CorpusError(UserError):
@@ -151,10 +164,10 @@ def accept(
 
 
 def _check_id(clip_id: str, seen: set[str]) -> None:
-    if not clip_id.strip():
+    if is_blank(clip_id):
         raise CorpusError("empty id")
-    if _has_control(clip_id):
-        raise CorpusError(f"bad id: {clip_id!r} holds a control character")
+    if not is_plain_name(clip_id):
+        raise CorpusError(f"bad id: {clip_id!r} holds a control or an invisible character")
     if "/" in clip_id or "\\" in clip_id or ".." in clip_id:
         raise CorpusError(f"bad id: {clip_id!r} holds a path; no id may hold / \\ or ..")
     if len(key_of(clip_id)) > _KEY_BYTES:
@@ -163,21 +176,73 @@ def _check_id(clip_id: str, seen: set[str]) -> None:
         raise CorpusError(f"duplicate id: {clip_id!r}, the first row that has it is kept")
 
 
-def _has_control(text: str) -> bool:
-    """Say whether ``text`` holds what no name may: line ends, controls, halves of a character."""
-    return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
+class TextReader:
+    """Reads the texts of a corpus, and counts what it takes out of them for :attr:`notes`.
 
+    Published texts keep the controls U+0080 to U+009F that a wrong encoding has left in some, since
+    everybody's scores are over those rows; in a table of one's own they can be put right.
+    """
 
-def annotated(text: str) -> str:
-    """Return the text as it is annotated, in Unicode's form NFC and otherwise untouched."""
-    if not text.strip():
-        raise CorpusError("empty text")
-    return unicodedata.normalize("NFC", text)
+    def __init__(self, published: bool = False) -> None:
+        self._published = published
+        self._num_damaged = 0
+        self._invisible: Counter[str] = Counter()
+        self._num_invisible = 0
+        self._num_broken = 0
+
+    def read(self, written: str) -> str:
+        """Return a text as it is stored: in Unicode's form NFC, without what cannot be seen.
+
+        Blanks go from its ends, invisible characters that mean nothing go from everywhere, and a
+        line break or tab becomes a blank. Raises :class:`CorpusError` for a text without anything
+        to see, for the words of :data:`EMPTY_WORDS`, and for a control character.
+        """
+        text = written
+        if not (text.isascii() and text.isprintable()):
+            control = find_control(_LATIN_CONTROL.sub("", text) if self._published else text)
+            if control is not None:
+                raise CorpusError(f"bad text: it holds the control character {code_point(control)}")
+            text = _BREAKS.sub(" ", visible(text).strip(BLANKS))
+        text = unicodedata.normalize("NFC", text.strip(BLANKS))
+        if is_blank(text):
+            raise CorpusError("empty text")
+        if text in EMPTY_WORDS:
+            raise CorpusError(f"empty text: {text!r} is what programs write for an empty cell")
+        if text != written:
+            self._count(written)
+        self._num_damaged += bool(not text.isascii() and _LATIN_CONTROL.search(text))
+        return text
+
+    def _count(self, written: str) -> None:
+        seen = visible(written)
+        if seen != written:
+            self._num_invisible += 1
+            self._invisible.update((Counter(written) - Counter(seen)).keys())
+        self._num_broken += bool(_BREAKS.search(seen.strip(BLANKS)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was taken out of the texts, in words."""
+        notes = []
+        if self._num_invisible:
+            letters = ", ".join(map(code_point, sorted(self._invisible)))
+            notes.append(
+                f"{self._num_invisible} texts held invisible characters ({letters}), which were "
+                "removed"
+            )
+        if self._num_broken:
+            notes.append(f"{self._num_broken} texts held line breaks or tabs, which became blanks")
+        if self._num_damaged:
+            notes.append(
+                f"{self._num_damaged} texts hold controls that a wrong encoding has left (U+0080 "
+                "to U+009F); they are kept as published"
+            )
+        return tuple(notes)
 
 
 def seconds(fields: Fields, column: str) -> float | None:
     """Return the time in ``column``, None where the column or the field is empty."""
-    written = fields.get(column, "").strip()
+    written = fields.get(column, "")
     if not written:
         return None
     try:
@@ -193,22 +258,6 @@ def check_window(start: float | None, end: float | None) -> None:
     """Raise :class:`CorpusError` when the end is not after the start."""
     if end is not None and end <= (start or 0.0):
         raise CorpusError(f"bad time: end {end:g} s is not after start {start or 0.0:g} s")
-
-
-def inside(folder: Path, written: str, column: str) -> Path:
-    """Return the path of a file inside ``folder``; links are followed to see where they lead."""
-    if not written.strip():
-        raise CorpusError(f"bad path: the {column} path is empty")
-    path = Path(written)
-    if path.is_absolute() or ".." in path.parts or _has_control(written):
-        raise CorpusError(f"bad path: {column} {written!r} leaves the corpus's folder")
-    try:
-        leaves = not (folder / path).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):
-        leaves = True
-    if leaves:
-        raise CorpusError(f"bad path: {column} {written!r} is a link out of the corpus's folder")
-    return folder / path
 
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -236,20 +285,30 @@ def refuse_split(corpus: str, split: str, splits: Sequence[str]) -> None:
         raise CorpusError(f"split {split!r}: {corpus} has {', '.join(splits)}")
 
 
-def names_in(folder: Path, suffix: str | None = None) -> set[str]:
-    """Return the names of the folders in ``folder``, or of what ends with ``suffix``.
+def entries_in(folder: Path) -> dict[str, bool]:
+    """Return the names in ``folder``, and whether each is a folder; links are followed.
 
-    A folder that is not there holds nothing. Raises :class:`CorpusError` when it cannot be read.
+    A name with a leading dot is left out: desktops put such files beside every video. A folder
+    that is not there holds nothing. Raises :class:`CorpusError` when it cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
-            if suffix is None:
-                return {entry.name for entry in entries if _is_folder(entry)}
-            return {entry.name for entry in entries if entry.name.endswith(suffix)}
+            return {e.name: _is_folder(e) for e in entries if not e.name.startswith(".")}
     except OSError as error:
         if error.errno in _ABSENT:
-            return set()
+            return {}
         raise CorpusError(f"folder {folder}: cannot be read ({error.strerror})") from error
+
+
+def names_in(folder: Path, suffix: str | None = None) -> set[str]:
+    """Return the names of the folders in ``folder``, or of what ends with ``suffix``.
+
+    Raises as :func:`entries_in` does.
+    """
+    entries = entries_in(folder)
+    if suffix is None:
+        return {name for name, is_folder in entries.items() if is_folder}
+    return {name for name in entries if name.endswith(suffix)}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -259,6 +318,59 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+class Tree:
+    """A folder of a corpus on the disk, in which rows name what is theirs.
+
+    The rows are anybody's text, so no path leads out of the folder. What lies in it was put there
+    by the user, so links are followed. Nothing is opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._spellings: dict[Path, dict[str, list[str]]] = {}
+
+    def find(self, written: str, column: str) -> Path:
+        """Return the path that a row has ``written`` in ``column``.
+
+        A name that is composed (NFC) in the table and decomposed on the disk, or the reverse, is
+        found. Raises :class:`CorpusError` for a path that could lead out, and for a hidden file.
+        """
+        if not written.strip():
+            raise CorpusError(f"bad path: the {column} path is empty")
+        parts = written.split("/")
+        if written.startswith("/") or ".." in parts or not _is_path(written):
+            raise CorpusError(f"bad path: {column} {written!r} leaves the corpus's folder")
+        if parts[-1].startswith("."):
+            raise CorpusError(f"bad path: {column} {written!r} is hidden by a leading dot")
+        if written.isascii():
+            return self.folder / written
+        path = self.folder
+        for part in PurePosixPath(written).parts:
+            path = path / self._as_on_disk(path, part)
+        return path
+
+    def _as_on_disk(self, folder: Path, name: str) -> str:
+        if name.isascii():
+            return name
+        if folder not in self._spellings:
+            spellings = self._spellings[folder] = {}
+            for there in entries_in(folder):
+                spellings.setdefault(composed(there), []).append(there)
+        found = self._spellings[folder].get(composed(name), [])
+        return found[0] if found and name not in found else name
+
+
+def composed(name: str) -> str:
+    """Return ``name`` in Unicode's form NFC, by which names of table and disk are compared."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_path(written: str) -> bool:
+    return written.isprintable() or not any(
+        unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in written
+    )
+
+
 def unmatched(
     rows: Iterable[ClipRow], on_disk: Collection[str], named: Collection[str], place: str
 ) -> list[Orphan]:
@@ -266,10 +378,11 @@ def unmatched(
 
     ``on_disk`` are names in the folder ``place``, ``named`` those that any row has.
     """
+    known = set(map(composed, named))
     strays = [
         Orphan(f"no row: it lies in {place}, and no row names it", name)
         for name in on_disk
-        if name not in named
+        if composed(name) not in known
     ]
     missing = [
         Orphan(f"no video: {row.source} is not there", row.id)
@@ -290,31 +403,20 @@ def count_note(corpus: str, split: str, here: int, published: int | None) -> lis
 _MIXED_SCRIPTS = {"KANA": {"HAN"}, "HANGUL": {"HAN"}}
 
 
-def script_of(text: str) -> str | None:
-    """Return the script most letters of ``text`` belong to (LATIN, HAN, KANA ...), None if none."""
-    counts = Counter(_script(letter) for letter in text if letter.isalpha())
-    return max(counts, key=lambda name: (counts[name], name)) if counts else None
-
-
-def _script(letter: str) -> str:
-    plain = unicodedata.normalize("NFKC", letter)[0]  # full-width and styled letters
-    first = unicodedata.name(plain, "UNNAMED").replace("-", " ").split()[0]
-    renamed = {"CJK": "HAN", "IDEOGRAPHIC": "HAN", "HIRAGANA": "KANA", "KATAKANA": "KANA"}
-    return renamed.get(first, first)
-
-
 def flag_scripts(rows: Sequence[ClipRow], texts: Iterable[str]) -> tuple[ClipRow, ...]:
     """Flag the rows in another script than most of ``texts``, those of the whole table."""
-    counts = Counter(script for script in map(script_of, texts) if script)
+    times = Counter(texts)
+    scripts = {text: script_of(text) for text in times}
+    counts: Counter[str] = Counter()
+    for text, script in scripts.items():
+        if script:
+            counts[script] += times[text]
     if not counts:
         return tuple(rows)
     majority = max(counts, key=lambda name: (counts[name], name))
-    home = {majority, *_MIXED_SCRIPTS.get(majority, ())}
-    return tuple(_flagged(row, home) for row in rows)
-
-
-def _flagged(row: ClipRow, home: set[str]) -> ClipRow:
-    script = script_of(row.text)
-    if script is None or script in home:
-        return row
-    return replace(row, flags=(f"script:{script}",))
+    home = {None, majority, *_MIXED_SCRIPTS.get(majority, ())}
+    flagged = []
+    for row in rows:
+        script = scripts[row.text] if row.text in scripts else script_of(row.text)
+        flagged.append(row if script in home else replace(row, flags=(f"script:{script}",)))
+    return tuple(flagged)

@@ -1,9 +1,8 @@
 """The corpora ``table`` and ``synthetic``.
 
-``table``: ROOT is a UTF-8 TSV with a header: ``id``, ``video`` (a file or a folder of frames,
-relative to the table), ``text``, and optionally ``start``, ``end`` (seconds), ``signer``,
-``split``, ``language``, and ``joints`` (an ``.npz`` relative to the table). Fields are taken as
-they stand: a quote is a quote.
+``table``: ROOT is a table (:mod:`signfuse_dist.corpora.tables`) with a header: ``id``, ``video`` (a
+file or a folder of frames, relative to the table), ``text``, and optionally ``start``, ``end``
+(seconds), ``signer``, ``split``, ``language``, and ``joints`` (an ``.npz`` relative to the table).
 
 ``synthetic``: ROOT is a folder where the invented corpus is written on first use; it ends as a
 table of the same form.
@@ -11,27 +10,31 @@ table of the same form.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path, PurePath
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
 
+from signfuse_dist.corpora.characters import visible
 from signfuse_dist.corpora.rows import (
+    EMPTY_WORDS,
     VIDEO_SUFFIXES,
     ClipRow,
     Corpus,
     CorpusError,
     Fields,
     Orphan,
+    TextReader,
+    Tree,
     accept,
-    annotated,
     check_window,
+    composed,
+    entries_in,
     flag_scripts,
-    inside,
-    names_in,
     seconds,
     unmatched,
 )
-from signfuse_dist.corpora.tables import Lines, cut_at, read_lines, refuse_twice
+from signfuse_dist.corpora.tables import Lines, read_lines
 
 _REQUIRED = ("id", "video", "text")
 _OPTIONAL = ("start", "end", "signer", "language", "split", "joints")
@@ -42,16 +45,20 @@ def read_table(
 ) -> Corpus:
     """Read a table. Without a ``split`` column its rows belong to whatever split is asked for.
 
-    A row that is malformed may belong to any split, so each split lists it as rejected. Raises
-    :class:`CorpusError` when the table cannot be read or has no row of ``split``.
+    A row that is malformed or names no split may belong to any, so each split lists it as rejected.
+    Raises :class:`CorpusError` when the table cannot be read, has no row of ``split``, or has
+    splits whose names differ by case alone.
     """
-    content = read_lines(table, cut_at("\t"), _REQUIRED, "tabs")
-    refuse_twice(table, content.columns, _OPTIONAL)
-    chosen = [(n, f) for n, f in content.lines if isinstance(f, str) or _split(f, split) == split]
-    if all(isinstance(fields, str) for _, fields in chosen):
-        raise CorpusError(_no_rows(content, split))
-    folder = table.parent
-    rows, rejected = accept(chosen, "id", lambda n, fields: _row(n, fields, folder, split))
+    content = read_lines(table, _REQUIRED, _OPTIONAL)
+    splits = Counter(_split(fields, split) for _, fields in content.fields)
+    _refuse_alike(content, splits)
+    chosen = [
+        (n, f) for n, f in content.lines if isinstance(f, str) or _split(f, split) in (split, "")
+    ]
+    if not splits[split]:
+        raise CorpusError(_no_rows(content, split, splits))
+    tree, texts = Tree(table.parent), TextReader()
+    rows, rejected = accept(chosen, "id", lambda n, fields: _row(n, fields, tree, texts, split))
     flagged = flag_scripts(rows, (fields["text"] for _, fields in content.fields))
     return Corpus(
         name=name,
@@ -60,7 +67,8 @@ def read_table(
         rows=flagged,
         rejected=tuple(rejected),
         has_joints="joints" in content.columns,
-        orphans=_orphans(folder, flagged, {fields["video"] for _, fields in content.fields}),
+        orphans=_orphans(table.parent, flagged, (f["video"] for _, f in content.fields)),
+        notes=(*content.notes, *texts.notes, *_other_splits(splits, split)),
     )
 
 
@@ -69,7 +77,7 @@ def splits_of_table(table: Path) -> tuple[str, ...]:
 
     Raises :class:`CorpusError` for a table without that column, or without a row.
     """
-    content = read_lines(table, cut_at("\t"), _REQUIRED, "tabs")
+    content = read_lines(table, _REQUIRED, _OPTIONAL)
     if "split" not in content.columns:
         raise CorpusError(
             f"table {table}: has no column `split`, so all its rows belong to any split that is "
@@ -93,55 +101,114 @@ def read_synthetic(root: Path, split: str) -> Corpus:
 
 
 def _split(fields: Fields, asked: str) -> str:
-    return fields.get("split", asked)
+    """Return the split of a row, "" where its cell is empty."""
+    split = fields.get("split", asked)
+    return "" if split in EMPTY_WORDS else split
 
 
-def _row(number: int, fields: Fields, folder: Path, split: str) -> ClipRow:
-    text = annotated(fields["text"])
+def _refuse_alike(content: Lines, splits: Mapping[str, int]) -> None:
+    """Raise CorpusError for splits that only case, blanks or what cannot be seen tells apart."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in splits:
+        alike[_folded(name)].append(name)
+    errors = [
+        " and ".join(f"{name!r} ({splits[name]} rows)" for name in sorted(names))
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    if errors:
+        raise CorpusError(
+            f"table {content.path}: splits that are told apart by case or blanks alone: "
+            f"{'; '.join(errors)}. Give them one name"
+        )
+
+
+def _folded(split: str) -> str:
+    return "".join(visible(split).casefold().split())
+
+
+def _other_splits(splits: Mapping[str, int], asked: str) -> list[str]:
+    others = {name: count for name, count in sorted(splits.items()) if name not in (asked, "")}
+    if not others:
+        return []
+    named = ", ".join(f"{name} ({count})" for name, count in others.items())
+    return [f"{sum(others.values())} rows belong to other splits: {named}"]
+
+
+def _row(number: int, fields: Fields, tree: Tree, texts: TextReader, split: str) -> ClipRow:
+    if not _split(fields, split):
+        raise CorpusError("empty split: it may belong to any")
+    video = tree.find(fields["video"], "video")
+    joints = tree.find(fields["joints"], "joints") if "joints" in fields else None
     start, end = seconds(fields, "start"), seconds(fields, "end")
     check_window(start, end)
     return ClipRow(
         row=number,
         id=fields["id"],
-        video=inside(folder, fields["video"], "video"),
+        video=video,
         source=fields["video"],
-        text=text,
+        text=texts.read(fields["text"]),
         start=start,
         end=end,
-        signer=fields.get("signer") or None,
-        language=fields.get("language") or None,
+        signer=_optional(fields, "signer"),
+        language=_optional(fields, "language"),
         split=split,
-        joints=inside(folder, fields["joints"], "joints") if "joints" in fields else None,
+        joints=joints,
     )
+
+
+def _optional(fields: Fields, column: str) -> str | None:
+    value = fields.get(column, "")
+    return None if value in EMPTY_WORDS else value or None
 
 
 def _orphans(folder: Path, rows: Sequence[ClipRow], written: Iterable[str]) -> tuple[Orphan, ...]:
     """Look into the folders in which the rows' videos lie, for videos that no row names."""
-    named: dict[PurePath, set[str]] = {}
-    for path in map(PurePath, written):  # a folder on the way to a video is named, too
-        for part in (path, *path.parents[:-1]):
-            named.setdefault(part.parent, set()).add(part.name)
-    by_place: dict[PurePath, list[ClipRow]] = {}
+    named: dict[str, set[str]] = defaultdict(set)
+    for path in written:
+        place, name = _place(path)
+        named[place].add(name)
+    for place in list(named):  # a folder on the way to a video is named, too
+        for part in (PurePosixPath(place), *PurePosixPath(place).parents):
+            named[str(part.parent)].add(part.name)
+    by_place: dict[str, list[ClipRow]] = defaultdict(list)
     for row in rows:
-        by_place.setdefault(PurePath(row.source).parent, []).append(row)
+        by_place[_place(row.source)[0]].append(row)
     orphans: list[Orphan] = []
     for place, beside in by_place.items():
-        there = _videos_in(folder / place, {row.video.name for row in beside})
-        orphans += unmatched(beside, there, named[place], place.as_posix())
+        there = _videos_in(beside[0].video.parent, {row.video.name for row in beside})
+        orphans += unmatched(beside, there, named[place], place)
     return tuple(sorted(orphans))
+
+
+def _place(written: str) -> tuple[str, str]:
+    """Return the folder and the name of a path; a million rows lie in few folders."""
+    place, _, name = written.rpartition("/")
+    if name in ("", "."):
+        path = PurePosixPath(written)
+        return str(path.parent), path.name
+    return _as_path(place), name
+
+
+@cache
+def _as_path(place: str) -> str:
+    return composed(str(PurePosixPath(place)))
 
 
 def _videos_in(folder: Path, names: Collection[str]) -> set[str]:
     """Return what is a video in ``folder``; a folder counts only where one of ``names`` is one."""
-    folders, files = names_in(folder), names_in(folder, "")
-    videos = {name for name in files - folders if PurePath(name).suffix.lower() in VIDEO_SUFFIXES}
-    return (files & set(names)) | videos | (folders if folders & set(names) else set())
+    entries = entries_in(folder)
+    folders = {name for name, is_folder in entries.items() if is_folder}
+    videos = {name for name in entries.keys() - folders if name.lower().endswith(VIDEO_SUFFIXES)}
+    return (entries.keys() & set(names)) | videos | (folders if folders & set(names) else set())
 
 
-def _no_rows(content: Lines, split: str) -> str:
-    splits = Counter(_split(fields, split) for _, fields in content.fields)
+def _no_rows(content: Lines, split: str, splits: Mapping[str, int]) -> str:
     named = ", ".join(f"{name!r} ({n})" for name, n in sorted(splits.items())) or "none"
     message = f"table {content.path}: no row of split {split!r}; its splits are {named}"
+    alike = [name for name in splits if _folded(name) == _folded(split)]
+    if alike:
+        message += f"; {alike[0]!r} differs from {split!r} by case alone: ask for that"
     malformed = [(number, what) for number, what in content.lines if isinstance(what, str)]
     if malformed:
         number, what = malformed[0]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import sys
 import time
 import zlib
@@ -35,7 +34,7 @@ from numpy.typing import NDArray
 from signfuse_dist.data.manifest import NO_EXTRACTOR
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import machine_fault
+from signfuse_dist.files import machine_fault, special_kind
 from signfuse_dist.skeleton import BODY, FACE_MESH, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
 
 
@@ -202,9 +201,10 @@ class JointsFile(PoseExtractor):
 
     def _read(self) -> tuple[NDArray[Any], NDArray[Any]]:
         name = self._path.name
+        kind = special_kind(self._path)
+        if kind:
+            raise PoseError(f"bad joints: {name} is {kind} and no file; it is not opened")
         try:
-            if not stat.S_ISREG(self._path.stat().st_mode):
-                raise PoseError(f"bad joints: {name} is no file; it is not opened")
             with ZipFile(self._path) as file:
                 shapes = [_header(file, member) for member in ("pose.npy", "mask.npy")]
                 self._check(*shapes)

@@ -32,6 +32,8 @@ class System:
     hypotheses: Mapping[str, str]
     references: Mapping[str, str]
     config: RunConfig | None
+    notes: tuple[str, ...] = ()
+    """What was changed in reading the texts."""
 
 
 class Spread(NamedTuple):
@@ -66,6 +68,7 @@ class Comparison:
     signatures: Mapping[str, str]
     unavailable: Mapping[str, str]
     groups: tuple[Group, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers: what ``--json`` writes."""
@@ -139,6 +142,7 @@ def compare(
         signatures,
         unavailable,
         tuple(_group(members, names, scores) for members in groups),
+        tuple(dict.fromkeys(note for system in systems for note in system.notes)),
     )
 
 
@@ -157,6 +161,7 @@ def format_comparison(comparison: Comparison) -> str:
     lines += ["", *(f"{name}: not scored: {why}" for name, why in comparison.unavailable.items())]
     for group in comparison.groups:
         lines += ["", *_shown_group(group)]
+    lines += [f"note: {note}" for note in comparison.notes]
     return "\n".join(lines).rstrip()
 
 
@@ -194,17 +199,18 @@ def group_by_seed(systems: Sequence[System]) -> list[list[System]]:
 
 
 def _read(path: Path, split: str | None, references: Path | None) -> System:
+    notes: list[str] = []
     if not path.is_dir():
-        ours, theirs = read_pairs(path, references)
-        return System(str(path), ours, theirs, None)
+        ours, theirs = read_pairs(path, references, notes)
+        return System(str(path), ours, theirs, None, tuple(notes))
     if split is None:
         raise UserError(f"{path} is a run folder: say which split of it, such as --split test")
     folder = RunFolder.open(path)
     file = folder.evaluation(split).hypotheses
     if not file.is_file():
         raise UserError(f"{file}: does not exist; evaluate the run on {split!r} first")
-    ours, theirs = read_pairs(file, None)
-    return System(str(path), ours, theirs, load_resolved(folder.config))
+    ours, theirs = read_pairs(file, None, notes)
+    return System(str(path), ours, theirs, load_resolved(folder.config), tuple(notes))
 
 
 def _check_same(systems: Sequence[System]) -> None:

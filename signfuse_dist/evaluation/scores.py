@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.metrics import Measure, build_measures, find_bleurt
 from signfuse_dist.evaluation.protocols import METRICS, Preset, find_preset, normalize
 from signfuse_dist.evaluation.significance import Resampling, resample
-from signfuse_dist.evaluation.translations import read_pairs
+from signfuse_dist.evaluation.translations import comparable, read_pairs
 from signfuse_dist.files import read_json, write_json
 from signfuse_dist.records import Number, Whole, read_record
 
@@ -82,10 +82,14 @@ def score(
 
     ``language`` (a tag such as ``de``; None when unknown) decides only whether METEOR may use the
     English WordNet. ``resampling`` asks for 95% intervals, ``bleurt`` names a checkpoint of BLEURT.
-    Raises :class:`UserError` naming missing and unknown ids, empty references, an unknown preset,
-    or that there is nothing to score.
+    Texts are compared in NFC and without invisible characters, and the notes say where that changed
+    any. Raises :class:`UserError` naming missing and unknown ids, empty references, an unknown
+    preset, or that there is nothing to score.
     """
     protocol = find_preset(preset) if isinstance(preset, str) else preset
+    found: list[str] = []
+    hypotheses = comparable(hypotheses, "hypotheses", found)
+    references = comparable(references, "references", found)
     check_ids(hypotheses, references)
     ids = sorted(references)
     ours = [normalize(hypotheses[i], protocol) for i in ids]
@@ -98,7 +102,7 @@ def score(
         scores=scores,
         unavailable=unavailable,
         empty=empty_ids(hypotheses),
-        notes=_notes(theirs),
+        notes=(*found, *_notes(theirs)),
         intervals=intervals,
         resampling=str(resampling) if intervals else "",
     )
@@ -131,10 +135,12 @@ def score_files(
     empty hypotheses unless ``allow_empty``.
     """
     protocol = find_preset(preset) if isinstance(preset, str) else preset
-    ours, theirs = read_pairs(hypotheses, references)
+    found: list[str] = []
+    ours, theirs = read_pairs(hypotheses, references, found)
     if not allow_empty:
         refuse_empty(str(hypotheses), ours)
-    return score(ours, theirs, protocol, language, resampling=resampling, bleurt=bleurt)
+    scores = score(ours, theirs, protocol, language, resampling=resampling, bleurt=bleurt)
+    return replace(scores, notes=(*found, *scores.notes))
 
 
 def find_measures(

@@ -1,8 +1,9 @@
 """Translations as files: hypotheses and references of anybody, arrays by clip, and which are shown.
 
-``hypotheses.jsonl`` has a line ``{"id", "hypothesis", "reference"}`` a clip; a TSV file has such
-columns; plain text files are matched line by line. ``gates.npz`` and ``attention.npz`` hold an
-array a name.
+``hypotheses.jsonl`` has a line ``{"id", "hypothesis", "reference"}`` a clip; a table (``.tsv``,
+``.csv``, ``.xlsx``) has such columns; plain text files (``.txt``) are matched line by line. Texts
+are compared as packing stores them: in NFC, without invisible characters. ``gates.npz`` and
+``attention.npz`` hold an array a name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,17 +24,18 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, AliasChoices, Field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from signfuse_dist.corpora.rows import CorpusError
-from signfuse_dist.corpora.tables import cut_quoted
+from signfuse_dist.corpora.characters import visible
+from signfuse_dist.corpora.rows import composed
+from signfuse_dist.corpora.tables import RawTable, read_raw
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.metrics import sentence_chrf
-from signfuse_dist.files import write_bytes
+from signfuse_dist.files import special_kind, write_bytes
 from signfuse_dist.records import build, dotted
 
 Column = Literal["hypothesis", "reference"]
-_STRUCTURED = (".jsonl", ".tsv")
+_TABLES = (".tsv", ".csv", ".xlsx")
+_STRUCTURED = (".jsonl", *_TABLES)
 _SHOWN_ERRORS = 20
-_CUT_TSV = cut_quoted("\t")
 
 
 def _check_text(text: str) -> str:
@@ -65,27 +67,38 @@ _Row = _Hypothesis | _Reference
 _KINDS: Mapping[Column, type[_Row]] = {"hypothesis": _Hypothesis, "reference": _Reference}
 
 
-def read_pairs(hypotheses: Path, references: Path | None) -> tuple[dict[str, str], dict[str, str]]:
+_COLUMNS: Mapping[Column, tuple[str, ...]] = {
+    "hypothesis": ("id", "name", "hypothesis"),
+    "reference": ("id", "name", "reference", "text"),
+}
+
+
+def read_pairs(
+    hypotheses: Path, references: Path | None, notes: list[str] | None = None
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return hypotheses and references by id, each in the order of its file.
 
-    ``references`` None means that the hypotheses' file has both columns. Raises
-    :class:`UserError` for a file that cannot be read, a malformed line, a duplicate id, or two
-    plain files with different numbers of lines.
+    ``references`` None means that the hypotheses' file has both columns. What was changed in
+    reading is added to ``notes``. Raises :class:`UserError` for a file that cannot be read or whose
+    ending is not known, a malformed line, a duplicate id, or two plain files with different numbers
+    of lines.
     """
-    if references is None and hypotheses.suffix not in _STRUCTURED:
+    source = hypotheses if references is None else references
+    structured = [_is_structured(path) for path in (hypotheses, source)]
+    if references is None and not structured[0]:
         raise UserError(
             f"{hypotheses}: a plain text file holds no references; name a second file with "
-            "--references, or give a .jsonl or .tsv file that has both"
+            f"--references, or give a file that has both: {', '.join(_STRUCTURED)}"
         )
-    source = hypotheses if references is None else references
-    plain = [path.suffix not in _STRUCTURED for path in (hypotheses, source)]
-    if plain[0] != plain[1]:
+    if structured[0] != structured[1]:
         raise UserError(
             f"{hypotheses} and {source}: one is plain text, whose ids are line numbers, and the "
-            "other names its ids; give two plain files, or two of .jsonl and .tsv"
+            f"other names its ids; give two .txt files, or two of {', '.join(_STRUCTURED)}"
         )
-    ours, theirs = read_column(hypotheses, "hypothesis"), read_column(source, "reference")
-    if plain[0] and len(ours) != len(theirs):
+    notes = [] if notes is None else notes
+    ours = read_column(hypotheses, "hypothesis", notes)
+    theirs = read_column(source, "reference", notes)
+    if not structured[0] and len(ours) != len(theirs):
         raise UserError(
             f"{hypotheses} has {len(ours)} lines and {source} has {len(theirs)}: "
             "plain text files are matched line by line"
@@ -93,13 +106,55 @@ def read_pairs(hypotheses: Path, references: Path | None) -> tuple[dict[str, str
     return ours, theirs
 
 
-def read_column(path: Path, column: Column) -> dict[str, str]:
-    """Return one column of a file by id; see :func:`read_pairs` for the errors."""
-    lines = _read_lines(path)
-    if path.suffix not in _STRUCTURED:
-        return {str(number): line for number, line in enumerate(lines, start=1)}
-    kind = _KINDS[column]
-    rows = _json_rows(lines, kind) if path.suffix == ".jsonl" else _tsv_rows(path, lines, kind)
+def _is_structured(path: Path) -> bool:
+    """Say whether a file names its ids; raise UserError for an ending that is not known."""
+    suffix = path.suffix.lower()
+    if suffix not in (*_STRUCTURED, ".txt"):
+        raise UserError(
+            f"{path}: files of the ending {suffix!r} are not read; a table is .tsv, .csv or .xlsx, "
+            "JSON lines are .jsonl, and one sentence a line is .txt"
+        )
+    return suffix in _STRUCTURED
+
+
+def read_column(path: Path, column: Column, notes: list[str] | None = None) -> dict[str, str]:
+    """Return one column of a file by id; see :func:`read_pairs` for the notes and the errors."""
+    found: list[str] = []
+    if not _is_structured(path):
+        texts = {str(number): line for number, line in enumerate(_read_lines(path), start=1)}
+    elif path.suffix.lower() == ".jsonl":
+        texts = _by_id(path, _json_rows(_read_lines(path), _KINDS[column]))
+    else:
+        table = read_raw(path)
+        found += table.notes
+        texts = _by_id(path, _table_rows(table, column))
+    texts = comparable(texts, f"{path}, {column}", found)
+    if notes is not None:
+        notes += [note for note in found if note not in notes]
+    return texts
+
+
+def comparable(texts: Mapping[str, str], what: str, notes: list[str]) -> dict[str, str]:
+    """Return texts as packing stores them, and say in ``notes`` how many of ``what`` changed.
+
+    In NFC, since a letter that is composed in one file and not in the other matches nothing, and
+    without characters that cannot be seen.
+    """
+    seen = {i: visible(text) for i, text in texts.items()}
+    alike = {i: composed(text) for i, text in seen.items()}
+    num_invisible = sum(seen[i] != text for i, text in texts.items())
+    num_composed = sum(alike[i] != text for i, text in seen.items())
+    if num_invisible:
+        notes.append(f"{what}: invisible characters were removed from {num_invisible} texts")
+    if num_composed:
+        notes.append(
+            f"{what}: {num_composed} texts are not in Unicode's form NFC and are compared in it"
+        )
+    return alike
+
+
+def _by_id(path: Path, rows: Iterable[tuple[int, _Row | str]]) -> dict[str, str]:
+    """Return the texts by id; raise UserError with what is wrong with any row."""
     texts: dict[str, str] = {}
     lines_of: dict[str, int] = {}
     errors = []
@@ -174,6 +229,9 @@ def read_array(archive: zipfile.ZipFile, name: str, ndim: int) -> NDArray[np.flo
 
 
 def _read_lines(path: Path) -> list[str]:
+    kind = special_kind(path)
+    if kind:
+        raise UserError(f"{path}: is {kind} and no file; it is not opened")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as e:
@@ -196,43 +254,21 @@ def _json_rows(lines: list[str], kind: type[_Row]) -> Iterator[tuple[int, _Row |
             yield number, _read_row(kind, record)
 
 
-def _tsv_rows(path: Path, lines: list[str], kind: type[_Row]) -> Iterator[tuple[int, _Row | str]]:
+def _table_rows(table: RawTable, column: Column) -> Iterator[tuple[int, _Row | str]]:
     """Yield the line number and the row, or what is wrong with the line."""
-    if not lines:
-        raise UserError(f"{path}: empty; the first line must name the columns")
-    header = _tsv_fields(lines[0])
-    if isinstance(header, str):
-        raise UserError(f"{path}: line 1: {header}")
+    kind = _KINDS[column]
+    if not any(table.header):
+        raise UserError(f"{table.path}: empty; the first line must name the columns")
     errors: list[str] = []
-    build(kind, dict.fromkeys(header, ""), errors, lambda place: f"column {dotted(place)}")
-    raise_together(errors, f"{path}: its first line names the columns {header}")
-    for number, line in enumerate(lines[1:], start=2):
-        fields = _tsv_fields(line)
-        if isinstance(fields, str):
-            yield number, fields
-        elif len(fields) != len(header):
-            yield number, f"{len(fields)} columns, the header has {len(header)}"
-        else:
-            # From the last to the first: of two columns of one name the first counts.
-            by_column = dict(zip(reversed(header), reversed(fields), strict=True))
-            yield number, _read_row(kind, by_column)
+    build(kind, dict.fromkeys(table.header, ""), errors, lambda place: f"column {dotted(place)}")
+    raise_together(errors, f"{table.path}: its first line names the columns {list(table.header)}")
+    for number, fields in table.fields(_COLUMNS[column]):
+        yield number, fields if isinstance(fields, str) else _read_row(kind, fields)
 
 
 def _read_row(kind: type[_Row], record: object) -> _Row | str:
     errors: list[str] = []
     return build(kind, record, errors) or "; ".join(errors)
-
-
-def _tsv_fields(line: str) -> list[str] | str:
-    """Return the fields of one line, or what is wrong with it.
-
-    Line by line and strict: an unpaired quote is an error of its line, where a lenient reader
-    would drop the quote or swallow the lines that follow.
-    """
-    try:
-        return _CUT_TSV(line)
-    except CorpusError as e:
-        return f'{e}; a field that begins with a double quote must be quoted whole ("..." with "")'
 
 
 @dataclass(frozen=True)

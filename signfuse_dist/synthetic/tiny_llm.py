@@ -42,7 +42,7 @@ from transformers import (
 )
 
 from signfuse_dist.config import ModelConfig
-from signfuse_dist.corpora.tables import cut_at, read_lines
+from signfuse_dist.corpora.tables import read_lines
 from signfuse_dist.errors import UserError, raise_together
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -56,16 +56,16 @@ Sample = tuple[list[int], list[int]]
 def read_texts(table: Path, split: str) -> list[str]:
     """Return the texts of ``split`` in a table with the columns ``text`` and ``split``.
 
-    Fields are taken as they stand, as the packer takes them. Raises :class:`UserError` for a table
+    The table is read as the packer reads it. Raises :class:`UserError` for a table
     that is missing or lacks a column, for lines that are malformed, and for a split that has no
     text in it.
     """
     if not table.is_file():
-        raise UserError(f"there is no table {table}; --text names a TSV with columns text, split")
-    read = read_lines(table, cut_at("\t"), ("text", "split"), "tabs")
+        raise UserError(f"there is no table {table}; --text names a table with columns text, split")
+    read = read_lines(table, ("text", "split"))
     malformed = [f"line {number}: {what}" for number, what in read.lines if isinstance(what, str)]
     raise_together(malformed, f"table {table}: malformed lines")
-    rows = [(fields["split"], fields["text"].strip()) for _, fields in read.fields]
+    rows = [(fields["split"], fields["text"]) for _, fields in read.fields]
     texts = [text for name, text in rows if name == split and text]
     if not texts:
         known = ", ".join(sorted({name for name, _ in rows})) or "no row"

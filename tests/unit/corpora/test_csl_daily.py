@@ -50,9 +50,20 @@ def test_both_annotations_give_the_same_corpus(tmp_path):
 
 
 def test_full_width_punctuation_and_case_stay(tmp_path):
-    characters = ["Ａ", "A", "，", "？", "！", "“", " "]
+    characters = ["Ａ", "A", "，", "？", "！", "“", "\u200b", " "]
     write_csl(tmp_path, {NAME: "test"}, [csl_entry(NAME, characters)], {}, with_map=False)
-    assert read(tmp_path, "test").rows[0].text == "ＡA，？！“ "
+    corpus = read(tmp_path, "test")
+    assert corpus.rows[0].text == "ＡA，？！“"
+    assert corpus.notes[0].startswith("1 texts held invisible characters (U+200B)")
+
+
+def test_a_fifo_in_the_place_of_the_pickle_is_not_opened(tmp_path):
+    labels = write_csl(
+        tmp_path, {NAME: "dev"}, [csl_entry(NAME, CHARACTERS)], {}, with_pickle=False
+    )
+    os.mkfifo(labels / "csl2020ct_v2.pkl")
+    with pytest.raises(CorpusError, match=r"csl2020ct_v2.pkl: is a FIFO and no file"):
+        read(tmp_path, "dev")
 
 
 @pytest.mark.parametrize(

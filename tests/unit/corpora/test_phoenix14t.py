@@ -58,7 +58,7 @@ def test_only_the_published_splits_are_splits(tmp_path, split):
 
 
 def test_quotes_are_text_and_swallow_nothing(tmp_path):
-    texts = ['"regen', 'schnee "', "er sagt \"ja\" , 'nein' .", "  zwei  worte "]
+    texts = ['"regen', 'schnee "', "er sagt \"ja\" , 'nein' .", "zwei  worte"]
     rows = [phoenix_row(f"c{i}", text) for i, text in enumerate(texts)]
     write_phoenix(tmp_path, "dev", rows, {})
     assert [row.text for row in read(tmp_path).rows] == texts
@@ -91,11 +91,21 @@ def test_a_bad_row_is_dropped_by_name_and_costs_no_other(tmp_path, row, reason):
     assert rejected.reason.startswith(reason)
 
 
-def test_a_frame_folder_that_is_a_link_out_of_the_corpus_is_dropped(tmp_path):
-    anchor = write_phoenix(tmp_path, "dev", [phoenix_row("a", "text")], {"b": 1})
+def test_a_frame_folder_that_is_a_link_is_followed(tmp_path):
+    anchor = write_phoenix(tmp_path / "corpus", "dev", [phoenix_row("a", "text")], {"b": 1})
     (anchor / FRAMES / "dev" / "a").symlink_to(tmp_path)
-    (rejected,) = read(tmp_path).rejected
-    assert rejected.reason.startswith("bad path: name 'a' is a link out of")
+    corpus = read(tmp_path / "corpus")
+    assert [row.video.is_dir() for row in corpus.rows] == [True]
+    assert [orphan.id for orphan in corpus.orphans] == ["b"]
+
+
+def test_invisible_characters_are_removed_and_counted(tmp_path):
+    rows = [phoenix_row("a", "re\u00adgen\u200b "), phoenix_row("b", "\u200b")]
+    write_phoenix(tmp_path, "dev", rows, {})
+    corpus = read(tmp_path)
+    assert [row.text for row in corpus.rows] == ["regen"]
+    assert [r.reason for r in corpus.rejected] == ["empty text"]
+    assert corpus.notes[0].startswith("1 texts held invisible characters (U+00AD, U+200B)")
 
 
 def test_orphans_of_both_sides_are_listed(tmp_path):

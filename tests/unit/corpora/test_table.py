@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -57,12 +58,45 @@ def test_a_bad_row_is_rejected_with_its_reason(tmp_path, row, reason):
     assert rejected_reason(tmp_path, *row).startswith(reason)
 
 
-def test_a_link_out_of_the_tables_folder_is_rejected(tmp_path):
-    folder = tmp_path / "corpus"
+def test_a_folder_of_videos_that_is_a_link_is_followed_and_its_strays_are_listed(tmp_path):
+    scratch, folder = tmp_path / "scratch", tmp_path / "corpus"
+    for name in ("a.mp4", "stray.mp4"):
+        (scratch / name).parent.mkdir(exist_ok=True)
+        (scratch / name).write_bytes(b"")
     folder.mkdir()
-    (tmp_path / "secret.mp4").write_bytes(b"")
-    (folder / "a.mp4").symlink_to(tmp_path / "secret.mp4")
-    assert "is a link out of" in rejected_reason(folder, "a", "a.mp4", "text", "", "")
+    (folder / "videos").symlink_to(scratch)
+    (folder / "b.mp4").symlink_to(scratch / "a.mp4")
+    rows = [("a", "videos/a.mp4", "x"), ("b", "b.mp4", "x"), ("c", "../scratch/a.mp4", "x")]
+    corpus = read_table(write_table(folder / "t.tsv", rows, COLUMNS[:3]), "train")
+    assert [row.id for row in corpus.rows if row.video.is_file()] == ["a", "b"]
+    assert [(r.id, r.reason.partition(":")[0]) for r in corpus.rejected] == [("c", "bad path")]
+    assert [orphan.id for orphan in corpus.orphans] == ["stray.mp4"]
+
+
+def test_files_with_a_leading_dot_are_no_videos(tmp_path):
+    for name in ("v/a.mp4", "v/._a.mp4", "v/.trash/b.mp4", "f/d/0.png", "f/.cache/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    rows = [("a", "v/a.mp4", "x"), ("d", "f/d", "x"), ("dot", "v/._a.mp4", "x")]
+    corpus = read_table(write_table(tmp_path / "t.tsv", rows, COLUMNS[:3]), "train")
+    assert corpus.orphans == ()
+    (rejected,) = corpus.rejected
+    assert rejected.reason == "bad path: video 'v/._a.mp4' is hidden by a leading dot"
+    assert find_videos([tmp_path / "v"]) == [tmp_path / "v/a.mp4"]
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_a_video_is_found_whichever_way_its_letters_are_composed(tmp_path, on_disk, written):
+    there, name = (unicodedata.normalize(f, "schön/grüße.mp4") for f in (on_disk, written))
+    (tmp_path / there).parent.mkdir()
+    (tmp_path / there).write_bytes(b"")
+    corpus = read_table(write_table(tmp_path / "t.tsv", [("a", name, "x")], COLUMNS[:3]), "train")
+    (row,) = corpus.rows
+    assert row.video == tmp_path / there
+    assert row.video.is_file()
+    assert row.source == name
+    assert corpus.orphans == ()
 
 
 def test_a_line_that_is_not_utf8_is_rejected_alone(tmp_path):
@@ -80,10 +114,131 @@ def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
     assert (row.id, row.text, row.row) == ("a", "grüße", 2)
 
 
-def test_text_is_normalised_and_otherwise_kept_exactly(tmp_path):
-    text = '"Cafe\u0301", he said\u2028 — twice '
-    table = write_table(tmp_path / "t.tsv", [("a", "a.mp4", text)], ("id", "video", "text"))
-    assert read_table(table, "train").rows[0].text == '"Caf\u00e9", he said\u2028 — twice '
+# What spreadsheets, web pages and speech tools leave in texts, and what is stored.
+TEXTS = [
+    ("\u200b", "empty text"),
+    ("\ufeffhello", "hello"),
+    ("hello\u2028world", "hello world"),
+    ("he\u00adllo", "hello"),
+    ("hello\u0085x", "bad text: it holds the control character U+0085"),
+    ("a\vb", "bad text: it holds the control character U+000B"),
+    ("NUL\0x", "malformed row: line 8, it holds a NUL character"),
+    ("\u00a0 hello\u00a0", "hello"),
+    ("ﬁne", "ﬁne"),
+    ("今天，天气好！", "今天，天气好！"),
+    ("ｈｅｌｌｏ", "ｈｅｌｌｏ"),
+    ("scho\u0308n", "schön"),
+    ("\u202ehello", "hello"),
+    ("😀 hello", "😀 hello"),
+    ("...", "..."),
+    ("  ", "empty text"),
+    ("می\u200cخواهم", "می\u200cخواهم"),
+    ("\u3164", "empty text"),
+    ("nan", "empty text: 'nan' is what programs write for an empty cell"),
+    ("NULL", "empty text: 'NULL' is what programs write for an empty cell"),
+    ("nan is bread", "nan is bread"),
+]
+
+
+def test_texts_lose_what_cannot_be_seen_and_are_otherwise_kept(tmp_path):
+    rows = [(f"t{i}", "a.mp4", written) for i, (written, _) in enumerate(TEXTS)]
+    corpus = read_table(write_table(tmp_path / "t.tsv", rows, COLUMNS[:3]), "train")
+    read = {row.id: row.text for row in corpus.rows}
+    read |= {f"t{r.row - 2}": r.reason for r in corpus.rejected}
+    assert [read[f"t{i}"] for i in range(len(TEXTS))] == [stored for _, stored in TEXTS]
+    assert corpus.notes == (
+        "3 texts held invisible characters (U+00AD, U+202E, U+FEFF), which were removed",
+        "1 texts held line breaks or tabs, which became blanks",
+    )
+
+
+def test_quotes_of_csv_are_read_and_counted_and_one_that_is_open_is_a_named_row(tmp_path):
+    rows = [
+        ("q1", "a.mp4", '"He said ""hello"" to me"'),
+        ("q2", "a.mp4", "plain"),
+        ("q3", '"a.mp4"', '"with, comma"'),
+        ("q5", "a.mp4", 'a 1/2" iron'),
+        ("q4", "a.mp4", '"never closed'),
+        ("q6", "a.mp4", '"Yes," she said'),
+    ]
+    corpus = read_table(write_table(tmp_path / "t.tsv", rows, COLUMNS[:3]), "train")
+    assert {row.id: row.text for row in corpus.rows} == {
+        "q1": 'He said "hello" to me',
+        "q2": "plain",
+        "q3": "with, comma",
+        "q5": 'a 1/2" iron',
+    }
+    assert corpus.rows[2].source == "a.mp4"
+    assert [(r.row, r.reason.partition(";")[0]) for r in corpus.rejected] == [
+        (6, "malformed row: line 6, its quotes are broken (a quote is not closed)"),
+        (7, "malformed row: line 7, its quotes are broken (a quote closes before its cell ends)"),
+    ]
+    assert corpus.notes == (
+        "3 cells of t.tsv stand in double quotes, as csv writes them; they are read without",
+    )
+
+
+def test_blanks_at_the_ends_of_cells_go(tmp_path):
+    rows = [
+        ("s1", "a.mp4", "hello ", "train"),
+        ("s2", "a.mp4", "  hello", "train "),
+        ("s3 ", "a.mp4", "hi", "\u00a0train"),
+        ("s4", " a.mp4", "hi", "train"),
+    ]
+    table = write_table(tmp_path / "t.tsv", rows, ("id ", "video", " text", "split"))
+    corpus = read_table(table, "train")
+    assert [(r.id, r.source, r.text) for r in corpus.rows] == [
+        ("s1", "a.mp4", "hello"),
+        ("s2", "a.mp4", "hello"),
+        ("s3", "a.mp4", "hi"),
+        ("s4", "a.mp4", "hi"),
+    ]
+    assert (corpus.rejected, corpus.notes) == ((), ())
+
+
+SPLIT_COLUMNS = ("id", "video", "text", "split")
+
+
+@pytest.mark.parametrize("other", ["Train", "TRAIN ", "tra in", "train\u200b"])
+@pytest.mark.parametrize("asked", ["train", "dev"])
+def test_splits_that_case_or_blanks_alone_tell_apart_are_refused(tmp_path, other, asked):
+    splits = ["train", "train", other, "dev"]
+    rows = [(f"s{i}", "a.mp4", "x", split) for i, split in enumerate(splits)]
+    table = write_table(tmp_path / "t.tsv", rows, SPLIT_COLUMNS)
+    with pytest.raises(CorpusError) as error:
+        read_table(table, asked)
+    assert "'train' (2 rows)" in str(error.value)
+    assert f"{other.strip()!r} (1 rows)" in str(error.value)
+
+
+def test_a_split_that_is_there_in_another_case_is_said(tmp_path):
+    table = write_table(tmp_path / "t.tsv", [("a", "a.mp4", "x", "Train")], SPLIT_COLUMNS)
+    with pytest.raises(CorpusError, match=r"no row of split 'train'.*'Train' differs .* by case"):
+        read_table(table, "train")
+
+
+def test_rows_of_other_splits_are_counted_and_rows_of_none_are_named(tmp_path):
+    splits = ["train", "dev", "test", "test", "", "nan"]
+    rows = [(f"s{i}", "a.mp4", "x", split) for i, split in enumerate(splits)]
+    corpus = read_table(write_table(tmp_path / "t.tsv", rows, SPLIT_COLUMNS), "train")
+    assert corpus.notes == ("3 rows belong to other splits: dev (1), test (2)",)
+    assert [(r.row, r.reason) for r in corpus.rejected] == [
+        (6, "empty split: it may belong to any"),
+        (7, "empty split: it may belong to any"),
+    ]
+
+
+def test_what_programs_write_for_an_empty_cell_is_no_signer(tmp_path):
+    columns = ("id", "video", "text", "signer", "language")
+    table = write_table(tmp_path / "t.tsv", [("a", "a.mp4", "x", "nan", "None")], columns)
+    (row,) = read_table(table, "train").rows
+    assert (row.signer, row.language) == (None, None)
+
+
+@pytest.mark.parametrize("clip_id", ["a\u200b", "\u202ea", "a\u00adb"])
+def test_an_id_with_an_invisible_character_is_named(tmp_path, clip_id):
+    reason = rejected_reason(tmp_path, clip_id, "a.mp4", "text", "", "")
+    assert reason.startswith(f"bad id: {clip_id!r} holds a control or an invisible character")
 
 
 def test_the_split_column_chooses_rows_and_other_columns_are_ignored(tmp_path):

@@ -81,6 +81,12 @@ def test_too_few_joints_are_refused(tmp_path):
         extract(tmp_path, write_joints(tmp_path / "v.npz", 5))
 
 
+def test_a_fifo_in_the_place_of_joints_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(PoseError, match=r"bad joints: a\.npz is a FIFO and no file"):
+        JointsFile(tmp_path / "a.npz").extract([])
+
+
 def test_joints_that_are_pickled_damaged_or_misshapen_are_refused(tmp_path):
     pickled, damaged, misshapen = (tmp_path / f"{i}.npz" for i in range(3))
     np.savez(pickled, pose=np.array([{}], dtype=object), mask=np.ones((8, 75), bool))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import unicodedata
 import zipfile
 
 import numpy as np
+import openpyxl
 import pytest
 
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.scores import score_files
+from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
+from signfuse_dist.evaluation.protocols import find_preset
+from signfuse_dist.evaluation.scores import score, score_files
+from signfuse_dist.evaluation.significance import Resampling
 from signfuse_dist.evaluation.translations import (
     read_array,
+    read_column,
     read_pairs,
     write_arrays,
     write_hypotheses,
@@ -124,7 +132,7 @@ def test_line_numbers_are_not_matched_with_names(tmp_path):
         ("o.jsonl", '{"id":"\\udfff","hypothesis":"x"}\n', "line 1: id: .* holds half"),
         ("deep.jsonl", "[" * 100_000, "line 1: not JSON"),
         ("d.tsv", "id\thypothesis\na\tx\na\ty\n", "line 3: the id 'a' is already on line 2"),
-        ("c.tsv", "id\thypothesis\na\tx\ty\n", "line 2: 3 columns, the header has 2"),
+        ("c.tsv", "id\thypothesis\na\tx\ty\n", "line 2: 3 columns where the header has 2"),
         ("q.tsv", 'id\thypothesis\na\t"x\nb\ty\n', "line 2: .*double quote"),
         ("h.tsv", "id\ttranslation\na\tx\n", "(?s)first line names.*column hypothesis: missing"),
         ("n.tsv", "nr\thypothesis\na\tx\n", "(?s)first line names.*column id or name: missing"),
@@ -144,6 +152,103 @@ def test_other_columns_are_ignored_and_the_usual_name_comes_first(tmp_path):
     assert read_pairs(write(tmp_path / "h.jsonl", row), None) == ({"a": "x"}, {"a": "y"})
     table = "id\thypothesis\treference\tid\na\tx\ty\tb\n"
     assert read_pairs(write(tmp_path / "h.tsv", table), None) == ({"a": "x"}, {"a": "y"})
+
+
+SENTENCES = {
+    "clip_0": "the weather is fine today, over the sea",
+    "clip_1": "tomorrow it will rain in the north",
+    "clip_2": 'she said "no" to\nboth of us',
+}
+
+
+def save(path, column, texts):
+    rows = [("id", column), *texts.items()]
+    if path.suffix == ".xlsx":
+        book = openpyxl.Workbook()
+        for row in rows:
+            book.active.append(row)
+        book.save(path)
+    elif path.suffix.lower() == ".csv":
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            csv.writer(file, delimiter=";").writerows(rows)
+    else:
+        lines = [json.dumps({"id": i, column: text}) for i, text in texts.items()]
+        path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("ours", ["h.csv", "h.xlsx", "h.CSV", "h.jsonl"])
+@pytest.mark.parametrize("theirs", ["r.csv", "r.xlsx"])
+def test_tables_of_spreadsheets_are_matched_by_their_ids(tmp_path, ours, theirs):
+    shuffled = dict(reversed(SENTENCES.items()))
+    references = save(tmp_path / theirs, "text", shuffled)
+    alike = save(tmp_path / ours, "hypothesis", SENTENCES)
+    assert score_files(alike, references, "sacrebleu")["BLEU-4"].value == pytest.approx(100)
+    other = save(tmp_path / ours, "hypothesis", dict.fromkeys(SENTENCES, "cats sleep often"))
+    assert score_files(other, references, "sacrebleu")["BLEU-4"].value == 0, "no word is right"
+
+
+@pytest.mark.parametrize("name", ["h.xls", "h.hyp", "hypotheses", "h.json", "h.txt.gz"])
+def test_an_ending_that_is_not_known_is_refused(tmp_path, name):
+    known = write(tmp_path / "r.txt", "one\n")
+    for pair in ((tmp_path / name, known), (known, tmp_path / name)):
+        write(tmp_path / name, "one\n")
+        with pytest.raises(UserError, match=r"files of the ending .* are not read; a table is"):
+            read_pairs(*pair)
+
+
+def test_decomposed_letters_are_compared_in_nfc_and_it_is_said(tmp_path):
+    lines = "morgen wird es schön über der küste\nspäter löst sich der nebel überall auf\n"
+    hypotheses = write(tmp_path / "h.txt", unicodedata.normalize("NFD", lines))
+    references = write(tmp_path / "r.txt", lines)
+    scores = score_files(hypotheses, references, "sacrebleu")
+    assert scores["BLEU-4"].value == pytest.approx(100)
+    (note,) = scores.notes
+    assert note == (
+        f"{hypotheses}, hypothesis: 2 texts are not in Unicode's form NFC and are compared in it"
+    )
+    ours = {"a": unicodedata.normalize("NFD", "schöne grüße aus köln"), "b": "ja"}
+    scores = score(ours, {"a": "schöne grüße aus köln", "b": "ja"}, "sacrebleu")
+    assert scores["chrF"].value == pytest.approx(100)
+    assert scores.notes[0].startswith("hypotheses: 1 texts are not in Unicode's form NFC")
+
+
+def test_systems_whose_references_differ_in_their_form_alone_are_compared(tmp_path):
+    texts = {"a": "schöne grüße", "b": "über köln"}
+    other = {i: unicodedata.normalize("NFD", text) for i, text in texts.items()}
+    paths = []
+    for name, references in (("one", texts), ("two", other)):
+        paths.append(tmp_path / f"{name}.jsonl")
+        write_hypotheses(paths[-1], texts, references)
+    systems = read_systems(paths, None, None, allow_empty=False)
+    comparison = compare(systems, find_preset("sacrebleu"), Resampling(num_samples=100))
+    assert "two.jsonl, reference: 2 texts are not in" in format_comparison(comparison)
+
+
+def test_invisible_characters_are_removed_before_scoring_and_it_is_said(tmp_path):
+    hypotheses = write(tmp_path / "h.txt", "\u200bhe\u00adllo\nyou\n")
+    references = write(tmp_path / "r.txt", "hello\nyou\n")
+    notes = []
+    assert read_pairs(hypotheses, references, notes)[0] == {"1": "hello", "2": "you"}
+    assert notes == [f"{hypotheses}, hypothesis: invisible characters were removed from 1 texts"]
+    with pytest.raises(UserError, match="1 hypotheses are empty: '1'"):
+        score_files(write(tmp_path / "e.txt", "\u200b\nyou\n"), references, "sacrebleu")
+
+
+def test_quotes_of_a_table_are_read_and_said(tmp_path):
+    path = write(tmp_path / "t.tsv", 'id\thypothesis\treference\na\t"x ""y"""\tx "y"\n')
+    notes = []
+    assert read_pairs(path, None, notes) == ({"a": 'x "y"'}, {"a": 'x "y"'})
+    assert notes == [
+        "1 cells of t.tsv stand in double quotes, as csv writes them; they are read without"
+    ]
+
+
+def test_a_fifo_is_refused_without_being_opened(tmp_path):
+    for name in ("h.txt", "h.jsonl", "h.tsv"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match="is a FIFO and no file; it is not opened"):
+            read_column(tmp_path / name, "hypothesis")
 
 
 def test_all_faults_of_a_file_are_reported_together(tmp_path):

@@ -192,10 +192,13 @@ def test_only_the_named_split_is_read(tmp_path: Path) -> None:
     assert read_texts(table, "train") == ["one"]
 
 
-def test_a_quote_is_a_quote_as_it_is_to_the_packer(tmp_path: Path) -> None:
+def test_quotes_are_read_as_the_packer_reads_them(tmp_path: Path) -> None:
     table = tmp_path / "t.tsv"
-    table.write_text('id\ttext\tsplit\na\t"no" he said\ttrain\nb\t"open\ttrain\n')
-    assert read_texts(table, "train") == ['"no" he said', '"open']
+    table.write_text('id\ttext\tsplit\na\t"""no"" he said"\ttrain\nb\tan 8" reel\ttrain\n')
+    assert read_texts(table, "train") == ['"no" he said', 'an 8" reel']
+    table.write_text('id\ttext\tsplit\na\t"open\ttrain\n')
+    with pytest.raises(UserError, match="line 2: its quotes are broken"):
+        read_texts(table, "train")
 
 
 @pytest.mark.parametrize(
