@@ -14,12 +14,14 @@ from signfuse_dist.corpora.how2sign import read_how2sign, read_how2sign_precut
 from signfuse_dist.corpora.phoenix14t import read_phoenix14t
 from signfuse_dist.corpora.rows import (
     VIDEO_SUFFIXES,
+    Box,
     ClipRow,
     Corpus,
     CorpusError,
     FolderFrames,
     Orphan,
     Rejected,
+    boxed,
     key_of,
     script_of,
 )
@@ -28,12 +30,14 @@ from signfuse_dist.corpora.table import read_synthetic, read_table
 __all__ = [
     "CORPORA",
     "VIDEO_SUFFIXES",
+    "Box",
     "ClipRow",
     "Corpus",
     "CorpusError",
     "FolderFrames",
     "Orphan",
     "Rejected",
+    "boxed",
     "key_of",
     "read_corpus",
     "read_table",

@@ -2,7 +2,8 @@
 
 ``table``: ROOT is a UTF-8 TSV with a header: ``id``, ``video`` (a file or a folder of frames,
 relative to the table), ``text``, and optionally ``start``, ``end`` (seconds), ``signer``,
-``split``, ``language``, and ``joints`` (an ``.npz`` relative to the table). Fields are taken as
+``split``, ``language``, ``joints`` (an ``.npz`` relative to the table) and ``box`` (where the
+signer is: ``x0 y0 x1 y1`` as shares of the picture). Fields are taken as
 they stand: a quote is a quote.
 
 ``synthetic``: ROOT is a folder where the invented corpus is written on first use; it ends as a
@@ -24,6 +25,7 @@ from signfuse_dist.corpora.rows import (
     Orphan,
     accept,
     annotated,
+    boxed,
     check_window,
     flag_scripts,
     inside,
@@ -34,7 +36,7 @@ from signfuse_dist.corpora.rows import (
 from signfuse_dist.corpora.tables import Lines, cut_at, read_lines, refuse_twice
 
 _REQUIRED = ("id", "video", "text")
-_OPTIONAL = ("start", "end", "signer", "language", "split", "joints")
+_OPTIONAL = ("start", "end", "signer", "language", "split", "joints", "box")
 
 
 def read_table(
@@ -94,6 +96,7 @@ def _row(number: int, fields: Fields, folder: Path, split: str) -> ClipRow:
         language=fields.get("language") or None,
         split=split,
         joints=inside(folder, fields["joints"], "joints") if "joints" in fields else None,
+        box=boxed(fields.get("box", "")),
     )
 
 
