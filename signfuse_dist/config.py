@@ -62,6 +62,11 @@ def key(default: Any, *properties: Property) -> Any:
     return dataclasses.field(default=default, metadata={"properties": properties})
 
 
+Crop = Literal["none", "signer", "box"]
+"""What is stored of a picture: all of it, letterboxed; a square around the signer's joints; or one
+around the box that the corpus brings."""
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataConfig:
     """The corpus (``configs/data``)."""
@@ -90,6 +95,9 @@ class DataConfig:
     """Tokenizer of BLEU: `13a`, `zh` or `char`."""
     metric_preset: str
     """Scoring protocol (docs/evaluation.md lists them), such as `sacrebleu`."""
+    crop: Crop = "none"
+    """What is stored of each picture, as packed: `none` (all of it), `signer` or `box`; new clips
+    are cut in the same way."""
     poses: str | None = None
     """Name of a pose set (`signfuse pose`) whose joints replace those packed with the frames; null:
     those of the shards."""

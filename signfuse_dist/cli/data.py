@@ -117,8 +117,10 @@ def add_stats(command: argparse.ArgumentParser) -> None:
 def add_show(command: argparse.ArgumentParser) -> None:
     """Describe `show` and add its options."""
     command.description = (
-        "Draw a contact sheet of a packed clip, as PNG. An id that begins with '-' goes after "
-        "'--': signfuse show --out clip.png -- FOLDER -fZc293MpJk_0"
+        "Draw a contact sheet of a packed clip, as PNG. Of a clip that was cropped, the square in "
+        "its picture stands below with the landmarks of hands; how many are cut off is printed. An "
+        "id that begins with '-' goes after '--': signfuse show --out clip.png -- FOLDER "
+        "-fZc293MpJk_0"
     )
     _add_split(command)
     command.add_argument("id", help="the clip's id, as the corpus has it")
@@ -314,8 +316,10 @@ def _show(options: argparse.Namespace) -> int:
 
     if options.frames < 1:
         raise UserError(f"--frames {options.frames}: at least 1 is needed")
-    picture = show(open_folder(options.folder), options.id, options.frames, options.poses)
+    picture, words = show(open_folder(options.folder), options.id, options.frames, options.poses)
     with written_whole(options.out) as file:
         picture.save(file, format="PNG")
     print(options.out)
+    if words:
+        print(words)
     return 0

@@ -18,12 +18,14 @@ from signfuse_dist.corpora.how2sign import read_how2sign, read_how2sign_precut
 from signfuse_dist.corpora.phoenix14t import read_phoenix14t
 from signfuse_dist.corpora.rows import (
     VIDEO_SUFFIXES,
+    Box,
     ClipRow,
     Corpus,
     CorpusError,
     FolderFrames,
     Orphan,
     Rejected,
+    boxed,
     key_of,
 )
 from signfuse_dist.corpora.table import read_synthetic, read_table, splits_of_table
@@ -32,12 +34,14 @@ from signfuse_dist.synthetic.language import SPLITS
 __all__ = [
     "CORPORA",
     "VIDEO_SUFFIXES",
+    "Box",
     "ClipRow",
     "Corpus",
     "CorpusError",
     "FolderFrames",
     "Orphan",
     "Rejected",
+    "boxed",
     "key_of",
     "read_corpus",
     "read_table",

@@ -70,6 +70,21 @@ class FolderFrames(NamedTuple):
     """The ending of the files that are frames, with its dot; any other file is a stray."""
 
 
+class Box(NamedTuple):
+    """A part of a picture: left, top, right and bottom as shares of the upright picture (0..1).
+
+    A square that is cut around a signer may reach out of the picture.
+    """
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def __str__(self) -> str:
+        return " ".join(f"{edge:.4g}" for edge in self)
+
+
 @dataclass(frozen=True)
 class ClipRow:
     """A clip as the corpus names it; nothing of it has been opened yet."""
@@ -90,6 +105,8 @@ class ClipRow:
     flags: tuple[str, ...] = ()
     folder: FolderFrames | None = None
     """None where the corpus does not know the rate of a folder's frames."""
+    box: Box | None = None
+    """Where the signer is, as the corpus says; None: it does not."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +275,28 @@ def check_window(start: float | None, end: float | None) -> None:
     """Raise :class:`CorpusError` when the end is not after the start."""
     if end is not None and end <= (start or 0.0):
         raise CorpusError(f"bad time: end {end:g} s is not after start {start or 0.0:g} s")
+
+
+def boxed(written: str) -> Box | None:
+    """Return the box that four shares make, with blanks or commas between; None for a blank field.
+
+    Raises :class:`CorpusError` for what is no part of a picture.
+    """
+    parts = written.replace(",", " ").split()
+    if not parts:
+        return None
+    try:
+        edges = [float(part) for part in parts]
+    except ValueError:
+        edges = []
+    if len(edges) == len(Box._fields) and all(0 <= edge <= 1 for edge in edges):  # no NaN is
+        box = Box(*edges)
+        if box.x0 < box.x1 and box.y0 < box.y1:
+            return box
+    raise CorpusError(
+        f"bad box: {written!r} is not x0 y0 x1 y1 as shares of the picture, from 0 to 1, x0 below "
+        "x1 and y0 below y1"
+    )
 
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)

@@ -2,7 +2,8 @@
 
 ``table``: ROOT is a table (:mod:`signfuse_dist.corpora.tables`) with a header: ``id``, ``video`` (a
 file or a folder of frames, relative to the table), ``text``, and optionally ``start``, ``end``
-(seconds), ``signer``, ``split``, ``language``, and ``joints`` (an ``.npz`` relative to the table).
+(seconds), ``signer``, ``split``, ``language``, ``joints`` (an ``.npz`` relative to the table) and
+``box`` (where the signer is: ``x0 y0 x1 y1`` as shares of the picture).
 
 ``synthetic``: ROOT is a folder where the invented corpus is written on first use; it ends as a
 table of the same form.
@@ -27,6 +28,7 @@ from signfuse_dist.corpora.rows import (
     TextReader,
     Tree,
     accept,
+    boxed,
     check_window,
     composed,
     entries_in,
@@ -37,7 +39,7 @@ from signfuse_dist.corpora.rows import (
 from signfuse_dist.corpora.tables import Lines, read_lines
 
 _REQUIRED = ("id", "video", "text")
-_OPTIONAL = ("start", "end", "signer", "language", "split", "joints")
+_OPTIONAL = ("start", "end", "signer", "language", "split", "joints", "box")
 
 
 def read_table(
@@ -154,6 +156,7 @@ def _row(number: int, fields: Fields, tree: Tree, texts: TextReader, split: str)
         language=_optional(fields, "language"),
         split=split,
         joints=joints,
+        box=boxed(fields.get("box", "")),
     )
 
 

@@ -105,7 +105,7 @@ class FrameTracker(PoseExtractor):
                 landmarks = np.full((NUM_JOINTS, 2), math.nan)
                 self._failed = True
             self.seconds += time.perf_counter() - began
-            rows.append(frame.placement.to_square(landmarks))
+            rows.append(frame.to_square(landmarks))
         return Joints(*stacked(rows), len(failures), failures[0] if failures else "")
 
     @abstractmethod
@@ -176,9 +176,10 @@ _PLAINLY_PACKED = (ZIP_STORED, ZIP_DEFLATED)  # as numpy does; others unpack mor
 class JointsFile(PoseExtractor):
     """Joints that come with a clip, in an ``.npz`` beside it.
 
-    ``pose`` ``[source frames, 75, 2]`` in units of the square frame and ``mask``
+    ``pose`` ``[source frames, 75, 2]`` in units of the letterboxed square and ``mask``
     ``[source frames, 75]``: one row for each frame of the file at its own rate, at most
-    :data:`MOST_FRAMES`. Headers are read before there is memory for what they promise.
+    :data:`MOST_FRAMES`. Headers are read before there is memory for what they promise. Where the
+    clip is cropped, joints are moved into the square that is cut out.
     """
 
     name = "synthetic"
@@ -190,14 +191,21 @@ class JointsFile(PoseExtractor):
     def extract(self, frames: Iterable[VideoFrame]) -> Joints:
         """Return the rows of the frames that were chosen; their pictures are not looked at."""
         pose, mask = self._read()
-        chosen = [frame.index for frame in frames]
+        chosen, placed = [], []
+        for frame in frames:
+            chosen.append(frame.index)
+            placed.append((frame.letterboxed, frame.placement))
         if chosen and max(chosen) >= len(pose):
             raise PoseError(
                 f"bad joints: {self._path.name} has {len(pose)} frames, the clip at least "
                 f"{max(chosen) + 1}"
             )
         masked = np.where(mask[chosen][..., None], pose[chosen].astype(np.float32), np.nan)
-        return Joints(*stacked(list(masked.astype(np.float32))))
+        rows = [
+            row if whole == square else square.to_square(whole.to_picture(row))
+            for row, (whole, square) in zip(masked.astype(np.float32), placed, strict=True)
+        ]
+        return Joints(*stacked(rows))
 
     def _read(self) -> tuple[NDArray[Any], NDArray[Any]]:
         name = self._path.name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from signfuse_dist.corpora import Box
+from signfuse_dist.data.crop import NOT_CROPPED, hands_cut, in_picture, is_box
 from signfuse_dist.data.manifest import (
     Manifest,
     SampleEntry,
@@ -70,12 +73,14 @@ class SplitStats:
         manifest, packing, poses = self.manifest, self.manifest.packing, self.poses.packing
         fps = packing.settings.fps
         rate = "each video's own rate" if fps is None else f"{fps:g} frames/s"
+        crop = packing.settings.crop
+        cropped = "" if crop == "none" else f", cropped by {crop}"
         return [
             f"{self.name}: {packing.corpus}, split {packing.split}",
             f"  {manifest.num_rows:,} rows = {manifest.num_samples:,} clips + "
             f"{manifest.num_dropped:,} dropped; {manifest.num_frames:,} frames, "
             f"{self.seconds.sum() / 3600:.2f} h, {len(manifest.shards)} shards",
-            f"  {packing.settings.frame_size} pixels, {rate}; joints by {poses.extractor} "
+            f"  {packing.settings.frame_size} pixels{cropped}, {rate}; joints by {poses.extractor} "
             f"{poses.extractor_version}, which failed at {self.poses.num_failed_frames:,} frames",
         ]
 
@@ -192,20 +197,30 @@ def _counts(counts: Mapping[str, int]) -> list[str]:
 _READABLE_SIDE = 192  # pixels
 
 
-def show(folder: Folder, clip_id: str, num_frames: int, poses: str | None) -> Image.Image:
-    """Return ``num_frames`` evenly spread frames of a clip, with joints of pose set ``poses``.
+def show(
+    folder: Folder, clip_id: str, num_frames: int, poses: str | None
+) -> tuple[Image.Image, str]:
+    """Return ``num_frames`` evenly spread frames of a clip, and what there is to say of its crop.
 
-    Raises :class:`UserError` when the split has no such clip, or its shard is damaged.
+    The joints are those of pose set ``poses`` where it is named. Of a clip that was cropped, the
+    square in its picture stands below, with the landmarks of hands of all frames. Raises
+    :class:`UserError` when the split has no such clip, or its shard is damaged.
     """
     shard, entry = find_clip(folder, load_manifest(folder), clip_id)
     chosen = spread(entry.num_frames, num_frames)
     clip = read_clip(folder, shard, entry.members, chosen)
+    box, flags = clip.record.get("box"), entry.flags
     if poses is not None:
-        other = folder / pose_path(poses)
-        shard, entry = find_clip(other, load_manifest(other), clip_id)
-        joints = read_pose(other, shard, entry.members, chosen)
-        clip = Clip(clip.record, clip.frames, joints.pose, joints.mask)
-    return sheet(clip, columns=min(len(chosen), 6))
+        folder = folder / pose_path(poses)
+        shard, entry = find_clip(folder, load_manifest(folder), clip_id)
+    joints = read_pose(folder, shard, entry.members)
+    clip = Clip(clip.record, clip.frames, joints.pose[chosen], joints.mask[chosen])
+    frames = sheet(clip, columns=min(len(chosen), 6))
+    if box is None:
+        return frames, "crop: none, nothing was found to cut by" if NOT_CROPPED in flags else ""
+    if not is_box(box, flags):
+        raise ShardError(shard, entry.key, f"box of the record is {box!r}")
+    return below(frames, *crop_picture(joints, Box(*box)))
 
 
 def find_clip(folder: Folder, manifest: Manifest, clip_id: str) -> tuple[str, SampleEntry]:
@@ -239,6 +254,58 @@ def sheet(clip: Clip, columns: int) -> Image.Image:
     finite = np.isfinite(clip.pose).all(axis=-1)
     pose = np.clip(np.nan_to_num(clip.pose), -1.0, 2.0)
     return contact_sheet(frames, pose, clip.mask & finite, columns)
+
+
+_PICTURE_SIDE, _LINE = 192, 14  # pixels: longer side of the picture, height of a line of text
+_INK, _GROUND, _CUT = (0, 0, 0), (70, 70, 70), (255, 40, 40)
+
+
+def crop_picture(joints: ClipPose, box: Box) -> tuple[Image.Image, str]:
+    """Return the outline of a clip's picture with the square in it, and whether hands are cut off.
+
+    Every landmark of a hand in every frame is a dot, red where it lies outside the square: what was
+    filmed and is not in the frames.
+    """
+    aspect = min(max((box.y1 - box.y0) / (box.x1 - box.x0), 0.1), 10.0)  # anybody's file
+    scale = _PICTURE_SIDE / max(aspect, 1.0)
+    size = np.array([aspect * scale, scale])
+    edges = np.clip(np.array(box).reshape(2, 2), -0.5, 1.5) * size
+    origin = _MARGIN - np.minimum(edges[0], 0)  # so that a square that reaches out is seen, too
+    room = np.maximum(edges[1], size) + origin + _MARGIN
+    image = Image.new("RGB", (math.ceil(room[0]), math.ceil(room[1])), "white")
+    canvas = ImageDraw.Draw(image)
+    canvas.rectangle((*origin, *(origin + size)), fill=_GROUND)
+    canvas.rectangle((*(origin + edges[0]), *(origin + edges[1])), outline=_INK, width=2)
+    finite = np.isfinite(joints.pose).all(axis=-1)
+    pose = np.clip(np.nan_to_num(joints.pose), -1e6, 1e6)
+    cut, filmed = hands_cut(pose, joints.mask & finite, box)
+    dots = in_picture(pose[:, : filmed.shape[1]], box) * size + origin
+    for row in range(filmed.shape[1]):
+        colour = COLOURS[JOINTS[row]]
+        canvas.point([tuple(dot) for dot in dots[filmed[:, row], row]], fill=colour)
+    for x, y in dots[cut]:
+        canvas.ellipse((x - 1, y - 1, x + 1, y + 1), fill=_CUT)
+    frames = int(cut.any(axis=1).sum())
+    words = (
+        f"crop: {box} of the picture; {int(cut.sum()):,} of {int(filmed.sum()):,} landmarks of "
+        f"hands are cut off, in {frames:,} of {len(cut):,} frames"
+    )
+    return image, words
+
+
+def below(sheet: Image.Image, picture: Image.Image, words: str) -> tuple[Image.Image, str]:
+    """Return the sheet with a picture and its words below it, and the words."""
+    lines = textwrap.wrap(words, max(20, (sheet.width - picture.width) // 7))
+    height = max(picture.height, _LINE * len(lines) + 2 * _MARGIN)
+    width = max(sheet.width, picture.width + 20 * 7)
+    whole = Image.new("RGB", (width, sheet.height + height), "white")
+    whole.paste(sheet, (0, 0))
+    whole.paste(picture, (0, sheet.height))
+    canvas = ImageDraw.Draw(whole)
+    for number, line in enumerate(lines):
+        place = (picture.width + _MARGIN, sheet.height + _MARGIN + number * _LINE)
+        canvas.text(place, line, fill=_INK)
+    return whole, words
 
 
 COLOURS = {

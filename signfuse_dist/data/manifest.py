@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
+from signfuse_dist.config import Crop
 from signfuse_dist.corpora import Rejected, key_of
 from signfuse_dist.data.clock import MAX_GAP
 from signfuse_dist.data.storage import Folder, file_size, is_local, read_file
@@ -106,6 +107,15 @@ class PackConfig:
         },
     )
     clips_per_shard: int = field(default=128, metadata={"help": "default: %(default)s"})
+    crop: Crop = field(
+        default="none",
+        metadata={
+            "help": "what is stored of each picture: `none`, all of it in a black square; "
+            "`signer`, one square a clip around the joints that are found; `box`, one around the "
+            "table's column `box` (default: %(default)s)"
+        },
+    )
+    """Shards that were packed before there was a choice hold whole pictures."""
 
     def __post_init__(self) -> None:
         wrong = []
@@ -509,6 +519,7 @@ class _Settings(TypedDict):
     jpeg_quality: Count
     max_gap: NotRequired[float]
     clips_per_shard: Count
+    crop: NotRequired[Crop]
 
 
 class _Packing(TypedDict):
@@ -574,18 +585,27 @@ _VERSION, _MANIFEST, _INDEX = TypeAdapter(_Version), TypeAdapter(_Manifest), Typ
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Return the manifest as it is written."""
     fields = asdict(manifest)
-    return _json({"version": FORMAT_VERSION, **fields.pop("packing"), **fields})
+    packing = _written(fields.pop("packing"))
+    return _json({"version": FORMAT_VERSION, **packing, **fields})
 
 
 def index_bytes(index: ShardIndex) -> bytes:
     """Return a shard's index as it is written."""
     fields = asdict(index)
+    _written(fields["packing"])
     if index.packing.contents == "poses":
         for sample in fields["samples"]:
             del sample["text"], sample["signer"]
     content = _json({"version": FORMAT_VERSION, **fields})
     own = hashlib.sha256(content).hexdigest()
     return _json({"version": FORMAT_VERSION, "index_sha256": own, **fields})
+
+
+def _written(packing: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the crop of whole pictures: such shards are those of before there was a choice."""
+    if packing["settings"]["crop"] == "none":
+        del packing["settings"]["crop"]
+    return packing
 
 
 def _json(value: object) -> bytes:

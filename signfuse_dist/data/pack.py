@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from signfuse_dist import __version__
-from signfuse_dist.corpora import ClipRow, Corpus, Rejected, read_corpus
+from signfuse_dist.corpora import Box, ClipRow, Corpus, Rejected, read_corpus
+from signfuse_dist.data.crop import is_box
 from signfuse_dist.data.encode import encode_clip, encode_pose
 from signfuse_dist.data.faults import Places, reason_of
 from signfuse_dist.data.finished import (
@@ -26,7 +27,7 @@ from signfuse_dist.data.finished import (
     refuse_other,
     shard_tasks,
 )
-from signfuse_dist.data.joints import JointsFile, PoseExtractor
+from signfuse_dist.data.joints import JointsFile, NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -41,7 +42,7 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
 from signfuse_dist.data.pack_workers import ClipError, Division, make_shards
-from signfuse_dist.data.shard import EncodedClip, EncodedPose
+from signfuse_dist.data.shard import EncodedClip, EncodedPose, read_record
 from signfuse_dist.files import machine_error, machine_fault, write_alike
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
@@ -81,6 +82,7 @@ def pack(
     division = Division(workers, task_id, num_tasks)
     rows = read_corpus(corpus, root, split)
     extractor = extractor or _own_or_mediapipe(rows)
+    _refuse_no_crop(rows, config, extractor)
     packing = _packing(rows, config, extractor)
     refuse_other(out, packing)
     tasks = shard_tasks(rows, config.clips_per_shard)
@@ -127,11 +129,12 @@ def extract_poses(
     packing = manifest.packing.of_poses(source.name, source.version)
     refuse_other(out, packing)
     tasks, num_frames = _packed_rows(shards, manifest, rows)
+    boxes = _packed_boxes(shards, manifest)
 
     def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
         return PackSummary.of_poses(name, split, len(num_frames), indexes, complete, len(tasks))
 
-    encoder = PoseEncoder(packing, extractor, num_frames, Places.of(root, rows.rows))
+    encoder = PoseEncoder(packing, extractor, num_frames, boxes, Places.of(root, rows.rows))
     return _make_set(tasks, out, encoder, division, summarise)
 
 
@@ -176,6 +179,20 @@ def _own_or_mediapipe(rows: Corpus) -> PoseExtractor | None:
     return None if rows.has_joints else choose_extractor()
 
 
+def _refuse_no_crop(rows: Corpus, config: PackConfig, extractor: PoseExtractor | None) -> None:
+    """Raise :class:`PackError` where there is nothing that any clip could be cropped by."""
+    if config.crop == "signer" and isinstance(extractor, NoJoints):
+        raise PackError(
+            "crop signer: the square is cut around joints, and with the extractor none there are "
+            "none; leave --extractor out, or --crop"
+        )
+    if config.crop == "box" and not any(row.box for row in rows.rows):
+        raise PackError(
+            f"crop box: no row of {rows.name}, {rows.root}, split {rows.split} has a box; give the "
+            "table a column `box`, or use --crop signer"
+        )
+
+
 def _packing(rows: Corpus, config: PackConfig, extractor: PoseExtractor | None) -> Packing:
     source = extractor or JointsFile
     return Packing(
@@ -195,6 +212,7 @@ def rows_digest(rows: Corpus) -> str:
     accepted = [
         [r.row, r.id, r.source, r.text, r.start, r.end, r.signer, r.language, r.flags]
         + ([list(r.folder)] if r.folder else [])
+        + ([{"box": list(r.box)}] if r.box else [])
         for r in rows.rows
     ]
     rejected = [[r.row, r.id, r.reason] for r in rows.rejected]
@@ -232,6 +250,24 @@ def _packed_rows(
         num_frames |= packed
         tasks.append(ShardTask(entry.name, tuple(kept)))
     return tasks, num_frames
+
+
+def _packed_boxes(shards: Path, manifest: Manifest) -> dict[str, Box]:
+    """Return the square of each clip that was cut around its signer, by id."""
+    if manifest.packing.settings.crop != "signer":
+        return {}
+    boxes: dict[str, Box] = {}
+    for entry in manifest.shards:
+        for sample in load_index(shards, entry).samples:
+            record = read_record(shards, entry.name, sample.members)
+            if sample.id != record["id"] or not is_box(record.get("box"), sample.flags):
+                raise PackError(
+                    f"{shards / entry.name}: clip {sample.id!r} does not say how it was cropped; "
+                    "run `signfuse verify` on the folder"
+                )
+            if record["box"] is not None:
+                boxes[sample.id] = Box(*record["box"])
+    return boxes
 
 
 def _write_tables(out: Path, summary: PackSummary) -> None:
@@ -296,6 +332,8 @@ class PoseEncoder:
     extractor: PoseExtractor | None
     num_frames: Mapping[str, int]
     """Frames of each clip by its id, as packed."""
+    boxes: Mapping[str, Box]
+    """The square that was cut around the signer, of the clips that have one, by id."""
     places: Places = field(default_factory=Places)
 
     @property
@@ -307,7 +345,7 @@ class PoseEncoder:
         """Return the clip's joints; raise ClipError when they are not those of its frames."""
         clip = f"clip {row.id!r} (row {row.row})"
         try:
-            encoded = encode_pose(row, self.packing, self.extractor)
+            encoded = encode_pose(row, self.packing, self.extractor, box=self.boxes.get(row.id))
         except Exception as error:
             raise ClipError(f"{clip}: {reason_of(error, row, self.places)}") from error
         frames, packed = encoded.record["num_frames"], self.num_frames[row.id]

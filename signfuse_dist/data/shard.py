@@ -53,6 +53,7 @@ __all__ = [
     "read_clip",
     "read_index",
     "read_pose",
+    "read_record",
     "write_shard",
 ]
 
@@ -242,6 +243,18 @@ def read_pose(
         raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
 
 
+def read_record(
+    folder: Folder, shard: str, members: Mapping[str, tuple[int, int]]
+) -> dict[str, Any]:
+    """Read what is written of a clip beside its frames and joints, as :func:`read_clip` does."""
+    offset, size = members["json"]
+    try:
+        with open_ranges(folder / shard, (offset, offset + size), None) as read:
+            return _ClipReader(read, shard, members).record()
+    except OSError as error:
+        raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
+
+
 def span_of(members: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     """Return the first and the last byte of a clip in its tar."""
     ends = [offset + size for offset, size in members.values()]
@@ -270,7 +283,7 @@ class _ClipReader:
 
     def _joints(self, frame_indices: Sequence[int] | None) -> tuple[ClipPose, NDArray[np.int64]]:
         """Return the joints of the chosen frames, and which those are."""
-        record = self._record()
+        record = self.record()
         count = record["num_frames"]
         pose = self._array("pose.npy", np.dtype("<f4"), (count, NUM_JOINTS, 2))
         mask = self._array("mask.npy", np.dtype("?"), (count, NUM_JOINTS))
@@ -292,7 +305,7 @@ class _ClipReader:
     def _refuse(self, what: str) -> None:
         raise ShardError(self._shard, self._key, what)
 
-    def _record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         try:
             record = json.loads(self._bytes("json").decode("utf-8"))
             self._key = key_of(record["id"])

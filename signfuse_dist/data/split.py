@@ -85,6 +85,8 @@ def open_split(location: str | Path, data: DataConfig) -> Split:
         errors.append(f"packed at frame_size {settings.frame_size}, asked {data.frame_size}")
     if settings.fps != data.fps:
         errors.append(f"packed at fps {settings.fps}, asked {data.fps}")
+    if settings.crop != data.crop:
+        errors.append(f"packed with crop {settings.crop}, asked {data.crop}")
     raise_together(errors, f"{folder}: change data.* or pack again")
     if not manifest.num_samples:
         raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from signfuse_dist.data.crop import is_box
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
     POSES_FOLDER,
@@ -182,6 +183,11 @@ def _record_faults(
         expected["found_frames"] = sample.found_frames
     if packing.contents == "clips":
         expected |= {"text": sample.text, "signer": sample.signer, "split": packing.split}
+    crop, box = packing.settings.crop, record.get("box")
+    if packing.contents == "clips" and not (
+        box is None if crop == "none" else is_box(box, sample.flags)
+    ):
+        yield f"box of the record is {box!r}, in shards that were packed with crop {crop}"
     for name, value in expected.items():
         if record.get(name) != value:
             yield f"{name} of the record is {record.get(name)!r}, the index has {value!r}"

@@ -25,6 +25,7 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from signfuse_dist.corpora import Box
 from signfuse_dist.data.clock import (
     MAX_GAP,
     Timing,
@@ -321,7 +322,8 @@ class FrameReader:
 
     Without ``fps`` they are the pictures that appear in ``[start, end)`` seconds, each once, at
     whatever distances; with it, what is on the screen at equal steps. A picture is held for at
-    most ``max_gap`` seconds. Frames are letterboxed squares of ``frame_size`` pixels.
+    most ``max_gap`` seconds. Frames are squares of ``frame_size`` pixels, in which the picture is
+    letterboxed, or which ``box`` of the picture fills.
     ``exact_index`` makes their numbers exact at the price of decoding from the first. Iterating
     raises :class:`VideoError` for a truncated or damaged source, for a window that leaves it, and
     for a longer gap.
@@ -336,8 +338,10 @@ class FrameReader:
         fps: float | None = None,
         exact_index: bool = False,
         max_gap: float = MAX_GAP,
+        box: Box | None = None,
     ) -> None:
         self._source, self._frame_size, self._fps = source, frame_size, fps
+        self._box = box
         self._timing = Timing(source.rates, source.tick)
         pictures = source.pictures(start, exact_index)
         window = Window(start, end)
@@ -347,7 +351,7 @@ class FrameReader:
         )
 
     def __iter__(self) -> Iterator[VideoFrame]:
-        return (picture.framed(self._frame_size) for picture in self._pictures)
+        return (picture.framed(self._frame_size, self._box) for picture in self._pictures)
 
     @property
     def fps(self) -> float:

@@ -20,6 +20,16 @@ class Choices:
         default=None,
         metadata={"nargs": "+", "help": "an .npz of joints for each video, in place of MediaPipe"},
     )
+    box: Sequence[str] | None = field(
+        default=None,
+        metadata={
+            "type": str,
+            "nargs": "+",
+            "metavar": "x0,y0,x1,y1",
+            "help": "where the signer of each video is, as shares of the picture: for a model that "
+            "was trained with data.crop=box (default: the signer's joints)",
+        },
+    )
     nbest: int = field(
         default=1,
         metadata={"help": "translations a video (default: %(default)s; at most the beams)"},

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import DataConfig
-from signfuse_dist.corpora import VIDEO_SUFFIXES, ClipRow, FolderFrames
+from signfuse_dist.corpora import VIDEO_SUFFIXES, Box, ClipRow, FolderFrames, boxed
 from signfuse_dist.data.clock import VideoError
 from signfuse_dist.data.encode import encode_clip
 from signfuse_dist.data.frame_folder import IMAGE_SUFFIXES
@@ -48,6 +48,11 @@ _FLAGS = {
     "gap": "for a while no new picture is shown",
     "interlaced": "each picture is made of two, half a moment apart (interlaced)",
     "missing_frames": "the numbers of the pictures leave some out",
+    "no_crop": "nothing was found to cut the picture by: the model saw all of it, and was trained "
+    "on pictures that are cut around the signer",
+    "no_box": "no box was given: the picture was cut around the signer's joints, where those that "
+    "the model was trained on are cut around boxes of the corpus",
+    "hand_outside_box": "at times a hand lies outside the part of the picture that the model saw",
 }
 
 
@@ -135,7 +140,8 @@ class NewClip:
 
     def _covered(self, flag: str) -> bool:
         """Where there is no person, that there are no hands goes without saying."""
-        return flag != "no_person" and "no_person" in self.encoded.record["flags"]
+        told = ("no_person", "no_crop", "no_box")
+        return flag not in told and "no_person" in self.encoded.record["flags"]
 
 
 @dataclass(frozen=True)
@@ -150,9 +156,20 @@ class ClipReader:
     limits: Limits | None = None
     """None: the clips are the user's own, and may cost what they cost."""
 
-    def read(self, video: Path, joints: Path | None = None) -> NewClip:
-        """Decode a clip; raise UserError naming what is wrong with it."""
+    def read(self, video: Path, joints: Path | None = None, box: Box | None = None) -> NewClip:
+        """Decode a clip; raise UserError naming what is wrong with it.
+
+        It is cropped as the training clips were. ``box`` is for a model that was trained on boxes
+        of its corpus: without one, the clip is cut around the signer's joints, and flagged
+        ``no_box``.
+        """
         source = self.extractor or JointsFile
+        instead = self.data.crop == "box" and box is None
+        settings = PackConfig(
+            frame_size=self.data.frame_size,
+            fps=self.data.fps,
+            crop="signer" if instead else self.data.crop,
+        )
         packing = Packing(
             corpus="translate",
             root="",
@@ -160,7 +177,7 @@ class ClipReader:
             joint_layout=JOINT_LAYOUT,
             extractor=source.name,
             extractor_version=source.version,
-            settings=PackConfig(frame_size=self.data.frame_size, fps=self.data.fps),
+            settings=settings,
             rows_sha256="",
         )
         rate = self.folder_fps or self.data.fps
@@ -177,6 +194,8 @@ class ClipReader:
             split="",
             joints=joints,
             folder=FolderFrames(rate, None),
+            flags=("no_box",) if instead else (),
+            box=box,
         )
         encoded = encode_clip(row, packing, self._limited(video))
         count = len(encoded.jpegs)
@@ -192,17 +211,18 @@ class ClipReader:
 
 
 class Source(NamedTuple):
-    """Where a clip is, and its file of joints where no extractor looks for them."""
+    """Where a clip is, its file of joints where no extractor looks for them, and its box."""
 
     video: Path
     joints: Path | None
+    box: Box | None
 
 
 def read_source(reader: ClipReader, source: Source, report: Report) -> NewClip | str:
     """Return a clip, or what is wrong with it: the task of a worker process."""
     report(str(source.video), 0)
     try:
-        return reader.read(source.video, source.joints)
+        return reader.read(source.video, source.joints, source.box)
     except UserError as e:
         return str(e)
 
@@ -217,7 +237,7 @@ def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices)
     UserError when there is no model or no pose extractor, for a word that is wrong and for more
     candidates than beams.
     """
-    sources = _sources(find_videos(places), choices.joints)
+    sources = _sources(find_videos(places), choices)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     translator = load_translator(run_folder, device, choices.decoding)
     beams = translator.run.evaluation.num_beams
@@ -225,6 +245,11 @@ def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices)
         raise UserError(
             f"--nbest {choices.nbest}: evaluation.num_beams is {beams}; add "
             f"--decoding evaluation.num_beams={choices.nbest}"
+        )
+    if choices.box is not None and translator.run.data.crop != "box":
+        raise UserError(
+            f"--box: data.crop of {run_folder} is {translator.run.data.crop}, so the model was not "
+            "trained on boxes; leave it out"
         )
     by = _made_by(run_folder, translator)
     done = _already(choices.out, by, choices.nbest)
@@ -249,12 +274,24 @@ def join(clips: Sequence[NewClip]) -> SignBatch:
     return collate(read, frames, np.array([len(clip.frames) for clip in read]), encode=None)
 
 
-def _sources(videos: Sequence[Path], joints: Sequence[Path] | None) -> list[Source]:
-    if joints is None:
-        return [Source(video, None) for video in videos]
+def _sources(videos: Sequence[Path], choices: Choices) -> list[Source]:
+    joints: Sequence[Path | None] = choices.joints or [None] * len(videos)
     if len(joints) != len(videos):
         raise UserError(f"--joints names {len(joints)} files for {len(videos)} videos")
-    return [Source(*pair) for pair in zip(videos, joints, strict=True)]
+    boxes = [_box(text) for text in choices.box or ()] or [None] * len(videos)
+    if len(boxes) != len(videos):
+        raise UserError(
+            f"--box has {len(boxes)} boxes for {len(videos)} videos; one each is needed"
+        )
+    return [Source(*each) for each in zip(videos, joints, boxes, strict=True)]
+
+
+def _box(text: str) -> Box | None:
+    """Return a box that was typed, None for an empty one."""
+    try:
+        return boxed(text)
+    except UserError as error:
+        raise UserError(f"--box: {error}") from error
 
 
 def _made_by(run_folder: Path, translator: Translator) -> dict[str, Any]:

@@ -178,12 +178,15 @@ def _check_packing(run: RunConfig, what: str, manifest: Manifest) -> Finding:
         for name, packed, wanted in (
             ("fps", settings.fps, asked.fps),
             ("frame_size", settings.frame_size, asked.frame_size),
+            ("crop", settings.crop, asked.crop),
         )
         if packed != wanted
     ]
     if differences:
         return error(
-            what, "; ".join(differences), "Change data.fps and data.frame_size, or pack again"
+            what,
+            "; ".join(differences),
+            "Change data.fps, data.frame_size and data.crop, or pack again",
         )
     if not manifest.num_samples:
         return error(what, "no clips", "See its dropped.tsv")

@@ -325,6 +325,7 @@ class PackedSplit:
             "frames": f"{manifest.num_frames:,}",
             "frame rate": rate,
             "frame size": f"{settings.frame_size} x {settings.frame_size}",
+            "crop": settings.crop,
             "extractor": f"{packing.extractor} {packing.extractor_version}",
             "joint layout": packing.joint_layout,
             "packed by": f"signfuse_dist {manifest.signfuse_version}",

@@ -26,6 +26,11 @@ from signfuse_dist.run_folder import RunFolder
 
 Rows = list[tuple[str, str]]
 _T = TypeVar("_T")
+_CROPPED = {
+    "none": "",
+    "signer": " cut around the signer's joints",
+    "box": " cut around the corpus's boxes",
+}
 _LOSSES = ("contrastive", "alignment", "language", "total")
 
 
@@ -86,7 +91,7 @@ def _data(run: RunConfig, plan: PlanFacts) -> Rows:
         ("language", data.language),
         (
             "frames",
-            f"{data.frame_size} x {data.frame_size}, "
+            f"{data.frame_size} x {data.frame_size}{_CROPPED[data.crop]}, "
             f"{'the rate of each video' if data.fps is None else f'{data.fps:g} a second'}",
         ),
         ("longest clip", f"{data.max_frames} frames; longer ones are sampled down"),

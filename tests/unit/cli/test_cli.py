@@ -38,7 +38,8 @@ ARGUMENTS = {
     "check": "experiment overrides --world-size --launch --gpu-memory --parameters",
     "pack":
         "corpus --root --split --out --retry-dropped --workers --task-id --num-tasks "
-        "--frame-size --fps --jpeg-quality --max-gap --clips-per-shard --extractor --pose-model",
+        "--frame-size --fps --jpeg-quality --max-gap --clips-per-shard --crop --extractor "
+        "--pose-model",
     "pose":
         "corpus --root --split --shards --name --workers --task-id --num-tasks --extractor "
         "--pose-model",
@@ -55,7 +56,7 @@ ARGUMENTS = {
         "--json --method --num-samples --seed --seeds",
     "report": "run_folder --split",
     "translate":
-        "run_folder videos --joints --nbest --decoding --out --workers --folder-fps "
+        "run_folder videos --joints --box --nbest --decoding --out --workers --folder-fps "
         "--pose-model",
     "serve":
         "run_folder --host --port --max-megabytes --max-seconds --max-work-seconds "

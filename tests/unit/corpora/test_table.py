@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from helpers.little_clips import write_table
 from signfuse_dist.corpora import (
     VIDEO_SUFFIXES,
+    Box,
     CorpusError,
     key_of,
     read_corpus,
@@ -56,6 +57,43 @@ def rejected_reason(folder: Path, *row: object) -> str:
 )
 def test_a_bad_row_is_rejected_with_its_reason(tmp_path, row, reason):
     assert rejected_reason(tmp_path, *row).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "0 0 1",
+        "0 0 1 1 1",
+        "left top right bottom",
+        "0 0 nan 1",
+        "0 0 inf 1",
+        "-0.1 0 1 1",
+        "0 0 1.01 1",
+        "0 0 640 480",
+        "0.5 0 0.5 1",
+        "0 0.9 1 0.1",
+    ],
+)
+def test_a_box_that_is_no_part_of_a_picture_is_rejected(tmp_path, written):
+    rows = [("good", "g.mp4", "a sentence", "0 0 1 1"), ("a", "a.mp4", "text", written)]
+    table = write_table(tmp_path / "t.tsv", rows, ("id", "video", "text", "box"))
+    corpus = read_table(table, "train")
+    assert [row.id for row in corpus.rows] == ["good"]
+    assert [(r.id, r.row) for r in corpus.rejected] == [("a", 3)]
+    assert corpus.rejected[0].reason.startswith(f"bad box: {written!r} is not x0 y0 x1 y1")
+
+
+@pytest.mark.parametrize("written", ["0.1 0.2 0.6 1", "0.1,0.2,0.6,1.0", " 0.1, 0.2, 0.6, 1 "])
+def test_a_box_is_read_with_blanks_or_commas_between(tmp_path, written):
+    rows = [("a", "a.mp4", "text", written), ("b", "b.mp4", "text", " ")]
+    table = write_table(tmp_path / "t.tsv", rows, ("id", "video", "text", "box"))
+    assert [row.box for row in read_table(table, "train").rows] == [Box(0.1, 0.2, 0.6, 1.0), None]
+
+
+def test_a_table_has_one_column_of_boxes(tmp_path):
+    table = write_table(tmp_path / "t.tsv", [], ("id", "video", "text", "box", "box"))
+    with pytest.raises(CorpusError, match="column box appears more than once"):
+        read_table(table, "train")
 
 
 def test_a_folder_of_videos_that_is_a_link_is_followed_and_its_strays_are_listed(tmp_path):

@@ -11,11 +11,15 @@ from PIL import Image
 
 from helpers.little_clips import COLUMNS, write_joints, write_table, write_video
 from signfuse_dist.cli import main
+from signfuse_dist.corpora import Box
 from signfuse_dist.data.joints import Joints, PoseExtractor, stacked
-from signfuse_dist.data.look import collect
+from signfuse_dist.data.look import collect, crop_picture, show
 from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import extract_poses, pack
 from signfuse_dist.data.picture import VideoFrame
+from signfuse_dist.data.shard import ClipPose
+from signfuse_dist.data.verify import verify
+from signfuse_dist.errors import UserError
 from signfuse_dist.skeleton import NUM_JOINTS
 
 
@@ -125,3 +129,83 @@ def test_a_pose_set_that_is_not_there_is_refused(
     assert "none" in capsys.readouterr().err
     assert main([command[0], str(split), *command[1:], "--poses", "../out"]) == 2
     assert "begins with a letter" in capsys.readouterr().err
+
+
+def write_cropped(tmp_path: Path, crop: str, box: str) -> Path:
+    """Pack a wide clip whose hand is at 0.8 of its width in the last two frames of eight."""
+    folder = tmp_path / "cropped"
+    write_video(folder / "0.mp4", 8, 128, 64)
+    pose = np.full((8, NUM_JOINTS, 2), 0.5, np.float32)
+    pose[:, 1:] += np.linspace(-0.1, 0.1, NUM_JOINTS - 1)[:, None]
+    pose[6:, :4, 0] = 0.8
+    np.savez(folder / "0.npz", pose=pose, mask=np.ones((8, NUM_JOINTS), bool))
+    rows = [("clip", "0.mp4", "two words", "0.npz", box)]
+    table = write_table(folder / "t.tsv", rows, (*COLUMNS, "box"))
+    config = PackConfig(frame_size=64, crop=crop)
+    pack("table", table, "train", tmp_path / "out", config, workers=0)
+    return tmp_path / "out"
+
+
+RED = (255, 40, 40)
+
+
+def shown(folder: Path, out: Path) -> np.ndarray:
+    assert main(["show", str(folder), "clip", "--out", str(out)]) == 0
+    with Image.open(out) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_show_says_that_the_square_cut_a_hand_off_and_draws_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_cropped(tmp_path, "box", "0.3 0.2 0.7 0.8")
+    pixels = shown(folder, tmp_path / "clip.png")
+    printed = capsys.readouterr().out
+    assert "crop: 0.2969 0.09375 0.7031 0.9062 of the picture; " in printed
+    assert "8 of 336 landmarks of hands are cut off, in 2 of 8 frames" in printed
+    y, x = np.nonzero((pixels == RED).all(axis=2))
+    assert y.min() > 2 * (192 + 4), "below the frames"
+    # The outline is 192 pixels wide, and the hand at 0.8 of it.
+    assert np.abs(x - (4 + 0.8 * 192)).max() < 3
+    assert "hand_outside_box: 1" in str(collect(folder))
+    assert "64 pixels, cropped by box, " in str(collect(folder))
+
+
+def test_show_says_that_a_square_holds_the_hands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_cropped(tmp_path, "signer", "")
+    pixels = shown(folder, tmp_path / "clip.png")
+    assert "0 of 336 landmarks of hands are cut off, in 0 of 8 frames" in capsys.readouterr().out
+    assert not (pixels == RED).all(axis=2).any()
+
+
+def test_show_adds_nothing_to_a_clip_that_is_not_cropped(
+    split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "clip.png"
+    assert main(["show", str(split), "first", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+
+
+def test_a_box_of_a_hostile_shard_is_drawn_at_the_rim_or_refused() -> None:
+    pose = np.full((2, NUM_JOINTS, 2), 0.5, np.float32)
+    pose[0, 3] = np.nan
+    joints = ClipPose({}, pose, np.ones((2, NUM_JOINTS), bool))
+    for box in (Box(-1e300, -1e300, 1e300, 1e300), Box(0, 0, 1e-300, 1), Box(5, 5, 6, 6)):
+        picture, words = crop_picture(joints, box)
+        assert max(picture.size) < 1000
+        assert "landmarks" in words
+
+
+def test_show_refuses_a_box_that_is_none(tmp_path: Path) -> None:
+    folder = write_cropped(tmp_path, "signer", "")
+    tar = folder / "shard-000000.tar"
+    content = tar.read_bytes()
+    at = content.index(b'"box": [') + len(b'"box": [')
+    end = content.index(b"]", at)
+    tar.write_bytes(content[:at] + b"1".ljust(end - at) + content[end:])
+    with pytest.raises(UserError, match=r"box of the record is \[1\]"):
+        show(folder, "clip", 2, None)
+    (fault,) = [f for f in verify(folder, 0) if f.key]
+    assert "box of the record is [1], in shards that were packed with crop signer" in str(fault)

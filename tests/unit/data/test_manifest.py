@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +359,30 @@ def test_impossible_settings_are_refused_together() -> None:
 
 def test_the_index_lies_beside_its_tar() -> None:
     assert index_name(SHARD) == INDEX
+
+
+@pytest.mark.parametrize("crop", ["signer", "box"])
+def test_how_clips_are_cropped_is_written_and_read(split: Path, crop: str) -> None:
+    packing = replace(PACKING, settings=replace(PACKING.settings, crop=crop))
+    index = replace(INDEX_WRITTEN, packing=packing)
+    manifest = replace(MANIFEST, packing=packing)
+    (split / INDEX).write_bytes(index_bytes(index))
+    (split / "manifest.json").write_bytes(manifest_bytes(manifest))
+    assert load_manifest(split) == manifest
+    assert load_index(split, manifest.shards[0]) == index
+    assert MANIFEST.packing.differences(packing) == [f"crop is 'none', asked {crop!r}"]
+
+
+def test_shards_that_say_nothing_of_a_crop_hold_whole_pictures(split: Path) -> None:
+    assert b"crop" not in (split / "manifest.json").read_bytes()
+    assert b"crop" not in (split / INDEX).read_bytes()
+    assert load_manifest(split).packing.settings.crop == "none"
+    assert load_index(split, MANIFEST.shards[0]).packing == PACKING
+
+
+def test_a_crop_that_there_is_not_is_refused(split: Path) -> None:
+    content = json.loads((split / "manifest.json").read_text())
+    content["settings"]["crop"] = "face"
+    (split / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ShardError, match=r"'settings.crop' is of the wrong kind, 'face'"):
+        load_manifest(split)

@@ -76,7 +76,7 @@ def test_a_window_takes_the_frames_from_start_up_to_but_not_at_the_end(tmp_path)
 
 @pytest.mark.parametrize(
     ("start", "end", "words"),
-    [(None, 2.0, "end 2 s"), (3.0, None, "start 3 s"), (3.0, 4.0, "start 3 s")],
+    [(None, 2.0, "end 2 s"), (3.0, None, "start 3 s"), (3.0, 4.0, "end 4 s")],
 )
 def test_a_window_that_leaves_the_video_is_an_error(tmp_path, start, end, words):
     video = write_video(tmp_path / "v.mp4", 10)

@@ -256,9 +256,13 @@ def test_verify_says_where_it_cannot_leave_its_word(
 def test_another_packing_than_the_run_asks_is_an_error(job: Job) -> None:
     for name in ("dev", "test"):
         shutil.rmtree(job.split(name))
-    job.words = ["data.fps=25"]
+    job.words = ["data.fps=25", "data.crop=signer"]
     lines = job.check(1)
-    assert any("packed at fps 10.0, the run asks 25.0" in line for line in lines)
+    for difference in (
+        "packed at fps 10.0, the run asks 25.0",
+        "packed at crop none, the run asks signer",
+    ):
+        assert any(difference in line for line in lines)
 
 
 def test_a_pose_set_that_is_not_there_is_an_error(job: Job) -> None:

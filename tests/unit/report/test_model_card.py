@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,21 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 def front_matter(card: str) -> dict[str, Any]:
     assert card.startswith("---\n")
     return dict(yaml.safe_load(card.split("---\n")[1]))
+
+
+@pytest.mark.parametrize(
+    ("crop", "words"),
+    [
+        ("none", "48 x 48, 12.5 a second"),
+        ("signer", "48 x 48 cut around the signer's joints, 12.5 a second"),
+        ("box", "48 x 48 cut around the corpus's boxes, 12.5 a second"),
+    ],
+)
+def test_a_card_says_how_frames_are_cropped(
+    tmp_path: Path, run: RunConfig, crop: Any, words: str
+) -> None:
+    data = replace(run.data, crop=crop, frame_size=48, fps=12.5)
+    assert html.unescape(words) in html.unescape(written(tmp_path, replace(run, data=data)))
 
 
 def test_a_card_says_what_the_run_was(tmp_path: Path, run: RunConfig) -> None:

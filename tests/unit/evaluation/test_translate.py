@@ -1,0 +1,107 @@
+"""New clips are cropped as the training clips were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from helpers.little_clips import write_video
+from signfuse_dist.config import DataConfig
+from signfuse_dist.corpora import Box
+from signfuse_dist.data.joints import FrameTracker
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.choices import Choices, Limits
+from signfuse_dist.evaluation.translate import ClipReader, _sources
+from signfuse_dist.skeleton import NUM_JOINTS
+
+DATA = DataConfig(
+    corpus="table",
+    shards="shards",
+    train_split="train",
+    dev_split="dev",
+    test_split="test",
+    fps=None,
+    frame_size=32,
+    max_frames=100,
+    language="de",
+    bleu_tokenizer="13a",
+    metric_preset="sacrebleu",
+)
+
+
+class InTheMiddle(FrameTracker):
+    """Finds a signer in the middle half of every picture; nobody with ``found`` False."""
+
+    name, version = "middle", "1"
+
+    def __init__(self, found: bool = True) -> None:
+        self._found = found
+
+    def restart(self, after_failure: bool) -> None: ...
+
+    def find(self, picture: np.ndarray, number: int) -> np.ndarray:
+        if not self._found:
+            return np.full((NUM_JOINTS, 2), np.nan)
+        return np.linspace(0.4, 0.6, NUM_JOINTS)[:, None].repeat(2, axis=1)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return write_video(tmp_path / "v.mp4", 6, 128, 64)
+
+
+def read(video: Path, crop: str, box: Box | None = None, found: bool = True):
+    reader = ClipReader(replace(DATA, crop=crop), InTheMiddle(found), limits=Limits())
+    return reader.read(video, box=box)
+
+
+def test_a_model_of_whole_pictures_sees_the_whole_picture(video: Path) -> None:
+    clip = read(video, "none")
+    assert "box" not in clip.encoded.record
+    assert clip.notes == []
+    assert simplejpeg.decode_jpeg(clip.encoded.jpegs[0])[:7].max() < 20
+
+
+def test_a_model_of_cropped_pictures_sees_the_square_around_the_signer(video: Path) -> None:
+    clip = read(video, "signer")
+    x0, y0, x1, y1 = clip.encoded.record["box"]
+    assert (x1 - x0) * 128 == (y1 - y0) * 64 < 64
+    assert simplejpeg.decode_jpeg(clip.encoded.jpegs[0]).min() > 20
+    assert clip.notes == []
+    assert len(clip.clip().frames) == 6
+
+
+def test_a_clip_without_a_signer_is_whole_and_says_so(video: Path) -> None:
+    clip = read(video, "signer", found=False)
+    assert clip.encoded.record["box"] is None
+    assert len(clip.notes) == 2
+    assert "no person was found" in clip.notes[0]
+    assert "the model saw all of it" in clip.notes[1]
+
+
+def test_a_model_of_boxes_takes_the_one_that_is_given(video: Path) -> None:
+    clip = read(video, "box", Box(0.25, 0.25, 0.5, 0.75))
+    assert clip.encoded.record["box"] == [0.25, 0.25, 0.5, 0.75]
+    assert clip.encoded.record["flags"] == []
+
+
+def test_a_model_of_boxes_says_what_it_used_where_none_is_given(video: Path) -> None:
+    clip = read(video, "box")
+    assert clip.encoded.record["box"] == read(video, "signer").encoded.record["box"]
+    assert clip.encoded.record["flags"] == ["no_box"]
+    assert "no box was given" in clip.notes[0]
+
+
+def test_boxes_are_typed_one_a_video() -> None:
+    videos = [Path("a.mp4"), Path("b.mp4")]
+    first, second = _sources(videos, Choices(box=["0,0,0.5,1", "0.5 0 1 1"]))
+    assert (first.box, second.box) == (Box(0, 0, 0.5, 1), Box(0.5, 0, 1, 1))
+    assert [source.box for source in _sources(videos, Choices())] == [None, None]
+    with pytest.raises(UserError, match="--box has 1 boxes for 2 videos"):
+        _sources(videos, Choices(box=["0,0,1,1"]))
+    with pytest.raises(UserError, match="--box: bad box: '0,0,640,480' is not x0 y0 x1 y1"):
+        _sources(videos[:1], Choices(box=["0,0,640,480"]))
