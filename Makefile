@@ -65,11 +65,15 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# What runs in one process is shared by two; what starts processes of its own has the machine alone.
+SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/parity tests/invariance
+ALONE = $(BIN)/python -m pytest tests/integration tests/slurm tests/gpu
+
 test: lint
-	$(BIN)/python -m pytest -m "not long"
+	$(SHARED) -m "not long"; status=$$?; $(ALONE) -m "not long" && exit $$status
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(SHARED); status=$$?; $(ALONE) && exit $$status
 
 clean:
 	rm -rf $(VENV) build *.egg-info
