@@ -25,10 +25,11 @@ from signfuse_dist.config import RunConfig, keys_with
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import STATE, checksum, write_text
-from signfuse_dist.plan import Plan
+from signfuse_dist.plan import Plan, divisors_that_fit
 from signfuse_dist.stages import TRAINABLE, loss_weights, previous
 
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
+_BATCH_NORMS = {"sync", "local"}  # norms whose statistics are those of a batch
 _SHARED = ("data.", "model.", "train.stages")  # keys that all stages of an experiment have alike
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -295,6 +296,38 @@ def identify(
     }
 
 
+def refuse_other_meeting(run: RunConfig, plan: Plan, before: Any) -> None:
+    """Raise UserError when other numbers of clips met in a step before; say what would keep them.
+
+    ``before`` is ``meeting`` of what :func:`identify` returned for the checkpoint.
+    """
+    now = _num_meeting(run, plan)
+    if before is None or before == now:
+        return
+    each, left = divmod(before, plan.world_size)
+    advice = f"give train.micro_batch_size={each}, which keeps every number"
+    if left or each not in divisors_that_fit(plan.global_batch_size, plan.world_size):
+        advice = (
+            f"give a number of processes that divides {before} evenly, with train.micro_batch_size "
+            f"so that both make {before}"
+        )
+    raise UserError(
+        f"{run.folder} was trained with {before} clips that see each other at a time, and "
+        f"{plan.world_size} processes x train.micro_batch_size={plan.micro_batch_size} make {now}: "
+        f"{_why_they_meet(run)}. To go on, {advice}. A new run with model.norm=layer and "
+        "model.visual_norm=group depends on no such number where Eq. 21 caches its gradients"
+    )
+
+
+def _why_they_meet(run: RunConfig) -> str:
+    norms = [key for key in ("norm", "visual_norm") if getattr(run.model, key) in _BATCH_NORMS]
+    if norms:
+        return " and ".join(f"model.{key}={getattr(run.model, key)}" for key in norms) + (
+            " takes statistics over them"
+        )
+    return "Eq. 21 compares them with each other (train.gradient_caching=false)"
+
+
 def _num_meeting(run: RunConfig, plan: Plan) -> int | None:
     """Return how many clips see each other in a step, which must stay what it was; None: none do.
 
@@ -302,10 +335,20 @@ def _num_meeting(run: RunConfig, plan: Plan) -> int | None:
     through Eq. 21 its pairs, which gradient caching makes those of the whole step.
     """
     trains = set(TRAINABLE[run.stage.name]) & {"visual", "skeletal"}
-    if trains and {run.model.norm, run.model.visual_norm} & {"sync", "local"}:
+    if trains and {run.model.norm, run.model.visual_norm} & _BATCH_NORMS:
         return plan.num_together
     if "contrastive" in loss_weights(run.stage.name, run.loss):
         return plan.num_pairs
+    return None
+
+
+def latest_meeting(folder: RunFolder) -> Any:
+    """Return how many clips met according to the newest checkpoint; None where none says it."""
+    for path in sorted(folder.checkpoints.glob(f"step_*/{STATE}"), reverse=True):
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["run"]["meeting"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: training goes on from the one before it, too
     return None
 
 

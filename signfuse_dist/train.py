@@ -46,7 +46,7 @@ from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, data_position, make_plan
 from signfuse_dist.preflight.check import caveats
 from signfuse_dist.report.model_card import write_card
-from signfuse_dist.run_folder import RunFolder, begin, identify
+from signfuse_dist.run_folder import RunFolder, begin, identify, refuse_other_meeting
 from signfuse_dist.stages import needs_language_model, previous
 
 
@@ -162,6 +162,7 @@ def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> checkpoint.
     """
     newest = checkpoint.agree_on_latest(job.folder.checkpoints, job.accelerator, job.print_main)
     if newest is not None:
+        refuse_other_meeting(job.run, job.plan, newest.state.get("run", {}).get("meeting"))
         position = data_position(job.plan, job.run.train.seed, newest.step)
         refuse_other_run(newest, {"run": identity, "data": position})
         checkpoint.load_weights(newest.path, model)

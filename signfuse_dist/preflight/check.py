@@ -114,9 +114,10 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
     Raises UserError when the launch file cannot be read.
     """
     first = runs[0]
+    planned = {run.stage.name: plan for run, plan in zip(runs, plans, strict=False)}
     findings = [
         *inputs.check_splits(first),
-        *inputs.check_weights(runs),
+        *inputs.check_weights(runs, planned),
         *machine.check_machine(first),
     ]
     if any(needs_language_model(run.stage.name) for run in runs):
@@ -127,7 +128,6 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
         bucket = machine.bucket(settings)
         plan = plans[0] if plans else None
         findings += machine.check_launch(target.launch, settings, first, plan, target.world_size)
-    planned = {run.stage.name: plan for run, plan in zip(runs, plans, strict=False)}
     return findings + _check_sizes(runs, planned, target, bucket)
 
 

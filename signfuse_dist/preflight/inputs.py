@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from signfuse_dist.config import ModelConfig, RunConfig
+from signfuse_dist.config import ModelConfig, RunConfig, StageName
 from signfuse_dist.data.manifest import (
     FEW_JOINTS,
     NO_EXTRACTOR,
@@ -35,7 +35,13 @@ from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.errors import UserError, printable
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
-from signfuse_dist.run_folder import RunFolder, refuse_other, refuse_other_before
+from signfuse_dist.run_folder import (
+    RunFolder,
+    latest_meeting,
+    refuse_other,
+    refuse_other_before,
+    refuse_other_meeting,
+)
 from signfuse_dist.stages import previous
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
@@ -339,8 +345,11 @@ def _weights(folder: Path) -> list[Path]:
     return []
 
 
-def check_weights(runs: Sequence[RunConfig]) -> list[Finding]:
-    """Look at what the first of these stages starts from, and at the run folder of each."""
+def check_weights(runs: Sequence[RunConfig], planned: Mapping[StageName, Plan]) -> list[Finding]:
+    """Look at what the first of these stages starts from, and at the run folder of each.
+
+    ``planned`` are the plans by stage, where there are any.
+    """
     findings = _check_start(runs[0])
     for run in runs:
         what, folder = f"run folder {run.folder}", RunFolder.of(run)
@@ -348,8 +357,10 @@ def check_weights(runs: Sequence[RunConfig]) -> list[Finding]:
             if run is runs[0]:
                 refuse_other_before(run)
             refuse_other(run)
+            if run.stage.name in planned and not folder.is_finished:
+                refuse_other_meeting(run, planned[run.stage.name], latest_meeting(folder))
         except UserError as e:
-            findings.append(error(what, str(e), "Give train.output=FOLDER"))
+            findings.append(error(what, str(e), "Or give train.output=FOLDER"))
             continue
         begun = "a run of this configuration, to go on" if folder.config.exists() else "new"
         is_trained = folder.is_finished

@@ -187,7 +187,8 @@ def test_another_number_of_clips_that_meet_is_refused_by_name(watched: Watched) 
     watched.launch(output, "zero2", 1, [*words, micro(1)], STOP_AFTER="2")
     words = [*words, "train.micro_batch_size=2"]
     printed = watched.launch(output, "zero2", 1, words, STOP_AFTER="4")
-    assert "run.meeting was 4, is 2" in printed
+    assert "was trained with 4 clips that see each other at a time" in printed
+    assert "give train.micro_batch_size=4, which keeps every number" in printed
     assert max(watched.seen(output)) == 1
 
 

@@ -25,6 +25,7 @@ from signfuse_dist.run_folder import (
     identify,
     refuse_other,
     refuse_other_before,
+    refuse_other_meeting,
 )
 
 CONFIGS = ROOT / "configs" / "experiment"
@@ -99,6 +100,39 @@ def test_how_many_clips_meet_counts_where_they_see_each_other(
     tmp_path: Path, words: list[str], meeting: int | None
 ) -> None:
     assert identity(tmp_path, *words)["meeting"] == meeting
+
+
+@pytest.mark.parametrize(
+    ("world_size", "size", "advice"),
+    [
+        (1, 4, "give train.micro_batch_size=8, which keeps every number"),
+        (2, 2, "give train.micro_batch_size=4, which keeps every number"),
+        (8, 1, None),
+        (4, 1, "give train.micro_batch_size=2, which keeps every number"),
+    ],
+)
+def test_another_number_of_processes_is_told_which_micro_batch_keeps_the_statistics(
+    tmp_path: Path, world_size: int, size: int, advice: str | None
+) -> None:
+    run = demo(tmp_path, "contrastive", f"train.micro_batch_size={size}")
+    plan = make_plan(20, run.stage, run.train, world_size)
+    if advice is None:
+        refuse_other_meeting(run, plan, 8)
+        return
+    with pytest.raises(UserError) as error:
+        refuse_other_meeting(run, plan, 8)
+    assert advice in str(error.value)
+    assert "was trained with 8 clips that see each other" in str(error.value)
+    assert "model.norm=sync takes statistics over them" in str(error.value)
+
+
+def test_a_number_of_processes_that_cannot_keep_the_statistics_says_what_would(
+    tmp_path: Path,
+) -> None:
+    run = demo(tmp_path, "contrastive", "train.global_batch_size=12", "train.micro_batch_size=2")
+    with pytest.raises(UserError, match="a number of processes that divides 4 evenly"):
+        refuse_other_meeting(run, make_plan(20, run.stage, run.train, 3), 4)
+    refuse_other_meeting(run, make_plan(20, run.stage, run.train, 3), None)
 
 
 def test_where_the_data_stands_follows_from_the_step() -> None:

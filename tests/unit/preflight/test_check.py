@@ -40,6 +40,15 @@ class Job:
     def llm(self) -> Path:
         return self.folder / "llm"
 
+    @property
+    def overrides(self) -> list[str]:
+        return [
+            f"data.shards={self.folder / 'shards'}",
+            f"model.llm={self.llm}",
+            f"train.output={self.folder / 'runs'}",
+            *self.words,
+        ]
+
     def split(self, name: str) -> Path:
         return self.folder / "shards" / name
 
@@ -54,13 +63,8 @@ class Job:
         """Run the check, assert how it ends, and return the lines of its findings."""
         path = self.launch() if "--launch" not in self.options else None
         launch = ["--launch", str(path)] if path else []
-        words = [
-            f"data.shards={self.folder / 'shards'}",
-            f"model.llm={self.llm}",
-            f"train.output={self.folder / 'runs'}",
-            *self.words,
-        ]
-        assert main(["check", DEMO, "--world-size", "2", *launch, *self.options, *words]) == status
+        command = ["check", DEMO, "--world-size", "2", *launch, *self.options, *self.overrides]
+        assert main(command) == status
         return self.capsys.readouterr().out.splitlines()
 
     def finds(self, level: str, *parts: str) -> str:
@@ -350,6 +354,18 @@ def test_a_run_folder_of_another_configuration_is_an_error(job: Job) -> None:
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(yaml.safe_dump(run.to_dict()))
     job.finds("error", "train.seed was 3, is 0", "train.output=FOLDER")
+
+
+def test_a_number_of_processes_that_changes_the_statistics_is_predicted(job: Job) -> None:
+    from signfuse_dist.experiment import load_run
+
+    run = load_run(DEMO, "contrastive", job.overrides)
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(run.to_dict()))
+    state = run.folder / "checkpoints" / "step_00000001" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"run": {"meeting": 4}}')
+    job.finds("error", "was trained with 4 clips that see each other", "train.micro_batch_size=2")
 
 
 Settings = dict[str, object]
