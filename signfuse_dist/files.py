@@ -127,6 +127,9 @@ def write_folder(
 def _write_state(part: Path, state: dict[str, Any]) -> None:
     """Sync what is there and write its checksums."""
     files = sorted(path for path in part.rglob("*") if path.is_file())
+    readable = stat.S_IMODE(part.stat().st_mode) & 0o666  # as the umask has it for a new file
+    for path in files:
+        path.chmod(readable)  # safetensors leaves 0600, which colleagues cannot read
     for path in (*files, *{file.parent for file in files}):
         sync(path)
     checksums = {path.relative_to(part).as_posix(): checksum(path) for path in files}

@@ -40,6 +40,23 @@ def test_a_folder_holds_its_files_and_a_state_with_their_checksums(tmp_path: Pat
     assert [p.name for p in folder.parent.iterdir()] == ["folder"], "nothing is left over"
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_files_have_the_modes_that_the_umask_gives_whatever_wrote_them(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    def private(path: Path) -> None:
+        path.write_bytes(b"content")
+        path.chmod(0o600)
+
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "folder", {"a.bin": private}, {"step": 3})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "folder").iterdir()}
+    assert modes == {"a.bin": mode, STATE: mode}
+
+
 def test_an_earlier_folder_is_replaced_whole(tmp_path: Path) -> None:
     folder = write(tmp_path / "folder")
     (folder / "stray").write_text("old")
