@@ -148,7 +148,8 @@ class ModelConfig:
     """Whether feature maps lie in memory with the channels last; needs a `visual_width` of 8 or
     more."""
     visual_compile: bool = key(False, "load", "memory only")
-    """Whether the ResNet is compiled by torch.compile; needs a C++ compiler on a CPU."""
+    """Whether the ResNet is compiled by torch.compile. For GPUs: on one CPU, code that torch 2.15
+    had compiled gave wrong gradients (docs/log.md)."""
     dim: Positive = 512
     """Width d of both streams, CMFA and HTA (Table 1: 512)."""
     visual_kernel: Positive = key(3, "encoders")

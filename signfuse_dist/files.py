@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO
 from signfuse_dist.errors import MachineError, UserError
 
 STATE = "state.json"
+_OWN_CHECKSUM = "state_sha256"  # in state.json: of all else that it says
 PART = ".part"  # ends the name of a folder that is being written
 # Folders of files that come with the package and that a user may have in the working folder too.
 _OWN = ("configs", "ds_configs", "launch")
@@ -133,19 +134,31 @@ def _write_state(part: Path, state: dict[str, Any]) -> None:
     for path in (*files, *{file.parent for file in files}):
         sync(path)
     checksums = {path.relative_to(part).as_posix(): checksum(path) for path in files}
-    text = json.dumps({"version": 1, **state, "files": checksums}, indent=1, sort_keys=True)
+    content = {"version": 1, **state, "files": checksums}
+    signed = {**content, _OWN_CHECKSUM: _checksum_of(content)}
+    text = json.dumps(signed, indent=1, sort_keys=True)
     (part / STATE).write_text(text, encoding="utf-8")
     sync(part / STATE)
     sync(part)
 
 
+def _checksum_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return a folder's ``state.json`` after comparing every checksum; raise UserError."""
+    """Return a folder's ``state.json`` after comparing all checksums, its own too; raise UserError.
+
+    Folders of earlier versions have none of their own.
+    """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         files = dict(state["files"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        own = state.pop(_OWN_CHECKSUM, None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{folder / STATE} cannot be read ({e})") from e
+    if own is not None and own != _checksum_of(state):
+        raise UserError(f"{folder / STATE} is damaged: its own checksum differs")
     for name, expected in files.items():
         if not _is_inside(name) or not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing")

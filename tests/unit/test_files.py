@@ -98,6 +98,24 @@ def test_a_changed_file_is_named(tmp_path: Path) -> None:
         read_state(folder)
 
 
+def test_a_changed_state_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder", loss=0.5)
+    text = (folder / STATE).read_text()
+    (folder / STATE).write_text(text.replace('"step": 3', '"step": 4'))
+    with pytest.raises(UserError, match=r"state.json is damaged: its own checksum differs"):
+        read_state(folder)
+    (folder / STATE).write_text(text)
+    assert read_state(folder)["step"] == 3
+
+
+def test_a_state_of_an_earlier_version_has_no_checksum_of_its_own(tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder")
+    state = json.loads((folder / STATE).read_text())
+    del state["state_sha256"]
+    (folder / STATE).write_text(json.dumps(state))
+    assert read_state(folder) == state
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "folder")
     (folder / "a.bin").unlink()
