@@ -260,14 +260,15 @@ class TextReader:
 def seconds(fields: Fields, column: str) -> float | None:
     """Return the time in ``column``, None where the column or the field is empty."""
     written = fields.get(column, "")
-    if not written:
+    if not written or written in EMPTY_WORDS:
         return None
     try:
         value = float(written)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:
-        raise CorpusError(f"bad time: {column} {written!r} is not a time in seconds")
+        comma = "; write a point for the comma" if "," in written else ""
+        raise CorpusError(f"bad time: {column} {written!r} is not a time in seconds{comma}")
     return value
 
 

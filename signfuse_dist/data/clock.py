@@ -158,6 +158,7 @@ def shown(
             raise VideoError(
                 f"bad time: {edge} {second:g} s is beyond the end of {name}, {finish:.2f} s"
             )
+    timing.longest = max(timing.longest, held.duration if window.end is None else end - held.time)
     yield Shown(held, max(held.time, begin), min(end, finish), held.time < begin - half)
 
 

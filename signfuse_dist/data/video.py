@@ -14,6 +14,7 @@ import heapq
 import stat
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ _COVERS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.
 _SEEK_AFTER = 2.0  # seconds: below this, decoding from the beginning costs no more than seeking
 _STEPS_BACK = (0.0, 2.0, 8.0, 32.0)  # seconds before the start at which a key frame is looked for
 _TOLERATED, _AT_MOST = 0.05, 1.0  # share of the duration, and seconds, that may be missing
+_STEP_BACK = 0.2  # seconds by which the clock of a programme stream may jump back
 _ROUNDING = 1e-3  # seconds: no container that is read here keeps its times less exactly
 _PLAUSIBLE = (1.0, 240.0)  # frames a second; a container without a rate names its time base's
 
@@ -151,13 +153,27 @@ class VideoFile:
         """
         if start is not None and start > _SEEK_AFTER and not exact_index and self._can_seek:
             for step in _STEPS_BACK:
-                key_frame = self._key_frame(max(0.0, start - step))
-                if key_frame is not None and self._time(key_frame.pts) <= start + self.tick / 2:
-                    yield from self._decode(start, key_frame)
+                decoded = self._sought(max(0.0, start - step), start)
+                if decoded is not None:
+                    yield from decoded
                     return
             self._container.close()
             self._container, self._stream = self._open()
         yield from self._decode(start or 0.0, None)
+
+    def _sought(self, place: float, start: float) -> Iterator[TimedPicture] | None:
+        """Seek to ``place``, and return what is decoded there if it begins by ``start``."""
+        latest = start + self.tick / 2
+        key_frame = self._key_frame(place)
+        if key_frame is None or self._time(key_frame.pts) > latest:
+            return None
+        decoded = self._decode(start, key_frame)
+        try:
+            # Where pictures are refreshed in parts, the first that is whole may come much later.
+            first = next(decoded, None)
+        except VideoError:
+            return None  # read from an earlier place, it will be found again
+        return None if first is None or first.time > latest else chain([first], decoded)
 
     @property
     def _time_base(self) -> Fraction:
@@ -174,14 +190,16 @@ class VideoFile:
         """Whether the container keeps no time for pictures that are decoded out of their order.
 
         AVI says when a frame is read, not when it is shown: frames in the order of showing get the
-        times of reading, in their order.
+        times of reading, in their order. For H.264 FFmpeg makes times up even where the two agree.
         """
-        return self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
+        codec = self._stream.codec_context
+        reordered = codec.has_b_frames or codec.name in ("h264", "hevc")
+        return self._container.format.name == "avi" and bool(reordered)
 
     @property
     def _can_seek(self) -> bool:
-        """Whether times are right after a seek; in a programme stream they are guessed there."""
-        return self._container.format.name != "mpeg" and not self._counts_packets
+        """Whether times are right after a seek; in some containers they are guessed there."""
+        return self._container.format.name not in ("mpeg", "mxf") and not self._counts_packets
 
     def _time(self, pts: int | None) -> float:
         numerator, denominator = self._time_base.as_integer_ratio()
@@ -248,6 +266,7 @@ class VideoFile:
         aspect = _fraction(self._stream.sample_aspect_ratio or 1).as_integer_ratio()
         numerator, denominator = self._time_base.as_integer_ratio()
         origin, rate = self._origin, self.rates[0]
+        programme, last = self._container.format.name == "mpeg", float("-inf")
         try:
             for packet in self._packets(key_frame):
                 if packet.stream.index != self._stream.index:
@@ -260,6 +279,9 @@ class VideoFile:
                         continue
                     # Integers give the same times as fractions, which are slow.
                     time = count / rate if pts is None else pts * numerator / denominator - origin
+                    if programme and last - _STEP_BACK < time <= last:
+                        time = last + _ROUNDING  # its clock jumps by a few pictures now and then
+                    last = time
                     duration = (frame.duration or 0) * numerator / denominator
                     index = count if key_frame is None else round(time * rate)
                     if (frame.is_corrupt or packet.is_corrupt) and time >= start:
@@ -268,7 +290,7 @@ class VideoFile:
                     count += 1
                     picture = _DecodedPicture(frame, aspect, self._scaler)
                     yield TimedPicture(index, time, duration, picture)
-        except (av.FFmpegError, OSError) as error:
+        except (av.FFmpegError, OSError, IndexError) as error:  # PyAV's, for a stream it lacks
             if machine_fault(error):
                 raise machine_error(error, self.path) from error
             index = count if key_frame is None else round(time * rate)
@@ -279,7 +301,8 @@ class VideoFile:
         """Yield the packets of the pictures, and where only the file says how long it is, all."""
         if key_frame is not None:
             yield key_frame
-        whole_file = self._stream.duration is None and self._container.duration is not None
+        own = None if self._container.format.name == "asf" else self._stream.duration
+        whole_file = own is None and self._container.duration is not None  # asf has the file's
         for packet in self._container.demux(*([] if whole_file else [self._stream])):
             if packet.stream.index != self._stream.index and packet.pts is not None:
                 base = _fraction(packet.time_base)

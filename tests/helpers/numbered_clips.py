@@ -57,12 +57,14 @@ def write_numbered(
     rate: int = 30,
     key_frames: int = 24,
     sound: str | None = None,
+    sound_for: float | None = None,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
     """Write a video whose pictures are shown at ``times``.
 
-    ``sound`` is a codec: silence from time 0 on, so that the pictures may begin after the file.
+    ``sound`` is a codec: silence from time 0 on, so that the pictures may begin after the file,
+    to the last picture or for ``sound_for`` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Where a container or codec counts, its pictures come at the rate.
@@ -76,7 +78,8 @@ def write_numbered(
         stream.codec_context.time_base = clock
         voice = container.add_stream(sound, rate=48_000, layout="mono") if sound else None
         if voice is not None:
-            silence = np.zeros((1, round(48_000 * (times[-1] + 1 / rate))), dtype=np.float32)
+            seconds = sound_for or times[-1] + 1 / rate
+            silence = np.zeros((1, round(48_000 * seconds)), dtype=np.float32)
             heard = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
             heard.sample_rate, heard.pts, heard.time_base = 48_000, 0, Fraction(1, 48_000)
             container.mux([*voice.encode(heard), *voice.encode()])

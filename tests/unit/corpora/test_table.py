@@ -33,6 +33,12 @@ def rejected_reason(folder: Path, *row: object) -> str:
     return rejected.reason
 
 
+def test_a_time_that_pandas_left_empty_is_no_time(tmp_path):
+    rows = [("a", "a.mp4", "text", "nan", "1.5"), ("b", "b.mp4", "text", "0.5", "NaN")]
+    corpus = read_table(write_table(tmp_path / "t.tsv", rows, COLUMNS), "train")
+    assert [(row.start, row.end) for row in corpus.rows] == [(None, 1.5), (0.5, None)]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -51,7 +57,11 @@ def rejected_reason(folder: Path, *row: object) -> str:
         (("a", "b/../../c.mp4", "text", "", ""), "bad path"),
         (("a", "a.mp4", "text", "soon", ""), "bad time: start 'soon'"),
         (("a", "a.mp4", "text", "-1", ""), "bad time"),
-        (("a", "a.mp4", "text", "nan", ""), "bad time"),
+        (("a", "a.mp4", "text", "inf", ""), "bad time"),
+        (
+            ("a", "a.mp4", "text", "0,5", ""),
+            "bad time: start '0,5' is not a time in seconds; write",
+        ),
         (("a", "a.mp4", "text", "2", "2"), "bad time: end 2 s is not after"),
     ],
 )

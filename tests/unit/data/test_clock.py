@@ -75,8 +75,9 @@ def test_a_start_just_before_the_first_picture_after_a_long_gap_is_that_picture(
 
 
 def test_what_a_file_announces_for_its_last_picture_is_bounded():
-    times, _ = timed([0.0, 0.1, 0.2], fps=10, last_for=1e6, declared=10)
+    times, timing = timed([0.0, 0.1, 0.2], fps=10, last_for=1e6, declared=10)
     assert times == [0.0, 0.1, *[0.2] * 20]
+    assert timing.flags == ("gap",)
 
 
 def test_times_that_run_backwards_are_damage():

@@ -22,6 +22,7 @@ VARYING = [*constant(30, 90), *constant(10, 40, start=3.0)]
 JITTERING = np.cumsum([0.0, *np.random.default_rng(0).uniform(0.025, 0.045, 200)]).tolist()
 PAUSING = [*constant(30, 70), *constant(30, 120, start=70 / 30 + 1.4)]
 TIMES = {"steady": STEADY, "varying": VARYING, "jittering": JITTERING, "pausing": PAUSING}
+IN_PARTS = {"x264-params": "intra-refresh=1", "preset": "veryfast"}
 OPEN_GROUPS = {"x264-params": "open-gop=1:scenecut=0:bframes=3", "preset": "veryfast"}
 FAST = {"preset": "veryfast"}
 MPEG2 = {"bf": "2", "qmin": "1", "qmax": "3"}
@@ -30,6 +31,8 @@ SIMPLE = {"qmin": "1", "qmax": "3"}
 ANY_TIMES = [
     ("mp4", "libx264", FAST, {}),
     ("mp4", "libx264", OPEN_GROUPS, {}),
+    ("mp4", "libx264", IN_PARTS, {}),
+    ("mkv", "libx264", IN_PARTS, {}),
     ("mp4", "libx264", FAST, {"movflags": "frag_keyframe+empty_moov"}),
     ("mov", "libx264", FAST, {}),
     ("mkv", "libx264", OPEN_GROUPS, {}),
@@ -43,6 +46,8 @@ STEADY_TIMES = [
     ("vob", "mpeg2video", MPEG2, {}),
     ("avi", "mpeg4", SIMPLE, {}),
     ("avi", "libx264", FAST, {}),
+    ("avi", "libx264", {**FAST, "bf": "0"}, {}),
+    ("wmv", "wmv2", SIMPLE, {}),
 ]
 CUTS = [(0.4, 0.9), (2.1, 2.5), (2.95, 3.31), (4.0, 4.4), (5.6, 6.0)]
 

@@ -378,3 +378,31 @@ def test_a_fault_of_the_disk_is_not_taken_for_one_of_a_picture(tmp_path, monkeyp
     monkeypatch.setattr("PIL.Image.open", fails)
     with pytest.raises(MachineError, match="Stale file handle"):
         frames_of(folder, folder_fps=25.0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "sound"),
+    [
+        ("mp4", "libx264", "aac"),
+        ("mkv", "libx264", "aac"),
+        ("wmv", "wmv2", "libmp3lame"),
+        ("avi", "mpeg4", "aac"),
+    ],
+)
+def test_sound_that_outlasts_the_pictures_is_no_missing_picture(tmp_path, suffix, codec, sound):
+    video = write_numbered(
+        tmp_path / f"v.{suffix}", constant(30, 60), codec, sound=sound, sound_for=12.0
+    )
+    assert len(frames_of(video)) == 60
+
+
+def test_a_stream_that_the_reader_does_not_know_is_damage(tmp_path, monkeypatch):
+    video = write_video(tmp_path / "v.mp4", 10)
+
+    def fails(*_):
+        raise IndexError("list index out of range")
+
+    with open_video(video) as source:
+        monkeypatch.setattr(type(source), "_packets", fails)
+        with pytest.raises(VideoError, match=r"truncated video: v.mp4, 0 of 10 frames"):
+            list(FrameReader(source, 32))
