@@ -78,9 +78,15 @@ class _Scaler:
 class _DecodedPicture:
     """A frame of a video file, turned upright and with square pixels when it is asked for."""
 
-    def __init__(self, frame: AvFrame, aspect: tuple[int, int], scaler: _Scaler) -> None:
+    def __init__(
+        self,
+        frame: AvFrame,
+        orientation: tuple[bool, bool, bool],
+        aspect: tuple[int, int],
+        scaler: _Scaler,
+    ) -> None:
         self._frame, self._scaler = frame, scaler
-        self._transposed, self._mirrored, self._upside_down = _orientation(frame)
+        self._transposed, self._mirrored, self._upside_down = orientation
         width, height = max(1, round(frame.width * aspect[0] / aspect[1])), frame.height
         self.width, self.height = (height, width) if self._transposed else (width, height)
 
@@ -118,6 +124,7 @@ class VideoFile:
         self._container, self._stream = self._open()
         self._interlaced = False
         self._others_end = 0.0
+        self._orientations: dict[int, tuple[bool, bool, bool]] = {}
         named = (self._stream.guessed_rate, self._stream.average_rate)
         rates = [float(rate) for rate in named if rate]
         self.rates = tuple(r for r in rates if _PLAUSIBLE[0] <= r <= _PLAUSIBLE[1]) or (25.0,)
@@ -288,7 +295,11 @@ class VideoFile:
                         raise VideoError(self._missing(index, "a damaged frame"))
                     self._interlaced |= frame.interlaced_frame
                     count += 1
-                    picture = _DecodedPicture(frame, aspect, self._scaler)
+                    # Looking at side data makes a cycle that keeps a frame in memory: once a turn.
+                    if frame.rotation not in self._orientations:
+                        self._orientations[frame.rotation] = _orientation(frame)
+                    orientation = self._orientations[frame.rotation]
+                    picture = _DecodedPicture(frame, orientation, aspect, self._scaler)
                     yield TimedPicture(index, time, duration, picture)
         except (av.FFmpegError, OSError, IndexError) as error:  # PyAV's, for a stream it lacks
             if machine_fault(error):

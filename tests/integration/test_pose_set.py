@@ -90,6 +90,7 @@ def test_joints_are_extracted_again_and_the_frames_stay_as_they_are(corpus):
                 "extractor_version",
                 "flags",
                 "failed_frames",
+                "found_frames",
             }
             pixels = read_clip(out, theirs.name, shown.members).frames[:, 4:28]
             assert np.allclose(read.pose[0, 3, 0], pixels[0].mean() / 255, atol=0.02)
