@@ -26,7 +26,7 @@ from signfuse_dist.config import (
     build_section,
 )
 from signfuse_dist.errors import UserError, raise_together, refuse_unknown, suggest
-from signfuse_dist.files import locate, package_files, yaml_files
+from signfuse_dist.files import locate, package_files, read_yaml, yaml_files
 
 _CHOICES = ("data", "model", "stage")
 
@@ -236,12 +236,7 @@ def _merge_overrides(
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not YAML: {e}") from e
+    raw = read_yaml(path)
     if raw is None:
         return {}
     if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 
+import yaml
+
 from signfuse_dist.errors import MachineError, UserError
 
 STATE = "state.json"
@@ -272,6 +274,16 @@ def special_kind(path: Path) -> str | None:
         return _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
     except OSError:  # what is not there is an error of its own when it is opened
         return None
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds; raise :class:`UserError` when it cannot be read or parsed."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not YAML: {e}") from e
 
 
 def checksum(path: Path) -> str:

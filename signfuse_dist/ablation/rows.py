@@ -20,12 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from signfuse_dist.errors import UserError, raise_together, suggest
-from signfuse_dist.files import locate, yaml_files
+from signfuse_dist.files import locate, read_yaml, yaml_files
 from signfuse_dist.records import STRICT_KEYS, NonBlank, Place, build, dotted
 
 FOLDER = Path("configs") / "ablation"
@@ -120,12 +119,7 @@ def read_ablations(names: str) -> list[Ablation]:
 
 def read_ablation(path: Path) -> Ablation:
     """Read one file; raise :class:`UserError` with every error in it."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not YAML: {e}") from e
+    raw = read_yaml(path)
     errors: list[str] = []
     table = build(_TableRecord, raw, errors)
     # Rows, and what they say of each other, are read even where something beside them is wrong.
