@@ -203,3 +203,24 @@ def test_weights_do_not_depend_on_processes_accumulation_or_zero2(
     assert furthest(run.weights, bare_resnet_50) <= TOLERANCE
     share = 0.5 if (kind, processes) == ("zero2", 2) else 1.0
     assert held(run) == pytest.approx([share] * processes, abs=1e-3)
+
+
+@pytest.mark.long
+def test_in_bfloat16_zero2_sums_gradients_as_plain_ddp_does(
+    project: Project, tmp_path: Path
+) -> None:
+    """One step of two processes: what is compared is Adam's first moment, a tenth of the gradient.
+
+    DeepSpeed left to itself reduces in bfloat16, which is 1e-3 off.
+    """
+    moments = {}
+    for launch in ("cpu_zero2", "node_ddp"):
+        launcher = accelerate(launch, 2, "--main_process_port", str(free_port()))
+        words = ("train.precision=bf16", "train.checkpoint_steps=1", "train.keep_checkpoints=9")
+        (tmp_path / launch).mkdir()
+        trained(project, tmp_path / launch, [launcher], *words)
+        step = tmp_path / launch / "small" / "finetune" / "checkpoints" / "step_00000001"
+        moments[launch] = load_file(step / "optimizer.safetensors")
+    for name, expected in moments["node_ddp"].items():
+        apart = (moments["cpu_zero2"][name] - expected).norm()
+        assert float(apart) <= 1e-5 * float(expected.norm()), name

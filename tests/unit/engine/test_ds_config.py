@@ -17,7 +17,11 @@ from signfuse_dist.plan import Plan, make_plan
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 TEMPLATE: dict[str, Any] = {
     "gradient_clipping": "auto",
-    "torch_autocast": {"enabled": "auto", "dtype": "bfloat16"},
+    "torch_autocast": {
+        "enabled": "auto",
+        "dtype": "bfloat16",
+        "lower_precision_safe_modules": [],
+    },
     "zero_optimization": {"stage": 2},
 }
 
@@ -132,6 +136,7 @@ class Engine:
             "train_batch_size": 16,
             "gradient_clipping": 0.5,
             "torch_autocast_enabled": False,
+            "torch_autocast_lower_precision_safe_modules": [],
             "zero_optimization_stage": 2,
             "bfloat16_enabled": False,
             "fp16_enabled": False,
@@ -157,6 +162,11 @@ def test_an_engine_that_obeys_is_accepted(tmp_path: Path) -> None:
         ("train_batch_size", 32, "asked for 16, running with 32"),
         ("gradient_clipping", 1.0, "asked for 0.5, running with 1.0"),
         ("torch_autocast_enabled", True, "torch_autocast: asked for False"),
+        (
+            "torch_autocast_lower_precision_safe_modules",
+            ["torch.nn.modules.linear.Linear"],
+            "lower_precision_safe_modules: asked for []",
+        ),
         ("zero_optimization_stage", 0, "zero_stage: asked for 2, running with 0"),
         ("dp_world_size", 1, "world_size: asked for 2, running with 1"),
         ("bfloat16_enabled", True, "bf16: asked for False, running with True"),
