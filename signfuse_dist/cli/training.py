@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,7 +120,9 @@ def _check(options: argparse.Namespace) -> int:
     from signfuse_dist.preflight.check import Target, check_job, describe
     from signfuse_dist.preflight.finding import summary
 
-    target = from_options(Target, options)
+    # Inside a job it is Slurm's scripts that start the trainers.
+    started_by = "sbatch" if os.environ.get("SLURM_JOB_ID") else "accelerate"
+    target = from_options(Target, options, started_by=started_by)
     job = describe(options.experiment, options.overrides, target.world_size)
     findings = check_job(job.runs, job.plans, target)
     print(job.text)

@@ -1,24 +1,31 @@
 """Submitting all stages and the evaluation, each after the one before. Runs on the login node.
 
-bash slurm/pipeline.sh EXPERIMENT [option of sbatch ...] [section.key=value ...]
+    bash slurm/pipeline.sh EXPERIMENT [option of sbatch ...] [section.key=value ...]
+
+Before it submits anything it looks at what the jobs need, as `signfuse check` does.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from signfuse_dist.config import STAGES, RunConfig
-from signfuse_dist.errors import UserError
+from signfuse_dist.config import STAGES, RunConfig, StageName
+from signfuse_dist.errors import UserError, printable
 from signfuse_dist.experiment import load_stages
+from signfuse_dist.preflight.check import Target, refuse_errors
+from signfuse_dist.run_folder import RunFolder
 
 _USAGE = (
     "usage: bash slurm/pipeline.sh EXPERIMENT [option of sbatch ...] [section.key=value ...], "
     "from the project folder"
 )
+_LAUNCH = "launch/cluster_zero2.yaml"  # as in slurm/environment.sh
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)?=")
 
 
@@ -74,21 +81,68 @@ def pipeline_jobs(request: Request, runs: Sequence[RunConfig]) -> Iterator[Pipel
     shared = [word for word in request.overrides if not word.startswith("stage=")]
     for run in runs:
         stage = run.stage.name
-        script = f"slurm/stage{STAGES.index(stage) + 1}.sh"
-        yield PipelineJob(stage, (script, request.experiment, *shared))
+        yield PipelineJob(stage, (_script(stage), request.experiment, *shared))
     last = runs[-1]
     command = ("slurm/evaluate.sh", str(last.folder), "--split", last.data.test_split)
     yield PipelineJob("evaluate", command)
 
 
+def _script(stage: StageName) -> str:
+    return f"slurm/stage{STAGES.index(stage) + 1}.sh"
+
+
+def check_before(request: Request, runs: Sequence[RunConfig]) -> None:
+    """Look at the stages that are not trained yet, as `signfuse check` does.
+
+    Prints warnings on standard error; raises UserError with what would end the first job.
+    """
+    left = [run for run in runs if not RunFolder.of(run).is_finished]
+    if left:
+        script = Path(_script(left[0].stage.name))
+        if not script.is_file():
+            raise UserError(f"{script}: no such file; {_USAGE}")
+        launch = Path(os.environ.get("LAUNCH", _LAUNCH))
+        world_size = count_processes(request.sbatch, script.read_text(encoding="utf-8"), os.environ)
+        refuse_errors(left, Target(world_size, launch, started_by="sbatch"))
+
+
+def count_processes(options: Sequence[str], script: str, environment: Mapping[str, str]) -> int:
+    """Return the training processes of a job, as slurm/environment.sh counts them.
+
+    Args:
+        options: of sbatch, which come before those of the script.
+        script: the text of the batch script, whose ``#SBATCH`` lines say the rest.
+        environment: PROCESSES_PER_NODE says how many there are on a node; without it each GPU of a
+            node has one.
+    """
+    words = [*re.findall(r"^#SBATCH (\S+)", script, re.MULTILINE), *options]
+    nodes = _last_number(words, "--nodes", "-N") or 1
+    gpus = _last_number(words, "--gpus-per-node")
+    each = environment.get("PROCESSES_PER_NODE", "")
+    return nodes * (int(each) if each.isdecimal() else gpus or 1)
+
+
+def _last_number(words: Sequence[str], *names: str) -> int | None:
+    """Return the number of an option such as ``--nodes=2``, ``-N 2`` or ``--gpus-per-node=a:4``."""
+    found = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in names:
+            number = re.fullmatch(r"(?:[^:]*:)?(\d+)(?:-\d+)?", value if equals else following)
+            found = int(number.group(1)) if number else found
+    return found
+
+
 def submit(request: Request) -> list[tuple[str, str]]:
     """Submit every job, each after the one before has finished; return names and job ids.
 
-    A job whose predecessor fails is cancelled by Slurm. Raises UserError with sbatch's own message;
-    jobs that were submitted before it are cancelled.
+    A job whose predecessor fails is cancelled by Slurm. Raises UserError where the check finds an
+    error, or with sbatch's own message; jobs that were submitted before it are cancelled.
     """
     submitted: list[tuple[str, str]] = []
-    for job in pipeline_jobs(request, load_stages(request.experiment, request.overrides)):
+    runs = load_stages(request.experiment, request.overrides)
+    check_before(request, runs)
+    for job in pipeline_jobs(request, runs):
         words = ["sbatch", "--parsable", *request.sbatch]
         if submitted:
             words += [f"--dependency=afterok:{submitted[-1][1]}", "--kill-on-invalid-dep=yes"]
@@ -113,8 +167,8 @@ def main(words: Sequence[str] | None = None) -> int:
         for name, job in submit(read_request(sys.argv[1:] if words is None else words)):
             print(f"{name}\t{job}")
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+        print(f"error: {printable(str(e), several_lines=True)}", file=sys.stderr)
+        return e.status
     return 0
 
 

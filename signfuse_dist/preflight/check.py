@@ -2,11 +2,13 @@
 
 The run and its plans are described as text (:func:`describe`); what they need of the data, of the
 LLM, of the disk and of the machine is looked at by the modules beside this one, and every finding
-is reported together (:func:`check_job`). Imports no torch.
+is reported together (:func:`check_job`). `signfuse train` and `slurm/pipeline.sh` look in the same
+way before they start anything (:func:`refuse_errors`). Imports no torch.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +19,11 @@ import yaml
 from signfuse_dist.config import RunConfig, StageName
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, printable, raise_together
 from signfuse_dist.experiment import load_stages
 from signfuse_dist.plan import Plan, make_plan
 from signfuse_dist.preflight import inputs, machine, memory
-from signfuse_dist.preflight.finding import Finding, error, ok, warning
+from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
 from signfuse_dist.preflight.inputs import LLMFiles
 from signfuse_dist.stages import needs_language_model
 
@@ -42,6 +44,18 @@ class Target:
             "has one)",
         },
     )
+    started_by: StartedBy = "accelerate"
+    """Whose options the advice names, and whether the job runs on this machine."""
+
+    def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise UserError(f"--world-size {self.world_size}: at least one process is needed")
+
+    @property
+    def gigabytes(self) -> float | None:
+        """GB of one GPU, where they are known; a login node's are not those of the job."""
+        here = None if self.started_by == "sbatch" else machine.gpu_gigabytes()
+        return self.gpu_memory or here
 
 
 class Described(NamedTuple):
@@ -59,29 +73,64 @@ def describe(experiment: str, overrides: Sequence[str], world_size: int) -> Desc
     Imports no torch. Raises UserError with every error of the configuration; a plan that cannot be
     is among ``errors``, and without a training split there is none.
     """
-    if world_size < 1:
-        raise UserError(f"--world-size {world_size}: at least one process is needed")
     runs = load_stages(experiment, overrides)
     lines = [_resolved(runs[0]), *caveats(runs[0], world_size)]
-    plans: list[Plan] = []
-    errors: list[str] = []
-    folder = open_folder(runs[0].shards(runs[0].data.train_split))
-    try:
-        num_clips = load_manifest(folder).num_samples
-    except UserError:
-        return Described("\n".join(lines), runs, [], [])  # preflight/inputs.py says why
-    lines.append(f"training split: {folder}, {num_clips} clips")
+    num_clips = _num_clips(runs[0])
+    if num_clips is None:
+        return Described("\n".join(lines), runs, [], [])
+    lines.append(f"training split: {runs[0].shards(runs[0].data.train_split)}, {num_clips} clips")
+    plans, errors = _make_plans(runs, num_clips, world_size)
     for run in runs:
         lines.append(
             f"stage {run.stage.name} -> {run.folder}: learning rate "
             f"{run.stage.learning_rate:g}, {run.stage.epochs} epochs"
         )
+        if run.stage.name in plans:
+            lines.append(plans[run.stage.name].describe())
+    return Described("\n".join(lines), runs, list(plans.values()), errors)
+
+
+def refuse_errors(runs: Sequence[RunConfig], target: Target) -> None:
+    """Look at a job before it is started, and print warnings on standard error.
+
+    Args:
+        runs: the stages to be trained, in order.
+        target: where and how.
+
+    Raises UserError with every error that was found.
+    """
+    num_clips = _num_clips(runs[0])
+    plans, errors = _make_plans(runs, num_clips, target.world_size) if num_clips else ({}, [])
+    findings = check_job(runs, list(plans.values()), target)
+    for finding in findings:
+        if finding.level == "warning":
+            print(printable(str(finding)), file=sys.stderr, flush=True)
+    errors += [finding.said for finding in findings if finding.level == "error"]
+    raise_together(
+        errors, f"{runs[0].name} on {target.world_size} processes: nothing was started; errors"
+    )
+
+
+def _num_clips(run: RunConfig) -> int | None:
+    """Return the clips of the training split, None where it cannot be read."""
+    try:
+        return load_manifest(open_folder(run.shards(run.data.train_split))).num_samples
+    except UserError:
+        return None  # preflight/inputs.py says why
+
+
+def _make_plans(
+    runs: Sequence[RunConfig], num_clips: int, world_size: int
+) -> tuple[dict[StageName, Plan], list[str]]:
+    """Return the plan of each stage that can be planned, and why the others cannot."""
+    plans: dict[StageName, Plan] = {}
+    errors: list[str] = []
+    for run in runs:
         try:
-            plans.append(make_plan(num_clips, run.stage, run.train, world_size))
-            lines.append(plans[-1].describe())
+            plans[run.stage.name] = make_plan(num_clips, run.stage, run.train, world_size)
         except UserError as e:
             errors.append(str(e))
-    return Described("\n".join(lines), runs, plans, sorted(set(errors)))
+    return plans, sorted(set(errors))
 
 
 def caveats(run: RunConfig, world_size: int) -> list[str]:
@@ -127,7 +176,9 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
         settings = machine.read_launch(target.launch)
         bucket = machine.bucket(settings)
         plan = plans[0] if plans else None
-        findings += machine.check_launch(target.launch, settings, first, plan, target.world_size)
+        findings += machine.check_launch(
+            target.launch, settings, first, plan, target.world_size, target.started_by
+        )
     return findings + _check_sizes(runs, planned, target, bucket)
 
 
@@ -154,7 +205,7 @@ def _check_sizes(
     if known != list(runs):
         fix = "Put the LLM where it is looked for and check again"
         findings.append(warning("memory and disk", "not estimated for stages with the LLM", fix))
-    gigabytes = target.gpu_memory or machine.gpu_gigabytes()
+    gigabytes = target.gigabytes
     for run in known:
         frames = inputs.worst_frames(run, planned.get(run.stage.name))
         need = memory.estimate(run, llms[run.stage.name], frames, target.world_size, bucket)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Level = Literal["ok", "warning", "error"]
+# How the job that is looked at is started: `accelerate launch` or torchrun, `signfuse train`, or
+# the scripts of slurm/ on other machines.
+StartedBy = Literal["accelerate", "train", "sbatch"]
 
 
 class Finding(NamedTuple):
@@ -16,8 +19,13 @@ class Finding(NamedTuple):
     value: str
     fix: str = ""
 
+    @property
+    def said(self) -> str:
+        """What was found and what to do, without the level."""
+        return f"{self.what}: {self.value}" + (f". {self.fix}" if self.fix else "")
+
     def __str__(self) -> str:
-        return f"{self.level:7s}  {self.what}: {self.value}" + (f". {self.fix}" if self.fix else "")
+        return f"{self.level:7s}  {self.said}"
 
 
 def ok(what: str, value: str) -> Finding:

@@ -25,7 +25,7 @@ from signfuse_dist.engine.ds_config import resolve
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import locate
 from signfuse_dist.plan import Plan
-from signfuse_dist.preflight.finding import Finding, error, ok, warning
+from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
 
 _VARLEN_SINCE = Version("2.10")  # torch.nn.attention.varlen
 _PACKAGE = "signfuse_dist"
@@ -125,11 +125,16 @@ def bucket(settings: dict[str, Any]) -> int | None:
 
 
 def check_launch(
-    path: Path, settings: dict[str, Any], run: RunConfig, plan: Plan | None, world_size: int
+    path: Path,
+    settings: dict[str, Any],
+    run: RunConfig,
+    plan: Plan | None,
+    world_size: int,
+    started_by: StartedBy,
 ) -> list[Finding]:
     """Compare a launch file with what is to be run; without a plan, not its template."""
     what = f"launch file {path}"
-    findings = [_check_processes(what, settings, world_size)]
+    findings = [_check_processes(what, settings, world_size, started_by)]
     if settings.get("use_cpu"):
         value = "use_cpu is true: Accelerate would train without DeepSpeed, or with one process"
         findings.append(error(what, value, "Set use_cpu: false, also where there is no GPU"))
@@ -138,17 +143,21 @@ def check_launch(
         findings.append(error(what, value, "Take the line out: train.precision decides"))
     if settings.get("distributed_type") == "DEEPSPEED":
         findings += _check_deepspeed(what, settings, run, plan)
-    return [*findings, _check_port(settings)]
+    return [*findings, _check_port(settings, started_by)]
 
 
-def _check_processes(what: str, settings: dict[str, Any], world_size: int) -> Finding:
+def _check_processes(
+    what: str, settings: dict[str, Any], world_size: int, started_by: StartedBy
+) -> Finding:
     num_processes = settings.get("num_processes")
-    if num_processes == world_size:
+    # `signfuse train` and the scripts of slurm/ say the number themselves.
+    if num_processes == world_size or started_by != "accelerate":
         return ok(what, f"{world_size} processes")
     return warning(
         what,
         f"num_processes is {num_processes}, --world-size {world_size}",
-        f"Launch with --num-processes {world_size} (the scripts of slurm/ do)",
+        f"Give accelerate launch --num_processes {world_size}, or signfuse train --num-processes "
+        f"{world_size}",
     )
 
 
@@ -180,7 +189,9 @@ def _check_deepspeed(
     return [*findings, ok(what, f"{template}, ZeRO stage {zero['stage']}")]
 
 
-def _check_port(settings: dict[str, Any]) -> Finding:
+def _check_port(settings: dict[str, Any], started_by: StartedBy) -> Finding:
+    if started_by == "sbatch":
+        return ok("port", "MASTER_PORT of the first node: not tried here")
     port = int(settings.get("main_process_port") or _PORT)
     what = f"port {port}"
     if int(settings.get("num_machines") or 1) > 1:
@@ -190,6 +201,10 @@ def _check_port(settings: dict[str, Any]) -> Finding:
         try:
             attempt.bind(("", port))
         except OSError as e:
-            fix = f"Another job trains here? Give accelerate --main_process_port {port + 1}"
-            return error(what, f"cannot be taken ({e.strerror})", fix)
+            fix = {
+                "train": f"give --launch a file with main_process_port: {port + 1}",
+                "accelerate": f"give accelerate launch --main_process_port {port + 1}",
+            }[started_by]
+            value = f"cannot be taken ({e.strerror})"
+            return error(what, value, f"Another job trains here? Then {fix}")
     return ok(what, "free")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from helpers.little_job import overrides, write_job
 from helpers.repository import ROOT
+from signfuse_dist.config import RunConfig
 from signfuse_dist.errors import UserError
-from signfuse_dist.jobs.pipeline import Request, main, read_request
+from signfuse_dist.jobs import pipeline
+from signfuse_dist.jobs.pipeline import Request, count_processes, main, read_request
+from signfuse_dist.preflight.check import Target
 
 SBATCH = """#!/bin/sh
 for word in "$@"; do printf '%s\\n' "$word" >> "$CALLS"; done
@@ -32,6 +38,26 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("REFUSED", "0")
     return tmp_path / "calls"
+
+
+Checked = list[tuple[list[str], Target]]
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> Checked:
+    """What would have been checked: the stages, and where they would run. All is in order."""
+    found: Checked = []
+
+    def check(runs: Sequence[RunConfig], target: Target) -> None:
+        found.append(([run.stage.name for run in runs], target))
+
+    monkeypatch.setattr(pipeline, "refuse_errors", check)
+    return found
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_job(tmp_path_factory.mktemp("job"))
 
 
 def submitted(calls: Path) -> list[list[str]]:
@@ -64,7 +90,7 @@ def test_words_that_are_neither_are_refused(words: list[str], named: str) -> Non
 
 
 def test_each_job_waits_for_the_one_before(
-    calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    calls: Path, checked: Checked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = f"train.output={tmp_path}/my runs"
     assert main(["demo", "--partition", "long", output]) == 0
@@ -96,7 +122,7 @@ def test_each_job_waits_for_the_one_before(
     ]
 
 
-def test_only_the_stages_that_there_are_are_submitted(calls: Path) -> None:
+def test_only_the_stages_that_there_are_are_submitted(calls: Path, checked: Checked) -> None:
     assert main(["demo", "train.stages=[contrastive,finetune]"]) == 0
     scripts = [next(w for w in call if w.startswith("slurm/")) for call in submitted(calls)]
     assert scripts == ["slurm/stage1.sh", "slurm/stage3.sh", "slurm/evaluate.sh"]
@@ -111,7 +137,10 @@ def test_an_error_of_the_last_stage_is_found_before_anything_is_submitted(
 
 
 def test_when_one_job_is_refused_those_before_it_are_cancelled(
-    calls: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    calls: Path,
+    checked: Checked,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REFUSED", "3")
     assert main(["demo"]) == 2
@@ -120,11 +149,53 @@ def test_when_one_job_is_refused_those_before_it_are_cancelled(
     assert calls.read_text().splitlines()[-1] == "cancelled 101 102"
 
 
-def test_the_script_is_run_from_the_project_folder(calls: Path) -> None:
+def test_the_stages_that_are_left_are_checked_as_the_scripts_will_run_them(
+    calls: Path, checked: Checked, tmp_path: Path
+) -> None:
+    (tmp_path / "demo" / "contrastive" / "model").mkdir(parents=True)
+    assert main(["demo", f"train.output={tmp_path}", "--nodes", "2"]) == 0
+    ((stages, target),) = checked
+    assert stages == ["alignment", "finetune"]
+    assert target == Target(8, Path("launch/cluster_zero2.yaml"), started_by="sbatch")
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "processes"),
+    [
+        ([], {}, 4),
+        (["--nodes=2", "--gpus-per-node", "a100:8"], {}, 16),
+        (["-N", "3", "--gpus-per-node=0"], {}, 3),
+        (["--nodes=2-4"], {}, 8),
+        (["--nodes=2"], {"PROCESSES_PER_NODE": "3"}, 6),
+    ],
+)
+def test_processes_are_counted_as_the_batch_script_counts_them(
+    options: list[str], environment: dict[str, str], processes: int
+) -> None:
+    script = (ROOT / "slurm" / "stage1.sh").read_text("utf-8")
+    assert count_processes(options, script, environment) == processes
+
+
+def test_what_would_end_a_job_is_said_before_anything_is_submitted(
+    calls: Path, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(job, tmp_path / "job")
+    (tmp_path / "job" / "shards" / "train" / "shard-000001.tar").unlink()
+    (tmp_path / "job" / "llm" / "tokenizer.json").unlink()
+    assert main(["demo", "--gpus-per-node=0", *overrides(tmp_path / "job")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: demo on 1 processes: nothing was started; errors (2)")
+    assert "shard-000001.tar: the shard is missing" in error
+    assert "lacks a tokenizer" in error
+    assert not calls.exists()
+
+
+def test_the_script_checks_and_submits_from_the_project_folder(calls: Path, job: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("SLURM_SUBMIT_DIR", None)
+    words = ["--nodes=2", "train.micro_batch_size=1"]
     done = subprocess.run(
-        ["bash", "slurm/pipeline.sh", "demo", "--nodes=2"],
+        ["bash", "slurm/pipeline.sh", "demo", *words, *overrides(job)],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from helpers.little_clips import write_corpus
+from helpers.little_job import overrides, write_job
 from helpers.repository import ROOT
 from signfuse_dist.cli import main
 from signfuse_dist.data import manifest
@@ -42,12 +43,7 @@ class Job:
 
     @property
     def overrides(self) -> list[str]:
-        return [
-            f"data.shards={self.folder / 'shards'}",
-            f"model.llm={self.llm}",
-            f"train.output={self.folder / 'runs'}",
-            *self.words,
-        ]
+        return [*overrides(self.folder), *self.words]
 
     def split(self, name: str) -> Path:
         return self.folder / "shards" / name
@@ -96,21 +92,7 @@ class Blind(PoseExtractor):
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three verified splits and an LLM's files."""
-    folder = tmp_path_factory.mktemp("packed")
-    table = write_corpus(folder / "corpus", clips=4)
-    config = PackConfig(frame_size=48, fps=10, clips_per_shard=2)
-    written = table.read_text()
-    for split in ("train", "dev", "test"):
-        table.write_text(written.replace("clip.", f"{split}.").replace("sentence", split))
-        pack("table", table, split, folder / "shards" / split, config, workers=0)
-    assert main(["verify", str(folder / "shards"), "--workers", "0"]) == 0
-    llm = folder / "llm"
-    llm.mkdir()
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
-    (llm / "config.json").write_text(json.dumps({**shape, "dtype": "bfloat16"}))
-    (llm / "tokenizer.json").write_text("{}")
-    (llm / "model.safetensors").write_bytes(bytes(4000))
-    return folder
+    return write_job(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture
@@ -375,7 +357,7 @@ Settings = dict[str, object]
     ("settings", "level", "said"),
     [
         ({"use_cpu": True}, "error", "without DeepSpeed, or with one process"),
-        ({"num_processes": 4}, "warning", "Launch with --num-processes 2"),
+        ({"num_processes": 4}, "warning", "accelerate launch --num_processes 2"),
         ({"mixed_precision": "fp16"}, "error", "train.precision decides"),
         ({"num_machines": 2}, "error", "pdsh does not run under Slurm"),
         ({"deepspeed_config": {}}, "error", "names no DeepSpeed template"),
