@@ -139,6 +139,11 @@ class RunFolder:
         return self.path / "trackers"
 
     @property
+    def job_logs(self) -> Path:
+        """The folder in which the logs of Slurm jobs have a name."""
+        return self.path / "slurm"
+
+    @property
     def wandb_run_id(self) -> Path:
         """The name of the run at Weights & Biases."""
         return self.path / "wandb_run_id"

@@ -9,13 +9,16 @@
 #SBATCH --ntasks=1
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=32
+#SBATCH --mem=240G
 #SBATCH --time=48:00:00
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=%x-%A-%a.log
+#SBATCH --output=slurm-%A_%a.log
+[ -f slurm/environment.sh ] || { echo "error: $PWD is not the project's folder: submit from there, or with --chdir" >&2; exit 2; }
 source slurm/environment.sh
 [ $# -ge 2 ] || { echo "usage: sbatch slurm/ablate.sh NAME EXPERIMENT [section.key=value ...]" >&2; exit 2; }
 number_task ablate
-exec python -m signfuse_dist.jobs.batch signfuse ablate "$@" \
+name_job ablate "$@"
+exec python -m signfuse_dist.jobs.batch "${container[@]}" signfuse ablate "$@" \
   --task-id "$task_id" --num-tasks "$num_tasks"

@@ -1,6 +1,7 @@
-# Sourced by every script here, in the batch shell: where the project is, and how its processes are
-# started. Submit from the project's folder. Override anything with the environment or
-# `sbatch --option`:
+# Sourced by every script here, in the batch shell and in the project's folder: how the processes of
+# a job are started. What only one cluster needs (modules, conda, a container, the network's
+# interfaces) stands in slurm/site.sh, which is not in git: copy slurm/site.example.sh. Override
+# anything else with the environment or `sbatch --option`:
 #   LAUNCH                    launch file (default: launch/cluster_zero2.yaml)
 #   PROCESSES_PER_NODE        default: the GPUs of a node; on nodes without any, 1
 #   SIGNFUSE_JOBS             where jobs keep notes, on a disk that all nodes see
@@ -8,7 +9,6 @@
 #   MASTER_PORT               where processes meet, on the first node
 set -euo pipefail
 trap '' USR1 # Slurm's warning may come before the program that heeds it has started
-cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch, from the project folder}"
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" # compute nodes have no network: download beforehand
@@ -17,6 +17,18 @@ export SIGNFUSE_JOBS="${SIGNFUSE_JOBS:-$PWD/runs/.jobs}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}"
 # srun no longer takes the number of cores from sbatch by itself (since Slurm 22.05).
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+container=() # what stands before every command that computes: nothing
+if [ -f slurm/site.sh ]; then
+  set +u # modules and conda read variables that are not set
+  source slurm/site.sh
+  set -u
+fi
+
+# name_job COMMAND word ...: names the job after what it works on, and its log in the folder that it
+# writes to; ends here when the words are wrong. Slurm has opened the log before anybody can say.
+name_job() {
+  python -m signfuse_dist.jobs.logs "$@" || exit
+}
 
 # Sets the array `launchers`: the command that starts one launcher a node, to be followed by
 # `-m MODULE word ...`. They meet at the address of the first node, for its name need not resolve
@@ -29,7 +41,8 @@ prepare_launchers() {
   LAUNCH="${LAUNCH:-launch/cluster_zero2.yaml}"
   PROCESSES_PER_NODE="${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}"
   export LAUNCH MASTER_ADDR MASTER_PORT PROCESSES_PER_NODE
-  launchers=(srun --kill-on-bad-exit=1 --ntasks "$SLURM_NNODES" --ntasks-per-node=1 bash -c '
+  launchers=(srun --kill-on-bad-exit=1 --ntasks "$SLURM_NNODES" --ntasks-per-node=1
+    "${container[@]}" bash -c '
     exec accelerate launch --config_file "$LAUNCH" \
       --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" \
       --num_processes "$((SLURM_NNODES * PROCESSES_PER_NODE))" \
@@ -43,6 +56,7 @@ train_stage() {
   [ $# -ge 1 ] || { echo "usage: sbatch slurm/stageN.sh EXPERIMENT [section.key=value ...]" >&2; exit 2; }
   local experiment=$1
   shift
+  name_job train "$experiment" "stage=$stage" "$@"
   prepare_launchers
   exec python -m signfuse_dist.jobs.batch \
     "${launchers[@]}" -m signfuse_dist.train "$experiment" "stage=$stage" "$@"

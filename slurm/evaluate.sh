@@ -7,13 +7,16 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=32
+#SBATCH --mem=240G
 #SBATCH --time=12:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=%x-%j.log
+#SBATCH --output=slurm-%j.log
+[ -f slurm/environment.sh ] || { echo "error: $PWD is not the project's folder: submit from there, or with --chdir" >&2; exit 2; }
 source slurm/environment.sh
 usage="usage: sbatch slurm/evaluate.sh RUN --split SPLIT [evaluation.KEY=VALUE ...]"
 [ $# -ge 3 ] || { echo "$usage" >&2; exit 2; }
+name_job evaluate "$@"
 prepare_launchers
 "${launchers[@]}" -m signfuse_dist.cli evaluate "$@"
-exec signfuse report "${@:1:3}"  # without the settings of decoding
+exec "${container[@]}" signfuse report "${@:1:3}"  # without the settings of decoding

@@ -8,12 +8,15 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=16
+#SBATCH --mem=32G
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=%x-%A-%a.log
+#SBATCH --output=slurm-%A_%a.log
+[ -f slurm/environment.sh ] || { echo "error: $PWD is not the project's folder: submit from there, or with --chdir" >&2; exit 2; }
 source slurm/environment.sh
 [ $# -ge 1 ] || { echo "usage: sbatch slurm/pack.sh CORPUS --root DIR --split S --out DIR" >&2; exit 2; }
 number_task pack
-exec signfuse pack --workers "${SLURM_CPUS_PER_TASK:-1}" \
+name_job pack "$@"
+exec "${container[@]}" signfuse pack --workers "${SLURM_CPUS_PER_TASK:-1}" \
   --task-id "$task_id" --num-tasks "$num_tasks" "$@"

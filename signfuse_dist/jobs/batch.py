@@ -83,6 +83,10 @@ class Job:
         """Start the job again, when there is room. Raises SlurmError."""
         _scontrol("requeue", self.name)
 
+    def rename(self, name: str) -> None:
+        """Give the job another name in squeue. Raises SlurmError."""
+        _scontrol("update", f"JobId={self.name}", f"JobName={name}")
+
 
 class SlurmError(RuntimeError):
     """A command of Slurm did not do what it was asked."""

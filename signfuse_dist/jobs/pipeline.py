@@ -18,6 +18,7 @@ from pathlib import Path
 from signfuse_dist.config import STAGES, RunConfig, StageName
 from signfuse_dist.errors import UserError, printable
 from signfuse_dist.experiment import load_stages
+from signfuse_dist.jobs.logs import log_of_evaluation, log_of_stage
 from signfuse_dist.preflight.check import Target, refuse_errors
 from signfuse_dist.run_folder import RunFolder
 
@@ -40,9 +41,10 @@ class Request:
 
 @dataclass(frozen=True)
 class PipelineJob:
-    """One job of the pipeline."""
+    """One job of the pipeline; ``job_name`` is its name in Slurm, unless sbatch is given one."""
 
     name: str
+    job_name: str
     command: tuple[str, ...]
 
 
@@ -81,10 +83,12 @@ def pipeline_jobs(request: Request, runs: Sequence[RunConfig]) -> Iterator[Pipel
     shared = [word for word in request.overrides if not word.startswith("stage=")]
     for run in runs:
         stage = run.stage.name
-        yield PipelineJob(stage, (_script(stage), request.experiment, *shared))
+        words = (_script(stage), request.experiment, *shared)
+        yield PipelineJob(stage, log_of_stage(run).job, words)
     last = runs[-1]
     command = ("slurm/evaluate.sh", str(last.folder), "--split", last.data.test_split)
-    yield PipelineJob("evaluate", command)
+    evaluation = log_of_evaluation(last.folder, last.data.test_split)
+    yield PipelineJob("evaluate", evaluation.job, command)
 
 
 def _script(stage: StageName) -> str:
@@ -143,7 +147,7 @@ def submit(request: Request) -> list[tuple[str, str]]:
     runs = load_stages(request.experiment, request.overrides)
     check_before(request, runs)
     for job in pipeline_jobs(request, runs):
-        words = ["sbatch", "--parsable", *request.sbatch]
+        words = ["sbatch", "--parsable", f"--job-name={job.job_name}", *request.sbatch]
         if submitted:
             words += [f"--dependency=afterok:{submitted[-1][1]}", "--kill-on-invalid-dep=yes"]
         done = subprocess.run([*words, *job.command], capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ from helpers.repository import ROOT
 NODES = ("node0", "node1")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 # Nodes without GPUs, of a few cores: what the scripts ask for is overridden, as a user would.
-SMALL = ("--gpus-per-node=0", "--cpus-per-task=1")
+SMALL = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=0")
 
 
 class LocalSlurm:
@@ -99,6 +99,10 @@ class LocalSlurm:
         shown = self._call("scontrol", "show", "job", "--oneliner", job)
         (state, *others) = re.findall(r"\bJobState=(\w+)", shown)
         return state if not others else ",".join([state, *others])
+
+    def name(self, job: str) -> str:
+        shown = self._call("scontrol", "show", "job", "--oneliner", job)
+        return str(re.findall(r"\bJobName=(\S+)", shown)[0])
 
     def wait(self, job: str, seconds: float = 400) -> str:
         """Wait until a job, or every task of an array, has ended; return the state or states."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from helpers.local_slurm import SMALL, LocalSlurm
+from helpers.repository import ROOT
 
 # Trains one step a second until it is stopped; started again after a checkpoint, it finishes.
 TRAINER = """
@@ -32,6 +33,7 @@ SCRIPT = """#!/usr/bin/env bash
 #SBATCH --requeue
 #SBATCH --open-mode=append
 source slurm/environment.sh
+name_job train demo stage=finetune "train.output=$1"
 exec python -m signfuse_dist.jobs.batch srun {python} {trainer} "$@"
 """
 
@@ -45,7 +47,7 @@ def test_a_job_that_is_warned_is_requeued_once_and_finishes_before_the_next_star
     script.write_text(SCRIPT.format(**{name: shlex.quote(word) for name, word in words.items()}))
     run, log = tmp_path / "run", tmp_path / "job.log"
     run.mkdir()
-    job = slurm.submit(*SMALL, f"--output={log}", script, run)
+    job = slurm.submit(*SMALL, "--job-name=signfuse-finetune", f"--output={log}", script, run)
     # As the pipeline does; it fails unless the last attempt has ended before it starts.
     (tmp_path / "next.sh").write_text(f"#!/bin/sh\ngrep ': finished' {log}\n")
     after = slurm.submit(
@@ -69,3 +71,18 @@ def test_a_job_that_is_warned_is_requeued_once_and_finishes_before_the_next_star
         assert printed.count(f"job {job}: {line}") == 1, printed
     assert slurm.wait(after) == "COMPLETED"
     assert not (slurm.folder / "jobs" / job).exists(), "nothing is left of a job that has finished"
+    named = run / "demo" / "finetune" / "slurm" / f"demo-finetune-{job}.log"
+    assert named.read_text() == printed, "both attempts are in the log of the run"
+    assert slurm.name(job) == "demo-finetune"
+
+
+def test_a_job_submitted_from_another_folder_fails_with_one_sentence(
+    slurm: LocalSlurm, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    job = slurm.submit(
+        *SMALL, f"--chdir={tmp_path}", f"--output={log}", ROOT / "slurm" / "stage3.sh", "demo"
+    )
+    assert slurm.wait(job) == "FAILED"
+    (sentence,) = log.read_text().splitlines()
+    assert sentence.startswith(f"error: {tmp_path} is not the project's folder: ")

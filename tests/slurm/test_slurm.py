@@ -83,13 +83,17 @@ def test_the_pipeline_trains_and_evaluates_over_two_nodes_as_one_launcher_does(
     assert list(jobs) == [*STAGES, "evaluate"]
     for stage in STAGES:
         project.train(by_hand, 2, f"stage={stage}")
+    named = dict(zip(jobs, (*(f"small-{s}" for s in STAGES), "small-evaluate-test"), strict=True))
     for name, job in jobs.items():
-        assert slurm.wait(job) == "COMPLETED", printed_by(tmp_path / f"signfuse-{name}.log")
+        assert slurm.wait(job) == "COMPLETED", printed_by(tmp_path / f"{named[name]}.log")
     for stage in STAGES:
         assert_same(by_slurm, by_hand, stage)
-    log = printed_by(tmp_path / "signfuse-finetune.log")
+    log = printed_by(tmp_path / "small-finetune.log")
     assert "2 processes" in log
-    found = by_slurm / "small" / "finetune" / "evaluation" / "test"
+    run = by_slurm / "small" / "finetune"
+    logs = {f"{named[name]}-{jobs[name]}.log" for name in ("finetune", "evaluate")}
+    assert {path.name for path in (run / "slurm").iterdir()} == logs
+    found = run / "evaluation" / "test"
     assert json.loads((found / "scores.json").read_text())
     assert (found / "report.html").is_file()
 
@@ -197,7 +201,7 @@ def test_packing_is_shared_by_an_array(slurm: LocalSlurm, project: Project, tmp_
     )
     job = slurm.submit(
         "--array=1-5:2",
-        "--cpus-per-task=1",
+        *SMALL,
         f"--output={tmp_path}/%a.log",
         "slurm/pack.sh",
         *words,

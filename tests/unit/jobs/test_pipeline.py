@@ -95,10 +95,13 @@ def test_each_job_waits_for_the_one_before(
     output = f"train.output={tmp_path}/my runs"
     assert main(["demo", "--partition", "long", output]) == 0
     found = submitted(calls)
-    assert found[0] == ["--parsable", "--partition", "long", "slurm/stage1.sh", "demo", output]
-    for number, (script, call) in enumerate(zip(("2", "3"), found[1:3], strict=True)):
+    first = ["--parsable", "--job-name=demo-contrastive", "--partition", "long"]
+    assert found[0] == [*first, "slurm/stage1.sh", "demo", output]
+    stages = (("2", "alignment"), ("3", "finetune"))
+    for number, ((script, stage), call) in enumerate(zip(stages, found[1:3], strict=True)):
         assert call == [
             "--parsable",
+            f"--job-name=demo-{stage}",
             "--partition",
             "long",
             f"--dependency=afterok:{101 + number}",
@@ -114,6 +117,7 @@ def test_each_job_waits_for_the_one_before(
         "test",
     ]
     assert "--dependency=afterok:103" in found[3]
+    assert "--job-name=demo-evaluate-test" in found[3]
     assert capsys.readouterr().out.splitlines() == [
         "contrastive\t101",
         "alignment\t102",
@@ -192,7 +196,6 @@ def test_what_would_end_a_job_is_said_before_anything_is_submitted(
 
 def test_the_script_checks_and_submits_from_the_project_folder(calls: Path, job: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("SLURM_SUBMIT_DIR", None)
     words = ["--nodes=2", "train.micro_batch_size=1"]
     done = subprocess.run(
         ["bash", "slurm/pipeline.sh", "demo", *words, *overrides(job)],
@@ -203,4 +206,4 @@ def test_the_script_checks_and_submits_from_the_project_folder(calls: Path, job:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "evaluate\t104"
-    assert submitted(calls)[0][1] == "--nodes=2"
+    assert submitted(calls)[0][2] == "--nodes=2"

@@ -13,7 +13,15 @@ import pytest
 from helpers.repository import ROOT
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
-STUB = '#!/bin/sh\nprintf "%s\\n" $NAME "$@"\n'
+SUBMITTED = [path for path in SCRIPTS if "#SBATCH" in path.read_text(encoding="utf-8")]
+SOURCED = ("environment.sh", "site.example.sh")
+# What names the job and its log notes its words in a file; all else prints them.
+STUB = """#!/bin/sh
+case "$2" in
+  signfuse_dist.jobs.logs) shift 2; printf '%s\\n' "$@" > named ;;
+  *) printf '%s\\n' $NAME "$@" ;;
+esac
+"""
 SCONTROL = """#!/bin/sh
 case "$2" in
   hostnames) printf 'node1\\nnode2\\n' ;;
@@ -32,15 +40,37 @@ def test_a_script_that_is_submitted_sources_the_environment_and_can_be_executed(
     script: Path,
 ) -> None:
     text = script.read_text(encoding="utf-8")
-    if script.name != "environment.sh":
+    if script.name not in SOURCED:
         assert text.startswith("#!/usr/bin/env bash\n")
         assert "\nsource slurm/environment.sh\n" in text
         assert os.access(script, os.X_OK)
 
 
+@pytest.mark.parametrize("script", SUBMITTED, ids=lambda path: path.name)
+def test_a_job_asks_for_memory_and_its_log_keeps_its_name_when_the_job_is_renamed(
+    script: Path,
+) -> None:
+    text = script.read_text(encoding="utf-8")
+    assert re.search(r"^#SBATCH --mem=\d+G$", text, re.MULTILINE)
+    (output,) = re.findall(r"^#SBATCH --output=(\S+)$", text, re.MULTILINE)
+    assert output == ("slurm-%A_%a.log" if "#SBATCH --array" in text else "slurm-%j.log")
+
+
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if path.name not in SOURCED], ids=lambda path: path.name
+)
+def test_a_script_in_another_folder_stops_with_one_sentence(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", script, "demo"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith(f"error: {tmp_path} is not the project's folder: ")
+
+
 def run_script(name: str, folder: Path, *words: str, **slurm: str) -> tuple[int, list[str], str]:
     """Run a script as Slurm runs it, with commands that print their words, one a line."""
-    shutil.copytree(ROOT / "slurm", folder / "slurm")
+    shutil.copytree(ROOT / "slurm", folder / "slurm", dirs_exist_ok=True)
     for command in ("signfuse", "python", "srun"):
         stub = folder / ".venv" / "bin" / command
         stub.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +85,7 @@ def run_script(name: str, folder: Path, *words: str, **slurm: str) -> tuple[int,
         capture_output=True,
         text=True,
         check=False,
-        env={**kept, "SLURM_SUBMIT_DIR": str(folder), **slurm},
+        env={**kept, **slurm},
     )
     return done.returncode, done.stdout.splitlines(), done.stderr
 
@@ -148,6 +178,63 @@ def test_a_stage_is_one_launcher_a_node_under_the_program_that_requeues(
     ]
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "named"),
+    [
+        ("stage2.sh", ["demo", "a.b=$(c) d"], ["train", "demo", "stage=alignment", "a.b=$(c) d"]),
+        ("evaluate.sh", ["runs/a b", "--split", "t"], ["evaluate", "runs/a b", "--split", "t"]),
+        ("pack.sh", ["table", "--out", "a b"], ["pack", "table", "--out", "a b"]),
+        ("ablate.sh", ["fusion", "demo"], ["ablate", "fusion", "demo"]),
+    ],
+)
+def test_a_job_is_named_by_its_words(
+    script: str, words: list[str], named: list[str], tmp_path: Path
+) -> None:
+    run_script(script, tmp_path, *words, **ARRAY, **NODES)
+    assert (tmp_path / "named").read_text().splitlines() == named
+
+
+@pytest.mark.parametrize(
+    ("script", "before", "words"),
+    [
+        ("stage1.sh", ["--ntasks-per-node=1"], ["bash", "-c"]),
+        ("evaluate.sh", ["--ntasks-per-node=1"], ["bash", "-c"]),
+        ("pack.sh", [], ["signfuse", "pack"]),
+        ("ablate.sh", ["signfuse_dist.jobs.batch"], ["signfuse", "ablate"]),
+    ],
+)
+def test_what_computes_is_put_into_the_container_of_the_site(
+    script: str, before: list[str], words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "slurm").mkdir()
+    site = "container=(signfuse exec --bind 'my data')\nexport SITE=${UNSET}set\n"
+    (tmp_path / "slurm" / "site.sh").write_text(site)
+    status, printed, error = run_script(script, tmp_path, "one", "two", "three", **ARRAY, **NODES)
+    assert status == 0, error
+    container = ["signfuse", "exec", "--bind", "my data"]
+    place = printed.index("my data") - 3
+    if not before:  # the container is the command, and the stub prints its own name
+        assert printed[place : place + 6] == [*container, *words]
+    else:
+        assert printed[place - 1 : place + 6] == [*before, *container, *words]
+    if script == "evaluate.sh":
+        assert printed[-8:] == [*container, "signfuse", "report", "one", "two", "three"][-8:]
+
+
+def test_a_site_that_fails_ends_the_job(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "site.sh").write_text("echo 'no module cuda' >&2\nfalse\n")
+    status, printed, error = run_script("stage1.sh", tmp_path, "demo", **NODES)
+    assert (status, printed, error) == (1, [], "no module cuda\n")
+
+
+def test_the_example_of_a_site_changes_nothing_before_it_is_edited(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    shutil.copy(ROOT / "slurm" / "site.example.sh", tmp_path / "slurm" / "site.sh")
+    _, printed, _ = run_script("pack.sh", tmp_path, "table", **ARRAY)
+    assert printed[:2] == ["signfuse", "pack"]
+
+
 def test_an_evaluation_is_followed_by_its_report(tmp_path: Path) -> None:
     words = ("runs/my run/finetune", "--split", "test")
     _, printed, _ = run_script("evaluate.sh", tmp_path, *words, **NODES)
@@ -215,6 +302,6 @@ def test_launch_file_processes_and_port_are_overridden_by_the_environment(
         check=True,
         capture_output=True,
         text=True,
-        env={**kept, **NODES, "SLURM_SUBMIT_DIR": str(tmp_path), **given},
+        env={**kept, **NODES, **given},
     )
     assert done.stdout.strip() == expected
