@@ -8,18 +8,16 @@ No other module knows the name of a file in it; ``docs/run-folder.md`` describes
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from signfuse_dist.config import RunConfig, keys_with
 from signfuse_dist.errors import UserError
@@ -281,24 +279,79 @@ def fixed(run: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in run.flat().items() if key not in free}
 
 
-def identify(
-    run: RunConfig, ids: tuple[str, ...], lengths: NDArray[np.integer[Any]], plan: Plan
-) -> dict[str, Any]:
+def identify(run: RunConfig, plan: Plan) -> dict[str, Any]:
     """Return what checkpoints say of a run; each entry must be the same when it goes on.
 
     ``config`` is what may not change, key by key: a hash of it would refuse every checkpoint of a
-    version with other keys. ``clips_sha256`` is over ids and lengths ``[clips]``, in frames, of the
-    training clips in their order, ``starts_from`` the checksum of the checksums of the stage
-    before, ``meeting`` how many clips see each other in a step.
+    version with other keys. ``starts_from`` is the checksum of the checksums of the stage before,
+    ``meeting`` how many clips see each other in a step. What it was trained on stands beside these
+    (:func:`refuse_other_data`).
     """
     before = RunFolder.of(run).before(run)
     return {
         "stage": run.stage.name,
         "config": fixed(run),
-        "clips_sha256": _digest("\n".join(ids), lengths.astype("<i8").tobytes()),
         "starts_from": None if before is None else checksum(before.model_state),
         "meeting": _num_meeting(run, plan),
     }
+
+
+TRAINED_ON = "trained_on"
+"""Entry of a checkpoint and of a model: the checksums of the data, a ``SplitContent``."""
+
+
+def refuse_other_data(run: RunConfig, content: Mapping[str, str | None]) -> None:
+    """Raise UserError when this stage, or one before it, was trained on other clips than these.
+
+    ``content`` are the fields of the training split's ``SplitContent``. Compared are the entries
+    that both have: a checkpoint of an earlier version knows ids and lengths alone, a model of one
+    nothing, and shards of one have no checksums of pictures and joints but those of their tars.
+    """
+    for stage in run.train.stages[: run.train.stages.index(run.stage.name) + 1]:
+        folder = RunFolder.of(run).beside(stage)
+        odd = _other_data(trained_on(folder), content)
+        if odd:
+            place = run.shards(run.data.train_split)
+            if run.data.poses is not None and odd == ["joints"]:
+                place = f"pose set {run.data.poses} of {place}"
+            raise UserError(
+                f"{folder.path}: stage {stage} was trained on other {' and '.join(odd)} than "
+                f"{place} has now. A run goes on with the data that it began with: put those "
+                "shards back (packed again to the bit they are the same), or give "
+                "train.output=FOLDER for new runs, from the first stage on"
+            )
+
+
+def trained_on(folder: RunFolder) -> dict[str, Any]:
+    """Return what a stage says it was trained on: its model, else its newest readable checkpoint.
+
+    Empty where neither says it.
+    """
+    for path in [folder.model_state, *_states(folder)]:
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            said = state.get("run", state)  # a checkpoint has more to say than a model
+            # Earlier versions have ids and lengths alone, beside the run's other entries.
+            return dict(said.get(TRAINED_ON) or {"clips": said.get("clips_sha256")})
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue  # not there, or damaged: the one before it says the same
+    return {}
+
+
+def _other_data(before: Mapping[str, Any], now: Mapping[str, str | None]) -> list[str]:
+    """Name what of the data differs, of what both know."""
+    known = {name for name in now if None not in (before.get(name), now[name])}
+    differ = {name for name in known if before[name] != now[name]}
+    named: tuple[str, ...] = ("clips", "texts", "pictures", "joints")
+    odd = [name for name in named if name in differ]
+    if "joints" not in known and "pose_set" in differ:
+        odd.append("joints")
+    if not odd and "shards" in differ:
+        # A tar holds both, and what training does not see: it decides where nothing else can.
+        own = ("pictures", "joints") if now.get("pose_set") is None else ("pictures",)
+        unknown = [name for name in own if name not in known]
+        odd += [" or ".join(unknown)] if unknown else []
+    return odd
 
 
 def refuse_other_meeting(run: RunConfig, plan: Plan, before: Any) -> None:
@@ -349,7 +402,7 @@ def _num_meeting(run: RunConfig, plan: Plan) -> int | None:
 
 def latest_meeting(folder: RunFolder) -> Any:
     """Return how many clips met according to the newest checkpoint; None where none says it."""
-    for path in sorted(folder.checkpoints.glob(f"step_*/{STATE}"), reverse=True):
+    for path in _states(folder):
         try:
             return json.loads(path.read_text(encoding="utf-8"))["run"]["meeting"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -357,5 +410,6 @@ def latest_meeting(folder: RunFolder) -> Any:
     return None
 
 
-def _digest(text: str, more: bytes = b"") -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass") + b"\0" + more).hexdigest()
+def _states(folder: RunFolder) -> list[Path]:
+    """Return what the checkpoints say of themselves, the newest first."""
+    return sorted(folder.checkpoints.glob(f"step_*/{STATE}"), reverse=True)

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -46,7 +46,14 @@ from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, data_position, make_plan
 from signfuse_dist.preflight.check import caveats
 from signfuse_dist.report.model_card import write_card
-from signfuse_dist.run_folder import RunFolder, begin, identify, refuse_other_meeting
+from signfuse_dist.run_folder import (
+    TRAINED_ON,
+    RunFolder,
+    begin,
+    identify,
+    refuse_other_data,
+    refuse_other_meeting,
+)
 from signfuse_dist.stages import needs_language_model, previous
 
 
@@ -116,6 +123,7 @@ def _train(job: _Job) -> int:
     """Train the stage of a job that was started; return the exit status."""
     run, accelerator = job.run, job.accelerator
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
+    refuse_other_data(run, asdict(job.split.content))
     begin(run, job.plan, job.resolved, job.is_main)
     notes = JobFolder.from_environment()
     if job.is_main:
@@ -126,7 +134,7 @@ def _train(job: _Job) -> int:
         return 0
     job.startup.lap("processes")
     model, tokenizer = _make_model(job)
-    identity = identify(run, job.split.ids, job.split.lengths, job.plan)
+    identity = identify(run, job.plan)
     resumed = _resume(job, model, identity)
     finished = _run_loop(job, model, tokenizer, identity, resumed)
     job.marks.at("ending", job.plan.total_steps)
@@ -208,7 +216,7 @@ def _run_loop(
         step=step,
         folder=run.folder,
         marks=job.marks,
-        identity=identity,
+        identity={**identity, TRAINED_ON: asdict(job.split.content)},
         development=development,
         meter=meter,
         startup=startup,
@@ -244,7 +252,7 @@ def _write_model(job: _Job, model: SignFuse) -> None:
         checkpoint.load_weights(best.path, model)
         score = best.state["score"]
         job.print_main(f"model of step {best.step}: its development score {score:.4g} is best")
-    model.save_pretrained(job.folder.model)
+    saved.save(model, job.folder.model, {TRAINED_ON: asdict(job.split.content)})
     write_card(job.folder.path)
 
 

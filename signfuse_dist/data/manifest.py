@@ -182,6 +182,10 @@ class SampleEntry:
     signer: str | None = None
     found_frames: Count | None = None
     """Frames in which any joint was found; None in sets of before this was counted."""
+    pictures_sha256: str | None = None
+    """Digest of the JPEGs and where each begins; None in pose sets, and in sets of before."""
+    joints_sha256: str | None = None
+    """Digest of the joints and their mask; None in sets of before there was one."""
 
 
 @dataclass(frozen=True)
@@ -593,9 +597,12 @@ def index_bytes(index: ShardIndex) -> bytes:
     """Return a shard's index as it is written."""
     fields = asdict(index)
     _written(fields["packing"])
-    if index.packing.contents == "poses":
-        for sample in fields["samples"]:
+    for sample in fields["samples"]:
+        if index.packing.contents == "poses":
             del sample["text"], sample["signer"]
+        for name in ("pictures_sha256", "joints_sha256"):
+            if sample[name] is None:  # an index of before there was one stays what it was
+                del sample[name]
     content = _json({"version": FORMAT_VERSION, **fields})
     own = hashlib.sha256(content).hexdigest()
     return _json({"version": FORMAT_VERSION, "index_sha256": own, **fields})

@@ -7,6 +7,7 @@ Joints alone are KEY.json, .pose.npy and .mask.npy.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -168,7 +169,7 @@ def write_shard(path: Path, clips: Iterable[Encoded | Rejected], packing: Packin
                 position += len(member_header(key, name, len(content)))
                 places[name] = (position, len(content))
                 position += len(content) + -len(content) % tarfile.BLOCKSIZE
-            samples.append(_entry(key, clip.record, places))
+            samples.append(_entry(key, clip.record, places, members))
     size = path.stat().st_size
     index = ShardIndex(path.name, checksum(path), size, packing, tuple(samples), tuple(dropped))
     with written_whole(path.with_name(index_name(path.name))) as file:
@@ -176,7 +177,12 @@ def write_shard(path: Path, clips: Iterable[Encoded | Rejected], packing: Packin
     return index
 
 
-def _entry(key: str, record: Mapping[str, Any], places: dict[str, tuple[int, int]]) -> SampleEntry:
+def _entry(
+    key: str,
+    record: Mapping[str, Any],
+    places: dict[str, tuple[int, int]],
+    members: Mapping[str, bytes],
+) -> SampleEntry:
     return SampleEntry(
         key=key,
         id=record["id"],
@@ -187,7 +193,19 @@ def _entry(key: str, record: Mapping[str, Any], places: dict[str, tuple[int, int
         members=places,
         failed_frames=record["failed_frames"],
         found_frames=record.get("found_frames"),
+        pictures_sha256=_digest_of(members, "jpegs", "offsets.npy"),
+        joints_sha256=_digest_of(members, "pose.npy", "mask.npy"),
     )
+
+
+def _digest_of(members: Mapping[str, bytes], *names: str) -> str | None:
+    """Return the digest of members together, None where the clip has none of them."""
+    if names[0] not in members:
+        return None
+    sha256 = hashlib.sha256()
+    for name in names:
+        sha256.update(members[name])
+    return sha256.hexdigest()
 
 
 def member_header(key: str, name: str, size: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,29 @@ from signfuse_dist.data.manifest import (
 )
 from signfuse_dist.data.storage import Folder, RangeCache, is_local, open_folder
 from signfuse_dist.errors import UserError, raise_together
+
+_DIGESTED = ("text", "pictures_sha256", "joints_sha256")  # of each clip in an index
+
+
+@dataclass(frozen=True)
+class SplitContent:
+    """What training sees of a split, as checksums: packed again to the bit, it has the same.
+
+    They are over what the indexes say, so that no tar is read. Those of pictures and joints are
+    None where an index of an earlier version does not have them of every clip; there the tars'
+    checksums, ``shards`` and ``pose_set``, have to do.
+    """
+
+    clips: str
+    """Ids and lengths, in their order."""
+    texts: str
+    pictures: str | None
+    joints: str | None
+    """Of the pose set in use, else of the clips' own."""
+    shards: str
+    """The tars of the clips: they also hold what training does not see."""
+    pose_set: str | None
+    """The tars of the pose set in use; None without one."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +69,21 @@ class Split:
 
     With the id and the frames it tells whether a record in a tar is the one that is indexed.
     """
+    own_content: SplitContent
+    """That of these shards by themselves; :attr:`content` has the joints in use."""
     poses: Split | None = None
     """The pose set whose joints take the place of the clips' own: the same clips in its order."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def content(self) -> SplitContent:
+        """What training sees of the split, with the joints of the pose set in use."""
+        if self.poses is None:
+            return self.own_content
+        joints = self.poses.own_content
+        return replace(self.own_content, joints=joints.joints, pose_set=joints.shards)
 
     @property
     def frame_size(self) -> int:
@@ -124,6 +158,8 @@ def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> 
     members = np.zeros((count, num_members, 2), np.int64)
     text_hashes = np.zeros(count, np.int64)
     ids: list[str] = []
+    digests = {name: hashlib.sha256() for name in _DIGESTED}
+    lacking: set[str] = set()
     for number, shard in enumerate(manifest.shards):
         index = load_index(folder, shard)
         rows = slice(len(ids), len(ids) + len(index.samples))
@@ -131,7 +167,27 @@ def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> 
         lengths[rows], shards[rows] = index.num_frames, number
         members[rows] = index.spans
         text_hashes[rows] = [hash(sample.text) for sample in index.samples]
-    return Split(folder, manifest, cache, tuple(ids), lengths, shards, members, text_hashes)
+        for name, digest in digests.items():
+            values = [getattr(sample, name) for sample in index.samples]
+            lacking |= {name} if None in values else set()
+            # As JSON no value runs into the next; a line a clip does not show the shards.
+            digest.update("".join(f"{json.dumps(value)}\n" for value in values).encode())
+    of_all = {name: digests[name].hexdigest() for name in digests if name not in lacking}
+    content = SplitContent(
+        clips=_sha256("\n".join(ids), lengths.astype("<i8").tobytes()),
+        texts=digests["text"].hexdigest(),
+        pictures=of_all.get("pictures_sha256"),
+        joints=of_all.get("joints_sha256"),
+        shards=_sha256("\n".join(shard.sha256 for shard in manifest.shards)),
+        pose_set=None,
+    )
+    return Split(
+        folder, manifest, cache, tuple(ids), lengths, shards, members, text_hashes, content
+    )
+
+
+def _sha256(text: str, more: bytes = b"") -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass") + b"\0" + more).hexdigest()
 
 
 def _cache(manifest: Manifest, data: DataConfig) -> RangeCache:

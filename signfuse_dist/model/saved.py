@@ -149,8 +149,10 @@ def own_state(model: SignFuse) -> dict[str, Tensor]:
     }
 
 
-def save(model: SignFuse, folder: Path) -> None:
+def save(model: SignFuse, folder: Path, said: dict[str, Any]) -> None:
     """Write the folder of a model, whole or not at all; an earlier one is replaced.
+
+    ``said`` is what ``state.json`` holds beside the checksums.
 
     Raises UserError when something else is there, or the LLM is of no folder and no hub.
     """
@@ -168,7 +170,7 @@ def save(model: SignFuse, folder: Path) -> None:
     adapted = _peft(model)
     if adapted is not None:
         writers[_ADAPTER] = lambda path: _save_adapter(adapted, config, path)
-    write_folder(folder, writers, {})
+    write_folder(folder, writers, said)
 
 
 def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> SignFuse:

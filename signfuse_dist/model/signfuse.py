@@ -93,7 +93,7 @@ class SignFuse(nn.Module):
         """Write a folder for :meth:`from_pretrained`; see :mod:`signfuse_dist.model.saved`."""
         from signfuse_dist.model import saved
 
-        saved.save(self, Path(folder))
+        saved.save(self, Path(folder), {})
 
     @property
     def config(self) -> SignFuseConfig:

@@ -7,6 +7,7 @@ the stage before.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -31,6 +32,7 @@ from signfuse_dist.data.manifest import (
     load_manifest,
     pose_path,
 )
+from signfuse_dist.data.split import open_split
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.errors import UserError, printable
 from signfuse_dist.plan import Plan, epoch_order
@@ -40,7 +42,9 @@ from signfuse_dist.run_folder import (
     latest_meeting,
     refuse_other,
     refuse_other_before,
+    refuse_other_data,
     refuse_other_meeting,
+    trained_on,
 )
 from signfuse_dist.stages import previous
 
@@ -350,7 +354,7 @@ def check_weights(runs: Sequence[RunConfig], planned: Mapping[StageName, Plan]) 
 
     ``planned`` are the plans by stage, where there are any.
     """
-    findings = _check_start(runs[0])
+    findings = [*_check_start(runs[0]), *_check_data(runs[-1])]
     for run in runs:
         what, folder = f"run folder {run.folder}", RunFolder.of(run)
         try:
@@ -366,6 +370,25 @@ def check_weights(runs: Sequence[RunConfig], planned: Mapping[StageName, Plan]) 
         is_trained = folder.is_finished
         findings.append(ok(what, "this stage is trained already" if is_trained else begun))
     return findings
+
+
+def _check_data(run: RunConfig) -> Iterator[Finding]:
+    """Say where the stages up to this one were trained on other data than is there now.
+
+    A split at an address is not looked at: its indexes would have to be fetched.
+    """
+    location = run.shards(run.data.train_split)
+    stages = map(RunFolder.of(run).beside, run.train.stages)
+    try:
+        if not any(map(trained_on, stages)) or not is_local(open_folder(location)):
+            return
+        content = dataclasses.asdict(open_split(location, run.data).content)
+    except UserError:
+        return  # named by check_splits
+    try:
+        refuse_other_data(run, content)
+    except UserError as e:
+        yield error(f"training split {location}", str(e), "Or give train.output=FOLDER")
 
 
 def _check_start(run: RunConfig) -> list[Finding]:

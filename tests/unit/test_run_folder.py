@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from helpers.repository import ROOT
@@ -25,17 +24,17 @@ from signfuse_dist.run_folder import (
     identify,
     refuse_other,
     refuse_other_before,
+    refuse_other_data,
     refuse_other_meeting,
 )
 
 CONFIGS = ROOT / "configs" / "experiment"
 
 
-def identity(output: Path, *words: str, ids: tuple[str, ...] = ("a", "b")) -> dict[str, Any]:
+def identity(output: Path, *words: str) -> dict[str, Any]:
     words = (f"train.output={output}", *words)
     run = load_run(str(CONFIGS / "demo.yaml"), None, words)
-    lengths = np.array([3, 4], dtype=np.int32)
-    return identify(run, ids, lengths, make_plan(2, run.stage, run.train, 2))
+    return identify(run, make_plan(2, run.stage, run.train, 2))
 
 
 def before(output: Path, stage: str, content: str) -> None:
@@ -43,12 +42,10 @@ def before(output: Path, stage: str, content: str) -> None:
     (output / "demo" / stage / "model" / "state.json").write_text(content)
 
 
-def test_it_tells_other_clips_and_another_stage_before_apart(tmp_path: Path) -> None:
+def test_it_tells_another_configuration_and_another_stage_before_apart(tmp_path: Path) -> None:
     before(tmp_path, "contrastive", "one")
     one = identity(tmp_path, "stage=alignment")
     assert identity(tmp_path, "stage=alignment") == one
-    swapped = identity(tmp_path, "stage=alignment", ids=("b", "a"))
-    assert [k for k in one if one[k] != swapped[k]] == ["clips_sha256"]
     before(tmp_path, "contrastive", "another")
     other = identity(tmp_path, "stage=alignment")
     assert [k for k in one if one[k] != other[k]] == ["starts_from"]
@@ -295,3 +292,99 @@ def test_no_other_module_knows_a_name_in_the_run_folder() -> None:
         for name in joined_names(ast.parse(path.read_text())) & known
     }
     assert elsewhere == set()
+
+
+DATA = {
+    "clips": "c",
+    "texts": "t",
+    "pictures": "p",
+    "joints": "j",
+    "shards": "s",
+    "pose_set": None,
+}
+EARLIER = {**DATA, "pictures": None, "joints": None}
+
+
+def trained(run: RunConfig, content: dict[str, str | None], step: int | None = None) -> None:
+    """Leave what a stage that was trained on ``content`` says: its model, or a checkpoint."""
+    folder = RunFolder.of(run)
+    state: dict[str, Any] = {"trained_on": content}
+    path = folder.model_state
+    if step is not None:
+        path, state = folder.checkpoints / f"step_{step:08d}" / "state.json", {"run": state}
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("step", [None, 7])
+@pytest.mark.parametrize(
+    ("before", "now", "odd"),
+    [
+        (DATA, {}, None),
+        (DATA, {"shards": "other"}, None),  # what training does not see
+        (DATA, {"clips": "x", "shards": "x"}, "clips"),
+        (DATA, {"texts": "x", "shards": "x"}, "texts"),
+        (DATA, {"pictures": "x", "shards": "x"}, "pictures"),
+        (DATA, {"joints": "x", "shards": "x"}, "joints"),
+        (DATA, {"pictures": "x", "joints": "x", "shards": "x"}, "pictures and joints"),
+        (EARLIER, {}, None),
+        (EARLIER, {"shards": "x"}, "pictures or joints"),
+        (EARLIER, {"texts": "x", "shards": "x"}, "texts"),
+        ({**EARLIER, "pose_set": "a"}, {"pose_set": "b"}, "joints"),
+        ({**EARLIER, "pose_set": "a"}, {"pose_set": "a", "shards": "x"}, "pictures"),
+        ({**DATA, "pose_set": "a"}, {"pose_set": "b"}, None),  # the same joints in other tars
+        ({"clips": "c"}, {"texts": "x", "pictures": "x", "shards": "x"}, None),
+    ],
+)
+def test_a_run_on_other_data_is_refused_with_what_of_it_differs(
+    tmp_path: Path,
+    before: dict[str, str | None],
+    now: dict[str, str],
+    odd: str | None,
+    step: int | None,
+) -> None:
+    run = demo(tmp_path, "contrastive")
+    trained(run, before, step)
+    for stage in ("contrastive", "alignment"):  # that goes on, and the one after it
+        asked = demo(tmp_path, stage)
+        if odd is None:
+            refuse_other_data(asked, {**DATA, **now})
+            continue
+        with pytest.raises(UserError) as error:
+            refuse_other_data(asked, {**DATA, **now})
+        assert f"{run.folder}: stage contrastive was trained on other {odd} than" in str(
+            error.value
+        )
+        assert "train.output=FOLDER" in str(error.value)
+
+
+def test_a_new_pose_set_is_named_as_such(tmp_path: Path) -> None:
+    run = demo(tmp_path, "contrastive", "data.poses=mine")
+    trained(run, {**DATA, "pose_set": "a"})
+    with pytest.raises(UserError, match=r"on other joints than pose set mine of .* has now"):
+        refuse_other_data(run, {**DATA, "joints": "x", "pose_set": "b"})
+
+
+def test_data_of_a_run_of_an_earlier_version_is_compared_by_ids_and_lengths(
+    tmp_path: Path,
+) -> None:
+    run = demo(tmp_path, "contrastive")
+    path = RunFolder.of(run).checkpoints / "step_00000004" / "state.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"run": {"clips_sha256": "c"}}))
+    refuse_other_data(run, {**DATA, "texts": "whatever"})
+    with pytest.raises(UserError, match="was trained on other clips than"):
+        refuse_other_data(run, {**DATA, "clips": "other"})
+    trained(run, {})  # a model of an earlier version says nothing
+    refuse_other_data(run, {**DATA, "clips": "other"})
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"run": 3}', '{"trained_on": 5}'])
+def test_a_state_that_cannot_be_read_says_nothing_of_the_data(tmp_path: Path, text: str) -> None:
+    run = demo(tmp_path, "contrastive")
+    trained(run, {**DATA, "texts": "other"}, step=3)
+    damaged = RunFolder.of(run).checkpoints / "step_00000004" / "state.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text(text)
+    with pytest.raises(UserError, match="was trained on other texts than"):
+        refuse_other_data(run, DATA)
