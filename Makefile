@@ -5,6 +5,11 @@ BIN := $(VENV)/bin
 RUN := runs/demo/finetune
 LAUNCH := launch/cpu_zero2.yaml
 
+# For a driver that is too old for the torch of constraints.txt: `make install TORCH_INDEX=ADDRESS`,
+# the address of PyTorch's wheels for another CUDA (the README says which driver needs which).
+TORCH_INDEX :=
+TORCH := $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match)
+
 SYNTHETIC := shards/synthetic
 TINY_LLM = $(BIN)/python -m signfuse_dist.synthetic.tiny_llm --text data/synthetic/synthetic.tsv
 ABLATE = OMP_NUM_THREADS=1 $(BIN)/signfuse ablate
@@ -21,7 +26,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(TORCH) \
 	  --constraint constraints.txt --editable '.[pose,dev]'
 	@touch $@
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import simplejpeg
-import torch
 
+from signfuse_dist import device
 from signfuse_dist.data.look import draw_skeleton
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.shard import EncodedClip
@@ -189,8 +189,7 @@ def serve(run_folder: Path, server: Server, pose_model: Path | None) -> int:
     model, no MediaPipe, no gradio, or the port is taken.
     """
     _require_gradio()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    translator = load_translator(run_folder, device)
+    translator = load_translator(run_folder, device.choose())
     extractor = choose_extractor(pose_model)
     reader = ClipReader(translator.run.data, extractor, limits=server.limits)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

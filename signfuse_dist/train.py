@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from signfuse_dist import cached_features
+from signfuse_dist import cached_features, device
 from signfuse_dist.config import RunConfig
 from signfuse_dist.data.features import FeatureBatches, FeatureSet
 from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
@@ -222,7 +222,7 @@ def _run_loop(
         startup=startup,
     )
     dataset = _clips(job, tokenizer, start_step, features)
-    source = batches(dataset, job.workers, torch.cuda.is_available())
+    source = batches(dataset, job.workers, device.has_gpu())
     return loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
 
 
@@ -307,7 +307,8 @@ def _describe(job: _Job, model: SignFuse) -> None:
         "encoders": choose_for(run.model, run.train.precision, job.accelerator.device),
         "llm": model.language_model.attention if model.language_model else None,
     }
-    job.print_main(f"{run.name}, stage {run.stage.name} -> {run.folder}")
+    where = device.describe()
+    job.print_main(f"{run.name}, stage {run.stage.name} -> {run.folder}, on {where}")
     job.print_main(job.plan.describe())
     for name, counts in parameters.items():
         job.print_main(

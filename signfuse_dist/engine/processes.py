@@ -25,6 +25,7 @@ from accelerate.utils import (
 from safetensors import SafetensorError
 
 from signfuse_dist.config import TrainConfig
+from signfuse_dist.device import has_gpu
 from signfuse_dist.engine.ds_config import resolve
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import Plan
@@ -73,14 +74,14 @@ def start(plan: Plan, train: TrainConfig) -> tuple[Accelerator, dict[str, Any] |
     resolved = resolve(template, plan, train) if template else None
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     # Without a launcher there is one process and no group; Accelerate would look for it.
-    if not torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+    if not has_gpu() and "LOCAL_RANK" in os.environ:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     plugin = None
     if resolved is not None:
         _skip_shared_memory_op()
         plugin = DeepSpeedPlugin(hf_ds_config=dict(resolved))
     accelerator = Accelerator(
-        cpu=resolved is None and not torch.cuda.is_available(),
+        cpu=resolved is None and not has_gpu(),
         deepspeed_plugin=plugin,
         gradient_accumulation_steps=plan.accumulation,
         mixed_precision="bf16" if resolved is None and train.precision == "bf16" else "no",

@@ -34,6 +34,7 @@ from signfuse_dist.config import AugmentConfig, RunConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.manifest import manifest_bytes
 from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.device import has_gpu
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.controls import CONTROLS, hidden, score_control, why_inapplicable
 from signfuse_dist.evaluation.protocols import find_preset
@@ -256,7 +257,7 @@ def joined() -> Iterator[Processes]:
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device, threads = torch.device("cpu"), torch.get_num_threads()
-    if torch.cuda.is_available():
+    if has_gpu():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)  # a quantized LLM is loaded onto the current one
     else:

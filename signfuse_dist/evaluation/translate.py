@@ -17,6 +17,7 @@ import simplejpeg
 import torch
 from tqdm import tqdm
 
+from signfuse_dist import device
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import DataConfig
 from signfuse_dist.corpora import VIDEO_SUFFIXES, Box, ClipRow, FolderFrames, boxed
@@ -238,8 +239,7 @@ def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices)
     candidates than beams.
     """
     sources = _sources(find_videos(places), choices)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    translator = load_translator(run_folder, device, choices.decoding)
+    translator = load_translator(run_folder, device.choose(), choices.decoding)
     beams = translator.run.evaluation.num_beams
     if choices.nbest > beams:  # before minutes of reading videos
         raise UserError(

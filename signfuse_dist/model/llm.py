@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from signfuse_dist import device
 from signfuse_dist.batch import length_mask
 from signfuse_dist.config import EvaluationConfig, ModelConfig
 from signfuse_dist.errors import UserError
@@ -407,12 +408,11 @@ def _set_attention(model: PreTrainedModel, config: ModelConfig) -> None:
         return
     asked = "sdpa" if config.attention == "varlen" else config.attention
     if asked == "flash_attention_2":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         shape = model.config
         head_dim = (
             getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         )
-        choose_backend(asked, device, getattr(torch, config.llm_dtype), head_dim)
+        choose_backend(asked, device.choose(), getattr(torch, config.llm_dtype), head_dim)
     try:
         model.set_attn_implementation(asked)
     except (ValueError, ImportError) as e:

@@ -8,6 +8,7 @@ way before they start anything (:func:`refuse_errors`). Imports no torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import yaml
 
+from signfuse_dist import nvidia
 from signfuse_dist.config import RunConfig, StageName
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
@@ -52,10 +54,14 @@ class Target:
             raise UserError(f"--world-size {self.world_size}: at least one process is needed")
 
     @property
+    def is_here(self) -> bool:
+        """Whether the job runs on this machine: a login node's GPUs are not those of the job."""
+        return self.started_by != "sbatch" or "SLURM_JOB_ID" in os.environ
+
+    @property
     def gigabytes(self) -> float | None:
-        """GB of one GPU, where they are known; a login node's are not those of the job."""
-        here = None if self.started_by == "sbatch" else machine.gpu_gigabytes()
-        return self.gpu_memory or here
+        """GB of one GPU, where they are known."""
+        return self.gpu_memory or (nvidia.gpu_gigabytes() if self.is_here else None)
 
 
 class Described(NamedTuple):
@@ -167,7 +173,7 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
     findings = [
         *inputs.check_splits(first),
         *inputs.check_weights(runs, planned),
-        *machine.check_machine(first),
+        *machine.check_machine(first, target.is_here),
     ]
     if any(needs_language_model(run.stage.name) for run in runs):
         findings += inputs.check_llm(first.model)

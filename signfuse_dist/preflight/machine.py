@@ -9,10 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
-import shutil
 import socket
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from signfuse_dist import nvidia
 from signfuse_dist.config import RunConfig
 from signfuse_dist.engine.ds_config import resolve
 from signfuse_dist.errors import UserError
@@ -32,22 +32,30 @@ _PACKAGE = "signfuse_dist"
 _PORT = 29500  # accelerate's and torchrun's own
 
 
-def check_machine(run: RunConfig) -> list[Finding]:
-    """Look at versions, and at what the run's choices need of this machine."""
-    return [_check_versions(), *_check_attention(run), *_check_quantization(run)]
+def check_machine(run: RunConfig, is_here: bool) -> list[Finding]:
+    """Look at versions, and at what the run's choices need of the machine.
+
+    ``is_here``: whether the job runs on this one.
+    """
+    return [
+        _check_versions(),
+        *([_check_device()] if is_here else []),
+        *_check_attention(run),
+        *_check_quantization(run),
+    ]
 
 
-def gpu_gigabytes() -> float | None:
-    """Return the memory of this machine's smallest GPU in GB, None where there is none."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    command = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return min(float(line) for line in done.stdout.split("\n") if line) * 1024**2 / 1e9
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None  # a tool without a driver, or no GPU that it may see
+def _check_device() -> Finding:
+    """Say where a job on this machine computes; with a GPU, whether torch can use it."""
+    what, signs = "device", nvidia.signs_of_gpus(os.environ)
+    if not signs:
+        return ok(what, "no GPU here, or hidden: on this machine a run computes on the CPU")
+    cuda, driver = nvidia.torch_cuda(), nvidia.driver_version()
+    needed = nvidia.first_driver(cuda) if cuda else None
+    old = driver is None or (needed is not None and nvidia.is_older(driver, needed))
+    if cuda is None or old or not nvidia.torch_sees_gpu():
+        return error(what, f"{', '.join(signs)}, and torch cannot use a GPU", nvidia.why_unusable())
+    return ok(what, f"{', '.join(signs)}; torch for CUDA {cuda}, driver {driver}")
 
 
 def _check_versions() -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import socket
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ import yaml
 from helpers.little_clips import write_corpus
 from helpers.little_job import overrides, write_job
 from helpers.repository import ROOT
+from signfuse_dist import nvidia
 from signfuse_dist.cli import main
 from signfuse_dist.data import manifest
 from signfuse_dist.data.joints import Joints, NoJoints, PoseExtractor
@@ -104,7 +106,8 @@ def job(
 ) -> Job:
     shutil.copytree(packed, tmp_path / "job")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(machine, "gpu_gigabytes", lambda: None)
+    monkeypatch.setattr(nvidia, "gpu_gigabytes", lambda: None)
+    monkeypatch.setattr(nvidia, "signs_of_gpus", lambda _: [])
     with socket.socket() as s:
         s.bind(("", 0))
         port = s.getsockname()[1]
@@ -130,6 +133,24 @@ def test_all_that_is_wrong_is_said_at_once(job: Job) -> None:
     lines = job.check(1)
     assert sum(line.startswith("error") for line in lines) == 3
     assert lines[-1].startswith("3 errors")
+
+
+@pytest.mark.parametrize(("driver", "said"), [("535.183.01", "needs driver"), ("999.1", "init")])
+def test_a_gpu_that_torch_cannot_use_is_an_error(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, said: str
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(nvidia, "torch_sees_gpu", lambda: False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        f"#!/bin/sh\ncase $1 in --query-gpu=driver*) echo {driver};; *) echo 81920;; esac\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    job.finds("error", "device: Slurm grants 4 GPUs", "torch cannot use a GPU", driver, said)
 
 
 @pytest.mark.parametrize("name", ["dev", "test"])
