@@ -18,6 +18,8 @@ from helpers.project import environment
 from helpers.repository import ROOT
 from helpers.worked_examples import apply, blocks
 
+pytestmark = pytest.mark.long
+
 PAGE = ROOT / "docs" / "extending.md"
 HEADER = "clip;talk;begin;finish;sentence;interpreter"
 SENTENCES = {

@@ -42,7 +42,9 @@ def follow(output: Path, source: Path, stage: str) -> None:
         (output / "small" / before).symlink_to(source / "small" / before)
 
 
-@pytest.mark.parametrize("stage", ["contrastive", "alignment", "finetune"])
+@pytest.mark.parametrize(
+    "stage", ["contrastive", pytest.param("alignment", marks=pytest.mark.long), "finetune"]
+)
 def test_one_process_gives_the_losses_and_weights_of_two(
     project: Project, two_processes: Path, tmp_path: Path, stage: str
 ) -> None:
@@ -62,6 +64,7 @@ def test_one_process_gives_the_losses_and_weights_of_two(
     assert ours[-1][score] == pytest.approx(theirs[-1][score], rel=rounding)
 
 
+@pytest.mark.long
 def test_the_last_stage_trains_from_nothing_with_one_stream(
     project: Project, tmp_path: Path
 ) -> None:
@@ -82,6 +85,7 @@ def test_the_last_stage_trains_from_nothing_with_one_stream(
     assert "stage contrastive is not among train.stages" in printed
 
 
+@pytest.mark.long
 def test_gradient_accumulation_gives_the_weights_of_one_batch(
     project: Project, two_processes: Path, tmp_path: Path
 ) -> None:

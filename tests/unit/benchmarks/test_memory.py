@@ -43,6 +43,7 @@ def peaks(*cases: tuple[int, str]) -> list[float]:
     return [float(line) for line in done.stdout.split()]
 
 
+@pytest.mark.long
 def test_in_chunks_the_peak_does_not_grow_with_the_clip() -> None:
     """Resident memory of a process: 5 times the frames, and nowhere near 5 times the peak."""
     short, long, whole = peaks((48, "chunks of 8"), (240, "chunks of 8"), (240, "whole"))
@@ -122,6 +123,7 @@ def test_numbers_that_cannot_be_are_refused(
     assert "is not at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_case_that_fails_says_why() -> None:
     case = memory._case(bench((4,)), 4, "whole", {})
     broken = type(case)(**{**vars(case), "frames": -1})
