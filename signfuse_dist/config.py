@@ -249,6 +249,12 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"]
     """`bf16` computes under autocast, with trained weights and optimizer in fp32; `fp32` computes
     all in fp32."""
+    tf32: bool = False
+    """Whether products and convolutions of float32 numbers may round their inputs to 10 bits
+    (TF32), on GPUs that can; on the CPU nothing changes."""
+    deterministic: bool = key(False, "resume")
+    """Whether kernels that give other bits from run to run are refused, for slower ones; on the CPU
+    a run gives the same bits either way."""
     gradient_clipping: NonNegative
     """Largest norm of the gradient; 0: no clipping."""
     stages: tuple[StageName, ...] = key(STAGES, "not in a name")

@@ -229,7 +229,9 @@ def _run_loop(
 def _prepare(job: _Job, model: SignFuse, resumed: checkpoint.Checkpoint | None) -> tuple[Any, Any]:
     """Hand model and optimizer to the engine, and give it the moments of a checkpoint."""
     run = job.run
-    optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay)
+    # ZeRO has one flat partition, for which nothing is to be gained.
+    fused = job.resolved is None and job.accelerator.device.type == "cuda"
+    optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay, fused)
     prepared, wrapped = job.accelerator.prepare(model, optimizer)
     if job.resolved is not None:
         ds_config.verify_live(prepared, job.resolved, job.plan.world_size)

@@ -297,22 +297,23 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def make_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float
+    model: nn.Module, learning_rate: float, weight_decay: float, fused: bool = False
 ) -> torch.optim.AdamW:
     """Return torch's AdamW over the parameters of ``model`` that require a gradient.
 
     Paper: "weight decay 0.01". Here: not on biases and norm gains. Because: decay there pulls a
     norm's gain, which starts at the LLM's own scale, to zero without any regularising effect.
-    Groups without a parameter are left out: DeepSpeed fails on them.
+    Groups without a parameter are left out: DeepSpeed fails on them. ``fused`` takes one kernel for
+    all parameters, where a GPU would be given some for each.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    # Not fused, not foreach: one order of operations, whatever the sizes of the partitions.
+    # Not foreach: one order of operations, whatever the sizes of ZeRO's partitions.
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=learning_rate, foreach=False, fused=False
+        [g for g in groups if g["params"]], lr=learning_rate, foreach=False, fused=fused
     )
 
 

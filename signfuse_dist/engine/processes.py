@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+# Read when torch first takes memory of a GPU: batches of long and of short clips in turn leave gaps
+# in segments of one size.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 # DeepSpeed picks its device when it is imported; without a GPU it must be told.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -70,6 +73,7 @@ def start(plan: Plan, train: TrainConfig) -> tuple[Accelerator, dict[str, Any] |
             "file): Accelerate then starts one process, whatever was asked for. Leave it out; a "
             "machine without a GPU trains on the CPU (hide GPUs with CUDA_VISIBLE_DEVICES=)"
         )
+    set_kernels(train)
     template = launched_template()
     resolved = resolve(template, plan, train) if template else None
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
@@ -89,6 +93,20 @@ def start(plan: Plan, train: TrainConfig) -> tuple[Accelerator, dict[str, Any] |
     )
     _assert_launched(accelerator, resolved is not None)
     return accelerator, resolved
+
+
+def set_kernels(train: TrainConfig) -> None:
+    """Let torch use the kernels that ``train.deterministic`` and ``train.tf32`` allow.
+
+    An operation without a deterministic kernel is then an error of torch, which names it.
+    """
+    torch.use_deterministic_algorithms(train.deterministic)
+    torch.backends.cudnn.deterministic = train.deterministic
+    if train.deterministic:
+        # Read when cuBLAS starts: workspaces of their own for each stream.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = train.tf32
 
 
 def do_on_main(accelerator: Accelerator, write: Callable[[], None]) -> None:

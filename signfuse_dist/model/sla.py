@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
+
+from signfuse_dist.batch import pooling_weights
 
 
 class SignLanguageAdapter(nn.Module):
@@ -27,6 +29,9 @@ class SignLanguageAdapter(nn.Module):
 
         Every pooled position is real, so this pooling (Eq. 18) needs no mask.
         """
-        compressed = F.adaptive_avg_pool1d(temporal.transpose(1, 2), self.num_sign_tokens)
-        sign_embeddings: Tensor = self.norm(self.mlp(compressed.transpose(1, 2)))
+        pooled = temporal.shape[1]
+        # A product, as in Eq. 16: torch's own pooling has no deterministic backward pass on CUDA.
+        every = torch.tensor([pooled], device=temporal.device)
+        weights = pooling_weights(every, pooled, self.num_sign_tokens).to(temporal.dtype)
+        sign_embeddings: Tensor = self.norm(self.mlp(weights @ temporal))
         return sign_embeddings

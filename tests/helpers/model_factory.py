@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import ModelConfig
+from signfuse_dist.config import LossConfig, ModelConfig, StageName
+from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.skeleton import NUM_JOINTS
 
 VOCABULARY = 23
@@ -242,3 +243,19 @@ def small_model(seed: int = 0, **changes: Any) -> Any:
         if name != "language_model":
             scramble(part, seed)
     return model.eval()
+
+
+def step_of(stage: StageName, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the gradients of one step of a small model, under autocast to ``dtype``."""
+    model = small_model()
+    model.to(device)
+    prepare(model, stage, LossConfig())
+    set_mode(model, stage)
+    objective, batch = (
+        StageObjective(stage, LossConfig()),
+        join(draw_clips([5, 3, 8, 1])).to(device),
+    )
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        sums = objective(model, batch)
+    torch.stack([objective.weights[name] * value for name, value in sums.items()]).sum().backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
+from helpers.model_factory import step_of
 from helpers.repository import ROOT
 from signfuse_dist.cli import main
-from signfuse_dist.config import StageConfig, TrainConfig
+from signfuse_dist.config import STAGES, StageConfig, StageName, TrainConfig
 from signfuse_dist.engine import processes
 from signfuse_dist.engine.ds_config import resolve
+from signfuse_dist.engine.loop import make_optimizer
 from signfuse_dist.errors import UserError
 from signfuse_dist.jobs import local
 from signfuse_dist.plan import make_plan
@@ -92,6 +95,53 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch's choice of kernels, put back afterwards."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    processes.set_kernels(_train())
+    torch.backends.cudnn.allow_tf32 = True  # torch's own default
+
+
+def _train(**changes: Any) -> TrainConfig:
+    return TrainConfig(micro_batch_size=1, precision="fp32", gradient_clipping=1.0, **changes)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_float32_unless_tf32_is_asked_for(kernels: None, tf32: bool) -> None:
+    processes.set_kernels(_train(tf32=tf32))
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert torch.backends.cudnn.allow_tf32 is tf32
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_deterministic_kernels_on_this_device(
+    kernels: None, stage: StageName
+) -> None:
+    processes.set_kernels(_train(deterministic=True))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    first, second = (step_of(stage, torch.device("cpu"), torch.float32) for _ in range(2))
+    assert first.keys() == second.keys()
+    assert first
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_one_kernel_for_all_parameters_takes_the_same_steps() -> None:
+    weights = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.LayerNorm(5))
+        optimizer = make_optimizer(model, 1e-2, 0.1, fused)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(3, 7)).square().sum().backward()
+            optimizer.step()
+        weights.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("word", ["true", "True"])
