@@ -34,6 +34,7 @@ ZERO2 = {
     "ACCELERATE_USE_DEEPSPEED": "true",
     "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds_configs/zero2.json",
 }
+OFFLOAD = {**ZERO2, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds_configs/zero2_offload.json"}
 # The rate is Table 2's: 5 steps move a weight by up to 1e-4.
 TOLERANCE = 1e-6
 
@@ -152,7 +153,7 @@ def test_zero2_by_two_launchers_with_accumulation_is_a_bare_loop(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("variables", [ZERO2, {}], ids=["zero2", "ddp"])
+@pytest.mark.parametrize("variables", [ZERO2, OFFLOAD, {}], ids=["zero2", "offload", "ddp"])
 def test_torchrun_starts_the_same(
     project: Project, bare: dict[str, Tensor], tmp_path: Path, variables: dict[str, str]
 ) -> None:
