@@ -34,6 +34,7 @@ from signfuse_dist.files import write_text
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.objective import set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatch
+from signfuse_dist.progress import Progress
 from signfuse_dist.run_folder import RunFolder
 
 _WHAT = "features.json"
@@ -69,7 +70,13 @@ def find_or_compute(
     missing = [number for number in mine if not _is_whole(part_path(folder, number))]
     say(f"features: {folder}, {count} parts; this process computes {len(missing)}")
     if missing:
-        _compute(model, run, split, folder, missing, accelerator.device, num_workers)
+        with Progress(
+            f"features of {run.data.train_split}",
+            sum(len(_places(number, split)) for number in missing),
+            "clip",
+            active=accelerator.is_main_process,
+        ) as progress:
+            _compute(model, run, split, folder, missing, accelerator.device, num_workers, progress)
     accelerator.wait_for_everyone()
     return FeatureSet(folder, split)
 
@@ -118,14 +125,14 @@ def _compute(
     parts: list[int],
     device: torch.device,
     num_workers: int,
+    progress: Progress,
 ) -> None:
     model.to(device)
     set_mode(model, "alignment")
     frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, run.train.seed)
     size = run.train.micro_batch_size
     for number in parts:
-        first = number * CLIPS_A_PART
-        places = list(range(first, min(first + CLIPS_A_PART, len(split))))
+        places = _places(number, split)
         order = [MicroBatch(places[i : i + size], 0) for i in range(0, len(places), size)]
         source = batches(
             ClipBatches(split, order, frames, None), num_workers, device.type == "cuda"
@@ -135,8 +142,15 @@ def _compute(
         for batch in source:
             faults += batch.faults
             rows += _encode(model, run, batch.to(device))
+            progress.advance(len(batch.ids))
         names = [split.ids[place] for place in places]
         _write(part_path(folder, number), names, rows, faults)
+
+
+def _places(number: int, split: Split) -> list[int]:
+    """Return the places in the split of a part's clips."""
+    first = number * CLIPS_A_PART
+    return list(range(first, min(first + CLIPS_A_PART, len(split))))
 
 
 def _write(path: Path, names: list[str], rows: list[dict[str, Tensor]], faults: list[str]) -> None:

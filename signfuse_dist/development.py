@@ -29,6 +29,7 @@ from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
 from signfuse_dist.objective import set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatches, make_plan
+from signfuse_dist.progress import print_line
 from signfuse_dist.stages import needs_language_model
 
 
@@ -85,15 +86,19 @@ class DevelopmentScore:
             set_mode(self._model, self._run.stage.name)
         name = "dev_language" if self._language else "dev_contrastive"
         if broken:
-            self._accelerator.print(
+            self._print_main(
                 f"no development score: {broken:.0f} of {self._plan.num_clips} clips of "
                 f"{self._run.data.dev_split} could not be read; they are named above"
             )
         elif not math.isfinite(total / count):
-            self._accelerator.print(f"no development score: {name} is {total / count}")
+            self._print_main(f"no development score: {name} is {total / count}")
         else:
             return {name: total / count}
         return {}
+
+    def _print_main(self, text: str) -> None:
+        if self._accelerator.is_main_process:
+            print_line(text)
 
     def _sums(self) -> tuple[float, float, float]:
         """Return the summed loss, what it is averaged over, and unreadable clips, of all."""
@@ -113,7 +118,7 @@ class DevelopmentScore:
         sums = torch.zeros(3, dtype=torch.float64, device=self._accelerator.device)
         for batch in group:
             for fault in batch.faults:
-                print(f"development clip left out: {fault}", flush=True)
+                print_line(f"development clip left out: {fault}")
             sums[2] += len(batch.faults)
             batch = batch.to(self._accelerator.device)
             output = self._forward(batch)

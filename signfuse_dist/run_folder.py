@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from signfuse_dist.config import RunConfig, keys_with
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import STATE, checksum, write_text
 from signfuse_dist.plan import Plan, divisors_that_fit
@@ -29,7 +29,7 @@ from signfuse_dist.stages import TRAINABLE, loss_weights, previous
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 _BATCH_NORMS = {"sync", "local"}  # norms whose statistics are those of a batch
 _SHARED = ("data.", "model.", "train.stages")  # keys that all stages of an experiment have alike
-_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a split, or of an evaluation of it
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class RunFolder:
 
     @property
     def evaluations(self) -> Path:
-        """The folder of the evaluations, one folder a split."""
+        """The folder of the evaluations, one folder a split and name."""
         return self.path / "evaluation"
 
     @property
@@ -150,14 +150,30 @@ class RunFolder:
         """What the threads of a process did when the job was ended; ``*`` for those of all."""
         return self.path / f"stacks_{rank}.txt"
 
-    def evaluation(self, split: str) -> EvaluationFolder:
-        """Return where a split's evaluation lies; raise UserError for what is no split's name."""
-        if not _SPLIT.fullmatch(split):
-            raise UserError(f"split {split!r} is not a name (letters, digits, '.', '_', '-')")
-        return EvaluationFolder(self.evaluations / split)
+    def evaluation(self, split: str, name: str | None = None) -> EvaluationFolder:
+        """Return where a split's evaluation lies, ``SPLIT`` or, of one with a name, ``SPLIT@NAME``.
+
+        Raises UserError for what is no name.
+        """
+        for what, word in (("split", split), ("--name", name)):
+            if word is not None and not _NAME.fullmatch(word):
+                raise UserError(f"{what} {word!r} is not a name (letters, digits, '.', '_', '-')")
+        return EvaluationFolder(self.evaluations / (split if name is None else f"{split}@{name}"))
+
+    def evaluated(self, split: str, name: str | None = None) -> EvaluationFolder:
+        """Return an evaluation that is there; raise UserError naming those that are."""
+        folder = self.evaluation(split, name)
+        if not folder.hypotheses.is_file():
+            files = sorted(self.evaluations.glob(f"*/{folder.hypotheses.name}"))
+            there = [file.parent.name for file in files]
+            raise UserError(
+                f"{folder.hypotheses}: does not exist; evaluate the run on {split!r} first"
+                f"{suggest(folder.path.name, there)}. There are: {', '.join(there) or 'none'}"
+            )
+        return folder
 
     def scored(self) -> dict[str, EvaluationFolder]:
-        """Return the evaluation of each split that has scores, by name."""
+        """Return each evaluation that has scores, by ``SPLIT`` or ``SPLIT@NAME``."""
         folders = map(EvaluationFolder, sorted(self.evaluations.glob("*")))
         return {folder.path.name: folder for folder in folders if folder.scores.is_file()}
 
@@ -168,9 +184,26 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class EvaluationFolder:
-    """Where the files of ``RUN/evaluation/SPLIT`` lie."""
+    """Where the files of ``RUN/evaluation/SPLIT``, or ``SPLIT@NAME``, lie."""
 
     path: Path
+
+    @classmethod
+    def open(cls, path: Path, split: str | None) -> EvaluationFolder:
+        """Return the evaluation that a user names: its own folder, or a run folder and a split.
+
+        Raises UserError when it is none.
+        """
+        if cls(path).hypotheses.is_file():
+            return cls(path)
+        if split is None:
+            raise UserError(f"{path} is a run folder: say which split of it, such as --split test")
+        return RunFolder.open(path).evaluated(split)
+
+    @property
+    def run(self) -> RunFolder:
+        """The run folder that it lies in."""
+        return RunFolder(self.path.parent.parent)
 
     @property
     def hypotheses(self) -> Path:

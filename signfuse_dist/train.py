@@ -45,6 +45,7 @@ from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, data_position, make_plan
 from signfuse_dist.preflight.check import caveats
+from signfuse_dist.progress import print_line
 from signfuse_dist.report.model_card import write_card
 from signfuse_dist.run_folder import (
     TRAINED_ON,
@@ -102,7 +103,8 @@ class _Job:
 
     def print_main(self, text: str) -> None:
         """Print on the main process."""
-        self.accelerator.print(text)
+        if self.is_main:
+            print_line(text)
 
 
 def train(run: RunConfig) -> int:

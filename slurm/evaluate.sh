@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluation:  sbatch slurm/evaluate.sh RUN --split SPLIT
+# Evaluation:  sbatch slurm/evaluate.sh RUN --split SPLIT [--name NAME]
 # Translates and scores a split with all GPUs, then writes the report. RUN is a run folder, such as
 # runs/EXPERIMENT/finetune.
 #SBATCH --job-name=signfuse-evaluate
@@ -14,9 +14,11 @@
 #SBATCH --output=slurm-%j.log
 [ -f slurm/environment.sh ] || { echo "error: $PWD is not the project's folder: submit from there, or with --chdir" >&2; exit 2; }
 source slurm/environment.sh
-usage="usage: sbatch slurm/evaluate.sh RUN --split SPLIT [evaluation.KEY=VALUE ...]"
+usage="usage: sbatch slurm/evaluate.sh RUN --split SPLIT [--name NAME] [evaluation.KEY=VALUE ...]"
 [ $# -ge 3 ] || { echo "$usage" >&2; exit 2; }
 name_job evaluate "$@"
 prepare_launchers
 "${launchers[@]}" -m signfuse_dist.cli evaluate "$@"
-exec "${container[@]}" signfuse report "${@:1:3}"  # without the settings of decoding
+report=("${@:1:3}") # without the settings of decoding
+[ "${4:-}" != --name ] || report+=("${@:4:2}")
+exec "${container[@]}" signfuse report "${report[@]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,8 +109,8 @@ def add_stats(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--plot",
         type=Path,
-        default=Path("stats.png"),
-        help="the plot (default: %(default)s); of several splits, each one's name follows its own",
+        help="the plot (default: stats.png in the split, or with --poses in the pose set); of "
+        "several splits, each one's name follows its own",
     )
     command.set_defaults(run=_stats)
 
@@ -125,7 +126,7 @@ def add_show(command: argparse.ArgumentParser) -> None:
     _add_split(command)
     command.add_argument("id", help="the clip's id, as the corpus has it")
     command.add_argument("--frames", type=int, default=12, help="at most (default: %(default)s)")
-    command.add_argument("--out", type=Path, default=Path("clip.png"), help="default: %(default)s")
+    command.add_argument("--out", type=Path, help="default: clip.png in the split")
     command.set_defaults(run=_show)
 
 
@@ -282,9 +283,8 @@ def _verify_set(folder: Folder, name: str, workers: int) -> int:
 
 def _stats(options: argparse.Namespace) -> int:
     from signfuse_dist.data.look import collect
-    from signfuse_dist.data.manifest import split_folders
+    from signfuse_dist.data.manifest import pose_path, split_folders
     from signfuse_dist.data.storage import open_folder
-    from signfuse_dist.files import written_whole
 
     given = open_folder(options.folder)
     folders = split_folders(given)
@@ -292,13 +292,14 @@ def _stats(options: argparse.Namespace) -> int:
     for folder in folders:
         stats = collect(folder, options.poses)
         every.append(stats)
-        plot: Path = options.plot
-        if several:
+        plot: Path | None = options.plot
+        if plot is not None and several:
             plot = plot.with_name(f"{plot.stem}-{folder.name}{plot.suffix}")
-        print(stats)
-        with written_whole(plot) as file:
-            file.write(stats.plot())
-        print(f"\n{plot}\n" if several else f"\n{plot}")
+        print(f"{stats}\n")
+        within = folder if options.poses is None else folder / pose_path(options.poses)
+        _write_picture(plot, within, "stats.png", "--plot", stats.plot())
+        if several:
+            print()
     if several:
         clips, frames = sum(len(s.frames) for s in every), sum(int(s.frames.sum()) for s in every)
         hours = sum(float(s.seconds.sum()) for s in every) / 3600
@@ -312,14 +313,36 @@ def _stats(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from signfuse_dist.data.look import show
     from signfuse_dist.data.storage import open_folder
-    from signfuse_dist.files import written_whole
 
     if options.frames < 1:
         raise UserError(f"--frames {options.frames}: at least 1 is needed")
-    picture, words = show(open_folder(options.folder), options.id, options.frames, options.poses)
-    with written_whole(options.out) as file:
-        picture.save(file, format="PNG")
-    print(options.out)
+    folder, png = open_folder(options.folder), BytesIO()
+    picture, words = show(folder, options.id, options.frames, options.poses)
+    picture.save(png, format="PNG")
+    _write_picture(options.out, folder, "clip.png", "--out", png.getvalue())
     if words:
         print(words)
     return 0
+
+
+def _write_picture(
+    path: Path | None, folder: Folder, name: str, option: str, content: bytes
+) -> None:
+    """Write a picture to ``path``, or by ``name`` into the folder of what it shows; print where.
+
+    Raises UserError that names the ``option`` where the folder takes no files.
+    """
+    from signfuse_dist.data.storage import is_local
+    from signfuse_dist.files import written_whole
+
+    if path is None and not is_local(folder):
+        raise UserError(f"{folder} is an address: say where the picture goes, {option} {name}")
+    path = Path(str(folder)) / name if path is None else path
+    try:
+        with written_whole(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); give {option} FILE"
+        ) from error
+    print(path)

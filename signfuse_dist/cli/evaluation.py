@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,10 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     """Describe `evaluate` and add its options."""
     command.description = (
         "Decode deterministically and write hypotheses.jsonl and scores.json into "
-        "RUN/evaluation/SPLIT. Under `accelerate launch -m signfuse_dist.cli evaluate ...` the "
-        "work is shared by all processes; the result is the same. Interrupted, run it again: "
-        "finished batches are kept."
+        "RUN/evaluation/SPLIT, or SPLIT@NAME with --name. Under `accelerate launch -m "
+        "signfuse_dist.cli evaluate ...` the work is shared by all processes; the result is the "
+        "same. Interrupted, run it again: finished batches are kept. An evaluation that is there "
+        "is never overwritten by one with other settings."
     )
     _add_run_folder(command)
     command.add_argument(
@@ -36,6 +38,9 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         help="other decoding than the run's, such as evaluation.num_beams=8",
     )
     command.add_argument("--split", required=True, help="the packed split's name, such as test")
+    command.add_argument(
+        "--name", help="of an evaluation beside that of the run's own settings, such as beams8"
+    )
     command.add_argument(
         "--controls",
         default="shuffled,blank,masked_joints",
@@ -74,8 +79,8 @@ def add_compare(command: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="RUN_OR_FILE",
-        help="evaluated runs (runs/EXPERIMENT/STAGE) or files as for `score`; the first is the "
-        "baseline",
+        help="evaluated runs (runs/EXPERIMENT/STAGE), evaluations (RUN/evaluation/SPLIT@NAME) or "
+        "files as for `score`; the first is the baseline",
     )
     command.add_argument("--split", help="which split of the runs, such as test")
     add_options(command, Protocol)
@@ -93,6 +98,7 @@ def add_report(command: argparse.ArgumentParser) -> None:
     command.description = "Write report.md and a self-contained report.html beside the scores."
     _add_run_folder(command)
     command.add_argument("--split", required=True, help="an evaluated split, such as test")
+    command.add_argument("--name", help="that of the evaluation, where it was given one")
     command.set_defaults(run=_report)
 
 
@@ -193,15 +199,37 @@ def _add_run_folder(command: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from signfuse_dist.evaluation.asked import ask
     from signfuse_dist.evaluation.controls import chosen_controls
-    from signfuse_dist.evaluation.evaluate import evaluate
+    from signfuse_dist.evaluation.scores import format_split_scores
+    from signfuse_dist.run_folder import EvaluationFolder
 
-    controls = chosen_controls(options.controls)
-    evaluate(options.run_folder, options.split, options.overrides, controls)
+    run_folder, split, name = options.run_folder, options.split, options.name
+    words = (run_folder, split, options.overrides, chosen_controls(options.controls), name)
+    asked = ask(*words)
+    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
+    if asked.is_answered and asked.finished is not None:
+        folder = asked.folder
+        if is_main:
+            print(f"{folder.path}: already evaluated\n\n{format_split_scores(asked.finished)}")
+    else:
+        from signfuse_dist.evaluation.evaluate import evaluate
+
+        folder = EvaluationFolder(evaluate(*words))
+    if is_main:
+        from signfuse_dist.report.report import is_older
+
+        if is_older(folder):
+            named = f" --name {name}" if name else ""
+            print(
+                f"\n{folder.report_html} is older than these scores; write it anew: "
+                f"signfuse report {run_folder} --split {split}{named}"
+            )
     return 0
 
 
 def _score(options: argparse.Namespace) -> int:
+    _refuse_absent(options.hypotheses, options.references)
     from signfuse_dist.evaluation.scores import (
         SplitScores,
         format_scores,
@@ -227,6 +255,11 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from signfuse_dist.run_folder import EvaluationFolder
+
+    _refuse_absent(*options.systems, options.references)
+    for folder in filter(Path.is_dir, options.systems):
+        EvaluationFolder.open(folder, options.split)
     from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
     from signfuse_dist.evaluation.significance import Resampling
     from signfuse_dist.files import write_json
@@ -253,25 +286,32 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from signfuse_dist.run_folder import RunFolder
+
+    RunFolder.open(options.run_folder).evaluated(options.split, options.name)
     from signfuse_dist.report.report import write_report
 
-    print(write_report(options.run_folder, options.split))
+    print(write_report(options.run_folder, options.split, options.name))
     return 0
 
 
 def _translate(options: argparse.Namespace) -> int:
+    from signfuse_dist.evaluation.asked import trained_run
     from signfuse_dist.evaluation.choices import Choices
-    from signfuse_dist.evaluation.translate import translate_videos
 
     _refuse_not_above_zero(options, "nbest", "folder_fps")
     choices = from_options(Choices, options, pose_model=options.pose_model)
+    trained_run(options.run_folder, choices.decoding)
+    from signfuse_dist.evaluation.translate import translate_videos
+
     return translate_videos(options.run_folder, options.videos, choices)
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from signfuse_dist.evaluation.asked import trained_run
     from signfuse_dist.evaluation.choices import Limits, Server
-    from signfuse_dist.serve import serve
 
+    trained_run(options.run_folder)
     _refuse_not_above_zero(options, "max_seconds", "max_megabytes", "max_work_seconds")
     if not _is_local(options.host):
         print(
@@ -280,7 +320,16 @@ def _serve(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     server = from_options(Server, options, limits=from_options(Limits, options))
+    from signfuse_dist.serve import serve
+
     return serve(options.run_folder, server, options.pose_model)
+
+
+def _refuse_absent(*paths: Path | None) -> None:
+    """Raise UserError for the first file or folder that is not there."""
+    for path in paths:
+        if path is not None and not path.exists():
+            raise UserError(f"{path}: no such file or folder")
 
 
 def _refuse_not_above_zero(options: argparse.Namespace, *names: str) -> None:

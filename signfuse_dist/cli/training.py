@@ -174,9 +174,11 @@ def _ablate(options: argparse.Namespace) -> int:
 def _run_rows(plan: AblationPlan, options: argparse.Namespace) -> int:
     from signfuse_dist.ablation.workers import UnitRunner, link_all, make_units, share_cores
     from signfuse_dist.engine.stopping import REQUEUE
-    from signfuse_dist.jobs.local import find_launch
+    from signfuse_dist.jobs.local import find_launch, launcher_environment
 
     launch = find_launch(options.launch, options.num_processes)
+    for name, value in launcher_environment(launch, options.num_processes).items():
+        os.environ.setdefault(name, value)
     share_cores(options.parallel)
     link_all(plan)
     units = make_units(plan, launch, options.num_processes)

@@ -21,7 +21,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from signfuse_dist.corpora import Box
 from signfuse_dist.data.crop import NOT_CROPPED, hands_cut, in_picture, is_box
@@ -36,6 +35,7 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.storage import Folder
 from signfuse_dist.errors import UserError, printable
+from signfuse_dist.progress import Progress
 from signfuse_dist.skeleton import BODY, BONES, FACE, JOINT_INDEX, JOINTS, LEFT_HAND, RIGHT_HAND
 
 _QUANTILES = {"min": 0, "1%": 1, "median": 50, "99%": 99, "max": 100}
@@ -160,9 +160,8 @@ def _clips(
     folder: Folder, manifest: Manifest, joints: Folder
 ) -> Iterator[tuple[SampleEntry, ClipPose, ClipPose]]:
     """Yield each clip's entry, its own record and joints, and those of the other set."""
-    with tqdm(
-        total=manifest.num_samples, unit="clip", desc=printable(manifest.packing.split)
-    ) as bar:
+    split = printable(manifest.packing.split)
+    with Progress(f"reading {split}", manifest.num_samples, "clip") as progress:
         others = iter(load_manifest(joints).shards)
         for shard in manifest.shards:
             spare = {s.key: s for s in load_index(joints, next(others)).samples}
@@ -173,7 +172,7 @@ def _clips(
                 same = joints is folder
                 other = own if same else read_pose(joints, shard.name, spare[entry.key].members)
                 yield entry, own, other
-                bar.update()
+                progress.advance()
 
 
 def _found(mask: NDArray[np.bool_]) -> list[int]:

@@ -25,8 +25,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from tqdm import tqdm
-
 from signfuse_dist.corpora import ClipRow, Rejected
 from signfuse_dist.data.finished import PackError, ShardTask, find_shard, refuse_machine
 from signfuse_dist.data.manifest import (
@@ -43,6 +41,7 @@ from signfuse_dist.files import (
     machine_fault,
     remove_leftovers,
 )
+from signfuse_dist.progress import Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -286,20 +285,19 @@ def make_shards(
     remove_leftovers(out, names)
     results: list[ShardResult] = []
     stops: list[str] = []
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines
     clips = sum(len(task.rows) for task in own)
-    with tqdm(total=clips, unit="clip", desc=out.name, mininterval=interval) as bar:
+    with Progress(f"packing {out.name}", clips, "clip") as progress:
         pool: WorkerPool[ShardTask, ShardResult | ShardStop] = WorkerPool(
             partial(make_shard, out=out, encoder=encoder, retry_dropped=retry_dropped),
             min(division.workers, len(own)),
-            lambda _, finished: bar.update(finished),
+            lambda _, finished: progress.advance(finished),
         )
         try:
             with closing(pool.run(own)) as outcomes:
                 for number, outcome in outcomes:
                     if isinstance(outcome, ShardResult):
                         results.append(outcome)
-                        _warn_of_first(results, bar)
+                        _warn_of_first(results, progress)
                     elif isinstance(outcome, ShardStop) and outcome.machine:
                         raise MachineError(f"{own[number].name}: {outcome.what}")
                     else:
@@ -315,12 +313,12 @@ def make_shards(
     return results
 
 
-def _warn_of_first(results: Sequence[ShardResult], bar: tqdm[Any]) -> None:
+def _warn_of_first(results: Sequence[ShardResult], progress: Progress) -> None:
     """Say at once why all rows of the first shard fail: the others may fail alike for hours."""
     index = results[0].index
     if len(results) == 1 and not index.samples and len(index.dropped) > 1:
         why = printable(commonest_reason(index.dropped))
-        bar.write(f"{index.shard}: none of its rows could be packed: {why}", file=sys.stderr)
+        progress.print(f"{index.shard}: none of its rows could be packed: {why}", sys.stderr)
 
 
 def _words(outcome: Death | ShardStop) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from signfuse_dist.data.crop import is_box
 from signfuse_dist.data.manifest import (
@@ -31,6 +29,7 @@ from signfuse_dist.data.shard import Clip, ClipPose, member_header, read_clip, r
 from signfuse_dist.data.storage import Folder, file_size, open_file
 from signfuse_dist.errors import UserError, printable
 from signfuse_dist.files import digest
+from signfuse_dist.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,11 @@ def verify(folder: Folder, workers: int = 1) -> list[Fault]:
 def _check_shards(folder: Folder, manifest: Manifest, workers: int) -> list[Fault]:
     faults: list[Fault] = []
     entries = manifest.shards
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines
-    with tqdm(
-        total=manifest.num_samples, unit="clip", desc=folder.name, mininterval=interval
-    ) as bar:
+    with Progress(printable(folder.name), manifest.num_samples, "clip") as progress:
         pool: WorkerPool[ShardEntry, list[Fault]] = WorkerPool(
             partial(check_shard, folder=folder, manifest=manifest),
             min(workers, len(entries)),
-            lambda _, finished: bar.update(finished),
+            lambda _, finished: progress.advance(finished),
         )
         for number, outcome in pool.run(entries):
             if isinstance(outcome, Death):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from signfuse_dist.engine.objective import Objective, TrainingBatch
 from signfuse_dist.errors import UserError
+from signfuse_dist.progress import print_line
 
 
 class Agreed(NamedTuple):
@@ -91,7 +92,7 @@ class BrokenClips:
     def add(self, step: int, window: Sequence[TrainingBatch], broken: int) -> None:
         """Name this process's, count ``broken`` of all; raise UserError above the allowed share."""
         for fault in (fault for batch in window for fault in batch.faults):
-            print(f"step {step}: clip left out: {fault}", flush=True)
+            print_line(f"step {step}: clip left out: {fault}")
         self.count += broken
         share = self.count / self._num_clips
         if share > self._max_share:
@@ -167,7 +168,7 @@ class FiniteSteps:
         self.skipped += 1
         self._in_a_row += 1
         clips, what = self._suspects(window, losses)
-        print(f"step {step}: {what}; clips of this process: {_listed(clips)}", flush=True)
+        print_line(f"step {step}: {what}; clips of this process: {_listed(clips)}")
         everyones = [clip for part in self._agreement.gather(clips) for clip in part]
         refusal = (
             f"step {step}: {what}, and no process took the step; clips: "

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from signfuse_dist.engine.guards import Agreed
 from signfuse_dist.engine.objective import Meter
 from signfuse_dist.engine.timing import Timeline
+from signfuse_dist.progress import Progress
 from signfuse_dist.run_folder import RunFolder
 
 # Dense bfloat16 operations a second from the makers' data sheets, by a part of the name that CUDA
@@ -181,7 +181,7 @@ class Interval:
 
 
 class MetricsLog:
-    """Writes ``metrics.jsonl`` and a progress bar; silent on every process but the first.
+    """Writes ``metrics.jsonl`` and says the same in short; silent on every process but the first.
 
     A resumed run drops the lines after its checkpoint, so each step stands in the file once.
     """
@@ -189,14 +189,8 @@ class MetricsLog:
     def __init__(self, folder: Path, total_steps: int, start_step: int, active: bool) -> None:
         self._file = None
         self._pending = b""
-        self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            unit="step",
-            disable=not active,
-            desc=folder.name,
-            dynamic_ncols=True,
-            mininterval=1.0,
+        self._progress = Progress(
+            folder.name, total_steps, "step", done=start_step, active=active, lines=False
         )
         if active:
             path = RunFolder(folder).metrics
@@ -204,15 +198,15 @@ class MetricsLog:
             self._file = path.open("ab", buffering=0)
 
     def advance(self) -> None:
-        """Move the progress bar by one step."""
-        self._bar.update()
+        """Note that one more step is taken."""
+        self._progress.advance()
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line to the file, and say the same in short."""
         if self._file is None:
             return
         self._append(f"{json.dumps(values)}\n".encode())
-        self._bar.write(in_short(values))
+        self._progress.log(in_short(values))
 
     def _append(self, line: bytes) -> None:
         """Write what is pending; what a full disk refuses is said, and tried again next time."""
@@ -228,13 +222,13 @@ class MetricsLog:
             )
 
     def print_main(self, text: str) -> None:
-        """Print a line above the progress bar."""
+        """Print a line on the main process."""
         if self._file is not None:
-            self._bar.write(text)
+            self._progress.log(text)
 
     def close(self) -> None:
-        """Close the file and the bar."""
-        self._bar.close()
+        """Close the file and end the progress."""
+        self._progress.close()
         if self._file is not None:
             self._append(b"")
             self._file.close()
@@ -259,7 +253,7 @@ _SHORT = (
 
 
 def in_short(values: Mapping[str, Any]) -> str:
-    """Return the line that a terminal shows for the values of a log interval."""
+    """Return the line that is printed for the values of a log interval."""
     parts = [form.format(values[key]) for key, form in _SHORT if key in values]
     if values.get("skipped"):
         parts.append(f"{values['skipped']} clips skipped")

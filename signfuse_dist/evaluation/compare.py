@@ -21,7 +21,7 @@ from signfuse_dist.evaluation.scores import check_ids, find_measures, name_ids, 
 from signfuse_dist.evaluation.significance import Resampling, TestedScore, resample
 from signfuse_dist.evaluation.translations import read_pairs
 from signfuse_dist.experiment import load_resolved
-from signfuse_dist.run_folder import RunFolder
+from signfuse_dist.run_folder import EvaluationFolder
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Comparison:
 def read_systems(
     paths: Sequence[Path], split: str | None, references: Path | None, allow_empty: bool
 ) -> list[System]:
-    """Read the translations of run folders (of ``split``) and of files, in their order.
+    """Read the translations of run folders (of ``split``), evaluations and files, in their order.
 
     ``references`` is for files that hold none. Raises :class:`UserError` for a path named twice,
     what cannot be read, empty hypotheses unless ``allow_empty``, and systems that were not given
@@ -203,14 +203,9 @@ def _read(path: Path, split: str | None, references: Path | None) -> System:
     if not path.is_dir():
         ours, theirs = read_pairs(path, references, notes)
         return System(str(path), ours, theirs, None, tuple(notes))
-    if split is None:
-        raise UserError(f"{path} is a run folder: say which split of it, such as --split test")
-    folder = RunFolder.open(path)
-    file = folder.evaluation(split).hypotheses
-    if not file.is_file():
-        raise UserError(f"{file}: does not exist; evaluate the run on {split!r} first")
-    ours, theirs = read_pairs(file, None, notes)
-    return System(str(path), ours, theirs, load_resolved(folder.config), tuple(notes))
+    folder = EvaluationFolder.open(path, split)
+    ours, theirs = read_pairs(folder.hypotheses, None, notes)
+    return System(str(path), ours, theirs, load_resolved(folder.run.config), tuple(notes))
 
 
 def _check_same(systems: Sequence[System]) -> None:

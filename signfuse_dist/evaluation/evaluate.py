@@ -27,7 +27,6 @@ import torch
 import torch.distributed as dist
 import transformers
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from signfuse_dist import __version__
 from signfuse_dist.config import AugmentConfig, RunConfig
@@ -36,12 +35,13 @@ from signfuse_dist.data.manifest import manifest_bytes
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.device import has_gpu
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.evaluation.asked import AskedEvaluation, ask
 from signfuse_dist.evaluation.controls import CONTROLS, hidden, score_control, why_inapplicable
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import (
     Scores,
     SplitScores,
-    format_scores,
+    format_split_scores,
     name_ids,
     score,
     score_with_intervals,
@@ -56,6 +56,7 @@ from signfuse_dist.evaluation.translations import (
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.files import checksum, write_json
 from signfuse_dist.plan import ClipFrames, MicroBatch
+from signfuse_dist.progress import Progress, print_line
 from signfuse_dist.report.model_card import write_card
 from signfuse_dist.run_folder import EvaluationFolder, RunFolder
 
@@ -70,24 +71,27 @@ def evaluate(
     split_name: str,
     overrides: Sequence[str] = (),
     controls: Sequence[str] = CONTROLS,
+    name: str | None = None,
 ) -> Path:
-    """Translate and score one split; write ``RUN/evaluation/SPLIT`` and return that folder.
+    """Translate and score one split; write ``RUN/evaluation/SPLIT[@NAME]``, return that folder.
 
-    Every launched process calls this. ``overrides`` are ``evaluation.key=value``. Raises UserError
-    naming clips that cannot be read or have no text: a score over fewer clips than the split has
-    would not be that split's score.
+    Every launched process calls this. ``overrides`` are ``evaluation.key=value``. What is there
+    with the same settings is not computed again; controls that it has not are added. Raises
+    UserError as :func:`~signfuse_dist.evaluation.asked.ask` does, and naming clips that cannot be
+    read or have no text: a score over fewer clips than the split has would not be that split's.
     """
     began = time.monotonic()
+    asked = ask(run_folder, split_name, overrides, controls, name)
+    run, folder = asked.run, asked.folder
+    if asked.is_answered:
+        return folder.path
     with joined() as processes:
         translator = load_translator(run_folder, processes.device, overrides)
-        run = translator.run
-        find_preset(run.data.metric_preset, run.data.bleu_tokenizer)  # before hours of decoding
         split = open_split(run.shards(split_name), run.data)
         references = _references(split)
-        reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in controls}
-        decoded_controls = [c for c in controls if c != "shuffled" and reasons[c] is None]
+        reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in asked.controls}
+        decoded_controls = [c for c in asked.controls if c != "shuffled" and reasons[c] is None]
         plan = DecodingPlan(run, split, (AS_IS, *decoded_controls))
-        folder = RunFolder(run_folder).evaluation(split_name)
         key = processes.agree(plan.key(run_folder, processes.device))
         parts = PartFiles(folder.parts / key, processes.rank)
         before = parts.read(plan) if processes.rank == 0 else {}
@@ -95,7 +99,7 @@ def evaluate(
         decoded = _decode(translator, plan, parts, processes, done)
         if processes.rank == 0:
             translations = _by_id({**before, **decoded}, plan)
-            result = EvaluationResult(run, references, translations, reasons)
+            result = EvaluationResult(asked, references, translations, reasons)
             write_evaluation(run_folder, folder, result, _attention_of(translator, plan))
             _write_record(folder, processes, plan, len(done), time.monotonic() - began)
         parts.remove()
@@ -311,7 +315,7 @@ def _decode_share(
     workers, pin = count_workers(plan.run.train.num_workers), translator.device.type == "cuda"
     decoded: Decoded = {}
     faults: list[str] = []
-    with _progress(plan, processes, todo, share) as bar:
+    with _progress(plan, processes, todo, share) as progress:
         for number, batch in zip(share, batches(dataset, workers, pin, share), strict=True):
             faults += batch.faults
             for shown in todo[number]:
@@ -323,31 +327,28 @@ def _decode_share(
                     return decoded, [*faults, str(error)]
                 if not batch.faults:
                     parts.append(unit, decoded[unit])
-                bar.update(plan.num_frames(number))
+                progress.advance(plan.num_frames(number))
     return decoded, faults
 
 
 def _progress(
     plan: DecodingPlan, processes: Processes, todo: Mapping[int, list[str]], share: Sequence[int]
-) -> Any:
-    """Return the bar of the first process's share, in frames, whose time left is nearly true.
+) -> Progress:
+    """Return the progress of the first process's share, in frames, whose time left is nearly true.
 
     That share has the longest batches: it takes the longest, and the others are nearly as long.
     """
     every = sum(map(plan.num_frames, range(len(plan.batches)))) * len(plan.shown)
     left = sum(plan.num_frames(batch) * len(shown) for batch, shown in todo.items())
     if processes.rank == 0 and left < every:
-        print(f"{(every - left) / every:.0%} was decoded before; going on", file=sys.stderr)
+        print_line(f"{(every - left) / every:.0%} was decoded before; going on", sys.stderr)
     ways = f" as {', '.join(plan.shown)}" if len(plan.shown) > 1 else ""
     of = f", share of 1 of {processes.world} processes" if processes.world > 1 else ""
-    return tqdm(
-        total=sum(plan.num_frames(batch) * len(todo[batch]) for batch in share),
-        unit="frame",
-        unit_scale=True,
-        disable=processes.rank > 0,
-        desc=f"translating {len(plan.split)} clips{ways}{of}",
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+    return Progress(
+        f"translating {len(plan.split)} clips{ways}{of}",
+        sum(plan.num_frames(batch) * len(todo[batch]) for batch in share),
+        "frame",
+        active=processes.rank == 0,
     )
 
 
@@ -394,7 +395,7 @@ def _attention_of(translator: Translator, plan: DecodingPlan) -> Any:
 class EvaluationResult:
     """What was decoded: translations by way of showing and id, and why controls do not apply."""
 
-    run: RunConfig
+    asked: AskedEvaluation
     references: dict[str, str]
     translations: dict[str, dict[str, Translation]]
     reasons: dict[str, str | None]
@@ -405,17 +406,12 @@ class EvaluationResult:
 
 
 Maps = Callable[[str], Mapping[str, NDArray[np.float32]]]
-_TITLES = {
-    "shuffled": "the same with the videos shuffled among the sentences",
-    "blank": "the same with grey pictures, joints kept",
-    "masked_joints": "the same with all joints masked, pictures kept",
-}
 
 
 def write_evaluation(
     run_folder: Path, folder: EvaluationFolder, result: EvaluationResult, maps: Maps
 ) -> None:
-    """Write all files of ``RUN/evaluation/SPLIT``, the run's model card, and print the scores.
+    """Write all files of an evaluation's folder, the run's model card, and print the scores.
 
     ``maps`` gives a clip's cross-attention by its id. The scores are written last but the card, so
     a folder with scores has the rest.
@@ -429,11 +425,11 @@ def write_evaluation(
     results = _results(result, sentences)
     write_split_scores(folder.scores, results)
     write_card(run_folder)
-    _print(results)
+    print(format_split_scores(results))
 
 
 def _results(result: EvaluationResult, sentences: dict[str, str]) -> SplitScores:
-    run = result.run
+    run = result.asked.run
     preset = find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
     language, references = run.data.language, result.references
     scores = score_with_intervals(sentences, references, preset, language)
@@ -446,7 +442,8 @@ def _results(result: EvaluationResult, sentences: dict[str, str]) -> SplitScores
         else:
             controls[control] = score(result.sentences(control), references, preset, language)
     inapplicable = {name: reason for name, reason in result.reasons.items() if reason}
-    return SplitScores(scores, controls, inapplicable, asdict(run.evaluation))
+    decoding, settings = asdict(run.evaluation), result.asked.settings
+    return SplitScores(scores, controls, inapplicable, decoding, settings)
 
 
 def _sample_maps(
@@ -454,7 +451,7 @@ def _sample_maps(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the maps of the samples that the report shows, by ``DIRECTION/ID``."""
     ranked = rank_samples(sentences, result.references)
-    chosen = spread_samples(ranked, result.run.evaluation.num_samples)
+    chosen = spread_samples(ranked, result.asked.run.evaluation.num_samples)
     return {f"{way}/{s.id}": array for s in chosen for way, array in maps(s.id).items()}
 
 
@@ -464,14 +461,6 @@ def _write_or_remove(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> N
         write_arrays(path, arrays)
     else:
         path.unlink(missing_ok=True)
-
-
-def _print(results: SplitScores) -> None:
-    print(format_scores(results.scores))
-    for name, scores in results.controls.items():
-        print(f"\n{_TITLES[name]}:\n{format_scores(scores)}")
-    for name, reason in results.inapplicable.items():
-        print(f"\nno control {name}: {reason}")
 
 
 def _write_record(

@@ -1,10 +1,11 @@
 """Scoring translations, and ``scores.json``: the scores of a split beside those of its controls.
 
 ``{"version": 2, "scores": {...}, "controls": {name: {...}}, "inapplicable": {name: reason},
-"decoding": {...}}``. Scores have ``preset``, ``num_samples``, ``metrics`` (name -> ``value``,
-``signature``), ``unavailable``, ``empty``, ``notes``, and where intervals were asked for
-``resampling`` and each metric's ``interval``: low and high of 95%. Values are not rounded.
-``decoding`` is the section ``evaluation`` that the sentences were decoded with.
+"decoding": {...}, "settings": {...}}``. Scores have ``preset``, ``num_samples``, ``metrics`` (name
+-> ``value``, ``signature``), ``unavailable``, ``empty``, ``notes``, and where intervals were asked
+for ``resampling`` and each metric's ``interval``: low and high of 95%. Values are not rounded.
+``decoding`` is the section ``evaluation`` that the sentences were decoded with, ``settings`` what
+they follow from besides, by name (:mod:`signfuse_dist.evaluation.asked`).
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class SplitScores:
     controls: Mapping[str, Scores] = field(default_factory=dict)
     inapplicable: Mapping[str, str] = field(default_factory=dict)
     decoding: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def score(
@@ -213,6 +215,22 @@ def format_scores(scores: Scores) -> str:
     return "\n".join(lines)
 
 
+_TITLES = {
+    "shuffled": "the same with the videos shuffled among the sentences",
+    "blank": "the same with grey pictures, joints kept",
+    "masked_joints": "the same with all joints masked, pictures kept",
+}
+
+
+def format_split_scores(split_scores: SplitScores) -> str:
+    """Return the tables of a split and of its controls for the terminal."""
+    parts = [format_scores(split_scores.scores)]
+    for name, scores in split_scores.controls.items():
+        parts.append(f"{_TITLES.get(name, name)}:\n{format_scores(scores)}")
+    parts += [f"no control {name}: {why}" for name, why in split_scores.inapplicable.items()]
+    return "\n\n".join(parts)
+
+
 def write_split_scores(path: Path, split_scores: SplitScores) -> None:
     """Write ``scores.json``, whole or not at all; the bytes depend on the scores alone."""
     value = {
@@ -221,6 +239,7 @@ def write_split_scores(path: Path, split_scores: SplitScores) -> None:
         "controls": {name: _to_dict(scores) for name, scores in split_scores.controls.items()},
         "inapplicable": dict(split_scores.inapplicable),
         "decoding": dict(split_scores.decoding),
+        "settings": dict(split_scores.settings),
     }
     write_json(path, value)
 
@@ -240,6 +259,7 @@ def read_split_scores(path: Path) -> SplitScores:
         {name: control.to_scores() for name, control in record.controls.items()},
         record.inapplicable,
         record.decoding,
+        record.settings,
     )
 
 
@@ -287,6 +307,7 @@ class _SplitScoresRecord:
     controls: dict[str, _ScoresRecord]
     inapplicable: dict[str, str]
     decoding: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)  # earlier files have none
 
 
 def _to_dict(scores: Scores) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 import torch
-from tqdm import tqdm
 
 from signfuse_dist import device
 from signfuse_dist.batch import SignBatch
@@ -37,6 +36,7 @@ from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.files import checksum, write_text
 from signfuse_dist.plan import spread_frames
+from signfuse_dist.progress import Progress
 from signfuse_dist.run_folder import RunFolder
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
@@ -260,10 +260,9 @@ def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices)
         )
     extractor = None if choices.joints is not None else choose_extractor(choices.pose_model)
     reader = ClipReader(translator.run.data, extractor, choices.folder_fps)
-    with tqdm(total=len(waiting), unit="clip", desc="translating") as bar:
-        print_above = partial(bar.write, file=sys.stderr)
-        clips = _read_all(reader, waiting, choices.workers, print_above, bar)
-        failed = len(waiting) - _write_all(translator, clips, choices, by, bar)
+    with Progress("translating", len(waiting), "clip") as progress:
+        clips = _read_all(reader, waiting, choices.workers, progress)
+        failed = len(waiting) - _write_all(translator, clips, choices, by, progress)
     return 1 if failed else 0
 
 
@@ -330,8 +329,7 @@ def _read_all(
     reader: ClipReader,
     sources: Sequence[Source],
     workers: int,
-    print_above: Callable[[str], object],
-    bar: tqdm[Any],
+    progress: Progress,
 ) -> Iterator[tuple[Path, NewClip]]:
     """Yield the clips that can be read in the order of ``sources``, and name the others."""
     pool: WorkerPool[Source, NewClip | str] = WorkerPool(
@@ -348,8 +346,8 @@ def _read_all(
                 yield video, clip
                 continue
             why = f"a process died ({clip.how})" if isinstance(clip, Death) else clip
-            print_above(f"error: {video}: {why}")
-            bar.update()
+            progress.print(f"error: {video}: {why}", sys.stderr)
+            progress.advance()
 
 
 def _write_all(
@@ -357,7 +355,7 @@ def _write_all(
     clips: Iterator[tuple[Path, NewClip]],
     choices: Choices,
     by: dict[str, Any],
-    bar: tqdm[Any],
+    progress: Progress,
 ) -> int:
     """Translate in batches; return how many clips were translated."""
     written = 0
@@ -367,8 +365,8 @@ def _write_all(
             translations = translator.translate(join([clip for _, clip in batch]), choices.nbest)
             for (video, clip), translation in zip(batch, translations, strict=True):
                 line = json.dumps(_line(video, translation, clip, by), ensure_ascii=False)
-                print(line, file=file or sys.stdout, flush=True)
-            bar.update(len(batch))
+                progress.print(line, file)
+            progress.advance(len(batch))
             written += len(batch)
     finally:
         if file is not None:

@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import RunConfig
-from signfuse_dist.errors import UserError
-from signfuse_dist.experiment import load_resolved, override
+from signfuse_dist.evaluation.asked import trained_run
 from signfuse_dist.model import saved
 from signfuse_dist.model.attention import choose_for, recorded_weights
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.run_folder import RunFolder
-from signfuse_dist.stages import needs_language_model
 
 # The directions of Eq. 8-9, as attention.npz and the fusions of one direction name them.
 DIRECTIONS = ("visual_from_skeletal", "skeletal_from_visual")
@@ -99,14 +97,7 @@ def load_translator(
     ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings.
     Raises UserError when one is wrong, or the model is missing, damaged or of the first stage.
     """
-    folder = RunFolder(run_folder)
-    if not folder.is_finished:
-        raise UserError(
-            f"{run_folder} holds no trained model: give runs/EXPERIMENT/STAGE of a finished stage"
-        )
-    run = override(load_resolved(folder.config), overrides, "evaluation")
-    if not needs_language_model(run.stage.name):
-        raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
+    run, folder = trained_run(run_folder, overrides), RunFolder(run_folder)
     choose_for(run.model, run.train.precision, device)  # or say why not, at once
     # The LLM may have moved since: the run's configuration says where it is now.
     moved = {key: getattr(run.model, key) for key in saved.MOVABLE}

@@ -15,6 +15,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_stages
 from signfuse_dist.files import locate
 from signfuse_dist.jobs.folder import JobFolder
+from signfuse_dist.preflight.machine import read_launch
 from signfuse_dist.run_folder import RunFolder, refuse_other, refuse_other_before
 
 # The file of launch/ where none is given.
@@ -61,7 +62,8 @@ def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> in
         folder = os.environ.get(JOB_FOLDER, own)
         job = JobFolder(Path(folder))
         with job.asking(signal.SIGTERM, signal.SIGUSR1):
-            status = _wait(command, {**os.environ, JOB_FOLDER: folder})
+            announced = launcher_environment(launch, num_processes)
+            status = _wait(command, {**announced, **os.environ, JOB_FOLDER: folder})
         return REQUEUE if status and job.stopped else status
 
 
@@ -83,6 +85,22 @@ def find_launch(launch: Path | None, num_processes: int | None) -> Path:
     if not launch.is_file():
         raise UserError(f"--launch {launch}: no such file (see launch/)")
     return launch
+
+
+def launcher_environment(launch: Path, num_processes: int | None) -> dict[str, str]:
+    """Return what the launcher decides by itself and announces with a warning: said to it here.
+
+    torchrun gives each of several processes one thread, and DeepSpeed takes the CPU where torch
+    sees no GPU. What the environment has already goes before this.
+    """
+    import torch
+
+    settings = read_launch(launch)
+    counts = [num_processes or settings.get("num_processes"), settings.get("num_machines") or 1]
+    variables = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}
+    if all(isinstance(count, int) for count in counts) and counts[0] > counts[1]:
+        variables["OMP_NUM_THREADS"] = "1"
+    return variables
 
 
 def launch_command(

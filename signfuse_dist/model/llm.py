@@ -7,7 +7,9 @@ encoder and writes the text with its decoder. Both give P(Y | V, S) of Eq. 20.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
 
 from signfuse_dist import device
 from signfuse_dist.batch import length_mask
@@ -285,16 +288,32 @@ def load_frozen(config: ModelConfig) -> PreTrainedModel:
     try:
         known = AutoConfig.from_pretrained(config.llm, revision=config.llm_revision)
         auto = AutoModelForSeq2SeqLM if known.is_encoder_decoder else AutoModelForCausalLM
-        model: PreTrainedModel = auto.from_pretrained(
-            config.llm,
-            revision=config.llm_revision,
-            dtype=getattr(torch, config.llm_dtype),
-            **quantization,
-        )
+        with without_bars():
+            model: PreTrainedModel = auto.from_pretrained(
+                config.llm,
+                revision=config.llm_revision,
+                dtype=getattr(torch, config.llm_dtype),
+                **quantization,
+            )
     except (OSError, ValueError, ImportError) as e:
         raise not_found(config, e) from e
     _set_attention(model, config)
     return model
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Let transformers draw no bar over tensors that it reads or writes: one a process.
+
+    What the hub downloads keeps its own, which it draws on terminals alone.
+    """
+    before = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True})
+    )
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
 
 
 def add_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
@@ -315,7 +334,11 @@ def add_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
     if targets is not None:
         _refuse_unmatched(model, targets)
     try:
-        return get_peft_model(model, lora)
+        with warnings.catch_warnings():
+            # PEFT reads a property that transformers renamed: nobody else can act on it.
+            about = "`is_gradient_checkpointing` is deprecated"
+            warnings.filterwarnings("ignore", about, FutureWarning)
+            return get_peft_model(model, lora)
     except ValueError as e:
         raise UserError(f"model.lora_targets {list(targets or ())}: {e}") from e
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,10 @@ def _peft(model: SignFuse) -> Any:
 def _save_adapter(adapted: Any, config: SignFuseConfig, path: Path) -> None:
     described = adapted.peft_config["default"]
     described.base_model_name_or_path, described.revision = config.llm, config.llm_commit
-    adapted.save_pretrained(path)
+    with warnings.catch_warnings():
+        # PEFT asks the hub whether the vocabulary grew; no stage changes it.
+        warnings.filterwarnings("ignore", "Could not find a config file in ", UserWarning)
+        adapted.save_pretrained(path)
     (path / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the card is the model's
 
 

@@ -93,7 +93,7 @@ class ComponentParameters:
 
 @dataclass
 class ReportInputs:
-    """The pieces of ``runs/<experiment>/<stage>`` for one split, and which are ``missing``.
+    """The pieces of ``runs/<experiment>/<stage>`` for one evaluation, and which are ``missing``.
 
     ``config`` is None when ``config.yaml`` cannot be read; ``curves`` holds the log of every stage
     of the experiment that has one, in the order of training.
@@ -103,6 +103,8 @@ class ReportInputs:
     split: str
     hypotheses: dict[str, str]
     references: dict[str, str]
+    name: str | None = None
+    """That of the evaluation, where it was given one."""
     missing: list[str] = field(default_factory=list)
     config: RunConfig | None = None
     config_text: str = ""
@@ -117,7 +119,7 @@ class ReportInputs:
     @property
     def evaluation(self) -> EvaluationFolder:
         """Where this split's results are, and the report goes."""
-        return RunFolder(self.path).evaluation(self.split)
+        return RunFolder(self.path).evaluation(self.split, self.name)
 
     @property
     def num_details(self) -> int:
@@ -199,16 +201,12 @@ class ReportInputs:
         return None
 
 
-def read_run(path: Path, split: str) -> ReportInputs:
+def read_run(path: Path, split: str, name: str | None = None) -> ReportInputs:
     """Read a run folder; raise :class:`UserError` when it, or its hypotheses, cannot be read."""
     files = RunFolder.open(path)
-    evaluation = files.evaluation(split)
+    evaluation = files.evaluated(split, name)
     file = evaluation.hypotheses
-    if not file.is_file():
-        raise UserError(
-            f"{file}: does not exist; evaluate the run on {split!r} before its report is written"
-        )
-    run = ReportInputs(path, split, *read_pairs(file, None))
+    run = ReportInputs(path, split, *read_pairs(file, None), name)
     apart = sorted(set(run.hypotheses) ^ set(run.references))
     if apart or not run.hypotheses:
         raise UserError(f"{file}: holds no complete pairs")

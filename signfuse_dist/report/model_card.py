@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from signfuse_dist.config import RunConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import in_order
-from signfuse_dist.evaluation.scores import Scores, read_split_scores
+from signfuse_dist.evaluation.scores import Scores, SplitScores, read_split_scores
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import read_json, write_text
 from signfuse_dist.records import read_record
@@ -156,7 +156,7 @@ def _model(run: RunConfig, saved: _SavedModel, translates: bool) -> Rows:
 
 def _splits(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
     splits = []
-    for split, evaluation in RunFolder(folder).scored().items():
+    for name, evaluation in RunFolder(folder).scored().items():
         try:
             split_scores = read_split_scores(evaluation.scores)
         except UserError as e:
@@ -165,13 +165,19 @@ def _splits(folder: Path, missing: list[str]) -> list[dict[str, Any]]:
         scores = split_scores.scores
         splits.append(
             {
-                "name": split,
+                "name": name,
+                "decoding": _decoding(split_scores) if "@" in name else "",
                 "preset": scores.preset,
                 "num_samples": scores.num_samples,
                 "rows": _rows(scores, split_scores.controls.get("shuffled")),
             }
         )
     return splits
+
+
+def _decoding(split_scores: SplitScores) -> str:
+    """Return how an evaluation with a name of its own was decoded."""
+    return ", ".join(f"{key} {value}" for key, value in sorted(split_scores.decoding.items()))
 
 
 def _rows(scores: Scores, control: Scores | None) -> list[dict[str, str]]:

@@ -1,8 +1,9 @@
 """The report of one split of one run: Markdown, and one HTML page that needs nothing else.
 
-Written into ``runs/<experiment>/<stage>/evaluation/<split>/``: ``report.html`` with its pictures
-inside, ``report.md`` with its pictures in ``figures/``. Ids and sentences are anybody's text: they
-are escaped in both. Pieces that are missing are named, with the reason, and the report is written.
+Written into the folder of the evaluation, ``runs/EXPERIMENT/STAGE/evaluation/SPLIT[@NAME]``:
+``report.html`` with its pictures inside, ``report.md`` with its pictures in ``figures/``. Ids and
+sentences are anybody's text: they are escaped in both. Pieces that are missing are named, with the
+reason, and the report is written.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from signfuse_dist import __version__
 from signfuse_dist.evaluation.translations import rank_samples, spread_samples
-from signfuse_dist.files import write_bytes
+from signfuse_dist.files import checksum, write_bytes
 from signfuse_dist.report.inputs import ReportInputs, read_run
 from signfuse_dist.report.markup import LANGUAGE, environment
 from signfuse_dist.report.plots import Figure
@@ -24,19 +25,20 @@ from signfuse_dist.report.sections import (
     sample_details,
     training_figures,
 )
+from signfuse_dist.run_folder import EvaluationFolder
 
 # Rows of the table of translations; the samples in pictures are evaluation.num_samples.
 TABLE_ROWS = 24
 
 
-def write_report(run: Path, split: str) -> Path:
+def write_report(run: Path, split: str, name: str | None = None) -> Path:
     """Write ``report.md`` and ``report.html`` of a stage's run folder; return the HTML file.
 
-    ``run`` is ``runs/<experiment>/<stage>``, evaluated on ``split``. The shards are looked for in
-    ``data.shards`` of the run's configuration, relative to the current folder. Raises
-    :class:`~signfuse_dist.errors.UserError` only when there are no hypotheses to report on.
+    ``run`` is ``runs/EXPERIMENT/STAGE``, evaluated on ``split``, under ``name`` or without. The
+    shards are looked for in ``data.shards`` of the run's configuration, relative to the current
+    folder. Raises :class:`~signfuse_dist.errors.UserError` only when there are no hypotheses.
     """
-    folder = read_run(run, split)
+    folder = read_run(run, split, name)
     content = _content(folder)
     files = folder.evaluation
     _write_figures(files.figures, _figures(content))
@@ -47,6 +49,18 @@ def write_report(run: Path, split: str) -> Path:
     return files.report_html
 
 
+def is_older(folder: EvaluationFolder) -> bool:
+    """Return whether a report is there that was written before the scores beside it.
+
+    A report says which scores it shows. Those of earlier versions do not: there the times decide.
+    """
+    report, scores = folder.report_html, folder.scores
+    if not (report.is_file() and scores.is_file()):
+        return False
+    shows = checksum(scores) in report.read_text(encoding="utf-8", errors="replace")
+    return not shows and report.stat().st_mtime < scores.stat().st_mtime
+
+
 def _content(run: ReportInputs) -> dict[str, Any]:
     """Return everything the templates show; reading may still add to ``run.missing``."""
     ranked = rank_samples(run.hypotheses, run.references)
@@ -55,8 +69,9 @@ def _content(run: ReportInputs) -> dict[str, Any]:
     parts: list[Breakdown] = [] if preset is None else divide_split(run, evaluated, preset)
     language = run.config.data.language if run.config else ""
     names = run.path.resolve().parts[-2:]
+    scores = run.evaluation.scores
     return {
-        "title": f"Translation report: {' / '.join(names)}, {run.split}",
+        "title": f"Translation report: {' / '.join(names)}, {run.evaluation.path.name}",
         "split": run.split,
         "num_samples": len(ranked),
         "num_empty": sum(not text.strip() for text in run.hypotheses.values()),
@@ -71,6 +86,7 @@ def _content(run: ReportInputs) -> dict[str, Any]:
         "config_text": run.config_text,
         "language": language if LANGUAGE.fullmatch(language) else "",
         "missing": list(dict.fromkeys(run.missing)),
+        "scores_sha256": checksum(scores) if scores.is_file() else None,
         "version": __version__,
     }
 

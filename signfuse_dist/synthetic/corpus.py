@@ -25,10 +25,10 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import write_alike
+from signfuse_dist.progress import Progress
 from signfuse_dist.skeleton import JOINT_LAYOUT, LEFT_HAND, NUM_JOINTS
 from signfuse_dist.synthetic.language import SPLITS, Sentence, SplitSizes, draw_splits
 from signfuse_dist.synthetic.signer import SIGNERS, Signer, draw_frame, dress, joints_of
@@ -247,8 +247,10 @@ def write_corpus(
         (root / folder).mkdir(parents=True, exist_ok=True)
     write_alike(root / _UNFINISHED, (json.dumps(description, indent=2) + "\n").encode())
     write_alike(root / TABLE, _table_bytes(plan))
-    for planned in tqdm(plan, desc="drawing the synthetic corpus", unit="clip"):
-        _write_clip(root, planned, frame_size, description["codec"])
+    with Progress("drawing the synthetic corpus", len(plan), "clip") as progress:
+        for planned in plan:
+            _write_clip(root, planned, frame_size, description["codec"])
+            progress.advance()
     _finish(root)
 
 

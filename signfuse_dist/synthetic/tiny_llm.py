@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from tqdm import tqdm
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -44,6 +43,8 @@ from transformers import (
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.corpora.tables import read_lines
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.model.llm import without_bars
+from signfuse_dist.progress import Progress
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 IGNORED = -100
@@ -293,7 +294,7 @@ def pretrain(model: TinyModel, samples: Samples, size: TinyLLM, minutes: float) 
         model.parameters(), lr=size.learning_rate, weight_decay=size.weight_decay
     )
     model.train()
-    with tqdm(total=size.steps, desc="pre-training the tiny LLM", unit="step") as bar:
+    with Progress("pre-training the tiny LLM", size.steps, "step") as progress:
         while done < size.steps:
             spent = (time.monotonic() - start) / (60 * minutes)
             if spent >= 1:
@@ -306,8 +307,7 @@ def pretrain(model: TinyModel, samples: Samples, size: TinyLLM, minutes: float) 
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             done += 1
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            progress.advance()
     return done
 
 
@@ -365,7 +365,8 @@ def _save(
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    model.save_pretrained(part)
+    with without_bars():
+        model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     (part / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", "utf-8")
     part.replace(out)
@@ -402,7 +403,7 @@ def write_tiny_llm(
     )
     done = pretrain(model, samples, size, minutes)
     if done < size.steps:
-        tqdm.write(f"stopped after {minutes:g} minutes at step {done} of {size.steps}")
+        print(f"stopped after {minutes:g} minutes at step {done} of {size.steps}")
     losses = measure(model, samples, texts), measure(model, samples, held_out)
     _save(out, model, tokenizer, record)
     return losses

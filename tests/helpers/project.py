@@ -89,8 +89,11 @@ class Project:
 
 
 def environment() -> dict[str, str]:
-    """One thread a process, so that processes do not fight for cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    """One thread a process, so that processes do not fight for cores; no GPU is looked for."""
+    import torch
+
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return variables if torch.cuda.is_available() else {**variables, "DS_ACCELERATOR": "cpu"}
 
 
 def free_port() -> int:

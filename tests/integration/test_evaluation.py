@@ -110,13 +110,84 @@ def test_the_report_is_written_from_the_command(
 def test_evaluating_again_gives_the_same_bytes(
     folder: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = FILES
-    before = {name: (evaluated / name).read_bytes() for name in names}
-    assert main(["evaluate", str(folder), "--split", "test"]) == 0
-    assert {name: (evaluated / name).read_bytes() for name in names} == before
-    printed = capsys.readouterr().out
-    assert "BLEU-4" in printed
-    assert "the videos shuffled among the sentences" in printed
+    before = {name: (evaluated / name).read_bytes() for name in FILES}
+    printed = []
+    for is_there in (True, False):
+        if not is_there:
+            (evaluated / "scores.json").unlink()
+        assert main(["evaluate", str(folder), "--split", "test"]) == 0
+        printed.append(capsys.readouterr().out)
+        assert {name: (evaluated / name).read_bytes() for name in FILES} == before
+    again, anew = printed
+    assert again == f"{evaluated}: already evaluated\n\n{anew}"
+    assert "BLEU-4" in anew
+    assert "the videos shuffled among the sentences" in anew
+
+
+def test_another_decoding_gets_a_name_and_overwrites_nothing(
+    folder: Path,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = tmp_path / "small" / "finetune"
+    shutil.copytree(folder, copy)
+    words = ["evaluate", str(copy), "--split", "test", "evaluation.num_beams=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_module, "load_translator", lambda *_: pytest.fail("loaded"))
+        assert main(words) == 2
+        error = capsys.readouterr().err
+    assert "other settings (evaluation.num_beams was 2, is 1)" in error
+    assert "--name NAME" in error
+    assert main([*words, "--name", "../greedy"]) == 2
+    assert "--name '../greedy' is not a name" in capsys.readouterr().err
+    named = [*words, "--name", "greedy"]
+    assert main([*named, "--controls", "none"]) == 0
+    theirs, ours = copy / "evaluation" / "test", copy / "evaluation" / "test@greedy"
+    for name in FILES:
+        assert (theirs / name).read_bytes() == (evaluated / name).read_bytes(), name
+    assert json.loads((ours / "scores.json").read_text())["decoding"]["num_beams"] == 1
+    assert "test@greedy" in (copy / "model" / "README.md").read_text()
+    # Its report, which is older once a control was added.
+    assert main(["report", str(copy), "--split", "test", "--name", "greedy"]) == 0
+    assert "test@greedy" in (ours / "report.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main([*named, "--controls", "none"]) == 0
+    assert "is older than these scores" not in capsys.readouterr().out
+    assert main([*named, "--controls", "shuffled"]) == 0
+    told = f"{ours / 'report.html'} is older than these scores; write it anew: signfuse report"
+    assert f"{told} {copy} --split test --name greedy\n" in capsys.readouterr().out
+    assert main([*named, "--controls", "blank"]) == 0
+    controls = json.loads((ours / "scores.json").read_text())["controls"]
+    assert controls.keys() == {"shuffled", "blank"}, "no control is lost"
+    assert main(["report", str(copy), "--split", "test", "--name", "greedy"]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(theirs), str(ours), "--preset", "sacrebleu"]) == 0
+    compared = capsys.readouterr().out
+    assert f"against the baseline {theirs}" in compared
+
+
+@pytest.mark.parametrize("changed", ["model", "split"])
+def test_scores_of_another_model_or_another_packing_are_not_overwritten(
+    project: Project, folder: Path, evaluated: Path, tmp_path: Path, changed: str
+) -> None:
+    copy = tmp_path / "small" / "finetune"
+    shutil.copytree(folder, copy)
+    if changed == "model":
+        with (copy / "model" / "state.json").open("a") as file:
+            file.write("\n")
+    else:
+        shutil.copytree(project.folder / "shards" / "test", tmp_path / "shards" / "test")
+        manifest = tmp_path / "shards" / "test" / "manifest.json"
+        fields = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**fields, "num_rows": fields["num_rows"] + 1}))
+        config = (copy / "config.yaml").read_text()
+        shards = str(project.folder / "shards")
+        (copy / "config.yaml").write_text(config.replace(shards, str(tmp_path / "shards")))
+    what = "the model" if changed == "model" else "the packed split"
+    with pytest.raises(UserError, match=f"other settings \\({what} was another\\)"):
+        evaluate(copy, "test")
 
 
 def test_a_clip_alone_gets_the_sentence_and_gate_it_got_among_others(
@@ -305,7 +376,7 @@ def test_clips_without_a_text_are_named_before_anything_is_decoded(
     monkeypatch.setattr(evaluate_module.Split, "entries", without_text)
     monkeypatch.setattr(Translator, "translate", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match="1 of 5 clips have no text to score against: 'test_0003'"):
-        evaluate(folder, "test")
+        evaluate(folder, "test", name="without-text")
 
 
 def test_a_mistaken_preset_is_found_before_anything_is_decoded(

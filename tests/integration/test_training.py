@@ -30,7 +30,8 @@ def two_processes(project: Project, tmp_path_factory: pytest.TempPathFactory) ->
     """All three stages on two processes, undisturbed."""
     output = tmp_path_factory.mktemp("two")
     for stage in TRAINABLE:
-        project.train(output, 2, f"stage={stage}")
+        printed = project.train(output, 2, f"stage={stage}")
+        (output / f"{stage}.log").write_text(printed, encoding="utf-8")
     return output
 
 
@@ -40,6 +41,27 @@ def follow(output: Path, source: Path, stage: str) -> None:
     if before is not None:
         (output / "small").mkdir()
         (output / "small" / before).symlink_to(source / "small" / before)
+
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+# What the project says before the first step line, by its first words.
+SAID = re.compile(
+    r"small, stage \w+ -> |  20 clips, 2 processes x |  5 steps an epoch, |  4 pairs in each |"
+    r"  \w+ +[\d,]+ parameters, |attention: |no MFU: |" + STAMP + "first step after "
+)
+
+
+def test_before_the_first_step_only_the_project_speaks_and_each_step_line_begins_a_line(
+    two_processes: Path,
+) -> None:
+    """No library's bar, banner or warning, in the last stage: with LLM, LoRA and DeepSpeed."""
+    lines = (two_processes / "finetune.log").read_text(encoding="utf-8").split("\n")
+    steps = [n for n, line in enumerate(lines) if re.match(STAMP + r"step \d+, epoch 1, ", line)]
+    assert len(steps) == STEPS
+    assert "\r" not in "\n".join(lines)
+    before = lines[: steps[0]]
+    assert any(line.startswith("attention: ") for line in before)
+    assert [line for line in before if not SAID.match(line)] == []
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,13 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def test_as_many_files_of_joints_are_needed_as_videos(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["translate", str(folder), "one.mp4", "two.mp4", "--joints", "one.npz"]) == 2
+    assert "--joints names 1 files for 2 videos" in capsys.readouterr().err
+
+
 def test_translate_names_a_missing_video_goes_on_and_ends_with_status_1(
     project: Project, folder: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

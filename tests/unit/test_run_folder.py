@@ -224,6 +224,11 @@ def test_a_users_path_is_refused_unless_it_is_a_run_folder(tmp_path: Path) -> No
 def test_a_splits_name_does_not_lead_out_of_the_run_folder(tmp_path: Path, split: str) -> None:
     with pytest.raises(UserError, match="is not a name"):
         RunFolder(tmp_path).evaluation(split)
+    with pytest.raises(UserError, match=r"--name .* is not a name"):
+        RunFolder(tmp_path).evaluation("test", split)
+    named = RunFolder(tmp_path).evaluation("test", "beams8")
+    assert named.path == tmp_path / "evaluation" / "test@beams8"
+    assert named.run == RunFolder(tmp_path)
     assert RunFolder(tmp_path).evaluation("test.v2").path == tmp_path / "evaluation" / "test.v2"
 
 
@@ -235,6 +240,24 @@ def test_the_evaluations_of_a_run_are_those_with_scores(tmp_path: Path) -> None:
     for split in ("test", "dev"):
         folder.evaluation(split).scores.touch()
     assert list(folder.scored()) == ["dev", "test"]
+
+
+def test_an_evaluation_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(UserError, match=r"evaluate the run on 'test' first\. There are: none"):
+        folder.evaluated("test")
+    for name in (None, "beams8"):
+        folder.evaluation("test", name).path.mkdir(parents=True)
+        folder.evaluation("test", name).hypotheses.touch()
+    assert folder.evaluated("test", "beams8") == folder.evaluation("test", "beams8")
+    with pytest.raises(
+        UserError, match=r"did you mean 'test@beams8'.*There are: test, test@beams8$"
+    ):
+        folder.evaluated("test", "beam8")
+    own = folder.evaluation("test", "beams8")
+    assert EvaluationFolder.open(own.path, None) == own
+    with pytest.raises(UserError, match="say which split of it"):
+        EvaluationFolder.open(tmp_path, None)
 
 
 def names_in(folder: RunFolder | EvaluationFolder) -> set[str]:

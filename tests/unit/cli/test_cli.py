@@ -490,7 +490,8 @@ def test_a_run_that_is_not_there_is_named(
 ) -> None:
     run = str(tmp_path / "runs")
     assert run in refused(capsys, "report", run, "--split", "test")
-    assert "holds no trained model" in refused(capsys, "evaluate", run, "--split", "test")
-    assert "holds no trained model" in refused(capsys, "translate", run, "video.mp4")
-    error = refused(capsys, "translate", run, "one.mp4", "two.mp4", "--joints", "one.npz")
-    assert "--joints names 1 files for 2 videos" in error
+    for words in (["evaluate", run, "--split", "test"], ["translate", run, "video.mp4"]):
+        assert f"{run}: no such run folder" in refused(capsys, *words)
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        assert f"{run}: holds no trained model" in refused(capsys, *words)
+        (tmp_path / "runs").rmdir()

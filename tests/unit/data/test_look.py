@@ -96,6 +96,36 @@ def test_stats_are_printed_and_drawn(
         assert np.asarray(picture.convert("L")).std() > 10
 
 
+def test_pictures_land_in_the_split_that_they_show_and_not_in_the_working_folder(
+    table: Path,
+    split: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    extract_poses("table", table, "train", split, "corner", workers=0, extractor=Elsewhere())
+    (tmp_path / "working").mkdir()
+    monkeypatch.chdir(tmp_path / "working")
+    assert main(["stats", str(split)]) == main(["show", str(split), "first"]) == 0
+    assert main(["stats", str(split), "--poses", "corner"]) == 0
+    places = [split / "stats.png", split / "clip.png", split / "poses" / "corner" / "stats.png"]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.endswith(".png")] == [str(p) for p in places]
+    assert all(place.is_file() for place in places)
+    assert list(Path.cwd().iterdir()) == []
+    assert verify(split) == verify(split / "poses" / "corner") == []
+
+
+def test_a_folder_that_takes_no_picture_asks_for_another_place(
+    split: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (split / "clip.png").mkdir()  # as a folder that may only be read refuses
+    assert main(["show", str(split), "first"]) == 2
+    error = capsys.readouterr().err
+    assert f"{split / 'clip.png'}: cannot be written" in error
+    assert "give --out FILE" in error
+
+
 def test_show_draws_the_frames_with_their_skeleton(split: Path, tmp_path: Path) -> None:
     out = tmp_path / "clip.png"
     assert main(["show", "--out", str(out), "--frames", "4", "--", str(split), "-x"]) == 0

@@ -45,6 +45,24 @@ def test_the_launchers_1_becomes_75_when_the_trainer_says_that_it_was_stopped(
     assert main(words) == status
 
 
+@pytest.mark.parametrize(
+    ("processes", "gpu", "variables"),
+    [
+        (None, False, {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}),
+        (1, False, {"DS_ACCELERATOR": "cpu"}),
+        (4, True, {"OMP_NUM_THREADS": "1"}),
+        (1, True, {}),
+    ],
+)
+def test_the_launcher_is_told_what_it_would_decide_and_announce(
+    monkeypatch: pytest.MonkeyPatch, processes: int | None, gpu: bool, variables: dict[str, str]
+) -> None:
+    """torchrun gives one process all cores, so a single one is not told of threads."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    launch = ROOT / "launch" / "cpu_zero2.yaml"  # of two processes
+    assert local.launcher_environment(launch, processes) == variables
+
+
 @pytest.mark.parametrize("trained", ["contrastive", "finetune"])
 def test_a_changed_key_is_refused_before_anything_is_launched(
     monkeypatch: pytest.MonkeyPatch,

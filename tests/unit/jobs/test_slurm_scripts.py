@@ -235,12 +235,15 @@ def test_the_example_of_a_site_changes_nothing_before_it_is_edited(tmp_path: Pat
     assert printed[:2] == ["signfuse", "pack"]
 
 
-def test_an_evaluation_is_followed_by_its_report(tmp_path: Path) -> None:
-    words = ("runs/my run/finetune", "--split", "test")
-    _, printed, _ = run_script("evaluate.sh", tmp_path, *words, **NODES)
+@pytest.mark.parametrize("name", [(), ("--name", "beams8")])
+def test_an_evaluation_is_followed_by_its_report(tmp_path: Path, name: tuple[str, ...]) -> None:
+    words = ("runs/my run/finetune", "--split", "test", *name)
+    decoding = ("evaluation.num_beams=8",)
+    _, printed, _ = run_script("evaluate.sh", tmp_path, *words, *decoding, **NODES)
     assert printed[0] == "srun"
     report = printed.index("signfuse")
-    assert printed[report - 6 : report] == ["-m", "signfuse_dist.cli", "evaluate", *words]
+    asked = ["-m", "signfuse_dist.cli", "evaluate", *words, *decoding]
+    assert printed[report - len(asked) : report] == asked
     assert printed[report:] == ["signfuse", "report", *words]
 
 

@@ -1,0 +1,153 @@
+"""What is asked of a trained run, looked at before anything heavy: no torch, no LLM.
+
+A mistyped folder, split, control or setting is named in half a second. An evaluation that is there
+is what it is: the same again is answered from its files, and another one gets a name of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from signfuse_dist.config import RunConfig
+from signfuse_dist.data.manifest import MANIFEST_NAME, manifest_bytes, pose_path, read_manifest
+from signfuse_dist.data.storage import Folder, is_local, open_folder
+from signfuse_dist.errors import UserError, suggest
+from signfuse_dist.evaluation.controls import CONTROLS
+from signfuse_dist.evaluation.protocols import find_preset
+from signfuse_dist.evaluation.scores import SplitScores, read_split_scores
+from signfuse_dist.experiment import load_resolved, override
+from signfuse_dist.files import checksum
+from signfuse_dist.run_folder import EvaluationFolder, RunFolder
+from signfuse_dist.stages import needs_language_model
+
+_MODEL, _SPLIT = "the model", "the packed split"  # settings that are checksums
+
+
+def trained_run(run_folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration of a run that can translate.
+
+    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings.
+    Raises UserError when one is wrong, or there is no trained model, or one without an LLM.
+    """
+    folder = RunFolder(run_folder)
+    if not folder.is_finished:
+        what = "holds no trained model" if run_folder.is_dir() else "no such run folder"
+        raise UserError(f"{run_folder}: {what}; give runs/EXPERIMENT/STAGE of a finished stage")
+    run = override(load_resolved(folder.config), overrides, "evaluation")
+    if not needs_language_model(run.stage.name):
+        raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
+    return run
+
+
+@dataclass(frozen=True)
+class AskedEvaluation:
+    """An evaluation that is asked for, and what of it is there.
+
+    Attributes:
+        run: the run, with the decoding that is asked for.
+        folder: where the evaluation goes.
+        settings: what scores follow from beside the decoding, by name.
+        finished: the scores that are there with these settings; None where there are none.
+        controls: those that are asked for and those that are there, in the order of CONTROLS.
+    """
+
+    run: RunConfig
+    folder: EvaluationFolder
+    settings: dict[str, Any]
+    finished: SplitScores | None
+    controls: tuple[str, ...]
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether everything that is asked for is there."""
+        return self.finished is not None and set(self.controls) <= _controls_of(self.finished)
+
+
+def ask(
+    run_folder: Path,
+    split: str,
+    overrides: Sequence[str] = (),
+    controls: Sequence[str] = CONTROLS,
+    name: str | None = None,
+) -> AskedEvaluation:
+    """Look at what an evaluation needs and at what is there.
+
+    Raises UserError for what :func:`trained_run` refuses, an unknown protocol, a split that is not
+    packed, and where an evaluation with other settings is in the place; the message names them.
+    """
+    run = trained_run(run_folder, overrides)
+    find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
+    folder = RunFolder(run_folder).evaluation(split, name)
+    settings = _settings(run_folder, run, split)
+    finished = _finished(folder, run, settings)
+    there = set() if finished is None else _controls_of(finished)
+    wanted = tuple(c for c in CONTROLS if c in controls or c in there)
+    return AskedEvaluation(run, folder, settings, finished, wanted)
+
+
+def _controls_of(scores: SplitScores) -> set[str]:
+    return {*scores.controls, *scores.inapplicable}
+
+
+def _settings(run_folder: Path, run: RunConfig, split: str) -> dict[str, Any]:
+    """Return what scores follow from beside the decoding; model and data by their checksums."""
+    folder = open_folder(run.shards(split))
+    _refuse_unpacked(folder, split)
+    sets = [folder, *([folder / pose_path(run.data.poses)] if run.data.poses else [])]
+    manifests = [manifest_bytes(read_manifest(each)) for each in sets]
+    return {
+        _MODEL: checksum(RunFolder(run_folder).model_state),
+        _SPLIT: [hashlib.sha256(content).hexdigest() for content in manifests],
+        "data.max_frames": run.data.max_frames,
+        "data.metric_preset": run.data.metric_preset,
+        "data.bleu_tokenizer": run.data.bleu_tokenizer,
+        "train.precision": run.train.precision,
+    }
+
+
+def _refuse_unpacked(folder: Folder, split: str) -> None:
+    """Raise UserError for a split that is not packed, naming those beside it."""
+    if not is_local(folder) or (folder / MANIFEST_NAME).is_file():
+        return
+    beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST_NAME}"))
+    raise UserError(
+        f"{folder / MANIFEST_NAME}: does not exist, the split {split!r} is not packed"
+        f"{suggest(split, beside)}. There are: {', '.join(beside) or 'none'}"
+    )
+
+
+def _finished(
+    folder: EvaluationFolder, run: RunConfig, settings: Mapping[str, Any]
+) -> SplitScores | None:
+    """Return the scores of the evaluation in ``folder``, None where none is finished.
+
+    Raises UserError naming the settings in which it is another. A setting that only one of two
+    versions of this program knows says nothing.
+    """
+    if not (folder.scores.is_file() and folder.hypotheses.is_file()):
+        return None
+    try:
+        scores = read_split_scores(folder.scores)
+    except UserError:
+        return None  # damaged or of another version: nothing can be answered from it
+    before = {f"evaluation.{key}": value for key, value in scores.decoding.items()}
+    before |= scores.settings or {"data.metric_preset": scores.scores.preset}
+    now = {f"evaluation.{key}": value for key, value in asdict(run.evaluation).items()}
+    now |= settings
+    changed = [
+        f"{key} was another"
+        if key in (_MODEL, _SPLIT)
+        else f"{key} was {before[key]!r}, is {value!r}"
+        for key, value in now.items()
+        if key in before and before[key] != value
+    ]
+    if changed:
+        raise UserError(
+            f"{folder.path} holds an evaluation with other settings ({'; '.join(changed)}), which "
+            "is not overwritten: give --name NAME for another beside it, or remove that folder"
+        )
+    return scores
