@@ -15,11 +15,19 @@ from signfuse_dist import __version__
 
 SHIPPED = ("signfuse_dist", "configs", "ds_configs", "launch")  # folders of which the wheel is made
 READ_RESOURCES = """
+from pathlib import Path
 import signfuse_dist
+from signfuse_dist.engine.ds_config import resolve
 from signfuse_dist.evaluation.protocols import PRESETS
+from signfuse_dist.experiment import load_run
+from signfuse_dist.plan import make_plan
 from signfuse_dist.report.markup import environment
 from signfuse_dist.report import published
 assert published.table3_markdown()
+run = load_run("demo", "finetune")
+template = Path("ds_configs/zero2.json")  # as launch files name it, in the trainer's folder
+resolved = resolve(template, make_plan(20, run.stage, run.train, 2), run.train)
+assert resolved["zero_optimization"]["stage"] == 2
 print(signfuse_dist.__file__)
 print(len(PRESETS), *sorted(environment().list_templates()))
 """
@@ -84,7 +92,14 @@ def test_its_command_checks_scores_and_reads_its_files_from_another_folder(
     assert "error    training split shards/synthetic/train: " in text
     assert f"ok       launch file {launch}: 2 processes" in text
     assert "memory of a GPU" in text
-    assert "components" in signfuse("ablate", "componets", "demo", "--plan", status=2)
+    unknown = signfuse("check", "dmo", "--world-size", "2", status=2)
+    assert "did you mean 'demo'?" in unknown
+    assert "phoenix14t" in unknown
+    assert "did you mean 'components'?" in signfuse(
+        "ablate", "componets", "demo", "--plan", status=2
+    )
+    tiny = "configs/ablation/tiny/backbones.yaml"
+    assert "manifest.json" in signfuse("ablate", tiny, "ablation_demo", "--plan", status=2)
     for name in ("ours.txt", "theirs.txt"):
         (tmp_path / name).write_text("the cat sees the dog and the bird\n")
     files = ("--hypotheses", "ours.txt", "--references", "theirs.txt")
