@@ -255,11 +255,7 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from signfuse_dist.run_folder import EvaluationFolder
-
     _refuse_absent(*options.systems, options.references)
-    for folder in filter(Path.is_dir, options.systems):
-        EvaluationFolder.open(folder, options.split)
     from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
     from signfuse_dist.evaluation.significance import Resampling
     from signfuse_dist.files import write_json

@@ -6,14 +6,14 @@ is what it is: the same again is answered from its files, and another one gets a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from signfuse_dist.config import RunConfig
-from signfuse_dist.data.manifest import MANIFEST_NAME, manifest_bytes, pose_path, read_manifest
+from signfuse_dist.data.manifest import MANIFEST_NAME
+from signfuse_dist.data.split import Split, SplitContent, open_split
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.evaluation.controls import CONTROLS
@@ -49,6 +49,7 @@ class AskedEvaluation:
 
     Attributes:
         run: the run, with the decoding that is asked for.
+        split: the packed split.
         folder: where the evaluation goes.
         settings: what scores follow from beside the decoding, by name.
         finished: the scores that are there with these settings; None where there are none.
@@ -56,6 +57,7 @@ class AskedEvaluation:
     """
 
     run: RunConfig
+    split: Split
     folder: EvaluationFolder
     settings: dict[str, Any]
     finished: SplitScores | None
@@ -82,26 +84,34 @@ def ask(
     run = trained_run(run_folder, overrides)
     find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
     folder = RunFolder(run_folder).evaluation(split, name)
-    settings = _settings(run_folder, run, split)
+    location = open_folder(run.shards(split))
+    _refuse_unpacked(location, split)
+    opened = open_split(run.shards(split), run.data)
+    settings = _settings(run_folder, run, opened.content)
     finished = _finished(folder, run, settings)
     there = set() if finished is None else _controls_of(finished)
     wanted = tuple(c for c in CONTROLS if c in controls or c in there)
-    return AskedEvaluation(run, folder, settings, finished, wanted)
+    return AskedEvaluation(run, opened, folder, settings, finished, wanted)
 
 
 def _controls_of(scores: SplitScores) -> set[str]:
     return {*scores.controls, *scores.inapplicable}
 
 
-def _settings(run_folder: Path, run: RunConfig, split: str) -> dict[str, Any]:
-    """Return what scores follow from beside the decoding; model and data by their checksums."""
-    folder = open_folder(run.shards(split))
-    _refuse_unpacked(folder, split)
-    sets = [folder, *([folder / pose_path(run.data.poses)] if run.data.poses else [])]
-    manifests = [manifest_bytes(read_manifest(each)) for each in sets]
+def _settings(run_folder: Path, run: RunConfig, content: SplitContent) -> dict[str, Any]:
+    """Return what scores follow from beside the decoding; model and data by their checksums.
+
+    Shards of earlier versions have no checksums of pictures and joints: there those of the tars do.
+    """
+    tars = content.shards
     return {
         _MODEL: checksum(RunFolder(run_folder).model_state),
-        _SPLIT: [hashlib.sha256(content).hexdigest() for content in manifests],
+        _SPLIT: {
+            "clips": content.clips,
+            "texts": content.texts,
+            "pictures": content.pictures or tars,
+            "joints": content.joints or content.pose_set or tars,
+        },
         "data.max_frames": run.data.max_frames,
         "data.metric_preset": run.data.metric_preset,
         "data.bleu_tokenizer": run.data.bleu_tokenizer,

@@ -32,7 +32,7 @@ from signfuse_dist import __version__
 from signfuse_dist.config import AugmentConfig, RunConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.manifest import manifest_bytes
-from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.data.split import Split
 from signfuse_dist.device import has_gpu
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.asked import AskedEvaluation, ask
@@ -82,12 +82,11 @@ def evaluate(
     """
     began = time.monotonic()
     asked = ask(run_folder, split_name, overrides, controls, name)
-    run, folder = asked.run, asked.folder
+    run, split, folder = asked.run, asked.split, asked.folder
     if asked.is_answered:
         return folder.path
     with joined() as processes:
         translator = load_translator(run_folder, processes.device, overrides)
-        split = open_split(run.shards(split_name), run.data)
         references = _references(split)
         reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in asked.controls}
         decoded_controls = [c for c in asked.controls if c != "shuffled" and reasons[c] is None]

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.metrics import Measure, build_measures, find_bleurt
-from signfuse_dist.evaluation.protocols import METRICS, Preset, find_preset, normalize
+from signfuse_dist.evaluation.protocols import METRICS, Preset, find_preset, in_order, normalize
 from signfuse_dist.evaluation.significance import Resampling, resample
 from signfuse_dist.evaluation.translations import comparable, read_pairs
 from signfuse_dist.files import read_json, write_json
@@ -199,7 +199,9 @@ def format_scores(scores: Scores) -> str:
     """Return a table for the terminal, with what was not scored and which hypotheses are empty."""
     shown = {name: f"[{low:.2f}, {high:.2f}]" for name, (low, high) in scores.intervals.items()}
     rows = [("metric", "score", "95%", "signature")]
-    rows += [(n, f"{v:.2f}", shown.get(n, ""), text) for n, (v, text) in scores.scores.items()]
+    for name in in_order(scores.scores):
+        value, text = scores.scores[name]
+        rows.append((name, f"{value:.2f}", shown.get(name, ""), text))
     rows += [(n, "-", "", f"not scored: {why}") for n, why in scores.unavailable.items()]
     names, values, spans = (max(len(row[i]) for row in rows) for i in range(3))
     lines = [f"preset {scores.preset}, {scores.num_samples} sentences", ""]
@@ -225,8 +227,9 @@ _TITLES = {
 def format_split_scores(split_scores: SplitScores) -> str:
     """Return the tables of a split and of its controls for the terminal."""
     parts = [format_scores(split_scores.scores)]
-    for name, scores in split_scores.controls.items():
-        parts.append(f"{_TITLES.get(name, name)}:\n{format_scores(scores)}")
+    for name, title in _TITLES.items():
+        if name in split_scores.controls:
+            parts.append(f"{title}:\n{format_scores(split_scores.controls[name])}")
     parts += [f"no control {name}: {why}" for name, why in split_scores.inapplicable.items()]
     return "\n\n".join(parts)
 
