@@ -200,8 +200,8 @@ def format_scores(scores: Scores) -> str:
     shown = {name: f"[{low:.2f}, {high:.2f}]" for name, (low, high) in scores.intervals.items()}
     rows = [("metric", "score", "95%", "signature")]
     for name in in_order(scores.scores):
-        value, text = scores.scores[name]
-        rows.append((name, f"{value:.2f}", shown.get(name, ""), text))
+        score = scores.scores[name]
+        rows.append((name, f"{score.value:.2f}", shown.get(name, ""), score.signature))
     rows += [(n, "-", "", f"not scored: {why}") for n, why in scores.unavailable.items()]
     names, values, spans = (max(len(row[i]) for row in rows) for i in range(3))
     lines = [f"preset {scores.preset}, {scores.num_samples} sentences", ""]

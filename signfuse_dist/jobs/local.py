@@ -96,9 +96,10 @@ def launcher_environment(launch: Path, num_processes: int | None) -> dict[str, s
     import torch
 
     settings = read_launch(launch)
-    counts = [num_processes or settings.get("num_processes"), settings.get("num_machines") or 1]
+    processes = num_processes or settings.get("num_processes")
+    machines = settings.get("num_machines", 1)
     variables = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}
-    if all(isinstance(count, int) for count in counts) and counts[0] > counts[1]:
+    if isinstance(processes, int) and isinstance(machines, int) and processes > machines:
         variables["OMP_NUM_THREADS"] = "1"
     return variables
 
