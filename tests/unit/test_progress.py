@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from helpers.repository import ROOT
 from signfuse_dist import progress
 from signfuse_dist.progress import Progress, print_line
 
@@ -136,3 +137,11 @@ def test_on_a_terminal_a_bar_is_drawn_and_lines_stand_above_it(
     text = b"".join(sent).decode()
     assert "finetune:" in text
     assert re.search(r"\rstep 2, total 2\.5\r\n", text), "at the beginning of its line, no time"
+
+
+def test_no_other_module_draws_bars() -> None:
+    drawing = re.compile(r"^\s*(from|import) tqdm", re.MULTILINE)
+    files = (ROOT / "signfuse_dist").rglob("*.py")
+    assert [f.name for f in files if drawing.search(f.read_text(encoding="utf-8"))] == [
+        "progress.py"
+    ]
