@@ -292,6 +292,9 @@ class TrainConfig:
     keep_checkpoints: Positive = key(2, "resume")
     """How many of the newest checkpoints are kept; the one with the best development score is kept
     beside them."""
+    failed_checkpoints: Positive = key(3, "resume")
+    """How many checkpoints in a row may fail to be written; then the job ends and names the steps
+    that are lost."""
     dev_epochs: Count = key(1, "resume")
     """Epochs between two scores of the development split, which is also scored at the end; 0:
     never."""

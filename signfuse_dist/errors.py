@@ -28,6 +28,10 @@ class MachineError(UserError):
     status: ClassVar[int] = os.EX_TEMPFAIL
 
 
+class DamagedError(UserError):
+    """What this program once wrote is not what it was: the message names the file and its fault."""
+
+
 def raise_together(errors: Sequence[str], headline: str) -> None:
     """Raise one :class:`UserError` with every message of ``errors``; do nothing when empty."""
     if errors:

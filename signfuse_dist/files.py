@@ -19,10 +19,11 @@ from typing import IO, Any, BinaryIO
 
 import yaml
 
-from signfuse_dist.errors import MachineError, UserError
+from signfuse_dist.errors import DamagedError, MachineError, UserError
 
 STATE = "state.json"
 _OWN_CHECKSUM = "state_sha256"  # in state.json: of all else that it says
+_DEEPEST = 20  # levels of a state.json; what is written has five
 PART = ".part"  # ends the name of a folder that is being written
 # Folders of files that come with the package and that a user may have in the working folder too.
 _OWN = ("configs", "ds_configs", "launch")
@@ -92,7 +93,12 @@ def machine_error(error: BaseException, path: object) -> MachineError:
         return error
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     cause = f"{os.strerror(number)} ({errno.errorcode[number]})" if number else str(error)
-    return stopped_at(path, cause, _MACHINE_FAULTS.get(number or 0, _AWAY))
+    return stopped_at(path, cause, what_helps(OSError(number, cause) if number else error))
+
+
+def what_helps(error: BaseException) -> str:
+    """Return what to do about an error of the machine."""
+    return _MACHINE_FAULTS.get(getattr(error, "errno", None) or 0, _AWAY)
 
 
 def stopped_at(path: object, cause: str, step: str = _AWAY) -> MachineError:
@@ -122,9 +128,20 @@ def write_folder(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     os.replace(part, folder)
     sync(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, where there is one; of a folder no half keeps its name."""
+    gone = path.with_name(f".{path.name}.old{PART}")
+    shutil.rmtree(gone, ignore_errors=True)
+    if path.is_dir() and not path.is_symlink():
+        os.replace(path, gone)
+        shutil.rmtree(gone)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_state(part: Path, state: dict[str, Any]) -> None:
@@ -149,24 +166,60 @@ def _checksum_of(content: dict[str, Any]) -> str:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return a folder's ``state.json`` after comparing all checksums, its own too; raise UserError.
+    """Return a folder's ``state.json`` after comparing all checksums, its own too.
 
-    Folders of earlier versions have none of their own.
+    Folders of earlier versions have none of their own. Raises :class:`DamagedError` where a file is
+    not what was written; an error of another kind where it may not be read (UserError) or its disk
+    fails (MachineError), of which nothing follows for the file.
     """
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state, files = _parse_state(folder / STATE)
+        for name, expected in files.items():
+            if not _is_inside(name) or not (folder / name).is_file():
+                raise DamagedError(f"{folder / name} is missing")
+            if checksum(folder / name) != expected:
+                raise DamagedError(f"{folder / name} is damaged: its checksum differs")
+    except OSError as e:
+        raise unreadable(e, e.filename or folder) from e
+    return state
+
+
+def unreadable(error: OSError, path: object) -> UserError:
+    """Return the error that ``path`` cannot be read: its own fault, the user's or the machine's."""
+    if machine_fault(error):
+        return machine_error(error, path)
+    if isinstance(error, PermissionError):
+        return UserError(f"{path} may not be read ({error.strerror}): have it made readable")
+    return DamagedError(f"{path} cannot be read ({error.strerror or error})")
+
+
+def _parse_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a ``state.json`` says, and its checksums of files; raise OSError, DamagedError"""
+    try:
+        if special_kind(path) is not None:
+            raise TypeError(f"it is {special_kind(path)}")
+        state = json.loads(path.read_text(encoding="utf-8"))
         files = dict(state["files"])
         own = state.pop(_OWN_CHECKSUM, None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{folder / STATE} cannot be read ({e})") from e
-    if own is not None and own != _checksum_of(state):
-        raise UserError(f"{folder / STATE} is damaged: its own checksum differs")
-    for name, expected in files.items():
-        if not _is_inside(name) or not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing")
-        if checksum(folder / name) != expected:
-            raise UserError(f"{folder / name} is damaged: its checksum differs")
-    return dict(state)
+        # Computed where there is none, too: what is nested too deep for it is for all else.
+        computed = _checksum_of(state)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise DamagedError(f"{path} cannot be read ({e})") from e
+    if own is not None and own != computed:
+        raise DamagedError(f"{path} is damaged: its own checksum differs")
+    if _depth(state) > _DEEPEST:
+        raise DamagedError(f"{path} is damaged: it is nested deeper than {_DEEPEST} levels")
+    return state, files
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and mappings are nested, without recursion."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = [v.values() if isinstance(v, dict) else v for v in level if type(v) in (dict, list)]
+        level = [one for several in inner for one in several]
+    return depth
 
 
 def _is_inside(name: str) -> bool:

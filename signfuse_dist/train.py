@@ -27,7 +27,12 @@ from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_w
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.development import DevelopmentScore, open_development
 from signfuse_dist.engine import checkpoint, ds_config, processes, trackers
-from signfuse_dist.engine.checkpoint import refuse_other_run
+from signfuse_dist.engine.checkpoint_files import (
+    Checkpoint,
+    find_best,
+    refuse_other_position,
+    refuse_other_run,
+)
 from signfuse_dist.engine.hang import watched
 from signfuse_dist.engine.loop import Loop, Step, make_optimizer
 from signfuse_dist.engine.stopping import REQUEUE
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return train(load_run(options.experiment, None, options.overrides))
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-        return 2
+        return e.status
 
 
 @dataclass(frozen=True)
@@ -165,16 +170,21 @@ def _make_model(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     return model, tokenizer
 
 
-def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
+def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> Checkpoint | None:
     """Load the weights of the newest whole checkpoint; return it, None where there is none.
 
-    Raises UserError when it is of another run.
+    Raises UserError when it is of another run, or there are some and none is whole.
     """
-    newest = checkpoint.agree_on_latest(job.folder.checkpoints, job.accelerator, job.print_main)
+
+    def fits(found: Checkpoint) -> None:
+        refuse_other_meeting(job.run, job.plan, found.state["run"].get("meeting"))
+        refuse_other_run(found, {"run": identity})
+        refuse_other_position(found, data_position(job.plan, job.run.train.seed, found.step))
+        checkpoint.refuse_other_tensors(found, model)
+
+    folder = job.folder.checkpoints
+    newest = checkpoint.agree_on_latest(folder, job.accelerator, job.print_main, fits)
     if newest is not None:
-        refuse_other_meeting(job.run, job.plan, newest.state.get("run", {}).get("meeting"))
-        position = data_position(job.plan, job.run.train.seed, newest.step)
-        refuse_other_run(newest, {"run": identity, "data": position})
         checkpoint.load_weights(newest.path, model)
         job.print_main(f"resuming after step {newest.step} of {job.plan.total_steps}")
     job.startup.lap("resume")
@@ -186,7 +196,7 @@ def _run_loop(
     model: SignFuse,
     tokenizer: TextTokenizer | None,
     identity: dict[str, Any],
-    resumed: checkpoint.Checkpoint | None,
+    resumed: Checkpoint | None,
 ) -> bool:
     """Train from the checkpoint ``resumed``, or from the start; return whether it is finished."""
     run, accelerator, startup = job.run, job.accelerator, job.startup
@@ -228,7 +238,7 @@ def _run_loop(
     return loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
 
 
-def _prepare(job: _Job, model: SignFuse, resumed: checkpoint.Checkpoint | None) -> tuple[Any, Any]:
+def _prepare(job: _Job, model: SignFuse, resumed: Checkpoint | None) -> tuple[Any, Any]:
     """Hand model and optimizer to the engine, and give it the moments of a checkpoint."""
     run = job.run
     # ZeRO has one flat partition, for which nothing is to be gained.
@@ -247,7 +257,7 @@ def _prepare(job: _Job, model: SignFuse, resumed: checkpoint.Checkpoint | None) 
 def _write_model(job: _Job, model: SignFuse) -> None:
     """Write ``model/`` from the weights that ``train.select`` asks for."""
     if job.run.train.select == "best":
-        best = checkpoint.find_best(job.folder.checkpoints, job.print_main)
+        best = find_best(job.folder.checkpoints, job.print_main)
         if best is None:
             raise UserError(
                 f"{job.folder.path}: train.select=best, and no checkpoint has a development score; "

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import DamagedError, UserError
+from signfuse_dist.files import unreadable
+from signfuse_dist.tensor_files import as_os_error
+
+
+class Shaped(Protocol):
+    """A tensor, or what the header of a file says of one."""
+
+    @property
+    def shape(self) -> Any:
+        """Sizes of the dimensions."""
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; raise OSError when the disk refuses."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as e:  # its name for what the disk says
+        raise as_os_error(e, path) from e
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; raise :class:`UserError` where it is none or cannot be read."""
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        raise DamagedError(f"{path} is damaged: it is no whole safetensors file ({e})") from e
+    except OSError as e:
+        raise unreadable(e, path) from e
 
 
 def load_exactly(
@@ -16,14 +50,27 @@ def load_exactly(
     path: Path,
     may_miss: tuple[str, ...] = (),
 ) -> None:
-    """Load ``found`` when it has the names and shapes of ``expected``, else raise UserError."""
+    """Load ``found`` when it has the names and shapes of ``expected``, else raise UserError.
+
+    Also where a number is not finite: nothing that is computed from it would be.
+    """
     refuse_difference(found, expected, path, may_miss)
+    refuse_not_finite(found, path)
     model.load_state_dict(found, strict=False)
 
 
+def refuse_not_finite(found: Mapping[str, Tensor], path: Path) -> None:
+    """Raise :class:`DamagedError` naming tensors with numbers that are not finite."""
+    odd = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]
+    if odd:
+        raise DamagedError(
+            f"{path} is damaged: {len(odd)} tensors hold numbers that are not finite {odd[:3]}"
+        )
+
+
 def refuse_difference(
-    found: dict[str, Tensor],
-    expected: dict[str, Tensor],
+    found: Mapping[str, Shaped],
+    expected: Mapping[str, Shaped],
     path: Path,
     may_miss: tuple[str, ...] = (),
 ) -> None:

@@ -1,16 +1,14 @@
-"""Checkpoints by parameter name: taken from the device, written beside training, found, loaded.
+"""Checkpoints by parameter name: taken from the device, written beside training, loaded.
 
 Not torch's distributed checkpoint, which wants DTensor states, nor DeepSpeed's own, which refuses
 another number of processes: gathered by name, one format serves ZeRO-2 and plain DDP on any number.
-A step waits for the copy out of the device, and for no disk.
+A step waits for the copy out of the device, and for no disk. What lies on the disk, and which one
+is gone on from, is known to :mod:`signfuse_dist.engine.checkpoint_files`.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,20 +18,28 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from signfuse_dist.engine.checkpoint_files import (
+    MOMENTS,
+    OPTIMIZER,
+    STEPS_TAKEN,
+    WEIGHTS,
+    Checkpoint,
+    Fits,
+    any_fits,
+    by_score,
+    find_latest,
+    list_checkpoints,
+    path_of,
+    step_of,
+)
 from signfuse_dist.engine.processes import do_on_main
-from signfuse_dist.errors import UserError
-from signfuse_dist.files import PART, STATE, read_state, write_folder
-from signfuse_dist.weights import load_exactly
-
-WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
-_NAME = re.compile(r"step_(\d{8,})")
-MOMENTS = ("exp_avg", "exp_avg_sq")
-_TAKEN = "steps_taken"  # in the moments' file: steps that Adam took, fewer where some were skipped
+from signfuse_dist.errors import DamagedError, MachineError, UserError
+from signfuse_dist.files import PART, remove, what_helps, write_folder
+from signfuse_dist.tensor_files import read_infos
+from signfuse_dist.weights import load_exactly, load_tensors, refuse_difference, save_tensors
 
 
 @dataclass(frozen=True)
@@ -51,24 +57,6 @@ class Snapshot:
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     state: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint on the disk."""
-
-    path: Path
-    state: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return int(self.state["step"])
-
-    @property
-    def broken_clips(self) -> int:
-        """Clips of its epoch that could not be read so far."""
-        return int(self.state["broken_clips"])
 
 
 def take_snapshot(
@@ -92,35 +80,46 @@ def write_snapshot(folder: Path, snapshot: Snapshot, keep: int) -> None:
     later steps are of a run that went back before them, because they were damaged: they go too.
     """
     writers: dict[str, Callable[[Path], object]] = {
-        WEIGHTS: partial(_save, snapshot.weights),
-        OPTIMIZER: partial(_save, snapshot.moments),
+        WEIGHTS: partial(save_tensors, snapshot.weights),
+        OPTIMIZER: partial(save_tensors, snapshot.moments),
     }
-    path = folder / f"step_{snapshot.step:08d}"
-    write_folder(path, writers, {**snapshot.state, "step": snapshot.step})
+    state = {**snapshot.state, "step": snapshot.step}
+    write_folder(path_of(folder, snapshot.step), writers, state)
     known = list_checkpoints(folder)
-    past = [other for other in known if _step_of(other) <= snapshot.step]
-    kept = {*past[-keep:], *_by_score(past)[:1]}
+    past = [other for other in known if step_of(other) <= snapshot.step]
+    kept = {*past[-keep:], *by_score(past)[:1]}
     for other in known:
         if other not in kept:
-            shutil.rmtree(other)
+            remove(other)
 
 
 class CheckpointWriter:
     """Writes snapshots in a thread of the main process, one at a time.
 
     A context manager that ends only when nothing is being written. A checkpoint that the disk
-    refuses is named, and training goes on with the last whole one; at :meth:`finish` it is an
-    error of every process. Other processes do not wait for the disk, except where the main one
-    does: when the checkpoint before is still being written, and at the end.
+    refuses is named, and training goes on with the last whole one, until ``max_failed`` in a row
+    were refused; at :meth:`finish` it is an error of every process. Other processes do not wait for
+    the disk, except where the main one does: when the checkpoint before is still being written, and
+    at the end.
     """
 
     def __init__(
-        self, folder: Path, keep: int, accelerator: Accelerator, print_main: Callable[[str], None]
+        self,
+        folder: Path,
+        keep: int,
+        accelerator: Accelerator,
+        print_main: Callable[[str], None],
+        *,
+        start_step: int,
+        max_failed: int,
     ) -> None:
+        """``start_step``: of the checkpoint that is gone on from, 0 where there is none."""
         self._folder, self._keep = folder, keep
         self._accelerator, self._print_main = accelerator, print_main
+        self._whole, self._failed, self._max_failed = start_step, 0, max_failed
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, Future[None]] | None = None
+        self._refusal: tuple[int, str, str] | None = None  # step, what was said, what helps
         if accelerator.is_main_process:
             remove_parts(folder)
 
@@ -136,12 +135,19 @@ class CheckpointWriter:
         self.wait()
         self._pool.shutdown()
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether as many in a row as are allowed could not be written; known to the main process.
+
+        Waits for nothing.
+        """
+        if self._writing is not None and self._writing[1].done():
+            self.wait()
+        return self._failed >= self._max_failed
+
     def wait(self) -> None:
         """Wait until nothing is being written; say what could not be."""
-        try:
-            self._join()
-        except OSError as e:
-            self._print_main(f"{e}; training goes on")
+        self._join()
 
     def start(self, snapshot: Snapshot) -> None:
         """Hand over a snapshot of the main process, when :meth:`wait` has returned; no waiting."""
@@ -151,11 +157,22 @@ class CheckpointWriter:
             self._writing = snapshot.step, write
 
     def finish(self) -> None:
-        """Wait for the last checkpoint; raise UserError everywhere when the disk refused it."""
-        do_on_main(self._accelerator, self._join)
+        """Wait for the last checkpoint; raise MachineError everywhere when the disk refused it."""
+        do_on_main(self._accelerator, self._end)
 
-    def _join(self) -> None:
-        """Wait for the write in flight; raise OSError, naming its step, when the disk refused."""
+    def _end(self) -> None:
+        """Wait for the last write; raise MachineError with the steps that are lost."""
+        self._join(last=True)
+        if self._refusal is None:
+            return
+        step, said, helps = self._refusal
+        raise MachineError(
+            f"{said}, so steps {self._whole + 1} to {step} are lost. "
+            f"{helps[0].upper()}{helps[1:]}, then run the same command again: it trains them again"
+        )
+
+    def _join(self, last: bool = False) -> None:
+        """Wait for the write in flight; say where the disk refused it, but for the ``last``."""
         if self._writing is None:
             return
         (step, write), self._writing = self._writing, None
@@ -164,67 +181,67 @@ class CheckpointWriter:
         try:
             write.result()
         except OSError as e:
-            whole = list_checkpoints(self._folder)
-            last = f"the last whole one is {whole[-1]}" if whole else "there is none before it"
-            raise OSError(f"the checkpoint of step {step} could not be written: {e}; {last}") from e
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, oldest first."""
-    paths = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(paths, key=_step_of)
-
-
-def find_latest(folder: Path, print_main: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest whole checkpoint; name a damaged one and go on to the one before."""
-    return _first_whole(reversed(list_checkpoints(folder)), print_main)
-
-
-def find_best(folder: Path, print_main: Callable[[str], None]) -> Checkpoint | None:
-    """Return the whole checkpoint with the lowest development score; name a damaged one."""
-    return _first_whole(_by_score(list_checkpoints(folder)), print_main)
+            self._failed += 1
+            whole = f"the last whole one is of step {self._whole}"
+            said = (
+                f"the checkpoint of step {step} could not be written: {e}; "
+                f"{whole if self._whole else 'there is none before it'}"
+            )
+            self._refusal = step, said, what_helps(e)
+            after = "training goes on"
+            if self._failed >= self._max_failed:
+                after = (
+                    f"{self._failed} in a row could not be, so training stops "
+                    "(train.failed_checkpoints)"
+                )
+            if not last:
+                self._print_main(f"{said}; {after}")
+        else:
+            self._whole, self._failed, self._refusal = step, 0, None
 
 
 def agree_on_latest(
-    folder: Path, accelerator: Accelerator, print_main: Callable[[str], None]
+    folder: Path,
+    accelerator: Accelerator,
+    print_main: Callable[[str], None],
+    fits: Fits = any_fits,
 ) -> Checkpoint | None:
-    """Return the checkpoint to go on from: the main process looks, and all take the same."""
-    latest = [find_latest(folder, print_main) if accelerator.is_main_process else None]
-    broadcast_object_list(latest)
-    return latest[0]
+    """Return the checkpoint to go on from: the main process looks, and all take the same.
 
-
-def refuse_other_run(checkpoint: Checkpoint, expected: dict[str, Any]) -> None:
-    """Raise UserError naming what of ``expected`` a checkpoint says otherwise.
-
-    A key that only one of them has says nothing: it came or went with a version of this program,
-    and ``config.yaml`` of the run folder has been compared with its default.
+    What :func:`find_latest` raises there is raised by every process.
     """
-    said, now = _flat(checkpoint.state), _flat(expected)
-    odd = [f"{k} was {said[k]!r}, is {now[k]!r}" for k in now if k in said and said[k] != now[k]]
-    if odd:
-        raise UserError(
-            f"{checkpoint.path} is a checkpoint of another run: {'; '.join(odd[:5])}. Go on with "
-            "what it was, or give train.output=FOLDER for a new run"
-        )
+    return do_on_main(accelerator, lambda: find_latest(folder, print_main, fits))
+
+
+def refuse_other_tensors(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Raise DamagedError unless a checkpoint has the tensors of ``model``, as it trains."""
+    trained = dict(trained_parameters(model))
+    moments = {f"{name}.{key}": p for name, p in trained.items() for key in MOMENTS}
+    stored = read_infos(checkpoint.path / OPTIMIZER)
+    stored.pop(STEPS_TAKEN, None)
+    try:
+        path = checkpoint.path / WEIGHTS
+        refuse_difference(read_infos(path), trained_state(model), path)
+        refuse_difference(stored, moments, checkpoint.path / OPTIMIZER)
+    except UserError as e:
+        raise DamagedError(str(e)) from e
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Put a checkpoint's weights into a model that has not been prepared yet."""
-    load_exactly(load_file(path / WEIGHTS), trained_state(model), model, path / WEIGHTS)
+    load_exactly(load_tensors(path / WEIGHTS), trained_state(model), model, path / WEIGHTS)
 
 
 def load_optimizer(
     path: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int
 ) -> None:
-    """Give a prepared optimizer the moments of a checkpoint; every process calls this."""
-    moments = load_file(path / OPTIMIZER)
-    taken = float(moments.pop(_TAKEN, torch.tensor(step)))
+    """Give a prepared optimizer the moments of a checkpoint; every process calls this.
+
+    That they are those of ``model`` has been asked by :func:`refuse_other_tensors`.
+    """
+    moments = load_tensors(path / OPTIMIZER)
+    taken = float(moments.pop(STEPS_TAKEN, torch.tensor(step)))
     module = accelerator.unwrap_model(model)
-    names = {f"{name}.{key}" for name, _ in trained_parameters(module) for key in MOMENTS}
-    if names != moments.keys():
-        odd = sorted(names ^ moments.keys())
-        raise UserError(f"{path / OPTIMIZER} is of another model: {len(odd)} differ, {odd[:3]}")
     sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
     base = _base_optimizer(optimizer)
     for group in base.param_groups:
@@ -265,56 +282,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 def remove_parts(folder: Path) -> None:
     """Remove what a writer that was killed left behind."""
     for part in folder.glob(f".step_*{PART}"):
-        shutil.rmtree(part)
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as e:  # its name for what the disk says
-        raise OSError(f"{path.name}: {e}") from e
-
-
-def _first_whole(paths: Iterable[Path], print_main: Callable[[str], None]) -> Checkpoint | None:
-    for path in paths:
-        try:
-            state = read_state(path)
-            if not {"step", "broken_clips"} <= state.keys():
-                raise UserError(f"{path / STATE} is not that of a checkpoint")
-            return Checkpoint(path, state)
-        except UserError as e:
-            print_main(f"checkpoint {path} is not used: {e}")
-    return None
-
-
-def _by_score(paths: Sequence[Path]) -> list[Path]:
-    """Return those that have a development score, lowest first; of equal ones the earliest."""
-    scores = {path: _score_of(path) for path in paths}
-    scored = [path for path in paths if scores[path] is not None]
-    return sorted(scored, key=lambda path: (scores[path], _step_of(path)))
-
-
-def _score_of(path: Path) -> float | None:
-    """Read a score without the checksums: a damaged checkpoint is found when it is used."""
-    try:
-        score = json.loads((path / STATE).read_text(encoding="utf-8"))["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return score if isinstance(score, float) else None
-
-
-def _step_of(path: Path) -> int:
-    name = _NAME.fullmatch(path.name)
-    assert name is not None
-    return int(name[1])
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        flat.update({f"{prefix}{key}": value} if inner is None else inner)
-    return flat
+        remove(part)
 
 
 def _gather_moments(accelerator: Accelerator, module: nn.Module, optimizer: Any) -> dict[str, Any]:
@@ -333,7 +301,9 @@ def _gather_moments(accelerator: Accelerator, module: nn.Module, optimizer: Any)
             if accelerator.is_main_process:
                 gathered[f"{name}.{key}"] = _copied(value)
     if accelerator.is_main_process:
-        gathered[_TAKEN] = _copied(next(iter(_base_optimizer(optimizer).state.values()))["step"])
+        gathered[STEPS_TAKEN] = _copied(
+            next(iter(_base_optimizer(optimizer).state.values()))["step"]
+        )
     return gathered
 
 

@@ -75,23 +75,32 @@ class Loop:
             set_mode: puts the model's parts into training or evaluation mode.
             broken_clips: clips of the epoch of ``start_step`` that could not be read before.
 
-        Raises UserError on every process when the last checkpoint cannot be written.
+        Raises MachineError on every process when the last checkpoint cannot be written. After
+        ``train.failed_checkpoints`` in a row that could not be, training stops; of a step after
+        the last of them one more is tried.
         """
         main = self.step.accelerator.is_main_process
         log = MetricsLog(self.folder, self._plan.total_steps, start_step, main)
         set_mode()
         self._since = self._new_interval()
         self._broken.count = broken_clips
-        checkpoints = RunFolder(self.folder).checkpoints
-        keep = self._train.keep_checkpoints
-        with (
-            StopRequest(stop_file() if main else None) as stop,
-            CheckpointWriter(checkpoints, keep, self.step.accelerator, log.print_main) as writer,
-        ):
+        checkpoint_writer = CheckpointWriter(
+            RunFolder(self.folder).checkpoints,
+            self._train.keep_checkpoints,
+            self.step.accelerator,
+            log.print_main,
+            start_step=start_step,
+            max_failed=self._train.failed_checkpoints,
+        )
+        with StopRequest(stop_file() if main else None) as stop, checkpoint_writer as writer:
+
+            def stop_asked() -> bool:
+                return stop.asked or writer.has_given_up
+
             done = saved = start_step
             while done < self._plan.total_steps:
                 computing: Phase = "first step" if done == start_step else "computing"
-                if not self._take_step(done, batches, stop, computing):
+                if not self._take_step(done, batches, stop_asked, computing):
                     break
                 done += 1
                 self._end_startup(log)
@@ -109,7 +118,11 @@ class Loop:
         return done == self._plan.total_steps
 
     def _take_step(
-        self, done: int, batches: Iterator[TrainingBatch], stop: StopRequest, computing: Phase
+        self,
+        done: int,
+        batches: Iterator[TrainingBatch],
+        stop_asked: Callable[[], bool],
+        computing: Phase,
     ) -> bool:
         """Take the step after ``done``; return False where a process was asked to stop."""
         if done % self._plan.steps_per_epoch == 0:
@@ -120,7 +133,7 @@ class Loop:
         self._since.waited += time.perf_counter() - started
         self.startup.lap("first batch")
         self.marks.at(WAITING, done + 1)
-        agreed = self.step.agreement.exchange(window, stop.asked)
+        agreed = self.step.agreement.exchange(window, stop_asked())
         if agreed.stopping:  # the window comes again, and its clips count then
             return False
         self._since.count(agreed, window)

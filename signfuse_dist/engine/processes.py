@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -30,8 +30,12 @@ from safetensors import SafetensorError
 from signfuse_dist.config import TrainConfig
 from signfuse_dist.device import has_gpu
 from signfuse_dist.engine.ds_config import resolve
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
+from signfuse_dist.files import what_helps
 from signfuse_dist.plan import Plan
+from signfuse_dist.tensor_files import as_os_error
+
+T = TypeVar("T")
 
 
 def launched_world_size() -> int:
@@ -109,23 +113,32 @@ def set_kernels(train: TrainConfig) -> None:
     torch.backends.cudnn.allow_tf32 = train.tf32
 
 
-def do_on_main(accelerator: Accelerator, write: Callable[[], None]) -> None:
-    """Let the main process write something, and wait for it.
+def do_on_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
+    """Let the main process look at the disk or write to it; return to all what it returns.
 
-    Every process raises UserError when the disk refuses, or what was to be written cannot be: one
+    Every process raises the UserError of the main one, and MachineError when the disk refuses: one
     that ended alone would leave the others waiting.
     """
-    refusal: list[str | None] = [None]
+    result: T | None = None
+    refusal: tuple[bool, str] | None = None  # is it the machine's, and the message
     if accelerator.is_main_process:
         try:
-            write()
+            result = do()
         except UserError as e:
-            refusal = [str(e)]
+            refusal = isinstance(e, MachineError), str(e)
         except (OSError, SafetensorError) as e:
-            refusal = [f"{e}. Make room there and run the same command again"]
-    broadcast_object_list(refusal)
-    if refusal[0] is not None:
-        raise UserError(refusal[0])
+            error = as_os_error(e) if isinstance(e, SafetensorError) else e
+            helps = what_helps(error)
+            refusal = (
+                True,
+                f"{error}. {helps[0].upper()}{helps[1:]}, then run the same command again",
+            )
+    shared: list[Any] = [result, refusal]
+    broadcast_object_list(shared)
+    result, refusal = shared
+    if refusal is not None:
+        raise (MachineError if refusal[0] else UserError)(refusal[1])
+    return cast(T, result)
 
 
 def _assert_launched(accelerator: Accelerator, deepspeed: bool) -> None:

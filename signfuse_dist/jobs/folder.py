@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from signfuse_dist.engine.checkpoint_files import list_checkpoints, step_of
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE, STOP
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.files import write_text
 from signfuse_dist.run_folder import RunFolder
 
@@ -133,7 +134,7 @@ class JobFolder:
             "rank": int(os.environ.get("RANK", "0")),
             "host": socket.gethostname(),
             "error": f"{type(error).__name__}: {error}",
-            "user": isinstance(error, UserError),
+            "user": isinstance(error, UserError) and not isinstance(error, MachineError),
         }
         part = self._path / f".failure.{note['host']}.{os.getpid()}"
         part.write_text(json.dumps(note), encoding="utf-8")
@@ -156,5 +157,4 @@ class JobFolder:
 
 def newest_checkpoint(folder: Path) -> int:
     """Return the step of the newest whole checkpoint, 0 where there is none."""
-    steps = (path.name.removeprefix("step_") for path in folder.glob("step_*"))
-    return max((int(step) for step in steps if step.isdecimal()), default=0)
+    return max(map(step_of, list_checkpoints(folder)), default=0)

@@ -22,7 +22,6 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -32,7 +31,13 @@ from signfuse_dist.files import read_state, write_folder
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
 from signfuse_dist.model.llm_identity import refer
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.weights import load_exactly, refuse_difference
+from signfuse_dist.weights import (
+    load_exactly,
+    load_tensors,
+    refuse_difference,
+    refuse_not_finite,
+    save_tensors,
+)
 
 _FIELDS = {f.name for f in dataclasses.fields(ModelConfig)}
 # Keys that transformers writes beside a model's own, and takes where it reads a configuration.
@@ -166,7 +171,7 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any]) -> None:
     contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
     writers: dict[str, Any] = {
         _CONFIG: lambda path: path.write_text(config.to_json_string(), encoding="utf-8"),
-        _WEIGHTS: lambda path: save_file(contiguous, path, {"format": "pt"}),
+        _WEIGHTS: lambda path: save_tensors(contiguous, path, {"format": "pt"}),
     }
     adapted = _peft(model)
     if adapted is not None:
@@ -186,7 +191,7 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
         numbers = dataclasses.replace(numbers, llm_revision=config.llm_commit)
     model, _ = build(numbers, config.llm_fingerprint is not None, config.max_frames)
     _refuse_another_llm(model, config, folder)
-    load_exactly(load_file(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS)
+    load_exactly(load_tensors(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS)
     if _ADAPTER_WEIGHTS in files:
         _load_adapter(folder, model)
     return model.eval()
@@ -208,7 +213,9 @@ def load_into(folder: Path, model: SignFuse, may_miss: tuple[str, ...] = ()) -> 
     _refuse_another_llm(model, config, folder)
     if _ADAPTER_WEIGHTS in files:
         raise UserError(f"{folder} holds LoRA matrices, which no stage starts from")
-    load_exactly(load_file(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS, may_miss)
+    load_exactly(
+        load_tensors(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS, may_miss
+    )
 
 
 def _read(folder: Path) -> tuple[dict[str, str], SignFuseConfig]:
@@ -270,8 +277,9 @@ def _load_adapter(folder: Path, model: SignFuse) -> None:
     """Add LoRA as the configuration says; nothing of the adapter's own configuration is run."""
     assert model.language_model is not None
     model.language_model.add_lora(model.built_from)
-    found = load_file(folder / _ADAPTER_WEIGHTS)
+    found = load_tensors(folder / _ADAPTER_WEIGHTS)
     adapted = model.language_model.model
     refuse_difference(found, get_peft_model_state_dict(adapted), folder / _ADAPTER_WEIGHTS)
+    refuse_not_finite(found, folder / _ADAPTER_WEIGHTS)
     set_peft_model_state_dict(adapted, found)
     model.language_model.requires_grad_(False)

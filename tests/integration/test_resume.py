@@ -22,7 +22,7 @@ from torch import Tensor
 from helpers.project import Project, environment
 from helpers.repository import ROOT
 from helpers.trained import furthest, log, weights
-from signfuse_dist.engine import checkpoint
+from signfuse_dist.engine import checkpoint_files
 from signfuse_dist.stages import TRAINABLE
 
 pytestmark = pytest.mark.long
@@ -207,7 +207,7 @@ def test_the_best_checkpoint_becomes_the_model_when_it_is_asked_for(
     words = [*WHOLE["finetune"], "train.select=best", "train.micro_batch_size=4"]
     printed = watched.project.train(tmp_path, 1, *words)
     assert "model of step 5" in printed
-    best = checkpoint.find_best(folder / "checkpoints", pytest.fail)
+    best = checkpoint_files.find_best(folder / "checkpoints", pytest.fail)
     assert best is not None
     expected = load_file(best.path / "weights.safetensors")
     found = load_file(folder / "model" / "model.safetensors")
@@ -270,7 +270,7 @@ def test_killed_twelve_times_at_random_the_stages_end_as_undisturbed_ones(
         project.train(killed, 2, f"stage={stage}", *words)
         assert furthest(weights(killed, stage), weights(whole, stage)) == 0.0
         kept = (
-            checkpoint.list_checkpoints(output / "small" / stage / "checkpoints")
+            checkpoint_files.list_checkpoints(output / "small" / stage / "checkpoints")
             for output in (killed, whole)
         )
         ours, theirs = ([path.name for path in paths] for paths in kept)

@@ -14,7 +14,7 @@ import pytest
 
 from helpers.project import Project, environment
 from helpers.repository import ROOT
-from signfuse_dist.engine.checkpoint import find_latest
+from signfuse_dist.engine.checkpoint_files import find_latest
 from signfuse_dist.jobs.folder import newest_checkpoint
 
 pytestmark = pytest.mark.long

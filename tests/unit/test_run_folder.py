@@ -12,7 +12,7 @@ import pytest
 
 from helpers.repository import ROOT
 from signfuse_dist.config import RunConfig, keys_with
-from signfuse_dist.engine.checkpoint import Checkpoint, refuse_other_run
+from signfuse_dist.engine.checkpoint_files import Checkpoint, refuse_other_run
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_run
 from signfuse_dist.plan import data_position, make_plan

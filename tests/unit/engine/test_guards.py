@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from helpers.broken_steps import GRADIENT, INPUT, LOSS, batches, little_loop, little_plan
-from signfuse_dist.engine import checkpoint
+from signfuse_dist.engine import checkpoint, checkpoint_files
 from signfuse_dist.engine.guards import MAX_IN_A_ROW, marked
 from signfuse_dist.errors import UserError
 
@@ -52,7 +52,7 @@ def test_by_default_it_stops_the_run_before_anything_has_changed(
     assert "clip 2" not in str(error.value)
     assert "train.non_finite=skip" in str(error.value)
     assert [line["step"] for line in log(tmp_path)] == [1, 2]
-    found = checkpoint.find_latest(tmp_path / "checkpoints", print)
+    found = checkpoint_files.find_latest(tmp_path / "checkpoints", print)
     assert found is not None
     assert found.step == 2
 
@@ -95,4 +95,4 @@ def test_many_in_a_row_stop_the_run_whatever_was_chosen(tmp_path: Path) -> None:
 
 def test_nothing_is_saved_before_a_step_was_taken(tmp_path: Path) -> None:
     assert run(tmp_path, [LOSS, LOSS], non_finite="skip")
-    assert checkpoint.find_latest(tmp_path / "checkpoints", print) is None
+    assert checkpoint_files.find_latest(tmp_path / "checkpoints", print) is None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +22,11 @@ from torch import Tensor, nn
 
 from helpers.lone_objective import LoneObjective  # tests/helpers/lone_objective.py
 from signfuse_dist.config import StageConfig, TrainConfig
-from signfuse_dist.engine import checkpoint
+from signfuse_dist.engine import checkpoint, checkpoint_files
 from signfuse_dist.engine.checkpoint import Snapshot
 from signfuse_dist.engine.loop import Loop, Step, make_optimizer
 from signfuse_dist.engine.timing import Marks
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.files import read_state
 from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.plan import make_plan
@@ -264,7 +267,7 @@ def test_one_checkpoint_is_written_at_a_time_and_waiting_is_said(
     assert run.train()
     assert most == [1] * (STEPS // 2)
     assert "waiting for the checkpoint of step 2 to be written" in "".join(capsys.readouterr())
-    assert len(checkpoint.list_checkpoints(run.checkpoints)) == STEPS // 2
+    assert len(checkpoint_files.list_checkpoints(run.checkpoints)) == STEPS // 2
 
 
 def full_at(*steps: int) -> Callable[[Path, Snapshot, int], None]:
@@ -287,9 +290,8 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_training_goes_on(
     assert run.train()
     said = "".join(capsys.readouterr())
     assert "the checkpoint of step 4 could not be written: [Errno 28] No space left" in said
-    last = run.checkpoints / "step_00000002"
-    assert said.count(f"the last whole one is {last}; training goes on") == 2
-    found = [int(path.name[5:]) for path in checkpoint.list_checkpoints(run.checkpoints)]
+    assert said.count("the last whole one is of step 2; training goes on") == 2
+    found = [int(path.name[5:]) for path in checkpoint_files.list_checkpoints(run.checkpoints)]
     assert found == [2, 8, 10, 12]
 
 
@@ -300,13 +302,104 @@ def test_at_the_end_no_room_is_an_error_that_names_the_last_whole_checkpoint(
     whole.train()
     monkeypatch.setattr(checkpoint, "write_snapshot", full_at(STEPS))
     run = Run(tmp_path / "run", accelerator)
-    with pytest.raises(UserError, match=r"checkpoint of step 12 could not be written: .*step_0*10"):
+    with pytest.raises(MachineError) as refused:
         run.train()
+    assert refused.value.status == 75
+    said = str(refused.value)
+    assert said.startswith("the checkpoint of step 12 could not be written: [Errno 28] No space")
+    assert said.endswith(
+        "; the last whole one is of step 10, so steps 11 to 12 are lost. Make room there, then run "
+        "the same command again: it trains them again"
+    )
     monkeypatch.undo()
     again = Run(tmp_path / "run", accelerator)
     assert again.start == 10
     assert again.train()
     assert_same(again.tensors(STEPS), whole.tensors(STEPS))
+
+
+def test_a_disk_that_stays_full_ends_the_job_with_the_steps_that_are_lost(
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = Run(tmp_path / "whole", accelerator, checkpoint_steps=1)
+    whole.train()
+    monkeypatch.setattr(checkpoint, "write_snapshot", full_at(*range(3, STEPS + 1)))
+    run = Run(tmp_path / "run", accelerator, checkpoint_steps=1, failed_checkpoints=4)
+    with pytest.raises(MachineError) as refused:
+        run.train()
+    said = "".join(capsys.readouterr())
+    assert "4 in a row could not be, so training stops (train.failed_checkpoints)" in said
+    ended = run.lines()[-1]["step"]
+    assert ended in (6, 7, 8), (
+        "the fourth is of step 6, and is known at the next save at the latest"
+    )
+    assert f"the checkpoint of step {ended} could not be written" in str(refused.value)
+    lost = f"the last whole one is of step 2, so steps 3 to {ended} are lost"
+    assert lost in str(refused.value)
+    monkeypatch.undo()
+    again = Run(tmp_path / "run", accelerator, checkpoint_steps=1)
+    assert again.start == 2
+    assert again.train()
+    assert_same(again.tensors(STEPS), whole.tensors(STEPS))
+
+
+def test_failures_with_a_whole_checkpoint_between_do_not_add_up(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (2, 4, 8, 10)
+    monkeypatch.setattr(checkpoint, "write_snapshot", full_at(*steps))
+    run = Run(tmp_path / "run", accelerator, failed_checkpoints=3)
+    assert run.train()
+    assert [path.name[-2:] for path in checkpoint_files.list_checkpoints(run.checkpoints)] == [
+        "06",
+        "12",
+    ]
+
+
+def test_a_disk_with_room_for_the_last_try_loses_nothing(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training stops as on request: every step is in the checkpoint."""
+    refused = threading.Event()
+
+    def write(folder: Path, snapshot: Snapshot, keep: int) -> None:
+        if snapshot.step == 2:
+            assert refused.wait(60)
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        WRITE(folder, snapshot, keep)
+
+    def refused_after_three(start: int) -> Iterator[Numbers]:
+        for step, batch in enumerate(clips(start)):
+            if step == 3:
+                refused.set()
+                time.sleep(0.2)
+            yield batch
+
+    monkeypatch.setattr(checkpoint, "write_snapshot", write)
+    run = Run(tmp_path / "run", accelerator, failed_checkpoints=1, checkpoint_steps=2)
+    assert not run.train(refused_after_three(0))
+    assert run.lines()[-1]["step"] == 3
+    assert Run(tmp_path / "run", accelerator).start == 3
+
+
+def test_a_stop_right_after_a_failed_checkpoint_says_that_its_steps_are_lost(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "write_snapshot", full_at(4))
+    run = Run(tmp_path / "run", accelerator, checkpoint_steps=4)
+
+    def stopped_after_four(start: int) -> Iterator[Numbers]:
+        for step, batch in enumerate(clips(start)):
+            if step == 4:
+                time.sleep(0.2)  # the refusal is known, and was said
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield batch
+
+    with pytest.raises(MachineError, match="there is none before it, so steps 1 to 4 are lost"):
+        run.train(stopped_after_four(0))
 
 
 def test_another_error_of_the_writer_is_not_taken_for_a_full_disk(
@@ -382,7 +475,7 @@ def test_development_is_scored_at_its_epochs_and_at_the_end(
     assert len(scored) == 2
     assert run.state(8)["score"] == 2.0
     assert run.state(8)["development"] == {"dev_language": 2.0}
-    best = checkpoint.find_best(run.checkpoints, pytest.fail)
+    best = checkpoint_files.find_best(run.checkpoints, pytest.fail)
     assert best is not None
     assert best.step == 8, "kept beside the newest, which is 12"
     assert run.state(12)["score"] == 3.0
@@ -391,4 +484,4 @@ def test_development_is_scored_at_its_epochs_and_at_the_end(
 def test_no_development_score_is_no_candidate(tmp_path: Path, accelerator: Accelerator) -> None:
     run = Run(tmp_path / "run", accelerator, development=dict)
     assert run.train()
-    assert checkpoint.find_best(run.checkpoints, pytest.fail) is None
+    assert checkpoint_files.find_best(run.checkpoints, pytest.fail) is None

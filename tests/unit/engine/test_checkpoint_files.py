@@ -1,0 +1,399 @@
+"""Every kind of damage to a checkpoint: it is left for the one before, with the cause, or named."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from signfuse_dist import files, tensor_files
+from signfuse_dist.engine import checkpoint_files
+from signfuse_dist.engine.checkpoint_files import (
+    Checkpoint,
+    find_best,
+    find_latest,
+    list_checkpoints,
+    refuse_other_position,
+    refuse_other_run,
+)
+from signfuse_dist.errors import DamagedError, MachineError, UserError
+from signfuse_dist.files import STATE, checksum, write_folder
+
+WEIGHTS, OPTIMIZER = checkpoint_files.WEIGHTS, checkpoint_files.OPTIMIZER
+STEPS_AN_EPOCH = 4
+Damage = Callable[[Path], None]
+
+
+def write(folder: Path, step: int, score: float | None = None) -> Path:
+    """A checkpoint of a projection and a statistic, as the trainer writes one."""
+    weights = {"first.weight": np.full((2, 3), 0.5, np.float32), "mean": np.zeros(3, np.float32)}
+    moments = {
+        f"first.weight.{key}": np.full((2, 3), 0.25, np.float32) for key in checkpoint_files.MOMENTS
+    }
+    moments[checkpoint_files.STEPS_TAKEN] = np.array(step, np.float32)
+    epoch, within = divmod(step, STEPS_AN_EPOCH)
+    state = {
+        "step": step,
+        "data": {"seed": 0, "epoch": epoch, "step": within, "clips": 8},
+        "broken_clips": 1,
+        "development": {} if score is None else {"dev_language": score},
+        "score": score,
+        "run": {"stage": "finetune", "config": {"train.seed": 0}, "meeting": 2},
+    }
+    path = folder / f"step_{step:08d}"
+    write_folder(
+        path,
+        {
+            WEIGHTS: lambda at: save_file(weights, at),
+            OPTIMIZER: lambda at: save_file(moments, at),
+        },
+        state,
+    )
+    return path
+
+
+def sign(path: Path, **changes: Any) -> None:
+    """Write ``state.json`` again, with changes and every checksum right; ``...`` removes a key."""
+    state = {**json.loads((path / STATE).read_text(encoding="utf-8")), **changes}
+    state = {key: value for key, value in state.items() if value is not ...}
+    del state["state_sha256"]
+    if isinstance(state.get("files"), dict):
+        state["files"] = {name: checksum(path / name) for name in state["files"]}
+    state["state_sha256"] = files._checksum_of(state)
+    (path / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def said(**changes: Any) -> Damage:
+    return lambda path: sign(path, **changes)
+
+
+def position(**changes: int) -> Damage:
+    return said(data={"seed": 0, "epoch": 1, "step": 2, "clips": 8, **changes})
+
+
+def tensors(name: str, **changes: Any) -> Damage:
+    """A file rewritten with other tensors and a right checksum; ``...`` removes one."""
+
+    def rewrite(path: Path) -> None:
+        found = {**load_file(path / name), **{n.replace("__", "."): v for n, v in changes.items()}}
+        save_file({n: v for n, v in found.items() if v is not ...}, path / name)
+        sign(path)
+
+    return rewrite
+
+
+def written(name: str, content: bytes, signed: bool = False) -> Damage:
+    def overwrite(path: Path) -> None:
+        (path / name).write_bytes(content)
+        if signed:
+            sign(path)
+
+    return overwrite
+
+
+def cut(name: str, share: float) -> Damage:
+    def truncate(path: Path) -> None:
+        os.truncate(path / name, int(share * (path / name).stat().st_size))
+
+    return truncate
+
+
+def flipped(name: str, place: int) -> Damage:
+    def flip(path: Path) -> None:
+        content = bytearray((path / name).read_bytes())
+        content[place] ^= 4
+        (path / name).write_bytes(content)
+
+    return flip
+
+
+def gone(name: str) -> Damage:
+    return lambda path: (path / name).unlink()
+
+
+def emptied(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+
+
+def a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_bytes(b"not a folder")
+
+
+def a_broken_link(path: Path) -> None:
+    shutil.rmtree(path)
+    path.symlink_to("nowhere")
+
+
+def of_another_step(path: Path) -> None:
+    shutil.rmtree(path)
+    shutil.copytree(path.with_name("step_00000004"), path)
+
+
+def a_fifo(path: Path) -> None:
+    (path / STATE).unlink()
+    os.mkfifo(path / STATE)
+
+
+def a_folder(name: str) -> Damage:
+    def replace(path: Path) -> None:
+        (path / name).unlink()
+        (path / name).mkdir()
+
+    return replace
+
+
+NAN, INF = np.full((2, 3), np.nan, np.float32), np.full((2, 3), -np.inf, np.float32)
+SQUARES = "first__weight__exp_avg_sq"
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "weights cut": (cut(WEIGHTS, 0.5), "weights.safetensors is damaged: its checksum"),
+    "weights empty": (cut(WEIGHTS, 0), "weights.safetensors is damaged: its checksum"),
+    "moments cut by a byte": (cut(OPTIMIZER, 0.999), "optimizer.safetensors is damaged"),
+    "a bit of a weight": (flipped(WEIGHTS, -1), "weights.safetensors is damaged"),
+    "a bit of a header": (flipped(OPTIMIZER, 3), "optimizer.safetensors is damaged"),
+    "no weights": (gone(WEIGHTS), "weights.safetensors is missing"),
+    "no moments": (gone(OPTIMIZER), "optimizer.safetensors is missing"),
+    "a folder for weights": (a_folder(WEIGHTS), "weights.safetensors is missing"),
+    "no state": (gone(STATE), "state.json cannot be read"),
+    "a folder for a state": (a_folder(STATE), "state.json cannot be read"),
+    "a FIFO for a state": (a_fifo, "state.json cannot be read (it is a FIFO)"),
+    "an empty folder": (emptied, "state.json cannot be read"),
+    "a file for the folder": (a_file, "state.json cannot be read (Not a directory)"),
+    "a link to nowhere": (a_broken_link, "state.json cannot be read"),
+    "a copy of another step": (of_another_step, "state.json is damaged: it is of step 4"),
+    "a state cut": (cut(STATE, 0.7), "state.json cannot be read"),
+    "a bit of a state": (flipped(STATE, 30), "state.json"),
+    "a state of zeros": (written(STATE, bytes(300)), "state.json cannot be read"),
+    "a state that is no UTF-8": (written(STATE, b'{"step": "\xff"}'), "state.json cannot be read"),
+    "a list": (written(STATE, b"[6]"), "state.json cannot be read"),
+    "nested without end": (written(STATE, b"[" * 60_000), "state.json cannot be read"),
+    "nested deep": (said(run=json.loads('{"a":' * 40 + "0" + "}" * 40)), "nested deeper than 20"),
+    "a number of 5,000 digits": (written(STATE, b'{"step": ' + b"9" * 5000), "cannot be read"),
+    "files as a list": (said(files=[WEIGHTS, OPTIMIZER]), "state.json cannot be read"),
+    "a checksum that is a number": (said(files={WEIGHTS: 1}), "state.json is damaged: it lists no"),
+    "no step": (said(step=...), "state.json is damaged: step: missing"),
+    "a step in words": (said(step="6"), "state.json is damaged: step: '6' is not an int"),
+    "a step that is true": (said(step=True), "state.json is damaged: step: True is not an int"),
+    "another step": (said(step=7), "state.json is damaged: it is of step 7"),
+    "a negative step": (said(step=-6), "state.json is damaged: step: -6 is not at least 1"),
+    "no position": (said(data=...), "state.json is damaged: data: missing"),
+    "a position that is a list": (said(data=[1, 2]), "state.json is damaged: data: expected"),
+    "a negative epoch": (position(epoch=-1), "data.epoch: -1 is not at least 0"),
+    "a position of another step": (position(epoch=3), "step 6 is not step 2 of epoch 3"),
+    "a position beyond the epoch": (position(step=5), "step 6 is not step 5 of epoch 1"),
+    "more clips broken than there are": (said(broken_clips=9), "9 clips of 8 are broken"),
+    "a score that is not finite": (said(score=float("nan")), "score: nan is not a finite number"),
+    "no run": (said(run=...), "state.json is damaged: run: missing"),
+    "a run in words": (said(run="mine"), "state.json is damaged: run: 'mine' is not a mapping"),
+    "a later version": (said(version=2), "state.json is damaged: version: 2 is not at most 1"),
+    "no safetensors": (written(WEIGHTS, bytes(64), True), "it is no whole safetensors file"),
+    "a header of 4 GB": (written(WEIGHTS, b"\xff" * 64, True), "it is no whole safetensors file"),
+    "a weight missing": (tensors(WEIGHTS, first__weight=...), "2 moments are missing, unknown"),
+    "all weights missing": (tensors(WEIGHTS, first__weight=..., mean=...), "2 moments are missing"),
+    "a moment missing": (tensors(OPTIMIZER, **{SQUARES: ...}), "1 moments are missing"),
+    "a moment too many": (tensors(OPTIMIZER, last__exp_avg=NAN), "1 moments are missing, unknown"),
+    "a moment of another shape": (
+        tensors(OPTIMIZER, **{SQUARES: np.ones((3, 2), np.float32)}),
+        "not of the shape and dtype of their weights, ['first.weight.exp_avg_sq']",
+    ),
+    "a moment of another dtype": (
+        tensors(OPTIMIZER, **{SQUARES: np.ones((2, 3), np.float64)}),
+        "not of the shape and dtype of their weights",
+    ),
+    "weights of another dtype": (
+        tensors(WEIGHTS, first__weight=np.ones((2, 3), np.int32)),
+        "2 moments are missing, unknown or not of the shape and dtype",
+    ),
+    "a weight that is NaN": (tensors(WEIGHTS, first__weight=NAN), "6 numbers of first.weight are"),
+    "a weight that is infinite": (tensors(WEIGHTS, first__weight=INF), "are not finite"),
+    "a statistic that is NaN": (tensors(WEIGHTS, mean=NAN[0]), "3 numbers of mean are not finite"),
+    "a moment that is NaN": (tensors(OPTIMIZER, first__weight__exp_avg=NAN), "are not finite"),
+    "squares below zero": (
+        tensors(OPTIMIZER, **{SQUARES: np.full((2, 3), -1, np.float32)}),
+        "first.weight.exp_avg_sq has negative squares",
+    ),
+    "more steps taken than there were": (
+        tensors(OPTIMIZER, steps_taken=np.array(7, np.float32)),
+        "7 steps taken of 6",
+    ),
+    "no step taken": (tensors(OPTIMIZER, steps_taken=np.array(0, np.float32)), "0 steps taken"),
+    "steps taken in a row": (
+        tensors(OPTIMIZER, steps_taken=np.ones(2, np.float32)),
+        "steps_taken is no number of F32",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_goes_back_one_and_says_in_a_line_why_and_what_is_lost(
+    tmp_path: Path, kind: str
+) -> None:
+    damage, cause = DAMAGES[kind]
+    write(tmp_path, 4, score=1.0)
+    damage(write(tmp_path, 6, score=0.5))
+    lines: list[str] = []
+    found = find_latest(tmp_path, lines.append)
+    assert found is not None
+    assert found.step == 4
+    (line,) = lines
+    assert "\n" not in line
+    assert line.startswith(f"checkpoint {tmp_path / 'step_00000006'} is not used: ")
+    assert cause in line
+    assert line.endswith("; going back to step 4, steps 5 to 6 are trained again")
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_where_none_is_whole_each_is_named_and_nothing_starts_over(
+    tmp_path: Path, kind: str
+) -> None:
+    damage, cause = DAMAGES[kind]
+    before = write(tmp_path, 4)
+    damage(write(tmp_path, 6))
+    flipped(WEIGHTS, -1)(before)
+    with pytest.raises(UserError) as refused:
+        find_latest(tmp_path, pytest.fail)
+    headline, newest, oldest = str(refused.value).splitlines()
+    assert "no checkpoint is whole, and a stage does not start over by itself" in headline
+    assert newest.startswith("  - step_00000006: ")
+    assert cause in newest
+    assert oldest.startswith("  - step_00000004: ")
+    assert "weights.safetensors is damaged" in oldest
+
+
+def test_whole_ones_are_found_without_a_word_and_no_folder_holds_none(tmp_path: Path) -> None:
+    assert find_latest(tmp_path / "none", pytest.fail) is None
+    assert find_best(tmp_path / "none", pytest.fail) is None
+    write(tmp_path, 4, score=1.0)
+    write(tmp_path, 6, score=2.0)
+    found, best = find_latest(tmp_path, pytest.fail), find_best(tmp_path, pytest.fail)
+    assert found is not None
+    assert best is not None
+    assert (found.step, found.broken_clips, best.step) == (6, 1, 4)
+
+
+def test_several_damaged_ones_are_a_line_each(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        path = write(tmp_path, step)
+        if step > 2:
+            gone(WEIGHTS)(path)
+    lines: list[str] = []
+    found = find_latest(tmp_path, lines.append)
+    assert found is not None
+    assert found.step == 2
+    assert [line[-30:] for line in lines] == [
+        "steps 3 to 6 are trained again",
+        "steps 3 to 4 are trained again",
+    ]
+
+
+def test_names_in_a_damaged_file_steer_no_terminal(tmp_path: Path) -> None:
+    write(tmp_path, 4)
+    path = write(tmp_path, 6)
+    save_file({"\x1b[2J\nok.exp_avg": NAN}, path / OPTIMIZER)
+    sign(path)
+    lines: list[str] = []
+    find_latest(tmp_path, lines.append)
+    assert "\x1b" not in lines[0]
+    assert "\n" not in lines[0]
+
+
+def test_a_damaged_best_one_is_left_for_the_next_best(tmp_path: Path) -> None:
+    write(tmp_path, 2, score=3.0)
+    write(tmp_path, 4, score=2.0)
+    flipped(OPTIMIZER, -1)(write(tmp_path, 6, score=1.0))
+    lines: list[str] = []
+    found = find_best(tmp_path, lines.append)
+    assert found is not None
+    assert found.step == 4
+    assert lines[0].endswith("; the next best is of step 4")
+    for step in (2, 4):
+        gone(WEIGHTS)(tmp_path / f"step_{step:08d}")
+    with pytest.raises(UserError, match="no checkpoint with a development score is whole"):
+        find_best(tmp_path, pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "cause"),
+    [
+        (errno.EACCES, UserError, "may not be read .Permission denied.: have it made readable"),
+        (errno.EPERM, UserError, "may not be read"),
+        (errno.EIO, MachineError, "Input/output error .EIO.; no input is to blame"),
+        (errno.ESTALE, MachineError, "Stale file handle"),
+        (errno.EMFILE, MachineError, "Too many open files"),
+    ],
+)
+def test_what_may_not_or_cannot_be_read_now_is_an_error_and_no_reason_to_go_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type, cause: str
+) -> None:
+    write(tmp_path, 4)
+    newest = write(tmp_path, 6)
+
+    def fail(path: Path) -> str:
+        if path == newest / OPTIMIZER:
+            raise OSError(number, os.strerror(number), str(path))
+        return checksum(path)
+
+    monkeypatch.setattr(files, "checksum", fail)
+    with pytest.raises(UserError, match=cause) as refused:
+        find_latest(tmp_path, pytest.fail)
+    assert type(refused.value) is kind
+    assert str(newest / OPTIMIZER) in str(refused.value)
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_listed_is_not_one_without_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file cannot be read \(Not a directory\)"):
+        list_checkpoints(tmp_path / "file")
+
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(UserError, match="may not be read"):
+        find_latest(tmp_path, pytest.fail)
+
+
+def test_one_that_does_not_fit_is_left_and_one_of_another_run_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 4)
+    write(tmp_path, 6)
+
+    def fits(found: Checkpoint) -> None:
+        refuse_other_position(found, {"seed": 0, "epoch": 1, "step": found.step - 4, "clips": 8})
+        if found.step == 6:
+            raise DamagedError("its tensors are not those of the model")
+
+    lines: list[str] = []
+    found = find_latest(tmp_path, lines.append, fits)
+    assert found is not None
+    assert found.step == 4
+    assert "its tensors are not those of the model" in lines[0]
+
+    def of_other_clips(found: Checkpoint) -> None:
+        refuse_other_position(found, {"seed": 0, "epoch": 1, "step": found.step - 4, "clips": 9})
+
+    with pytest.raises(UserError, match=r"(?s)step_00000006.*data.clips was 8, is 9.*00000004"):
+        find_latest(tmp_path, pytest.fail, of_other_clips)
+    seeded = {"run": {"config": {"train.seed": 1}}}
+    with pytest.raises(UserError, match=r"another run: run.config.train.seed was 0, is 1"):
+        find_latest(tmp_path, pytest.fail, lambda found: refuse_other_run(found, seeded))
+
+
+def test_bfloat16_among_the_weights_is_no_damage(tmp_path: Path) -> None:
+    """A buffer of an LLM may be: nothing here looks into it."""
+    write(tmp_path, 4)
+    header = {"buffer": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "bf16").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    tensor_files.refuse_not_finite(tmp_path / "bf16")
+    assert tensor_files.read_infos(tmp_path / "bf16") == {"buffer": ("BF16", (2,))}
