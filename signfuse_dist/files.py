@@ -184,6 +184,17 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def peek_state(folder: Path) -> dict[str, Any]:
+    """Return a folder's ``state.json`` without looking at the files; empty where it is not whole.
+
+    For what is not decided by it: who goes on from the folder reads it all, and names a fault.
+    """
+    try:
+        return _parse_state(folder / STATE)[0]
+    except (OSError, DamagedError):
+        return {}
+
+
 def unreadable(error: OSError, path: object) -> UserError:
     """Return the error that ``path`` cannot be read: its own fault, the user's or the machine's."""
     if machine_fault(error):

@@ -2,7 +2,7 @@
 
 No other module knows the name of a file in it; ``docs/run-folder.md`` describes each. Inside
 ``model/`` the names are those of :mod:`signfuse_dist.model.saved`, inside a checkpoint those of
-:mod:`signfuse_dist.engine.checkpoint`. Imports no torch.
+:mod:`signfuse_dist.engine.checkpoint_files`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any
 import yaml
 
 from signfuse_dist.config import RunConfig, keys_with
+from signfuse_dist.engine.checkpoint_files import list_checkpoints
 from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.experiment import load_resolved
-from signfuse_dist.files import STATE, checksum, write_text
+from signfuse_dist.files import STATE, checksum, peek_state, write_text
 from signfuse_dist.plan import Plan, divisors_that_fit
 from signfuse_dist.stages import TRAINABLE, loss_weights, previous
 
@@ -360,14 +361,16 @@ def trained_on(folder: RunFolder) -> dict[str, Any]:
 
     Empty where neither says it.
     """
-    for path in [folder.model_state, *_states(folder)]:
+    for path in [folder.model, *reversed(list_checkpoints(folder.checkpoints))]:
+        state = peek_state(path)
+        if not state:
+            continue  # not there, or damaged: the one before it says the same
+        said = state.get("run", state)  # a checkpoint has more to say than a model
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            said = state.get("run", state)  # a checkpoint has more to say than a model
             # Earlier versions have ids and lengths alone, beside the run's other entries.
             return dict(said.get(TRAINED_ON) or {"clips": said.get("clips_sha256")})
-        except (OSError, ValueError, TypeError, AttributeError):
-            continue  # not there, or damaged: the one before it says the same
+        except (TypeError, ValueError, AttributeError):
+            continue
     return {}
 
 
@@ -431,18 +434,3 @@ def _num_meeting(run: RunConfig, plan: Plan) -> int | None:
     if "contrastive" in loss_weights(run.stage.name, run.loss):
         return plan.num_pairs
     return None
-
-
-def latest_meeting(folder: RunFolder) -> Any:
-    """Return how many clips met according to the newest checkpoint; None where none says it."""
-    for path in _states(folder):
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))["run"]["meeting"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: training goes on from the one before it, too
-    return None
-
-
-def _states(folder: RunFolder) -> list[Path]:
-    """Return what the checkpoints say of themselves, the newest first."""
-    return sorted(folder.checkpoints.glob(f"step_*/{STATE}"), reverse=True)

@@ -48,7 +48,7 @@ from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.objective import StageObjective, prepare, set_mode
-from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, data_position, make_plan
+from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, make_plan
 from signfuse_dist.preflight.check import caveats
 from signfuse_dist.progress import print_line
 from signfuse_dist.report.model_card import write_card
@@ -179,7 +179,7 @@ def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> Checkpoint 
     def fits(found: Checkpoint) -> None:
         refuse_other_meeting(job.run, job.plan, found.state["run"].get("meeting"))
         refuse_other_run(found, {"run": identity})
-        refuse_other_position(found, data_position(job.plan, job.run.train.seed, found.step))
+        refuse_other_position(found, job.plan, job.run.train.seed)
         checkpoint.refuse_other_tensors(found, model)
 
     folder = job.folder.checkpoints

@@ -167,8 +167,8 @@ class CheckpointWriter:
             return
         step, said, helps = self._refusal
         raise MachineError(
-            f"{said}, so steps {self._whole + 1} to {step} are lost. "
-            f"{helps[0].upper()}{helps[1:]}, then run the same command again: it trains them again"
+            f"{said}, and what was trained since, up to step {step}, is lost. "
+            f"{helps[0].upper()}{helps[1:]}, then run the same command again: it is trained again"
         )
 
     def _join(self, last: bool = False) -> None:

@@ -5,7 +5,6 @@ The trainer and `signfuse check` both ask here, so that they decide alike. Impor
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,7 +17,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as record
 
 from signfuse_dist.errors import DamagedError, UserError, printable, raise_together
-from signfuse_dist.files import STATE, read_state, unreadable
+from signfuse_dist.files import STATE, peek_state, read_state, unreadable
+from signfuse_dist.plan import Plan, data_position
 from signfuse_dist.records import Number, Whole, build
 from signfuse_dist.tensor_files import TensorInfo, read_floats, read_infos, refuse_not_finite
 
@@ -115,32 +115,30 @@ def find_latest(
     """
     found, faults = _first_whole(reversed(list_checkpoints(folder)), fits)
     if found is None:
-        errors = [f"{path.name}: {why}" for path, why in faults.items()]
-        raise_together(
-            errors,
-            f"{folder}: no checkpoint is whole, and a stage does not start over by itself. Put a "
-            "copy of one in its place, or remove that folder to train the stage from its beginning",
-        )
+        _raise_none_whole(folder, faults)
         return None
     for path, why in faults.items():
-        lost = f"steps {found.step + 1} to {step_of(path)} are trained again"
+        lost = f"what was trained since, up to step {step_of(path)}, is trained again"
         say(f"checkpoint {path} is not used: {why}; going back to step {found.step}, {lost}")
     return found
 
 
-def find_best(folder: Path, say: Callable[[str], None], fits: Fits = any_fits) -> Checkpoint | None:
-    """Return the whole checkpoint with the lowest development score; name a damaged one.
+def find_best(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """Return the whole checkpoint with the lowest development score; name all that are damaged.
 
-    None where none has a score. Raises UserError where some have and none is whole.
+    None where no whole one has a score. Raises UserError naming each where none is whole.
     """
-    found, faults = _first_whole(by_score(list_checkpoints(folder)), fits)
-    if found is None:
-        errors = [f"{path.name}: {why}" for path, why in faults.items()]
-        raise_together(errors, f"{folder}: no checkpoint with a development score is whole")
-        return None
+    whole, faults = {}, {}
+    for path in list_checkpoints(folder):
+        try:
+            whole[path] = read_checkpoint(path)
+        except DamagedError as e:
+            faults[path] = printable(str(e))
+    if not whole:
+        _raise_none_whole(folder, faults)
     for path, why in faults.items():
-        say(f"checkpoint {path} is not used: {why}; the next best is of step {found.step}")
-    return found
+        say(f"checkpoint {path} is not used: {why}")
+    return next((whole[path] for path in by_score(list(whole))), None)
 
 
 def by_score(paths: Sequence[Path]) -> list[Path]:
@@ -187,11 +185,14 @@ def refuse_other_run(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> Non
         )
 
 
-def refuse_other_position(checkpoint: Checkpoint, position: Mapping[str, int]) -> None:
+def refuse_other_position(checkpoint: Checkpoint, plan: Plan, seed: int) -> None:
     """Raise :class:`DamagedError` where the data of this run stands elsewhere after its step."""
-    odd = _differences(checkpoint, {"data": dict(position)})
+    path, step = checkpoint.path / STATE, checkpoint.step
+    odd = _differences(checkpoint, {"data": data_position(plan, seed, step)})
+    if step > plan.total_steps:
+        odd.append(f"step was {step} of {plan.total_steps}")
     if odd:
-        raise DamagedError(f"{checkpoint.path / STATE} is damaged: {'; '.join(odd)}")
+        raise DamagedError(f"{path} is damaged: {'; '.join(odd)}")
 
 
 def _first_whole(paths: Iterable[Path], fits: Fits) -> tuple[Checkpoint | None, dict[Path, str]]:
@@ -206,6 +207,15 @@ def _first_whole(paths: Iterable[Path], fits: Fits) -> tuple[Checkpoint | None, 
         else:
             return found, faults
     return None, faults
+
+
+def _raise_none_whole(folder: Path, faults: Mapping[Path, str]) -> None:
+    """Raise UserError with every checkpoint and its fault; do nothing where there is none."""
+    raise_together(
+        [f"{path.name}: {why}" for path, why in faults.items()],
+        f"{folder}: no checkpoint is whole, and a stage does not start over by itself. Put a copy "
+        "of one in its place, or remove that folder to train the stage from its beginning",
+    )
 
 
 def _refuse_impossible(state: _State, path: Path) -> None:
@@ -252,12 +262,7 @@ def _refuse_numbers(path: Path, step: int) -> None:
 
 def _score_of(path: Path) -> float | None:
     """Read a score without the checksums: a damaged checkpoint is found when it is used."""
-    try:
-        if not (path / STATE).is_file():
-            return None
-        score = json.loads((path / STATE).read_text(encoding="utf-8"))["score"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    score = peek_state(path).get("score")
     return score if isinstance(score, float) and math.isfinite(score) else None
 
 

@@ -34,12 +34,13 @@ from signfuse_dist.data.manifest import (
 )
 from signfuse_dist.data.split import open_split
 from signfuse_dist.data.storage import Folder, is_local, open_folder
+from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refuse_other_position
 from signfuse_dist.errors import UserError, printable
+from signfuse_dist.files import read_state
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.run_folder import (
     RunFolder,
-    latest_meeting,
     refuse_other,
     refuse_other_before,
     refuse_other_data,
@@ -47,6 +48,7 @@ from signfuse_dist.run_folder import (
     trained_on,
 )
 from signfuse_dist.stages import previous
+from signfuse_dist.tensor_files import refuse_not_finite
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
 _UNEVEN = 1.05  # clips cannot be cut: what is left between processes
@@ -356,19 +358,15 @@ def check_weights(runs: Sequence[RunConfig], planned: Mapping[StageName, Plan]) 
     """
     findings = [*_check_start(runs[0]), *_check_data(runs[-1])]
     for run in runs:
-        what, folder = f"run folder {run.folder}", RunFolder.of(run)
+        what = f"run folder {run.folder}"
         try:
             if run is runs[0]:
                 refuse_other_before(run)
             refuse_other(run)
-            if run.stage.name in planned and not folder.is_finished:
-                refuse_other_meeting(run, planned[run.stage.name], latest_meeting(folder))
         except UserError as e:
             findings.append(error(what, str(e), "Or give train.output=FOLDER"))
-            continue
-        begun = "a run of this configuration, to go on" if folder.config.exists() else "new"
-        is_trained = folder.is_finished
-        findings.append(ok(what, "this stage is trained already" if is_trained else begun))
+        else:
+            findings += _check_progress(run, planned.get(run.stage.name), what)
     return findings
 
 
@@ -391,14 +389,59 @@ def _check_data(run: RunConfig) -> Iterator[Finding]:
         yield error(f"training split {location}", str(e), "Or give train.output=FOLDER")
 
 
+def _check_progress(run: RunConfig, plan: Plan | None, what: str) -> list[Finding]:
+    """Say where a stage stands: trained, new, or from which checkpoint the trainer will go on."""
+    folder = RunFolder.of(run)
+    if folder.is_finished:
+        fault = _model_fault(folder)
+        if fault is None:
+            return [ok(what, "this stage is trained already")]
+        fix = f"Remove {folder.model} and train again: it is written from the last checkpoint"
+        return [error(what, f"this stage is trained, and {fault}", fix)]
+    said: list[str] = []
+
+    def fits(found: Checkpoint) -> None:
+        if plan is not None:
+            refuse_other_meeting(run, plan, found.state["run"].get("meeting"))
+            refuse_other_position(found, plan, run.train.seed)
+
+    try:
+        newest = find_latest(folder.checkpoints, said.append, fits)
+    except UserError as e:
+        return [error(what, str(e).replace("\n  - ", "; "), "Or give train.output=FOLDER")]
+    if newest is None:
+        begun = "a run of this configuration, without a checkpoint: it starts at its beginning"
+        return [ok(what, begun if folder.config.exists() else "new")]
+    steps = f"{newest.step} of {plan.total_steps}" if plan else str(newest.step)
+    fix = "Put a copy of it in its place to lose nothing"
+    return [
+        *(warning(what, line, fix) for line in said),
+        ok(what, f"a run of this configuration, goes on after step {steps}"),
+    ]
+
+
+def _model_fault(folder: RunFolder) -> str | None:
+    """Return what is wrong with a trained model, by its checksums and numbers; None: nothing."""
+    try:
+        for name in read_state(folder.model)["files"]:
+            if name.endswith(".safetensors"):
+                refuse_not_finite(folder.model / name)
+    except UserError as e:
+        return str(e)
+    return None
+
+
 def _check_start(run: RunConfig) -> list[Finding]:
     before = previous(run.stage.name, run.train.stages)
     if before is not None:
-        folder = RunFolder.of(run).beside(before).model
-        what = f"stage {before}, where {run.stage.name} starts"
-        if folder.is_dir():
-            return [ok(what, str(folder))]
-        return [error(what, f"{folder} does not exist", f"Train it first: stage={before}")]
+        folder = RunFolder.of(run).beside(before)
+        what, train = f"stage {before}, where {run.stage.name} starts", f"stage={before}"
+        if not folder.is_finished:
+            return [error(what, f"{folder.model} does not exist", f"Train it first: {train}")]
+        fault = _model_fault(folder)
+        if fault is not None:
+            return [error(what, fault, f"Remove {folder.model} and train again: {train}")]
+        return [ok(what, str(folder.model))]
     if run.model.visual_weights is None or run.model.streams == "skeletal":
         return []
     return [_check_visual(run.model, run.model.visual_weights)]

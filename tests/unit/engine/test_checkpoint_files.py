@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,61 +15,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from helpers.little_checkpoints import sign
+from helpers.little_checkpoints import write_checkpoint as write
 from signfuse_dist import files, tensor_files
+from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint_files
 from signfuse_dist.engine.checkpoint_files import (
-    Checkpoint,
     find_best,
     find_latest,
     list_checkpoints,
     refuse_other_position,
     refuse_other_run,
 )
-from signfuse_dist.errors import DamagedError, MachineError, UserError
-from signfuse_dist.files import STATE, checksum, write_folder
+from signfuse_dist.errors import MachineError, UserError
+from signfuse_dist.files import STATE, checksum
+from signfuse_dist.plan import Plan, make_plan
 
 WEIGHTS, OPTIMIZER = checkpoint_files.WEIGHTS, checkpoint_files.OPTIMIZER
-STEPS_AN_EPOCH = 4
 Damage = Callable[[Path], None]
-
-
-def write(folder: Path, step: int, score: float | None = None) -> Path:
-    """A checkpoint of a projection and a statistic, as the trainer writes one."""
-    weights = {"first.weight": np.full((2, 3), 0.5, np.float32), "mean": np.zeros(3, np.float32)}
-    moments = {
-        f"first.weight.{key}": np.full((2, 3), 0.25, np.float32) for key in checkpoint_files.MOMENTS
-    }
-    moments[checkpoint_files.STEPS_TAKEN] = np.array(step, np.float32)
-    epoch, within = divmod(step, STEPS_AN_EPOCH)
-    state = {
-        "step": step,
-        "data": {"seed": 0, "epoch": epoch, "step": within, "clips": 8},
-        "broken_clips": 1,
-        "development": {} if score is None else {"dev_language": score},
-        "score": score,
-        "run": {"stage": "finetune", "config": {"train.seed": 0}, "meeting": 2},
-    }
-    path = folder / f"step_{step:08d}"
-    write_folder(
-        path,
-        {
-            WEIGHTS: lambda at: save_file(weights, at),
-            OPTIMIZER: lambda at: save_file(moments, at),
-        },
-        state,
-    )
-    return path
-
-
-def sign(path: Path, **changes: Any) -> None:
-    """Write ``state.json`` again, with changes and every checksum right; ``...`` removes a key."""
-    state = {**json.loads((path / STATE).read_text(encoding="utf-8")), **changes}
-    state = {key: value for key, value in state.items() if value is not ...}
-    del state["state_sha256"]
-    if isinstance(state.get("files"), dict):
-        state["files"] = {name: checksum(path / name) for name in state["files"]}
-    state["state_sha256"] = files._checksum_of(state)
-    (path / STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
 def said(**changes: Any) -> Damage:
@@ -248,7 +212,9 @@ def test_a_damaged_checkpoint_goes_back_one_and_says_in_a_line_why_and_what_is_l
     assert "\n" not in line
     assert line.startswith(f"checkpoint {tmp_path / 'step_00000006'} is not used: ")
     assert cause in line
-    assert line.endswith("; going back to step 4, steps 5 to 6 are trained again")
+    assert line.endswith(
+        "; going back to step 4, what was trained since, up to step 6, is trained again"
+    )
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -289,10 +255,10 @@ def test_several_damaged_ones_are_a_line_each(tmp_path: Path) -> None:
     found = find_latest(tmp_path, lines.append)
     assert found is not None
     assert found.step == 2
-    assert [line[-30:] for line in lines] == [
-        "steps 3 to 6 are trained again",
-        "steps 3 to 4 are trained again",
-    ]
+    since = "; going back to step 2, what was trained since, up to step {}, is trained again"
+    assert lines[0].endswith(since.format(6))
+    assert lines[1].endswith(since.format(4))
+    assert len(lines) == 2
 
 
 def test_names_in_a_damaged_file_steer_no_terminal(tmp_path: Path) -> None:
@@ -306,18 +272,23 @@ def test_names_in_a_damaged_file_steer_no_terminal(tmp_path: Path) -> None:
     assert "\n" not in lines[0]
 
 
-def test_a_damaged_best_one_is_left_for_the_next_best(tmp_path: Path) -> None:
+def test_a_damaged_best_one_is_named_and_the_next_best_is_taken(tmp_path: Path) -> None:
+    """Also where its score cannot be read: it may have been the best."""
     write(tmp_path, 2, score=3.0)
     write(tmp_path, 4, score=2.0)
     flipped(OPTIMIZER, -1)(write(tmp_path, 6, score=1.0))
+    written(STATE, b"{")(write(tmp_path, 8, score=0.5))
     lines: list[str] = []
     found = find_best(tmp_path, lines.append)
     assert found is not None
     assert found.step == 4
-    assert lines[0].endswith("; the next best is of step 4")
+    assert ["step_00000006 is not used" in lines[0], "step_00000008 is not" in lines[1]] == [
+        True,
+        True,
+    ]
     for step in (2, 4):
         gone(WEIGHTS)(tmp_path / f"step_{step:08d}")
-    with pytest.raises(UserError, match="no checkpoint with a development score is whole"):
+    with pytest.raises(UserError, match=r"(?s)no checkpoint is whole.*02:.*04:.*06:.*08:"):
         find_best(tmp_path, pytest.fail)
 
 
@@ -364,29 +335,40 @@ def test_a_folder_of_checkpoints_that_cannot_be_listed_is_not_one_without_any(
         find_latest(tmp_path, pytest.fail)
 
 
-def test_one_that_does_not_fit_is_left_and_one_of_another_run_is_refused(tmp_path: Path) -> None:
+def plan_of(num_clips: int, epochs: int) -> Plan:
+    train = TrainConfig(
+        micro_batch_size=2, global_batch_size=2, precision="fp32", gradient_clipping=1.0
+    )
+    stage = StageConfig(name="finetune", epochs=epochs, learning_rate=1e-3, warmup_epochs=0)
+    return make_plan(num_clips, stage, train, 1)
+
+
+def test_a_position_that_is_not_that_of_the_run_is_damage(tmp_path: Path) -> None:
     write(tmp_path, 4)
     write(tmp_path, 6)
-
-    def fits(found: Checkpoint) -> None:
-        refuse_other_position(found, {"seed": 0, "epoch": 1, "step": found.step - 4, "clips": 8})
-        if found.step == 6:
-            raise DamagedError("its tensors are not those of the model")
-
+    fits = partial(refuse_other_position, plan=plan_of(8, 2), seed=0)
+    found = find_latest(tmp_path, pytest.fail, fits)
+    assert found is not None
+    assert found.step == 6
+    sign(found.path, data={"seed": 0, "epoch": 1, "step": 2, "clips": 7})
     lines: list[str] = []
     found = find_latest(tmp_path, lines.append, fits)
     assert found is not None
     assert found.step == 4
-    assert "its tensors are not those of the model" in lines[0]
+    assert "step_00000006/state.json is damaged: data.clips was 7, is 8" in lines[0]
+    lines.clear()
+    found = find_latest(tmp_path, lines.append, partial(fits, plan=plan_of(8, 1)))
+    assert found is not None
+    assert found.step == 4
+    assert "step was 6 of 4" in lines[0]
 
-    def of_other_clips(found: Checkpoint) -> None:
-        refuse_other_position(found, {"seed": 0, "epoch": 1, "step": found.step - 4, "clips": 9})
 
-    with pytest.raises(UserError, match=r"(?s)step_00000006.*data.clips was 8, is 9.*00000004"):
-        find_latest(tmp_path, pytest.fail, of_other_clips)
-    seeded = {"run": {"config": {"train.seed": 1}}}
-    with pytest.raises(UserError, match=r"another run: run.config.train.seed was 0, is 1"):
-        find_latest(tmp_path, pytest.fail, lambda found: refuse_other_run(found, seeded))
+def test_one_of_another_run_is_refused_and_the_one_before_is_not_asked(tmp_path: Path) -> None:
+    write(tmp_path, 4)
+    write(tmp_path, 6, run={"config": {"train.seed": 1}})
+    expected = {"run": {"config": {"train.seed": 0}}}
+    with pytest.raises(UserError, match=r"06 is a .* another run: run.config.train.seed was 1"):
+        find_latest(tmp_path, pytest.fail, lambda found: refuse_other_run(found, expected))
 
 
 def test_bfloat16_among_the_weights_is_no_damage(tmp_path: Path) -> None:

@@ -308,8 +308,8 @@ def test_at_the_end_no_room_is_an_error_that_names_the_last_whole_checkpoint(
     said = str(refused.value)
     assert said.startswith("the checkpoint of step 12 could not be written: [Errno 28] No space")
     assert said.endswith(
-        "; the last whole one is of step 10, so steps 11 to 12 are lost. Make room there, then run "
-        "the same command again: it trains them again"
+        "; the last whole one is of step 10, and what was trained since, up to step 12, is lost. "
+        "Make room there, then run the same command again: it is trained again"
     )
     monkeypatch.undo()
     again = Run(tmp_path / "run", accelerator)
@@ -337,7 +337,7 @@ def test_a_disk_that_stays_full_ends_the_job_with_the_steps_that_are_lost(
         "the fourth is of step 6, and is known at the next save at the latest"
     )
     assert f"the checkpoint of step {ended} could not be written" in str(refused.value)
-    lost = f"the last whole one is of step 2, so steps 3 to {ended} are lost"
+    lost = f"is of step 2, and what was trained since, up to step {ended}, is lost"
     assert lost in str(refused.value)
     monkeypatch.undo()
     again = Run(tmp_path / "run", accelerator, checkpoint_steps=1)
@@ -398,7 +398,7 @@ def test_a_stop_right_after_a_failed_checkpoint_says_that_its_steps_are_lost(
                 os.kill(os.getpid(), signal.SIGUSR1)
             yield batch
 
-    with pytest.raises(MachineError, match="there is none before it, so steps 1 to 4 are lost"):
+    with pytest.raises(MachineError, match="what was trained since, up to step 4, is"):
         run.train(stopped_after_four(0))
 
 
