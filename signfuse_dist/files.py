@@ -173,8 +173,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     fails (MachineError), of which nothing follows for the file.
     """
     try:
-        state, files = _parse_state(folder / STATE)
-        for name, expected in files.items():
+        state = _parse_state(folder / STATE)
+        if not isinstance(state.get("files"), dict):
+            raise DamagedError(f"{folder / STATE} cannot be read (it lists no files)")
+        for name, expected in state["files"].items():
             if not _is_inside(name) or not (folder / name).is_file():
                 raise DamagedError(f"{folder / name} is missing")
             if checksum(folder / name) != expected:
@@ -190,7 +192,7 @@ def peek_state(folder: Path) -> dict[str, Any]:
     For what is not decided by it: who goes on from the folder reads it all, and names a fault.
     """
     try:
-        return _parse_state(folder / STATE)[0]
+        return _parse_state(folder / STATE)
     except (OSError, DamagedError):
         return {}
 
@@ -204,23 +206,24 @@ def unreadable(error: OSError, path: object) -> UserError:
     return DamagedError(f"{path} cannot be read ({error.strerror or error})")
 
 
-def _parse_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a ``state.json`` says, and its checksums of files; raise OSError, DamagedError"""
+def _parse_state(path: Path) -> dict[str, Any]:
+    """Return what a ``state.json`` says but for its own checksum; raise OSError, DamagedError."""
     try:
         if special_kind(path) is not None:
             raise TypeError(f"it is {special_kind(path)}")
-        state = json.loads(path.read_text(encoding="utf-8"))
-        files = dict(state["files"])
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise TypeError("it holds no object")
         own = state.pop(_OWN_CHECKSUM, None)
         # Computed where there is none, too: what is nested too deep for it is for all else.
         computed = _checksum_of(state)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (ValueError, TypeError, RecursionError) as e:
         raise DamagedError(f"{path} cannot be read ({e})") from e
     if own is not None and own != computed:
         raise DamagedError(f"{path} is damaged: its own checksum differs")
     if _depth(state) > _DEEPEST:
         raise DamagedError(f"{path} is damaged: it is nested deeper than {_DEEPEST} levels")
-    return state, files
+    return state
 
 
 def _depth(value: Any) -> int:

@@ -19,6 +19,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from helpers import dying_writes
 from helpers.project import Project, environment
 from helpers.repository import ROOT
 from helpers.trained import furthest, log, weights
@@ -52,6 +53,10 @@ def take_and_note(self, step, window, counts, interval):
             pass
 
 Step.take = take_and_note
+if RANK == 0 and "DIE_AT" in os.environ:
+    sys.path.append(os.environ["TESTS"])
+    from helpers.dying_writes import die_while_writing
+    die_while_writing(os.environ["DIE_AT"], write=2)
 sys.exit(train.main())
 """
 
@@ -91,7 +96,7 @@ class Watched:
                 command[command.index("--main_process_port") + 1],
                 *command[command.index(str(self.script)) :],
             ]
-        seen = {"SEEN": str(output) + ".seen", **env}
+        seen = {"SEEN": str(output) + ".seen", "TESTS": str(ROOT / "tests"), **env}
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -237,8 +242,14 @@ def test_a_full_disk_is_said_and_the_run_ends_as_the_undisturbed_one_when_there_
         )
         assert "No space left on device" in printed
         assert "training goes on" in printed
-        refusal = f"the checkpoint of step {STEPS} could not be written"
-        assert printed.count(f"error: {refusal}") == 2, "both processes end, for one reason"
+        refusals = re.findall(
+            r"error: (the checkpoint of step \d+ could not be written.*)", printed
+        )
+        assert len(refusals) == 2, "both processes end"
+        assert refusals[0] == refusals[1], "at one step, for one reason"
+        assert re.search(
+            r"of step [24], and what was trained since, up to step \d+, is", refusals[0]
+        )
         assert "Traceback" not in printed.split("ChildFailedError")[0].split("Traceback")[0]
         assert not (output / "small" / "finetune" / "model").exists()
         ballast.unlink()
@@ -251,10 +262,12 @@ def test_a_full_disk_is_said_and_the_run_ends_as_the_undisturbed_one_when_there_
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_killed_twelve_times_at_random_the_stages_end_as_undisturbed_ones(
-    project: Project, tmp_path: Path
+def test_killed_27_times_the_stages_end_as_undisturbed_ones(
+    watched: Watched, tmp_path: Path
 ) -> None:
-    """Four times in each stage: before the first checkpoint, while one is written, in a step."""
+    """In each stage four times at random, before the first checkpoint or in a step, and once at
+    each moment of writing one."""
+    project = watched.project
     draw = random.Random(20261124)
     words = ["stage.epochs=8"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -262,10 +275,15 @@ def test_killed_twelve_times_at_random_the_stages_end_as_undisturbed_ones(
     for stage in TRAINABLE:
         project.train(whole, 2, f"stage={stage}", *words)
         folder = killed / "small" / stage
-        for _ in range(4):
-            when = moment(folder / "metrics.jsonl", draw.randint(0, 6), draw.uniform(0, 0.4))
-            project.train_until_killed(killed, 2, when, f"stage={stage}", *words)
+        for kill in [None] * 4 + list(dying_writes.MOMENTS):
+            if kill is None:
+                when = moment(folder / "metrics.jsonl", draw.randint(0, 6), draw.uniform(0, 0.4))
+                project.train_until_killed(killed, 2, when, f"stage={stage}", *words)
+            else:
+                watched.launch(killed, "zero2", 2, [f"stage={stage}", *words], DIE_AT=kill)
             assert not (folder / "model").exists()
+            # What a kill leaves is no damage: the newest is whole, and nothing else has a name.
+            checkpoint_files.find_latest(folder / "checkpoints", pytest.fail)
             kills += 1
         project.train(killed, 2, f"stage={stage}", *words)
         assert furthest(weights(killed, stage), weights(whole, stage)) == 0.0
@@ -294,7 +312,8 @@ def test_killed_twelve_times_at_random_the_stages_end_as_undisturbed_ones(
             for output in (killed, whole)
         ]
         assert scores[0] == scores[1]
-    assert kills == 12
+        assert not list((folder / "checkpoints").glob(".*")), "nothing half written is left"
+    assert kills == 27
 
 
 class moment:

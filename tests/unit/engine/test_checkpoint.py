@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from helpers import dying_writes
 from signfuse_dist.engine import checkpoint, checkpoint_files
 from signfuse_dist.engine.checkpoint import Snapshot
 from signfuse_dist.engine.checkpoint_files import Checkpoint
@@ -151,6 +154,29 @@ def test_tensors_that_the_model_does_not_have_are_damage(tmp_path: Path) -> None
     assert "1 tensors missing ['0.bias']" in used()[1]
     stored(2, extra=torch.zeros(1))
     assert "1 unknown ['extra']" in used()[1]
+
+
+@pytest.mark.parametrize("moment", dying_writes.MOMENTS)
+def test_a_writer_that_is_killed_leaves_only_whole_checkpoints_by_name(
+    tmp_path: Path, moment: str
+) -> None:
+    write(tmp_path, snapshot(1), snapshot(2))
+    child = os.fork()
+    if child == 0:
+        dying_writes.die_while_writing(moment)
+        checkpoint.write_snapshot(tmp_path, snapshot(3), 2)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    newest = checkpoint_files.find_latest(tmp_path, pytest.fail)
+    assert newest is not None
+    assert newest.step == (3 if moment in ("after it", "pruning") else 2)
+    checkpoint.remove_parts(tmp_path)
+    for path in tmp_path.iterdir():
+        checkpoint_files.read_checkpoint(path)
+    write(tmp_path, snapshot(4))
+    assert steps(tmp_path) == [newest.step, 4]
 
 
 def test_what_is_not_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
