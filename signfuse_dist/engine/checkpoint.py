@@ -246,8 +246,9 @@ def load_optimizer(
     base = _base_optimizer(optimizer)
     for group in base.param_groups:
         for p in group["params"]:
+            # torch wants it beside the parameter where one kernel takes all.
             base.state[p] = {
-                "step": torch.tensor(taken),
+                "step": torch.tensor(taken, device=p.device if group.get("fused") else "cpu"),
                 **{key: torch.zeros_like(p) for key in MOMENTS},
             }
     if sharded:
