@@ -47,14 +47,14 @@ ARGUMENTS = {
     "stats": "folder --poses --plot",
     "show": "folder --poses id --frames --out",
     "train": "experiment overrides --launch --num-processes",
-    "evaluate": "run_folder overrides --split --controls",
+    "evaluate": "run_folder overrides --split --name --controls",
     "score":
         "--hypotheses --references --preset --tokenizer --language --bleurt --allow-empty "
         "--json --intervals",
     "compare":
         "systems --split --references --preset --tokenizer --language --bleurt --allow-empty "
         "--json --method --num-samples --seed --seeds",
-    "report": "run_folder --split",
+    "report": "run_folder --split --name",
     "translate":
         "run_folder videos --joints --box --nbest --decoding --out --workers --folder-fps "
         "--pose-model",
