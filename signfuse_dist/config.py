@@ -106,6 +106,9 @@ class DataConfig:
     shard_cache_gb: NonNegative = key(20.0, "resume")
     """Most that the copies take, in GB, whatever the number of processes that share them; what was
     used longest ago goes first."""
+    stage_to: str | None = key(None, "resume")
+    """Folder on each node's own disk, such as `$SLURM_TMPDIR`, into which shards are copied before
+    training or evaluation reads them; null: they are read where they are."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -19,6 +19,7 @@ from signfuse_dist.config import (
     SCALES,
     SECTIONS,
     STAGES,
+    DataConfig,
     ModelConfig,
     RunConfig,
     StageConfig,
@@ -86,17 +87,20 @@ def load_resolved(path: Path) -> RunConfig:
     return RunConfig(name=str(name), **sections)
 
 
-def override(run: RunConfig, overrides: Sequence[str], section: str) -> RunConfig:
-    """Return the run with ``section.key=value`` overrides of one section applied.
+def override(run: RunConfig, overrides: Sequence[str], section: str, *keys: str) -> RunConfig:
+    """Return the run with ``section.key=value`` overrides of one section, and of ``keys``, applied.
 
-    Raises :class:`UserError` with every override that is wrong or of another section.
+    Raises :class:`UserError` with every override that is wrong or of something else.
     """
-    values: dict[str, dict[str, Any]] = {section: dataclasses.asdict(getattr(run, section))}
-    others = [o for o in overrides if not o.startswith(f"{section}.")]
-    errors = [f"{other!r}: only {section}.key=value can be changed here" for other in others]
+    sections = (section, *(key.partition(".")[0] for key in keys))
+    values: dict[str, dict[str, Any]] = {s: dataclasses.asdict(getattr(run, s)) for s in sections}
+    free = (f"{section}.", *(f"{key}=" for key in keys))
+    others = [o for o in overrides if not o.startswith(free)]
+    allowed = " and ".join((f"{section}.key=value", *keys))
+    errors = [f"{other!r}: only {allowed} can be changed here" for other in others]
     _merge_overrides(values, [o for o in overrides if o not in others], errors)
     changed: dict[str, Any] = {
-        section: build_section(section, SECTIONS[section], values[section], errors)
+        name: build_section(name, SECTIONS[name], fields, errors) for name, fields in values.items()
     }
     raise_together(errors, f"{run.name}: the overrides have errors")
     return dataclasses.replace(run, **changed)
@@ -258,6 +262,7 @@ def contradictions(run: RunConfig) -> list[str]:
         *_of_pairs(run),
         *_of_memory(run.model),
         *_of_features(run),
+        *_of_staging(run.data),
     ]
 
 
@@ -330,6 +335,15 @@ def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
             "train.select=best needs a development score: write train.dev_epochs=1 or more"
         )
     return errors
+
+
+def _of_staging(data: DataConfig) -> list[str]:
+    if data.stage_to is None or data.stage_to.startswith(("/", "$")):
+        return []
+    return [
+        f"data.stage_to {data.stage_to!r}: name a folder of each node's own disk by its whole "
+        "path, such as /scratch, or by a variable of the nodes, such as $SLURM_TMPDIR"
+    ]
 
 
 def _of_pairs(run: RunConfig) -> list[str]:

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from signfuse_dist.config import RunConfig
 from signfuse_dist.data.features import FeatureBatches, FeatureSet
 from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.data.staging import stage
 from signfuse_dist.development import DevelopmentScore, open_development
 from signfuse_dist.engine import checkpoint, ds_config, processes, trackers
 from signfuse_dist.engine.checkpoint_files import (
@@ -37,7 +38,7 @@ from signfuse_dist.engine.hang import watched
 from signfuse_dist.engine.loop import Loop, Step, make_optimizer
 from signfuse_dist.engine.stopping import REQUEUE
 from signfuse_dist.engine.timing import Marks, Startup
-from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.errors import MachineError, UserError, raise_together
 from signfuse_dist.experiment import load_run
 from signfuse_dist.files import write_text
 from signfuse_dist.jobs.folder import JobFolder
@@ -199,6 +200,7 @@ def _run_loop(
     resumed: Checkpoint | None,
 ) -> bool:
     """Train from the checkpoint ``resumed``, or from the start; return whether it is finished."""
+    job = _stage_shards(job)
     run, accelerator, startup = job.run, job.accelerator, job.startup
     start_step, broken = (resumed.step, resumed.broken_clips) if resumed else (0, 0)
     features = None
@@ -236,6 +238,39 @@ def _run_loop(
     dataset = _clips(job, tokenizer, start_step, features)
     source = batches(dataset, job.workers, device.has_gpu())
     return loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
+
+
+def _stage_shards(job: _Job) -> _Job:
+    """Let the clips be read from this node's disk, where ``data.stage_to`` asks for it.
+
+    Every process raises what any does. Where features are cached, the training split is read once
+    at most, and stays where it is.
+    """
+    to, cached = job.run.data.stage_to, job.run.train.features == "cached"
+    if to is None:
+        return job
+    asked = {"split": None if cached else job.split, "dev": job.dev}
+    splits = {name: split for name, split in asked.items() if split is not None}
+    refusal: UserError | None = None
+    staged: dict[str, Split] = {}
+
+    def beat() -> None:
+        job.marks.at("copying shards", 0)
+
+    try:
+        staged = {name: stage(split, to, beat) for name, split in splits.items()}
+    except UserError as e:
+        refusal = e
+    refusals = processes.gather_patiently("shards copied", str(refusal or ""), beat)
+    if refusal is not None:
+        raise refusal
+    if any(refusals):
+        raise MachineError(next(filter(None, refusals)))
+    for split in staged.values():
+        job.print_main(f"shards are read from {split.folder}")
+    job.startup.lap("shards copied")
+    job.marks.at("starting", 0)
+    return replace(job, **staged)
 
 
 def _prepare(job: _Job, model: SignFuse, resumed: Checkpoint | None) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -36,6 +37,8 @@ from signfuse_dist.plan import Plan
 from signfuse_dist.tensor_files import as_os_error
 
 T = TypeVar("T")
+
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def launched_world_size() -> int:
@@ -139,6 +142,23 @@ def do_on_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
     if refusal is not None:
         raise (MachineError if refusal[0] else UserError)(refusal[1])
     return cast(T, result)
+
+
+def gather_patiently(topic: str, own: str, wait: Callable[[], None]) -> list[str]:
+    """Return what every process says of a topic, in their order; ``wait`` is called meanwhile.
+
+    Through the job's store: a collective would give up after ten minutes, and what the others do
+    may take an hour. A topic is spoken of once a job.
+    """
+    if not dist.is_initialized():
+        return [own]
+    store = dist.distributed_c10d._get_default_store()
+    keys = [f"signfuse/{topic}/{rank}" for rank in range(dist.get_world_size())]
+    store.set(keys[dist.get_rank()], own)
+    while not store.check(keys):
+        wait()
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return [store.get(key).decode() for key in keys]
 
 
 def _assert_launched(accelerator: Accelerator, deepspeed: bool) -> None:

@@ -18,6 +18,7 @@ from signfuse_dist.files import write_text
 
 Phase = Literal[
     "starting",
+    "copying shards",
     "loading clips",
     "waiting for the others",
     "first step",

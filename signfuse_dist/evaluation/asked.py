@@ -30,14 +30,15 @@ _MODEL, _SPLIT = "the model", "the packed split"  # settings that are checksums
 def trained_run(run_folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the configuration of a run that can translate.
 
-    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings.
+    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings, and
+    ``data.stage_to``, which is the machine's.
     Raises UserError when one is wrong, or there is no trained model, or one without an LLM.
     """
     folder = RunFolder(run_folder)
     if not folder.is_finished:
         what = "holds no trained model" if run_folder.is_dir() else "no such run folder"
         raise UserError(f"{run_folder}: {what}; give runs/EXPERIMENT/STAGE of a finished stage")
-    run = override(load_resolved(folder.config), overrides, "evaluation")
+    run = override(load_resolved(folder.config), overrides, "evaluation", "data.stage_to")
     if not needs_language_model(run.stage.name):
         raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
     return run

@@ -33,6 +33,7 @@ from signfuse_dist.config import AugmentConfig, RunConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.manifest import manifest_bytes
 from signfuse_dist.data.split import Split
+from signfuse_dist.data.staging import stage
 from signfuse_dist.device import has_gpu
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.asked import AskedEvaluation, ask
@@ -88,6 +89,7 @@ def evaluate(
     with joined() as processes:
         translator = load_translator(run_folder, processes.device, overrides)
         references = _references(split)
+        split = _staged(split, run.data.stage_to, processes)
         reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in asked.controls}
         decoded_controls = [c for c in asked.controls if c != "shuffled" and reasons[c] is None]
         plan = DecodingPlan(run, split, (AS_IS, *decoded_controls))
@@ -103,6 +105,21 @@ def evaluate(
             _write_record(folder, processes, plan, len(done), time.monotonic() - began)
         parts.remove()
     return folder.path
+
+
+def _staged(split: Split, stage_to: str | None, processes: Processes) -> Split:
+    """Return the split as it is read from this node's disk; every process raises what any does."""
+    if stage_to is None:
+        return split
+    refusal: UserError | None = None
+    try:
+        split = stage(split, stage_to)
+    except UserError as e:
+        refusal = e
+    for found in processes.gather(refusal):
+        if found is not None:
+            raise found
+    return split
 
 
 @dataclass

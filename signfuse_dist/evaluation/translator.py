@@ -94,7 +94,8 @@ def load_translator(
 ) -> Translator:
     """Load ``RUN/model`` with the configuration of the run.
 
-    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings.
+    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings, and
+    ``data.stage_to``, which is the machine's.
     Raises UserError when one is wrong, or the model is missing, damaged or of the first stage.
     """
     run, folder = trained_run(run_folder, overrides), RunFolder(run_folder)

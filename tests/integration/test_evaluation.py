@@ -107,17 +107,19 @@ def test_the_report_is_written_from_the_command(
     assert "data:image/" in page
 
 
-def test_evaluating_again_gives_the_same_bytes(
-    folder: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
+def test_evaluating_again_from_a_copy_on_the_nodes_disk_gives_the_same_bytes(
+    folder: Path, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {name: (evaluated / name).read_bytes() for name in FILES}
     printed = []
     for is_there in (True, False):
         if not is_there:
             (evaluated / "scores.json").unlink()
-        assert main(["evaluate", str(folder), "--split", "test"]) == 0
+        words = ["evaluate", str(folder), "--split", "test", f"data.stage_to={tmp_path}"]
+        assert main(words) == 0
         printed.append(capsys.readouterr().out)
         assert {name: (evaluated / name).read_bytes() for name in FILES} == before
+    assert len(list(tmp_path.glob("signfuse-*/*/manifest.json"))) == 1, "copied once it decodes"
     again, anew = printed
     assert again == f"{evaluated}: already evaluated\n\n{anew}"
     assert "BLEU-4" in anew

@@ -147,8 +147,10 @@ def test_killed_in_the_middle_a_stage_ends_with_the_weights_of_an_undisturbed_ru
         *words,
     )
     assert not (metrics.parent / "model").exists()
-    printed = project.train(tmp_path / "killed", 2, *words)
+    printed = project.train(tmp_path / "killed", 2, *words, f"data.stage_to={tmp_path}/node")
     assert re.search(r"resuming after step (2|4|5|6|8|10) of 15", printed), printed
+    assert len(re.findall(r"copied, \d+ of \d+ shards", printed)) == 2, "train and dev, once each"
+    assert printed.count("shards are read from") == 2
     ours, theirs = (weights(tmp_path / name, "finetune") for name in ("killed", "undisturbed"))
     assert furthest(ours, theirs) == 0.0
     scores = [

@@ -28,6 +28,7 @@ from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import extract_poses, pack
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.data.staging import stage
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import PADDING, spread_frames
 from signfuse_dist.skeleton import NUM_JOINTS
@@ -295,7 +296,7 @@ def with_poses(tmp_path: Path) -> Path:
     return out
 
 
-def test_joints_come_from_the_pose_set_that_is_named(with_poses: Path) -> None:
+def test_joints_come_from_the_pose_set_that_is_named(with_poses: Path, tmp_path: Path) -> None:
     own = open_split(with_poses, data_config(fps=None))
     other = open_split(with_poses, data_config(fps=None, poses="other"))
     one, two = clip_batches(own, [[0, 2]])[0], clip_batches(other, [[0, 2]])[0]
@@ -304,6 +305,10 @@ def test_joints_come_from_the_pose_set_that_is_named(with_poses: Path) -> None:
     assert two.pose[0, :6].unique().tolist() == [6]
     assert two.pose[1].unique().tolist() == [8]
     assert one.pose.max() < 1
+    copied = stage(other, str(tmp_path / "node"))
+    assert torch.equal(clip_batches(copied, [[0, 2]])[0].pose, two.pose)
+    assert copied.poses is not None
+    assert copied.poses.folder != copied.folder
 
 
 def test_a_pose_set_that_is_missing_or_of_other_clips_is_refused(with_poses: Path) -> None:
