@@ -249,16 +249,15 @@ def _stage_shards(job: _Job) -> _Job:
     to, cached = job.run.data.stage_to, job.run.train.features == "cached"
     if to is None:
         return job
-    asked = {"split": None if cached else job.split, "dev": job.dev}
-    splits = {name: split for name, split in asked.items() if split is not None}
+    split, dev = job.split, job.dev
     refusal: UserError | None = None
-    staged: dict[str, Split] = {}
 
     def beat() -> None:
         job.marks.at("copying shards", 0)
 
     try:
-        staged = {name: stage(split, to, beat) for name, split in splits.items()}
+        split = split if cached else stage(split, to, beat)
+        dev = dev and stage(dev, to, beat)
     except UserError as e:
         refusal = e
     refusals = processes.gather_patiently("shards copied", str(refusal or ""), beat)
@@ -266,11 +265,12 @@ def _stage_shards(job: _Job) -> _Job:
         raise refusal
     if any(refusals):
         raise MachineError(next(filter(None, refusals)))
-    for split in staged.values():
-        job.print_main(f"shards are read from {split.folder}")
+    for read, packed in ((split, job.split), (dev, job.dev)):
+        if read is not None and read is not packed:
+            job.print_main(f"shards are read from {read.folder}")
     job.startup.lap("shards copied")
     job.marks.at("starting", 0)
-    return replace(job, **staged)
+    return replace(job, split=split, dev=dev)
 
 
 def _prepare(job: _Job, model: SignFuse, resumed: Checkpoint | None) -> tuple[Any, Any]:

@@ -185,6 +185,18 @@ def test_a_stage_that_is_refused_is_not_requeued(
     assert "not requeued: it would be refused again" in printed_by(log)
 
 
+def test_two_nodes_that_are_alike_pass_the_check_of_nodes(
+    slurm: LocalSlurm, tmp_path: Path
+) -> None:
+    words = (*TWO_NODES, f"--output={tmp_path}/%j.log", "slurm/check_nodes.sh", "--folder")
+    job = slurm.submit(*words, tmp_path)
+    assert slurm.wait(job) == "COMPLETED", printed_by(tmp_path / f"{job}.log")
+    printed = printed_by(tmp_path / f"{job}.log")
+    assert "2 processes on 2 nodes, through gloo" in printed
+    assert re.search(r"^node0 .*\n^node1 ", printed, re.MULTILINE)
+    assert "0 errors" in printed
+
+
 def test_packing_is_shared_by_an_array(slurm: LocalSlurm, project: Project, tmp_path: Path) -> None:
     words = (
         "synthetic",
