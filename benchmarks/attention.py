@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from signfuse_dist.answer import answer
 from signfuse_dist.batch import length_mask
-from signfuse_dist.cli import add_options, answer, from_options, parse, whole_numbers
+from signfuse_dist.cli import add_options, from_options, parse, whole_numbers
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.attention import BACKENDS, Backend, attend, why_not
@@ -190,7 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU"
     )
     command.set_defaults(run=_attention)
-    return answer(parse(command, arguments))
+    options = parse(command, arguments)
+    return answer(lambda: options.run(options))
 
 
 def _attention(options: argparse.Namespace) -> int:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from signfuse_dist.cli import add_options, answer, from_options, parse
+from signfuse_dist.answer import answer
+from signfuse_dist.cli import add_options, from_options, parse
 from signfuse_dist.cli.data import add_pose_model
 from signfuse_dist.corpora import Box, ClipRow, read_corpus
 from signfuse_dist.data.crop import hands_cut, in_picture
@@ -151,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_options(command, CropBench)
     add_pose_model(command)
     command.set_defaults(run=_crop)
-    return answer(parse(command, arguments))
+    options = parse(command, arguments)
+    return answer(lambda: options.run(options))
 
 
 def _crop(options: argparse.Namespace) -> int:

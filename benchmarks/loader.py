@@ -20,7 +20,8 @@ import simplejpeg
 import webdataset
 from tqdm import tqdm
 
-from signfuse_dist.cli import add_options, answer, from_options, parse
+from signfuse_dist.answer import answer
+from signfuse_dist.cli import add_options, from_options, parse
 from signfuse_dist.config import AugmentConfig
 from signfuse_dist.data.loader import ClipBatches, batches
 from signfuse_dist.data.manifest import load_manifest
@@ -157,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("folder", help="a split's folder (with manifest.json)")
     add_options(command, LoaderBench)
     command.set_defaults(run=_loader)
-    return answer(parse(command, arguments))
+    options = parse(command, arguments)
+    return answer(lambda: options.run(options))
 
 
 def _loader(options: argparse.Namespace) -> int:

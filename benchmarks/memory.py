@@ -21,8 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from signfuse_dist.answer import answer
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.cli import add_options, answer, from_options, parse, whole_numbers
+from signfuse_dist.cli import add_options, from_options, parse, whole_numbers
 from signfuse_dist.cli.training import add_run
 from signfuse_dist.config import LossConfig, ModelConfig, build_section
 from signfuse_dist.errors import UserError, raise_together
@@ -296,7 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_run(command)
     add_options(command, MemoryBench)
     command.set_defaults(run=_memory)
-    return answer(parse(command, arguments))
+    options = parse(command, arguments)
+    return answer(lambda: options.run(options))
 
 
 def _memory(options: argparse.Namespace) -> int:

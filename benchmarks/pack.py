@@ -28,7 +28,8 @@ import simplejpeg
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from signfuse_dist.cli import add_options, answer, from_options, parse
+from signfuse_dist.answer import answer
+from signfuse_dist.cli import add_options, from_options, parse
 from signfuse_dist.cli.data import add_pose_model
 from signfuse_dist.corpora import ClipRow, read_corpus
 from signfuse_dist.data.finished import ShardTask
@@ -396,7 +397,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_options(command, PackBench)
     add_pose_model(command)
     command.set_defaults(run=_pack)
-    return answer(parse(command, arguments))
+    options = parse(command, arguments)
+    return answer(lambda: options.run(options))
 
 
 def _pack(options: argparse.Namespace) -> int:

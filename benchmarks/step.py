@@ -23,8 +23,9 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from signfuse_dist.answer import answer
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.cli import add_options, answer, from_options, parse
+from signfuse_dist.cli import add_options, from_options, parse
 from signfuse_dist.cli.training import add_run
 from signfuse_dist.config import STAGES, RunConfig, StageName
 from signfuse_dist.engine import processes
@@ -483,7 +484,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_run(command)
     add_options(command, StepBench)
     command.set_defaults(run=_step)
-    return answer(parse(command, arguments))
+    options = parse(command, arguments)
+    return answer(lambda: options.run(options))
 
 
 def _step(options: argparse.Namespace) -> int:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from signfuse_dist.cli import add_options, answer, from_options, parse
+from signfuse_dist.answer import answer
+from signfuse_dist.cli import add_options, from_options, parse
 from signfuse_dist.corpora import read_corpus
 from signfuse_dist.data.pack import rows_digest
 from signfuse_dist.errors import UserError
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_options(command, TableBench)
     command.set_defaults(run=_table)
-    return answer(parse(command, arguments))
+    options = parse(command, arguments)
+    return answer(lambda: options.run(options))
 
 
 def _table(options: argparse.Namespace) -> int:

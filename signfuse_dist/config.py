@@ -54,7 +54,7 @@ _NUMBER = BeforeValidator(_number)
 _STRICT = ConfigDict(strict=True, extra="forbid")
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0.0), _NUMBER]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False), _NUMBER]
 
 
 def key(default: Any, *properties: Property) -> Any:
@@ -82,7 +82,7 @@ class DataConfig:
     """Name of the split by which a run is selected and ablations are compared."""
     test_split: str
     """Name of the split that is scored at the end; nothing is selected on it."""
-    fps: Annotated[float, Field(ge=0.001), _NUMBER] | None
+    fps: Annotated[float, Field(ge=0.001, allow_inf_nan=False), _NUMBER] | None
     """Frames a second as packed; null: the rate of each source video, packed without `--fps`."""
     frame_size: Annotated[int, Field(ge=16)]
     """Side of the stored square in pixels, as packed."""
@@ -215,7 +215,7 @@ class ModelConfig:
 class LossConfig:
     """Eq. 21-23 and the choices that the paper leaves open."""
 
-    temperature: Annotated[float, Field(ge=1e-06), _NUMBER] = 0.07
+    temperature: Annotated[float, Field(ge=1e-06, allow_inf_nan=False), _NUMBER] = 0.07
     """Temperature tau of Eq. 21; it is not learned."""
     contrastive_weight: NonNegative = key(0.1, "unread by contrastive", "not in a name")
     """lambda_1, weight of Eq. 21 in the last stage (Eq. 23); 0: Eq. 21 is not computed there."""
@@ -281,7 +281,9 @@ class TrainConfig:
     """Share of an epoch's clips that may be unreadable; above it the run stops."""
     non_finite: Literal["stop", "skip"] = key("stop", "resume")
     """What a loss or gradient that is not finite does: `stop` the run, or `skip` the step."""
-    hang_seconds: Annotated[float, Field(ge=1.0), _NUMBER] | None = key(120.0, "resume")
+    hang_seconds: Annotated[float, Field(ge=1.0, allow_inf_nan=False), _NUMBER] | None = key(
+        120.0, "resume"
+    )
     """Seconds without a sign of a process after which the job ends and names it; null: never."""
     log_steps: Positive = key(10, "resume")
     """Optimizer steps between two log lines."""

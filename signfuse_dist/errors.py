@@ -54,6 +54,11 @@ def suggest(name: str, known: Iterable[Any]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """Return ``text``, of which no more than ``most`` characters are shown in an error."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
 _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # of Persian, Indic scripts and emoji: they steer no terminal
 

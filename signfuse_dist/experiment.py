@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from signfuse_dist.config import (
     SCALES,
     SECTIONS,
@@ -26,8 +24,15 @@ from signfuse_dist.config import (
     TrainConfig,
     build_section,
 )
-from signfuse_dist.errors import UserError, raise_together, refuse_unknown, suggest
-from signfuse_dist.files import locate, package_files, read_yaml, yaml_files
+from signfuse_dist.errors import (
+    MachineError,
+    UserError,
+    raise_together,
+    refuse_unknown,
+    shortened,
+    suggest,
+)
+from signfuse_dist.files import locate, package_files, parse_yaml, read_yaml, yaml_files
 
 _CHOICES = ("data", "model", "stage")
 
@@ -61,6 +66,8 @@ def load_stages(experiment: str, overrides: Sequence[str] = ()) -> list[RunConfi
     for stage in named or (train and train.stages) or STAGES:
         try:
             runs.append(load_run(experiment, stage, others))
+        except MachineError:
+            raise
         except UserError as e:
             errors.append(str(e))
     if errors:
@@ -234,9 +241,9 @@ def _merge_overrides(
             errors.append(f"{override!r}: no section {section!r}{suggest(section, SECTIONS)}")
         elif dot:
             try:
-                values.setdefault(section, {})[name] = yaml.safe_load(text)
-            except yaml.YAMLError as e:
-                errors.append(f"{override!r}: not a YAML value ({e.__class__.__name__})")
+                values.setdefault(section, {})[name] = parse_yaml(text, repr(shortened(override)))
+            except UserError as e:
+                errors.append(str(e))
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -9,8 +9,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import traceback
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from typing import IO, Any, BinaryIO
 
 import yaml
 
-from signfuse_dist.errors import DamagedError, MachineError, UserError
+from signfuse_dist.errors import DamagedError, MachineError, UserError, shortened
 
 STATE = "state.json"
 _OWN_CHECKSUM = "state_sha256"  # in state.json: of all else that it says
@@ -69,14 +71,43 @@ _MACHINE_FAULTS = {
 }
 
 
+_RIGHTS = "ask its owner for the right to it, or name another place"
+_OTHER_PLACE = "move what is there away, or name another place"
+# What a user can put right, and how.
+_USER_FAULTS = {
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.ENOENT: "see whether the name is right",
+    errno.ENOTDIR: "a part of this path is a file and no folder: name another place",
+    errno.EISDIR: "a folder has this name: name a file",
+    errno.EEXIST: _OTHER_PLACE,
+    errno.ENOTEMPTY: _OTHER_PLACE,
+    errno.ENAMETOOLONG: "give shorter names",
+    errno.ELOOP: "links lead round in a circle: name the file itself",
+    errno.EXDEV: "a file cannot be renamed from one file system to another: keep both on one, "
+    "without a mount or a link between them",
+}
+_IN_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors names what the system says
+
+
 def machine_fault(error: BaseException) -> bool:
     """Return whether an error is the machine's: no memory, a full or absent disk, a limit.
 
-    ``error`` is an :class:`OSError`, or anything with its ``errno``, as PyAV's errors have.
+    ``error`` is an :class:`OSError`, or anything with its number, as PyAV's and safetensors' errors
+    have.
     """
-    if isinstance(error, (MemoryError, MachineError)):
-        return True
-    return getattr(error, "errno", None) in _MACHINE_FAULTS
+    if isinstance(error, UserError):
+        return isinstance(error, MachineError)
+    return _number(error) in _MACHINE_FAULTS
+
+
+def _number(error: BaseException) -> int | None:
+    """Return the system's number of an error, None where it has none."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    number = getattr(error, "errno", None)
+    in_words = _IN_RUST.search(str(error)) if number is None else None
+    return int(in_words[1]) if in_words else number
 
 
 def machine_cause(error: BaseException) -> BaseException | None:
@@ -91,14 +122,116 @@ def machine_error(error: BaseException, path: object) -> MachineError:
     """Return what stops the work for a machine's fault at ``path``: the cause and what helps."""
     if isinstance(error, MachineError):
         return error
-    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    cause = f"{os.strerror(number)} ({errno.errorcode[number]})" if number else str(error)
-    return stopped_at(path, cause, what_helps(OSError(number, cause) if number else error))
+    number = _number(error)
+    return stopped_at(path, _cause(error), _MACHINE_FAULTS.get(number or 0, _AWAY))
+
+
+def _cause(error: BaseException) -> str:
+    number = _number(error)
+    if number is None:
+        return str(error) or type(error).__name__
+    return f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
+
+
+def unreadable(error: OSError, name: object, kind: type[UserError] = UserError) -> UserError:
+    """Return why what is called ``name`` cannot be read: the machine's fault, or of ``kind``.
+
+    What may not be read is not damaged.
+    """
+    if machine_fault(error):
+        return machine_error(error, name)
+    if kind is DamagedError and isinstance(error, PermissionError):
+        kind = UserError
+    helps = "" if kind is DamagedError else f"; {what_helps(error)}"
+    return kind(f"{name}: cannot be read ({error.strerror or error}){helps}")
+
+
+def told(error: Exception, place: object = None) -> UserError:
+    """Return what a user is told of an error of the system that nobody looked for.
+
+    ``place`` is where it happened; without it, the path in the error.
+    """
+    cause = machine_cause(error)
+    if _number(error) is None:  # raised by a program, in words of its own
+        words = f"{place}: {error}" if place else str(error) or type(error).__name__
+        return UserError(words) if cause is None else MachineError(f"{words}. {_step(cause)}")
+    place = place or _place(error)
+    if cause is not None:
+        return machine_error(cause, place)
+    return UserError(f"{place}: {_cause(error)}. {_step(error)}")
 
 
 def what_helps(error: BaseException) -> str:
-    """Return what to do about an error of the machine."""
-    return _MACHINE_FAULTS.get(getattr(error, "errno", None) or 0, _AWAY)
+    """Return what a user can do about an error of the system, such as "make room there"."""
+    return {**_USER_FAULTS, **_MACHINE_FAULTS}.get(_number(error) or 0, "put that right")
+
+
+def _step(error: BaseException) -> str:
+    helps = what_helps(error)
+    return f"{helps[0].upper()}{helps[1:]}, then run the same command again"
+
+
+def _place(error: Exception) -> str:
+    """Return the paths in an error; without one, the line of this package where it was met."""
+    names = [getattr(error, name, None) for name in ("filename", "filename2")]
+    paths = [str(name) for name in names if isinstance(name, (str, bytes, os.PathLike))]
+    if paths:
+        return " -> ".join(paths)
+    met = [at for at in traceback.extract_tb(error.__traceback__) if str(_PACKAGE) in at.filename]
+    if not met:
+        return "this process"
+    return f"{Path(met[-1].filename).relative_to(_PACKAGE.parent)}, line {met[-1].lineno}"
+
+
+@contextmanager
+def faults_told() -> Iterator[None]:
+    """Let what the system says in the block be an error for users, with its path and what helps.
+
+    An error for users that was made of a fault of the machine is a :class:`MachineError`.
+    """
+    try:
+        yield
+    except (MachineError, BrokenPipeError):  # the pipe of whoever reads what is printed
+        raise
+    except UserError as error:
+        cause = error.__cause__
+        if cause is None or not machine_fault(cause):
+            raise
+        step = "" if isinstance(cause, MachineError) else f". {_step(cause)}"
+        raise MachineError(f"{error}{step}") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and not machine_fault(error):
+            raise
+        raise told(error) from error
+
+
+@contextmanager
+def at_path(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let what the system says in the block name ``path`` where it names nothing.
+
+    Also where it names ``temporary``, or a file in it, which nobody asked for.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if named is not None and (temporary is None or temporary not in _with_parents(named)):
+            raise
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def _with_parents(name: object) -> tuple[Path, ...]:
+    path = Path(os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "")
+    return (path, *path.parents)
+
+
+def refuse_machine(error: Exception, path: object) -> None:
+    """Raise MachineError, with ``path``, when that is what an error comes from."""
+    cause = machine_cause(error)
+    if cause is not None:
+        raise machine_error(cause, path) from error
 
 
 def stopped_at(path: object, cause: str, step: str = _AWAY) -> MachineError:
@@ -120,17 +253,19 @@ def write_folder(
     """
     part = folder.with_name(f".{folder.name}{PART}")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
-        for name, write in writers.items():
-            write(part / name)
-        _write_state(part, state)
+        with at_path(folder, part):
+            part.mkdir(parents=True)
+            for name, write in writers.items():
+                write(part / name)
+            _write_state(part, state)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    remove(folder)
-    os.replace(part, folder)
-    sync(folder.parent)
+    with at_path(folder, part):
+        remove(folder)
+        os.replace(part, folder)
+        sync(folder.parent)
 
 
 def remove(path: Path) -> None:
@@ -175,14 +310,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state = _parse_state(folder / STATE)
         if not isinstance(state.get("files"), dict):
-            raise DamagedError(f"{folder / STATE} cannot be read (it lists no files)")
+            raise DamagedError(f"{folder / STATE}: cannot be read (it lists no files)")
         for name, expected in state["files"].items():
             if not _is_inside(name) or not (folder / name).is_file():
                 raise DamagedError(f"{folder / name} is missing")
             if checksum(folder / name) != expected:
                 raise DamagedError(f"{folder / name} is damaged: its checksum differs")
     except OSError as e:
-        raise unreadable(e, e.filename or folder) from e
+        raise unreadable(e, e.filename or folder, DamagedError) from e
     return state
 
 
@@ -197,15 +332,6 @@ def peek_state(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def unreadable(error: OSError, path: object) -> UserError:
-    """Return the error that ``path`` cannot be read: its own fault, the user's or the machine's."""
-    if machine_fault(error):
-        return machine_error(error, path)
-    if isinstance(error, PermissionError):
-        return UserError(f"{path} may not be read ({error.strerror}): have it made readable")
-    return DamagedError(f"{path} cannot be read ({error.strerror or error})")
-
-
 def _parse_state(path: Path) -> dict[str, Any]:
     """Return what a ``state.json`` says but for its own checksum; raise OSError, DamagedError."""
     try:
@@ -218,7 +344,7 @@ def _parse_state(path: Path) -> dict[str, Any]:
         # Computed where there is none, too: what is nested too deep for it is for all else.
         computed = _checksum_of(state)
     except (ValueError, TypeError, RecursionError) as e:
-        raise DamagedError(f"{path} cannot be read ({e})") from e
+        raise DamagedError(f"{path}: cannot be read ({e})") from e
     if own is not None and own != computed:
         raise DamagedError(f"{path} is damaged: its own checksum differs")
     if _depth(state) > _DEEPEST:
@@ -250,12 +376,13 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync(path.parent)
+        with at_path(path, temporary):
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -301,6 +428,9 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (text + "\n").encode("utf-8"))
 
 
+_MANY_DIGITS = re.compile(r"\d{4301}")
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds; raise :class:`UserError` when it cannot be read."""
     return parse_json(read_text(path), str(path))
@@ -309,19 +439,28 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str, name: str) -> Any:
     """Return the value of JSON text; raise :class:`UserError` that begins with ``name``."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as e:
+        return json.loads(text.removeprefix("\ufeff"))
+    except json.JSONDecodeError as e:
         raise UserError(f"{name}: not JSON ({e})") from e
+    except ValueError as e:  # Python's limit of digits
+        line = next(n for n, line in enumerate(text.split("\n"), 1) if _MANY_DIGITS.search(line))
+        raise UserError(f"{name}: not JSON (line {line}: a number of thousands of digits)") from e
+    except RecursionError as e:
+        raise UserError(f"{name}: not JSON (it is nested too deep: {e})") from e
 
 
-def read_text(path: Path) -> str:
-    """Return a UTF-8 text file; raise :class:`UserError` when it cannot be read."""
+def read_text(path: Path, name: str = "") -> str:
+    """Return a UTF-8 text file; raise :class:`UserError` when it cannot be read.
+
+    The error begins with ``name``, or with the path. Where the disk does not give the file, it is a
+    :class:`MachineError`.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+        raise unreadable(e, name or path) from e
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 text (byte {e.start})") from e
+        raise UserError(f"{name or path}: not UTF-8 text (byte {e.start})") from e
 
 
 _SPECIAL = {
@@ -345,17 +484,101 @@ def special_kind(path: Path) -> str | None:
 
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds; raise :class:`UserError` when it cannot be read or parsed."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Return the value of YAML text; raise :class:`UserError` that begins with ``name``.
+
+    Refused besides what is no YAML: a key that is there twice in one mapping, integers of more
+    than 64 bits, and what costs more than it is long: deep nests, and aliases of aliases.
+    """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not YAML: {e}") from e
+        return _read_yaml(text)
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        about = "; ".join(part for part in (e.context, e.problem) if part)
+        raise UserError(f"{name}{line}: not YAML: {about}") from e
+    except yaml.YAMLError as e:
+        raise UserError(f"{name}: not YAML: {e}") from e
+
+
+def _read_yaml(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+_MOST_NODES = 100_000  # values of a YAML file, those of an alias wherever it stands
+_MOST_LEVELS = 50
+_WHOLE, _MERGE = "tag:yaml.org,2002:int", "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data, within bounds, with the line of what is wrong."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._num_nodes = 0
+        self._sizes: dict[int, int] = {}  # nodes in a finished node, by its id
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event, before = self.peek_event(), self._num_nodes
+        if self._depth == _MOST_LEVELS:
+            raise _at(event, f"more than {_MOST_LEVELS} levels deep")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._sizes:
+                raise _at(event, f"*{event.anchor} stands inside what it repeats")
+            self._num_nodes += self._sizes[id(node)]
+        else:
+            self._num_nodes += 1
+            self._sizes[id(node)] = self._num_nodes - before
+        if self._num_nodes > _MOST_NODES:
+            raise _at(event, f"more than {_MOST_NODES} values, those that aliases repeat included")
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, Any], yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                other = first.setdefault((key.tag, key.value), key)
+                if other is not key:
+                    line = other.start_mark.line + 1
+                    raise _at(key, f"key {_short(key)} is there twice, first in line {line}")
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except yaml.MarkedYAMLError:
+            raise
+        # Of 2024-13-45, of an integer of 5,000 digits, of "!!bool x" and "!!timestamp x".
+        except (ValueError, OverflowError, KeyError, AttributeError) as e:
+            raise _at(node, f"{_short(node)} is no value ({e})") from e
+        if node.tag == _WHOLE and not -(2**63) <= value < 2**63:
+            raise _at(node, f"{_short(node)} is an integer of more than 64 bits")
+        return value
+
+
+def _at(place: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
+
+
+def _short(node: yaml.Node) -> str:
+    return repr(shortened(str(node.value), 40))
 
 
 def checksum(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
+    with at_path(path), path.open("rb") as file:
         return digest(file)
 
 
@@ -369,11 +592,12 @@ def digest(file: IO[bytes]) -> str:
 
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with at_path(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def package_files() -> Path:

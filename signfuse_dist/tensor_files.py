@@ -73,4 +73,4 @@ def _opened(path: Path) -> Iterator[Any]:
     except SafetensorError as e:
         raise DamagedError(f"{path} is damaged: it is no whole safetensors file ({e})") from e
     except OSError as e:
-        raise unreadable(e, path) from e
+        raise unreadable(e, path, DamagedError) from e

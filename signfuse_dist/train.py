@@ -4,8 +4,8 @@
         EXPERIMENT stage=NAME [section.key=value ...]
 
 Stages are `contrastive`, `alignment` and `finetune`, each starting from the one before. The same
-command resumes a stage that was stopped. Exit status: 0 finished, 75 stopped on request and to be
-started again, 2 an error in what was asked.
+command resumes a stage that was stopped. Exit status: 0 finished; 75 stopped on request or by a
+fault of the machine, and to be started again; 2 an error in what was asked.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from signfuse_dist import cached_features, device
+from signfuse_dist.answer import answer
 from signfuse_dist.config import RunConfig
 from signfuse_dist.data.features import FeatureBatches, FeatureSet
 from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
@@ -40,7 +41,7 @@ from signfuse_dist.engine.stopping import REQUEUE
 from signfuse_dist.engine.timing import Marks, Startup
 from signfuse_dist.errors import MachineError, UserError, raise_together
 from signfuse_dist.experiment import load_run
-from signfuse_dist.files import write_text
+from signfuse_dist.files import faults_told, write_text
 from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.metering import meter_of, say_what_is_unknown
 from signfuse_dist.model import saved
@@ -74,12 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("experiment", help="a YAML file, or a name in configs/experiment")
     parser.add_argument("overrides", nargs="*", help="stage=NAME and section.key=value")
     options = parser.parse_args(arguments)
-    try:
-        with JobFolder.from_environment().failures_named():
-            return train(load_run(options.experiment, None, options.overrides))
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+    return answer(lambda: _run(options.experiment, options.overrides))
+
+
+def _run(experiment: str, overrides: Sequence[str]) -> int:
+    with JobFolder.from_environment().failures_named(), faults_told():
+        return train(load_run(experiment, None, overrides))
 
 
 @dataclass(frozen=True)

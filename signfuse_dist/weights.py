@@ -40,7 +40,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as e:
         raise DamagedError(f"{path} is damaged: it is no whole safetensors file ({e})") from e
     except OSError as e:
-        raise unreadable(e, path) from e
+        raise unreadable(e, path, DamagedError) from e
 
 
 def load_exactly(

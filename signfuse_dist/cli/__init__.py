@@ -1,9 +1,9 @@
 """The command `signfuse`: its subcommands, exit statuses, and options made from dataclasses.
 
 Only the subcommand that is used gets its options, because they come from the modules that take
-them: `signfuse check` must not import torch. Exit statuses are 0; 1 for faults that were looked for
-and found; 2 for what the user can put right, also for a command line without a subcommand, which
-prints the whole help; 75 for a stop after which the same command goes on; 130 for ctrl-C.
+them: `signfuse check` must not import torch. Exit statuses are those of
+:mod:`signfuse_dist.answer`; a command line without a subcommand prints the whole help and ends
+with 2.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import os
 import sys
 import types
 import typing
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from signfuse_dist import __version__
-from signfuse_dist.errors import UserError, printable
+from signfuse_dist.answer import answer
 
 T = TypeVar("T")
 
@@ -61,11 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line after `signfuse`; None takes this process's.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    return answer(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
     parser = build_parser(next((word for word in arguments if not word.startswith("-")), ""))
     if not arguments:
         parser.print_help(sys.stderr)
         return 2
-    return answer(parse(parser, arguments))
+    options = parse(parser, arguments)
+    return int(options.run(options))
 
 
 def build_parser(used: str | None = None) -> argparse.ArgumentParser:
@@ -101,24 +105,6 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     if left:
         options.overrides = [*options.overrides, *left]
     return options
-
-
-def answer(options: argparse.Namespace) -> int:
-    """Call ``options.run`` and return the exit status; a :class:`UserError` is printed."""
-    try:
-        status = int(options.run(options))
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # The reader (`| head`) has seen enough; nothing may be flushed into it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except UserError as e:
-        print(f"error: {printable(str(e), several_lines=True)}", file=sys.stderr)
-        return e.status
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
 
 
 def add_options(command: argparse.ArgumentParser, record: type, *names: str) -> None:

@@ -35,7 +35,7 @@ from signfuse_dist.corpora.rows import (
     unmatched,
 )
 from signfuse_dist.corpora.tables import Form, Lines, read_lines
-from signfuse_dist.files import special_kind
+from signfuse_dist.files import special_kind, unreadable
 
 NAME = "csl_daily"
 ROWS = {"train": 18401, "dev": 1077, "test": 1176}
@@ -137,7 +137,7 @@ def _from_pickle(path: Path) -> _Annotation:
             raise CorpusError(f"pickle {path}: has more than {_MAX_BYTES} bytes")
         content = load_plain(path.read_bytes())
     except OSError as error:
-        raise CorpusError(f"pickle {path}: cannot be read ({error.strerror})") from error
+        raise unreadable(error, f"pickle {path}", CorpusError) from error
     except PickleError as error:
         raise CorpusError(
             f"pickle {path}: {error}; fetch it again, or move it away: the texts are in {_MAP}, too"

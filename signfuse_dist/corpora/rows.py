@@ -28,6 +28,7 @@ from signfuse_dist.corpora.characters import (
     visible,
 )
 from signfuse_dist.errors import UserError
+from signfuse_dist.files import machine_error, machine_fault, unreadable
 
 Fields = Mapping[str, str]
 """A row of a text table, by column."""
@@ -337,7 +338,7 @@ def entries_in(folder: Path) -> dict[str, bool]:
     except OSError as error:
         if error.errno in _ABSENT:
             return {}
-        raise CorpusError(f"folder {folder}: cannot be read ({error.strerror})") from error
+        raise unreadable(error, f"folder {folder}", CorpusError) from error
 
 
 def names_in(folder: Path, suffix: str | None = None) -> set[str]:
@@ -354,8 +355,10 @@ def names_in(folder: Path, suffix: str | None = None) -> set[str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads round in a circle
-        return False
+    except OSError as error:
+        if machine_fault(error):
+            raise machine_error(error, entry.path) from error
+        return False  # a link that leads round in a circle
 
 
 class Tree:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from signfuse_dist.corpora.characters import BLANKS
 from signfuse_dist.corpora.rows import CorpusError, Fields
-from signfuse_dist.files import special_kind
+from signfuse_dist.files import special_kind, unreadable
 
 SUFFIXES = (".tsv", ".txt", ".csv", ".xlsx")
 """Endings of the tables that are read."""
@@ -187,7 +187,7 @@ def _read_text(path: Path) -> list[str | None]:
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise CorpusError(f"table {path}: cannot be read ({error.strerror})") from error
+        raise unreadable(error, f"table {path}", CorpusError) from error
     try:
         return [line.removesuffix("\r") for line in content.decode("utf-8").split("\n")]
     except UnicodeDecodeError:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from signfuse_dist.corpora.characters import BLANKS
 from signfuse_dist.corpora.rows import CorpusError
-from signfuse_dist.files import special_kind
+from signfuse_dist.files import machine_error, machine_fault, special_kind
 
 # A sheet of the largest size with a sentence in each row has some 300 MB.
 _MAX_BYTES = 2**30
@@ -125,6 +125,8 @@ def _sheets(path: Path, data_only: bool) -> dict[str, _Rows]:
         OverflowError,
         openpyxl.utils.exceptions.InvalidFileException,
     ) as error:
+        if machine_fault(error):
+            raise machine_error(error, f"table {path}") from error
         raise CorpusError(
             f"table {path}: cannot be read as a workbook ({type(error).__name__}); save it again "
             "as .xlsx, or as .csv"
@@ -185,6 +187,8 @@ def _check_archive(path: Path) -> None:
                 with archive.open(member) as file:
                     _refuse_entities(path, file)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        if machine_fault(error):
+            raise machine_error(error, f"table {path}") from error
         reason = getattr(error, "strerror", None) or "it is no .xlsx"
         raise CorpusError(f"table {path}: cannot be read ({reason})") from error
 

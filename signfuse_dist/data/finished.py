@@ -22,7 +22,7 @@ from signfuse_dist.data.manifest import (
     read_manifest,
 )
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import checksum, machine_cause, machine_error
+from signfuse_dist.files import checksum, refuse_machine
 
 
 class PackError(UserError):
@@ -82,13 +82,6 @@ def _refuse_difference(out: Path, there: Packing, asked: Packing) -> None:
             f"{out} holds another packing ({'; '.join(differences)}); choose another folder, or "
             "remove this one"
         )
-
-
-def refuse_machine(error: Exception, path: Path) -> None:
-    """Raise MachineError when that is what an error comes from."""
-    cause = machine_cause(error)
-    if cause is not None:
-        raise machine_error(cause, path) from error
 
 
 def find_shard(

@@ -31,7 +31,7 @@ from signfuse_dist.corpora import Rejected, key_of
 from signfuse_dist.data.clock import MAX_GAP
 from signfuse_dist.data.storage import Folder, file_size, is_local, read_file
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.files import digest, write_text
+from signfuse_dist.files import digest, refuse_machine, write_text
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 FORMAT_VERSION = 2
@@ -508,6 +508,7 @@ def _content(path: Folder, absent: str) -> bytes:
     except FileNotFoundError as error:
         raise ShardError(str(path), "", f"no such file, {absent}") from error
     except OSError as error:
+        refuse_machine(error, path)
         raise ShardError(path.name, "", f"cannot be read ({error.strerror})") from error
 
 

@@ -43,7 +43,7 @@ from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
 from signfuse_dist.data.pack_workers import ClipError, Division, make_shards
 from signfuse_dist.data.shard import EncodedClip, EncodedPose, read_record
-from signfuse_dist.files import machine_error, machine_fault, write_alike
+from signfuse_dist.files import machine_error, machine_fault, what_helps, write_alike
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 __all__ = ["ClipEncoder", "PackConfig", "PackError", "PackSummary", "pack", "rows_digest"]
@@ -171,7 +171,9 @@ def _writing(out: Path) -> Iterator[None]:
     except OSError as error:
         if machine_fault(error):
             raise machine_error(error, out) from error
-        raise PackError(f"{out}: cannot be written ({error.strerror})") from error
+        raise PackError(
+            f"{out}: cannot be written ({error.strerror}); {what_helps(error)}"
+        ) from error
 
 
 def _own_or_mediapipe(rows: Corpus) -> PoseExtractor | None:

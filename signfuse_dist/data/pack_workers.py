@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from signfuse_dist.corpora import ClipRow, Rejected
-from signfuse_dist.data.finished import PackError, ShardTask, find_shard, refuse_machine
+from signfuse_dist.data.finished import PackError, ShardTask, find_shard
 from signfuse_dist.data.manifest import (
     MANIFEST_NAME,
     Packing,
@@ -39,7 +39,9 @@ from signfuse_dist.errors import MachineError, UserError, printable
 from signfuse_dist.files import (
     machine_error,
     machine_fault,
+    refuse_machine,
     remove_leftovers,
+    what_helps,
 )
 from signfuse_dist.progress import Progress
 
@@ -354,8 +356,8 @@ def make_shard(
         if machine_fault(error):
             return ShardStop(str(machine_error(error, out / task.name)), machine=True)
         raise PackError(
-            f"{out / task.name}: cannot be written ({error.strerror}); put that right, then run "
-            "the same command again: what is finished is kept"
+            f"{out / task.name}: cannot be written ({error.strerror}); {what_helps(error)}, then "
+            "run the same command again: what is finished is kept"
         ) from error
     seconds, pose_seconds = time.perf_counter() - began, encoder.pose_seconds - pose_began
     failure = failures[0] if failures else ""

@@ -28,7 +28,7 @@ from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.shard import Clip, ClipPose, member_header, read_clip, read_pose, tar_end
 from signfuse_dist.data.storage import Folder, file_size, open_file
 from signfuse_dist.errors import UserError, printable
-from signfuse_dist.files import digest
+from signfuse_dist.files import digest, refuse_machine
 from signfuse_dist.progress import Progress
 
 
@@ -59,6 +59,7 @@ def verify(folder: Folder, workers: int = 1) -> list[Fault]:
     try:
         manifest = read_manifest(folder)
     except ShardError as error:
+        refuse_machine(error, folder / MANIFEST_NAME)
         return [Fault(MANIFEST_NAME, "", error.what)]
     faults = [*_check_shards(folder, manifest, workers), *_strays(folder, manifest)]
     faults += _estranged(folder, manifest)
@@ -90,6 +91,7 @@ def check_shard(
     try:
         index = read_index(folder, entry.name)
     except ShardError as error:
+        refuse_machine(error, folder / index_name(entry.name))
         report("", entry.num_samples)
         return [Fault(error.shard, error.key, error.what)]
     faults = list(_check_files(folder, entry, index, manifest))
@@ -116,6 +118,7 @@ def _check_files(
             yield Fault(entry.name, "", "its content does not agree with its checksum")
         yield from _check_members(folder, entry.name, index)
     except OSError as error:
+        refuse_machine(error, folder / entry.name)
         yield Fault(entry.name, "", f"cannot be read ({error.strerror})")
 
 
@@ -157,6 +160,7 @@ def _check_clip(folder: Folder, index: ShardIndex, sample: SampleEntry) -> list[
             else read_pose(folder, index.shard, sample.members)
         )
     except ShardError as error:
+        refuse_machine(error, folder / index.shard)
         return [Fault(index.shard, sample.key, error.what)]
     what = [*_record_faults(clip.record, sample, index), *_joint_faults(clip, sample)]
     return [Fault(index.shard, sample.key, one) for one in what]

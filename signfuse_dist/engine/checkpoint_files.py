@@ -89,7 +89,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as e:
-        raise unreadable(e, folder) from e
+        raise unreadable(e, folder, DamagedError) from e
     return sorted((folder / name for name in names if _NAME.fullmatch(name)), key=step_of)
 
 

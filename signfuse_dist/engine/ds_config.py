@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from signfuse_dist.config import TrainConfig
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.files import locate
+from signfuse_dist.files import locate, parse_json, read_text
 from signfuse_dist.plan import Plan
 
 
@@ -20,10 +20,8 @@ def resolve(template: Path, plan: Plan, train: TrainConfig) -> dict[str, Any]:
     and clipping from the experiment. Raises :class:`UserError` naming every key that is missing,
     misplaced or still "auto".
     """
-    try:
-        values = json.loads(locate(template).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UserError(f"DeepSpeed template {template}: {e}") from e
+    name = f"DeepSpeed template {template}"
+    values = parse_json(read_text(locate(template), name), name)
     if not isinstance(values, dict):
         raise UserError(f"DeepSpeed template {template}: holds something else than an object")
     errors = [
@@ -36,14 +34,19 @@ def resolve(template: Path, plan: Plan, train: TrainConfig) -> dict[str, Any]:
     for section, key in _REQUIRED:
         if not isinstance(values.get(section), dict) or key not in values[section]:
             errors.append(f"{section!r} with {key!r} in it is missing")
-    raise_together(errors, f"DeepSpeed template {template}: cannot be used")
+    errors += [
+        f"{key!r} is {value}, no finite number"
+        for key, value in _leaves(values, "")
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    raise_together(errors, f"{name}: cannot be used")
     values["gradient_clipping"] = train.gradient_clipping
     values["torch_autocast"]["enabled"] = train.precision == "bf16"
     values["train_micro_batch_size_per_gpu"] = plan.micro_batch_size
     values["gradient_accumulation_steps"] = plan.accumulation
     values["train_batch_size"] = plan.global_batch_size
-    left = _find_auto(values, "")
-    raise_together([f"{key} is still 'auto'" for key in left], f"DeepSpeed template {template}")
+    errors = [f"{key} is still 'auto'" for key, value in _leaves(values, "") if value == "auto"]
+    raise_together(errors, name)
     return dict(values)
 
 
@@ -94,11 +97,11 @@ def verify_live(engine: Any, resolved: dict[str, Any], world_size: int) -> None:
         raise RuntimeError("DeepSpeed does not run as configured: " + "; ".join(lines))
 
 
-def _find_auto(value: Any, path: str) -> list[str]:
-    if value == "auto":
-        return [path]
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, (dict, list)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every value that is no object and no list, with the keys that lead to it."""
+    if not isinstance(value, (dict, list)):
+        yield path, value
+        return
     dot = "." if path else ""
-    return [p for key, inner in items for p in _find_auto(inner, f"{path}{dot}{key}")]
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, f"{path}{dot}{key}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 from signfuse_dist.engine.guards import Agreed
 from signfuse_dist.engine.objective import Meter
 from signfuse_dist.engine.timing import Timeline
+from signfuse_dist.files import read_text, write_text
 from signfuse_dist.progress import Progress
 from signfuse_dist.run_folder import RunFolder
 
@@ -264,12 +264,10 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # a line cut short when the process was killed; its steps are run again
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, "".join(kept))

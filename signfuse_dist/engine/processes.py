@@ -31,10 +31,9 @@ from safetensors import SafetensorError
 from signfuse_dist.config import TrainConfig
 from signfuse_dist.device import has_gpu
 from signfuse_dist.engine.ds_config import resolve
-from signfuse_dist.errors import MachineError, UserError
-from signfuse_dist.files import what_helps
+from signfuse_dist.errors import UserError
+from signfuse_dist.files import told
 from signfuse_dist.plan import Plan
-from signfuse_dist.tensor_files import as_os_error
 
 T = TypeVar("T")
 
@@ -123,24 +122,19 @@ def do_on_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
     that ended alone would leave the others waiting.
     """
     result: T | None = None
-    refusal: tuple[bool, str] | None = None  # is it the machine's, and the message
+    refusal: UserError | None = None
     if accelerator.is_main_process:
         try:
             result = do()
         except UserError as e:
-            refusal = isinstance(e, MachineError), str(e)
+            refusal = e
         except (OSError, SafetensorError) as e:
-            error = as_os_error(e) if isinstance(e, SafetensorError) else e
-            helps = what_helps(error)
-            refusal = (
-                True,
-                f"{error}. {helps[0].upper()}{helps[1:]}, then run the same command again",
-            )
+            refusal = told(e)
     shared: list[Any] = [result, refusal]
     broadcast_object_list(shared)
     result, refusal = shared
     if refusal is not None:
-        raise (MachineError if refusal[0] else UserError)(refusal[1])
+        raise refusal
     return cast(T, result)
 
 

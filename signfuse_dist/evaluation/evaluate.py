@@ -55,7 +55,7 @@ from signfuse_dist.evaluation.translations import (
     write_hypotheses,
 )
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
-from signfuse_dist.files import checksum, write_json
+from signfuse_dist.files import at_path, checksum, write_json
 from signfuse_dist.plan import ClipFrames, MicroBatch
 from signfuse_dist.progress import Progress, print_line
 from signfuse_dist.report.model_card import write_card
@@ -193,7 +193,9 @@ class PartFiles:
             print(f"{self.folder}: of an earlier version, is decoded again", file=sys.stderr)
         decoded: Decoded = {}
         for path in sorted(self.folder.glob("rank-*.jsonl")):
-            for line in path.read_bytes().splitlines():
+            with at_path(path):
+                lines = path.read_bytes().splitlines()
+            for line in lines:
                 decoded.update(_read_unit(line, plan))
         return decoded
 
@@ -203,7 +205,7 @@ class PartFiles:
         clips = [[t.id, t.text, None if t.gate is None else t.gate.tolist()] for t in translations]
         entry = {"shown": unit[0], "batch": unit[1], "clips": clips}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._own.open("ab") as file:
+        with at_path(self._own), self._own.open("ab") as file:
             # The last line of a process that was killed may be cut short: a line of its own.
             file.write(f"\n{json.dumps(entry, ensure_ascii=False)}".encode())
             file.flush()

@@ -13,11 +13,11 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import PlainValidator
 from pydantic.dataclasses import dataclass
 
 from signfuse_dist.errors import UserError, raise_together, suggest
+from signfuse_dist.files import parse_yaml
 from signfuse_dist.records import STRICT_KEYS, Flag, Place, build, dotted
 
 Tokenizer = Literal["13a", "zh", "char", "none"]
@@ -79,7 +79,7 @@ def read_presets(text: str) -> tuple[dict[str, dict[str, str]], dict[str, Preset
     Raises :class:`UserError` with every record that has other keys, or a value of a wrong kind.
     """
     errors: list[str] = []
-    file = build(_PresetFile, yaml.safe_load(text), errors, _name_place)
+    file = build(_PresetFile, parse_yaml(text, "presets.yaml"), errors, _name_place)
     for name, record in file.presets.items() if file else ():
         if file and record.punctuation not in file.punctuation:
             near = suggest(record.punctuation, file.punctuation)

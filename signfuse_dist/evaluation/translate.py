@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -31,10 +32,10 @@ from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.data.shard import Clip, EncodedClip
 from signfuse_dist.data.video import open_video
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
-from signfuse_dist.files import checksum, write_text
+from signfuse_dist.files import at_path, checksum, write_text
 from signfuse_dist.plan import spread_frames
 from signfuse_dist.progress import Progress
 from signfuse_dist.run_folder import RunFolder
@@ -224,6 +225,8 @@ def read_source(reader: ClipReader, source: Source, report: Report) -> NewClip |
     report(str(source.video), 0)
     try:
         return reader.read(source.video, source.joints, source.box)
+    except MachineError:
+        raise
     except UserError as e:
         return str(e)
 
@@ -359,8 +362,11 @@ def _write_all(
 ) -> int:
     """Translate in batches; return how many clips were translated."""
     written = 0
-    file = choices.out.open("a", encoding="utf-8") if choices.out else None
-    try:
+    with ExitStack() as opened:
+        file = sys.stdout
+        if choices.out:
+            opened.enter_context(at_path(choices.out))
+            file = opened.enter_context(choices.out.open("a", encoding="utf-8"))
         while batch := list(islice(clips, translator.run.evaluation.batch_size)):
             translations = translator.translate(join([clip for _, clip in batch]), choices.nbest)
             for (video, clip), translation in zip(batch, translations, strict=True):
@@ -368,9 +374,6 @@ def _write_all(
                 progress.print(line, file)
             progress.advance(len(batch))
             written += len(batch)
-    finally:
-        if file is not None:
-            file.close()
     return written
 
 

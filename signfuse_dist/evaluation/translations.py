@@ -29,7 +29,7 @@ from signfuse_dist.corpora.rows import composed
 from signfuse_dist.corpora.tables import RawTable, read_raw
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.metrics import sentence_chrf
-from signfuse_dist.files import special_kind, write_bytes
+from signfuse_dist.files import special_kind, unreadable, write_bytes
 from signfuse_dist.records import build, dotted
 
 Column = Literal["hypothesis", "reference"]
@@ -235,7 +235,7 @@ def _read_lines(path: Path) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+        raise unreadable(e, path) from e
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 text (byte {e.start}); save it as UTF-8") from e
     # Not splitlines: a sentence may hold other separators, such as U+2028.

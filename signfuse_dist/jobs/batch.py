@@ -26,10 +26,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from signfuse_dist.answer import answer
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import write_text
+from signfuse_dist.files import read_json, write_text
 from signfuse_dist.jobs.folder import JobEnd, JobFolder
+from signfuse_dist.records import read_record
 
 _SILENT = "it ended without a word: the job was killed, or its node was lost"
 NUM_FUTILE_ATTEMPTS = 3
@@ -40,15 +42,15 @@ _ASKING = (signal.SIGUSR1, signal.SIGTERM)
 def main(command: Sequence[str] | None = None) -> int:
     """Run one attempt of this job; return the exit status of the batch script."""
     command = sys.argv[1:] if command is None else command
-    try:
-        if not command:
-            raise UserError("no command; usage: python -m signfuse_dist.jobs.batch COMMAND ...")
-        job = Job.from_environment(os.environ)
-        attempt = JobAttempt(job, _jobs_folder(os.environ) / job.id, _num_futile(os.environ))
-        return attempt.run(command)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    return answer(lambda: _run(command))
+
+
+def _run(command: Sequence[str]) -> int:
+    if not command:
+        raise UserError("no command; usage: python -m signfuse_dist.jobs.batch COMMAND ...")
+    job = Job.from_environment(os.environ)
+    attempt = JobAttempt(job, _jobs_folder(os.environ) / job.id, _num_futile(os.environ))
+    return attempt.run(command)
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,8 @@ class Attempts:
         self._path, self._num_allowed = folder / "attempts.json", num_allowed
         self.starts: list[Attempt] = []
         if self._path.exists():
-            rows = json.loads(self._path.read_text(encoding="utf-8"))
-            self.starts = [Attempt(**row) for row in rows]
+            errors = f"{self._path}: not the attempts of a job"
+            self.starts = list(read_record(tuple[Attempt, ...], read_json(self._path), errors))
 
     def begin(self, step: int) -> None:
         """Begin another; one before that never ended is ended here, with what is safe now."""

@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from typing import Any, Literal
 from signfuse_dist.engine.checkpoint_files import list_checkpoints, step_of
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE, STOP
 from signfuse_dist.errors import MachineError, UserError
-from signfuse_dist.files import write_text
+from signfuse_dist.files import at_path, read_json, read_text, write_text
 from signfuse_dist.run_folder import RunFolder
 
 State = Literal["training", "stopped", "finished"]
@@ -82,7 +83,8 @@ class JobFolder:
         """Say that a run is being trained; the main process calls this."""
         if self._path is None:
             return
-        with (self._path / "run_folders").open("a", encoding="utf-8") as file:
+        path = self._path / "run_folders"
+        with at_path(path), path.open("a", encoding="utf-8") as file:
             file.write(f"{run_folder.resolve()}\n")
         self._write_state("training")
 
@@ -110,7 +112,7 @@ class JobFolder:
         """Return the steps that are safe: of the newest checkpoint, summed over run folders."""
         if self._path is None or not (self._path / "run_folders").exists():
             return 0
-        lines = (self._path / "run_folders").read_text(encoding="utf-8").splitlines()
+        lines = read_text(self._path / "run_folders").splitlines()
         return sum(newest_checkpoint(RunFolder(Path(line)).checkpoints) for line in set(lines))
 
     def end_of_attempt(self, status: int) -> JobEnd:
@@ -120,7 +122,7 @@ class JobFolder:
         failure = self._read("failure.json")
         # Of several runs at once the last to speak may be one that had finished in time.
         heeded = self._path is not None and (self._path / STOP).exists() and not failure
-        if self.stopped or heeded or status == REQUEUE:
+        if self.stopped or heeded or (status == REQUEUE and not failure):
             return JobEnd("stopped", "stopped on request")
         if failure:
             why = f"process {failure['rank']} on {failure['host']}: {failure['error']}"
@@ -134,16 +136,19 @@ class JobFolder:
             "rank": int(os.environ.get("RANK", "0")),
             "host": socket.gethostname(),
             "error": f"{type(error).__name__}: {error}",
+            # A fault of the machine may be over at the next attempt.
             "user": isinstance(error, UserError) and not isinstance(error, MachineError),
         }
         part = self._path / f".failure.{note['host']}.{os.getpid()}"
-        part.write_text(json.dumps(note), encoding="utf-8")
         try:
+            part.write_text(json.dumps(note), encoding="utf-8")
             os.link(part, self._path / "failure.json")  # fails where another was first
         except FileExistsError:
             pass  # what came first is the cause, and this its echo
+        except OSError as e:  # must not hide the error that it would have noted
+            print(f"{self._path}: no error can be noted there ({e.strerror})", file=sys.stderr)
         finally:
-            part.unlink()
+            part.unlink(missing_ok=True)
 
     def _write_state(self, state: State) -> None:
         assert self._path is not None
@@ -152,7 +157,7 @@ class JobFolder:
     def _read(self, name: str) -> dict[str, Any]:
         if self._path is None or not (self._path / name).exists():
             return {}
-        return dict(json.loads((self._path / name).read_text(encoding="utf-8")))
+        return dict(read_json(self._path / name))
 
 
 def newest_checkpoint(folder: Path) -> int:

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from signfuse_dist.answer import answer
 from signfuse_dist.config import STAGES, RunConfig, StageName
-from signfuse_dist.errors import UserError, printable
+from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_stages
 from signfuse_dist.jobs.logs import log_of_evaluation, log_of_stage
 from signfuse_dist.preflight.check import Target, refuse_errors
@@ -167,12 +168,12 @@ def _cancel(jobs: Sequence[str]) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Submit the pipeline and print its jobs; return the exit status."""
-    try:
-        for name, job in submit(read_request(sys.argv[1:] if words is None else words)):
-            print(f"{name}\t{job}")
-    except UserError as e:
-        print(f"error: {printable(str(e), several_lines=True)}", file=sys.stderr)
-        return e.status
+    return answer(lambda: _run(sys.argv[1:] if words is None else words))
+
+
+def _run(words: Sequence[str]) -> int:
+    for name, job in submit(read_request(words)):
+        print(f"{name}\t{job}")
     return 0
 
 

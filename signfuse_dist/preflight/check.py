@@ -23,6 +23,7 @@ from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, printable, raise_together
 from signfuse_dist.experiment import load_stages
+from signfuse_dist.files import refuse_machine
 from signfuse_dist.plan import Plan, make_plan
 from signfuse_dist.preflight import inputs, machine, memory
 from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
@@ -121,7 +122,8 @@ def _num_clips(run: RunConfig) -> int | None:
     """Return the clips of the training split, None where it cannot be read."""
     try:
         return load_manifest(open_folder(run.shards(run.data.train_split))).num_samples
-    except UserError:
+    except UserError as e:
+        refuse_machine(e, run.shards(run.data.train_split))
         return None  # preflight/inputs.py says why
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,8 +34,8 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.split import open_split
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refuse_other_position
-from signfuse_dist.errors import UserError, printable
-from signfuse_dist.files import read_state
+from signfuse_dist.errors import MachineError, UserError, printable
+from signfuse_dist.files import read_json, read_state, refuse_machine
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.run_folder import (
@@ -159,6 +158,7 @@ def _look_at(run: RunConfig, split: str, role: str, missing: _Level) -> _SplitSe
             for entry in manifest.shards:
                 samples += load_index(folder, entry).samples
     except UserError as e:
+        refuse_machine(e, location)
         return _SplitSeen(role, location, [missing(what, _fault(e), pack)], {})
     findings = [_check_packing(run, what, manifest), _check_verified(what, folder, location)]
     if run.data.poses is not None:
@@ -221,6 +221,7 @@ def _check_poses(run: RunConfig, clips: Folder, location: str, missing: _Level) 
         manifest = load_manifest(clips / pose_path(name))
         expected = load_manifest(clips).num_samples
     except UserError as e:
+        refuse_machine(e, location)
         return missing(what, _fault(e), fix)
     if manifest.num_samples != expected:
         return error(what, f"joints of {manifest.num_samples} clips, not of {expected}", fix)
@@ -291,10 +292,9 @@ def find_llm_files(model: ModelConfig) -> LLMFiles | None:
         if cached is None:
             return None
         path = cached
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.exists():
         return None
+    config = read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no object")
     return LLMFiles(path.parent, config)
@@ -316,6 +316,8 @@ def check_llm(model: ModelConfig) -> list[Finding]:
             return [error(what, f"{files.folder} lacks {', '.join(missing[:5])}", fetch)]
         size = f"{files.num_weights / 1e6:,.0f} M weights, d_LLM {files.llm_dim}"
         return [ok(what, f"{files.folder}, {size}")]
+    except MachineError:
+        raise
     except (ValueError, KeyError) as e:
         return [error(what, f"its configuration cannot be read ({e})", fetch)]
 
@@ -338,7 +340,10 @@ def _missing_files(folder: Path) -> Iterator[str]:
     if not _weights(folder):
         yield "weights"
     for index in folder.glob("*.index.json"):
-        names = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+        listed = read_json(index)
+        names = listed.get("weight_map", {}) if isinstance(listed, dict) else None
+        if not isinstance(names, dict):
+            raise ValueError(f"{index} maps no weights to files")
         yield from sorted({str(n) for n in names.values() if not (folder / str(n)).is_file()})
 
 

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+from pydantic import Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from signfuse_dist import nvidia
 from signfuse_dist.config import RunConfig
 from signfuse_dist.engine.ds_config import resolve
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import locate
+from signfuse_dist.files import locate, parse_yaml, read_json, read_text
 from signfuse_dist.plan import Plan
 from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
+from signfuse_dist.records import Flag, NonBlank, Whole, read_record
 
 _VARLEN_SINCE = Version("2.10")  # torch.nn.attention.varlen
 _PACKAGE = "signfuse_dist"
@@ -109,14 +110,28 @@ def _check_quantization(run: RunConfig) -> list[Finding]:
     return [ok(what, "bitsandbytes is there")]
 
 
+@pydantic_dataclass
+class _LaunchFile:
+    """What is asked of a launch file's settings; Accelerate knows many more."""
+
+    num_processes: Annotated[Whole, Field(ge=1)] | None = None
+    num_machines: Annotated[Whole, Field(ge=1)] | None = None
+    machine_rank: Annotated[Whole, Field(ge=0)] | None = None
+    main_process_port: Annotated[Whole, Field(ge=0, le=65535)] | None = None
+    main_process_ip: NonBlank | None = None
+    distributed_type: NonBlank | None = None
+    mixed_precision: Literal["no", "fp16", "bf16", "fp8"] | None = None
+    use_cpu: Flag | None = None
+    deepspeed_config: dict[str, Any] | None = None
+
+
 def read_launch(path: Path) -> dict[str, Any]:
-    """Return a launch file's settings; raise UserError where it is none."""
-    try:
-        values = yaml.safe_load(locate(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UserError(f"--launch {path}: cannot be read ({e}); see launch/") from e
+    """Return a launch file's settings; raise UserError where it is none, or a value is no value."""
+    name = f"--launch {path}"
+    values = parse_yaml(read_text(locate(path), name), name)
     if not isinstance(values, dict):
-        raise UserError(f"--launch {path}: holds no settings; see launch/")
+        raise UserError(f"{name}: holds no settings; see launch/")
+    read_record(_LaunchFile, values, f"{name}: not a launch file of Accelerate; see launch/")
     return values
 
 
@@ -126,9 +141,8 @@ def bucket(settings: dict[str, Any]) -> int | None:
         return None
     try:
         template = locate(Path(str(settings["deepspeed_config"]["deepspeed_config_file"])))
-        values = json.loads(template.read_text(encoding="utf-8"))
-        return int(float(values["zero_optimization"]["reduce_bucket_size"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(float(read_json(template)["zero_optimization"]["reduce_bucket_size"]))
+    except (ValueError, KeyError, TypeError, OverflowError):
         return 0  # what is wrong with the template is named by check_launch
 
 

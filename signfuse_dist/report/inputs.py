@@ -35,11 +35,11 @@ from signfuse_dist.data.manifest import (
 )
 from signfuse_dist.data.shard import read_clip
 from signfuse_dist.data.storage import Folder, open_folder
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.evaluation.scores import SplitScores, read_split_scores
 from signfuse_dist.evaluation.translations import read_array, read_pairs
 from signfuse_dist.experiment import load_resolved
-from signfuse_dist.files import parse_json, read_json, read_text
+from signfuse_dist.files import machine_error, machine_fault, parse_json, read_json, read_text
 from signfuse_dist.records import Whole, read_record
 from signfuse_dist.run_folder import EvaluationFolder, RunFolder
 
@@ -136,6 +136,8 @@ class ReportInputs:
         """Return ``read()``, or note its :class:`UserError` and return ``otherwise``."""
         try:
             return read()
+        except MachineError:
+            raise
         except UserError as e:
             self.note(what, e)
             return otherwise
@@ -186,6 +188,8 @@ class ReportInputs:
             except FileNotFoundError:
                 self.unrecorded.append(path.name)
             except (OSError, zipfile.BadZipFile) as e:
+                if machine_fault(e):
+                    raise machine_error(e, path) from e
                 self.note(what, f"{path.name} cannot be read ({e})")
             yield archive
 
@@ -197,6 +201,8 @@ class ReportInputs:
         except KeyError:
             self.note(what, f"{Path(str(archive.filename)).name} has none for {name!r}")
         except (UserError, OSError, zipfile.BadZipFile) as e:
+            if machine_fault(e):
+                raise machine_error(e, archive.filename) from e
             self.note(what, e)
         return None
 

@@ -13,13 +13,13 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, PlainValidator
 from pydantic.dataclasses import dataclass
 
 from signfuse_dist.errors import raise_together, suggest
 from signfuse_dist.evaluation.protocols import PRESETS, Preset, find_preset
 from signfuse_dist.evaluation.scores import Scores
+from signfuse_dist.files import parse_yaml
 from signfuse_dist.records import STRICT_KEYS, Flag, Place, Whole, build, dotted
 
 UNKNOWN_PROTOCOL = "protocol not known: tokens, case, punctuation and ROUGE-L may differ"
@@ -113,7 +113,7 @@ def read_published(text: str) -> list[Published]:
     Raises :class:`UserError` with every record that has other keys, a value of a wrong kind, a
     figure outside 0..100 or an unknown preset, and every result that is there twice.
     """
-    raw = yaml.safe_load(text)
+    raw = parse_yaml(text, "published.yaml")
     errors: list[str] = []
     papers = build(tuple[_PaperRecord, ...], raw, errors, partial(_name_place, raw))
     published = [

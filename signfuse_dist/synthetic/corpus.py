@@ -26,6 +26,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from signfuse_dist.answer import answer
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import write_alike
 from signfuse_dist.progress import Progress
@@ -285,12 +286,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status (2 for an error of the user's)."""
     given = _parser().parse_args(arguments)
-    try:
-        sizes = SplitSizes(given.train, given.dev, given.test)
-        write_corpus(given.root, given.seed, sizes, frame_size=given.frame_size)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return answer(lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    sizes = SplitSizes(given.train, given.dev, given.test)
+    write_corpus(given.root, given.seed, sizes, frame_size=given.frame_size)
     print(f"{given.root / TABLE}: {sizes.train + sizes.dev + sizes.test} clips")
     return 0
 

@@ -40,6 +40,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from signfuse_dist.answer import answer
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.corpora.tables import read_lines
 from signfuse_dist.errors import UserError, raise_together
@@ -456,19 +457,19 @@ def _size(given: argparse.Namespace) -> TinyLLM:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status (2 for an error of the user's)."""
     given = _parser().parse_args(arguments)
-    try:
-        texts, held_out = (read_texts(given.text, s) for s in (given.split, given.held_out))
-        losses = write_tiny_llm(
-            given.out,
-            texts,
-            held_out,
-            prompt=given.prompt,
-            minutes=given.minutes,
-            size=_size(given),
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return answer(lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    texts, held_out = (read_texts(given.text, s) for s in (given.split, given.held_out))
+    losses = write_tiny_llm(
+        given.out,
+        texts,
+        held_out,
+        prompt=given.prompt,
+        minutes=given.minutes,
+        size=_size(given),
+    )
     if losses is None:
         print(f"{given.out} is already there")
     else:

@@ -40,7 +40,7 @@ REFUSED = [
     ("data.frame_size=8", "data.frame_size: 8 is not at least 16"),
     ("loss.temperature=0", "loss.temperature: 0.0 is not at least 1e-06"),
     ("loss.temperature=0.0", "loss.temperature: 0.0 is not at least 1e-06"),
-    ("loss.temperature=.nan", "loss.temperature: nan is not at least 1e-06"),
+    ("loss.temperature=.nan", "loss.temperature: nan is not a finite number"),
     ("loss.temperature=warm", "loss.temperature: 'warm' is not a number"),
     ("loss.temperature=true", "loss.temperature: True is not a number"),
     ("loss.temperature=null", "loss.temperature: None is not a number"),
@@ -110,7 +110,11 @@ REFUSED = [
     ("evaluation.length_penalty=x", "evaluation.length_penalty: 'x' is not a number"),
     ("nonsense", "'nonsense': expected section.key=value (or data=, model=, stage=NAME)"),
     ("nonsense=1", "'nonsense=1': expected section.key=value (or data=, model=, stage=NAME)"),
-    ("model.dim=[1", "'model.dim=[1': not a YAML value (ParserError)"),
+    (
+        "model.dim=[1",
+        "'model.dim=[1', line 1, column 3: not YAML: while parsing a flow sequence; expected ',' "
+        "or ']', but got '<stream end>'",
+    ),
     ("stage.name=first", "stage.name: 'first' is not one of contrastive, alignment, finetune"),
 ]
 

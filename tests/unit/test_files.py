@@ -142,7 +142,7 @@ def test_a_state_that_is_missing_or_no_state_is_named(tmp_path: Path, text: str 
     (folder / STATE).unlink()
     if text is not None:
         (folder / STATE).write_text(text)
-    with pytest.raises(UserError, match=r"state\.json cannot be read"):
+    with pytest.raises(UserError, match=r"state\.json:? cannot be read"):
         read_state(folder)
 
 

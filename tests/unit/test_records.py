@@ -97,7 +97,7 @@ def test_json_is_written_whole_and_read_again(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (b"{torn", "a.json: not JSON (Expecting"),
-        (b"[" * 100_000, "a.json: not JSON (maximum recursion"),
+        (b"[" * 100_000, "a.json: not JSON (it is nested too deep"),
         (b'"\xff"', "a.json: not UTF-8 text (byte 1)"),
     ],
 )

@@ -127,22 +127,22 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no weights": (gone(WEIGHTS), "weights.safetensors is missing"),
     "no moments": (gone(OPTIMIZER), "optimizer.safetensors is missing"),
     "a folder for weights": (a_folder(WEIGHTS), "weights.safetensors is missing"),
-    "no state": (gone(STATE), "state.json cannot be read"),
-    "a folder for a state": (a_folder(STATE), "state.json cannot be read"),
-    "a FIFO for a state": (a_fifo, "state.json cannot be read (it is a FIFO)"),
-    "an empty folder": (emptied, "state.json cannot be read"),
-    "a file for the folder": (a_file, "state.json cannot be read (Not a directory)"),
-    "a link to nowhere": (a_broken_link, "state.json cannot be read"),
+    "no state": (gone(STATE), "state.json: cannot be read"),
+    "a folder for a state": (a_folder(STATE), "state.json: cannot be read"),
+    "a FIFO for a state": (a_fifo, "state.json: cannot be read (it is a FIFO)"),
+    "an empty folder": (emptied, "state.json: cannot be read"),
+    "a file for the folder": (a_file, "state.json: cannot be read (Not a directory)"),
+    "a link to nowhere": (a_broken_link, "state.json: cannot be read"),
     "a copy of another step": (of_another_step, "state.json is damaged: it is of step 4"),
-    "a state cut": (cut(STATE, 0.7), "state.json cannot be read"),
+    "a state cut": (cut(STATE, 0.7), "state.json: cannot be read"),
     "a bit of a state": (flipped(STATE, 30), "state.json"),
-    "a state of zeros": (written(STATE, bytes(300)), "state.json cannot be read"),
-    "a state that is no UTF-8": (written(STATE, b'{"step": "\xff"}'), "state.json cannot be read"),
-    "a list": (written(STATE, b"[6]"), "state.json cannot be read"),
-    "nested without end": (written(STATE, b"[" * 60_000), "state.json cannot be read"),
+    "a state of zeros": (written(STATE, bytes(300)), "state.json: cannot be read"),
+    "a state that is no UTF-8": (written(STATE, b'{"step": "\xff"}'), "state.json: cannot be read"),
+    "a list": (written(STATE, b"[6]"), "state.json: cannot be read"),
+    "nested without end": (written(STATE, b"[" * 60_000), "state.json: cannot be read"),
     "nested deep": (said(run=json.loads('{"a":' * 40 + "0" + "}" * 40)), "nested deeper than 20"),
     "a number of 5,000 digits": (written(STATE, b'{"step": ' + b"9" * 5000), "cannot be read"),
-    "files as a list": (said(files=[WEIGHTS, OPTIMIZER]), "state.json cannot be read"),
+    "files as a list": (said(files=[WEIGHTS, OPTIMIZER]), "state.json: cannot be read"),
     "a checksum that is a number": (said(files={WEIGHTS: 1}), "state.json is damaged: it lists no"),
     "no step": (said(step=...), "state.json is damaged: step: missing"),
     "a step in words": (said(step="6"), "state.json is damaged: step: '6' is not an int"),
@@ -295,8 +295,12 @@ def test_a_damaged_best_one_is_named_and_the_next_best_is_taken(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("number", "kind", "cause"),
     [
-        (errno.EACCES, UserError, "may not be read .Permission denied.: have it made readable"),
-        (errno.EPERM, UserError, "may not be read"),
+        (
+            errno.EACCES,
+            UserError,
+            "cannot be read .Permission denied.; ask its owner for the right",
+        ),
+        (errno.EPERM, UserError, "cannot be read .Operation not permitted.; ask its owner"),
         (errno.EIO, MachineError, "Input/output error .EIO.; no input is to blame"),
         (errno.ESTALE, MachineError, "Stale file handle"),
         (errno.EMFILE, MachineError, "Too many open files"),
@@ -324,14 +328,14 @@ def test_a_folder_of_checkpoints_that_cannot_be_listed_is_not_one_without_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file cannot be read \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"file: cannot be read \(Not a directory\)"):
         list_checkpoints(tmp_path / "file")
 
     def refuse(path: Path) -> list[str]:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "listdir", refuse)
-    with pytest.raises(UserError, match="may not be read"):
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\); ask"):
         find_latest(tmp_path, pytest.fail)
 
 

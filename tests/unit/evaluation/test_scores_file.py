@@ -67,7 +67,7 @@ def test_a_file_from_before_there_were_intervals_is_read(path: Path) -> None:
     [
         ("", "not JSON (Expecting value"),
         ("{torn", "not JSON (Expecting property name"),
-        ("[" * 100_000, "not JSON (maximum recursion depth"),
+        ("[" * 100_000, "not JSON (it is nested too deep"),
         ("[1]", "not a file of scores (1)\n  - expected a mapping of version, got [1]"),
         ("{}", "not a file of scores (1)\n  - version: missing"),
         ('{"version": 1}', "version 1, this program reads 2: evaluate again"),
