@@ -117,7 +117,7 @@ def read_config(folder: Any) -> SignFuseConfig:
     """Read ``config.json`` of a folder; raise :class:`UserError` naming it."""
     try:
         return SignFuseConfig.from_pretrained(folder)
-    except (OSError, UserError, TypeError) as e:
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         raise UserError(f"{folder}: its config.json cannot be read: {e}") from e
 
 
@@ -231,7 +231,7 @@ def _is_saved_model(folder: Path) -> bool:
     try:
         text = (folder / _CONFIG).read_text(encoding="utf-8")
         return json.loads(text)["model_type"] == SignFuseConfig.model_type  # type: ignore[no-any-return]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

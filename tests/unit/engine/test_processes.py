@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from safetensors import SafetensorError
 
 from helpers.model_factory import step_of
 from helpers.repository import ROOT
@@ -20,7 +23,7 @@ from signfuse_dist.config import STAGES, StageConfig, StageName, TrainConfig
 from signfuse_dist.engine import processes
 from signfuse_dist.engine.ds_config import resolve
 from signfuse_dist.engine.loop import make_optimizer
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.jobs import local
 from signfuse_dist.plan import make_plan
 
@@ -204,3 +207,30 @@ def test_the_documents_list_every_launch_file() -> None:
     listed = re.findall(r"^\| `launch/(\w+)\.yaml` \|", text, re.MULTILINE)
     assert sorted(listed) == sorted(KINDS)
     assert os.path.isdir(ROOT / "launch")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (UserError("no such thing"), UserError, "no such thing"),
+        (MachineError("the disk is full"), MachineError, "the disk is full"),
+        (OSError(errno.ENOSPC, "No space left"), MachineError, "Make room there, then run the"),
+        (
+            SafetensorError("I/O error: Read-only file system (os error 30)"),
+            MachineError,
+            "Have it mounted for writing, then run the same",
+        ),
+    ],
+)
+def test_what_the_main_process_meets_is_raised_with_its_kind(
+    error: Exception, kind: type, said: str
+) -> None:
+    """By all: it is the shared result that raises, also where there is one process."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(kind, match=said) as raised:
+        processes.do_on_main(Accelerator(cpu=True), fail)
+    assert type(raised.value) is kind
+    assert processes.do_on_main(Accelerator(cpu=True), lambda: 3) == 3

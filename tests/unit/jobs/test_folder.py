@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE, StopRequest, stop_file
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.jobs.batch import Attempts
 from signfuse_dist.jobs.folder import JobFolder, newest_checkpoint
 
@@ -23,6 +23,14 @@ def job(tmp_path: Path) -> JobFolder:
 def fail(job: JobFolder, error: Exception) -> None:
     with pytest.raises(type(error)), job.failures_named():
         raise error
+
+
+def test_what_the_machine_failed_at_is_worth_another_attempt(job: JobFolder) -> None:
+    """A full disk may have room then; what a user asked for would be refused again."""
+    fail(job, MachineError("the checkpoint of step 8 could not be written"))
+    end = job.end_of_attempt(1)
+    assert end.kind == "failed"
+    assert "the checkpoint of step 8 could not be written" in end.why
 
 
 def checkpoint(run: Path, step: int) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
+from helpers.little_checkpoints import sign
 from helpers.model_factory import draw_clips, join, small_config
 from helpers.repository import ROOT
 from helpers.saved_models import MAX_FRAMES, config_of, finetuned, untrained, write_llm
@@ -171,6 +172,36 @@ def test_a_damaged_or_missing_file_is_named(folder: Path, name: str) -> None:
         SignFuse.from_pretrained(folder)
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
+        SignFuse.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter/adapter_model.safetensors"])
+def test_numbers_that_are_not_finite_and_files_that_are_none_are_named(
+    folder: Path, name: str
+) -> None:
+    """With valid checksums, as a script that edits a model leaves them."""
+    tensors = load_file(folder / name)
+    odd = sorted(tensors)[0]
+    tensors[odd].view(-1)[0] = float("inf")
+    save_file(tensors, folder / name)
+    sign(folder)
+    with pytest.raises(UserError, match="1 tensors hold numbers that are not finite") as refused:
+        SignFuse.from_pretrained(folder)
+    assert str(folder / name) in str(refused.value)
+    assert odd in str(refused.value)
+    (folder / name).write_bytes(bytes(80))
+    sign(folder)
+    with pytest.raises(UserError, match=f"{name} is damaged: it is no whole safetensors file"):
+        SignFuse.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "[" * 60_000, '{"a":' * 900 + "0" + "}" * 900, '{"dim": ' + "9" * 5000]
+)
+def test_a_configuration_of_any_shape_is_an_error_by_name(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    sign(folder)
+    with pytest.raises(UserError, match=f"{folder}: its config.json cannot be read"):
         SignFuse.from_pretrained(folder)
 
 
