@@ -35,7 +35,8 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="evaluation.key=value",
-        help="other decoding than the run's, such as evaluation.num_beams=8",
+        help="other decoding than the run's, such as evaluation.num_beams=8; and data.stage_to="
+        "DIR, a folder of the node's own disk from which the shards are read",
     )
     command.add_argument("--split", required=True, help="the packed split's name, such as test")
     command.add_argument(

@@ -263,7 +263,11 @@ def test_an_ablation_is_shared_by_an_array(
         "1",
     )
     logs = [tmp_path / "3.log", tmp_path / "4.log"]
-    assert slurm.wait(job) == "COMPLETED,COMPLETED", [printed_by(log) for log in logs]
+    ended = slurm.wait(job, seconds=900)  # two rows are trained and scored
+    assert ended == "COMPLETED,COMPLETED", [printed_by(log) for log in logs]
+    for task, log in zip((3, 4), logs, strict=True):
+        named = tmp_path / "ablation" / "slurm" / f"small-ablate-{job}_{task}.log"
+        assert named.samefile(log)
     table = (tmp_path / "ablation" / "tables" / "small" / "two" / "table.csv").read_text()
     assert all(row["BLEU-1"] for row in csv.DictReader(table.splitlines()))
     trained = [re.findall(r"(\S+): done in", printed_by(log)) for log in logs]
