@@ -39,9 +39,11 @@ def _refused(error: UserError) -> int:
     """Print an error, after what was printed before it; return its exit status."""
     try:
         sys.stdout.flush()
-    except OSError as full:
-        _leave_standard_output()
         if isinstance(error.__cause__, OSError) and error.__cause__.filename is None:
+            os.write(sys.stdout.fileno(), b"\n")  # who else may have failed says so again
+    except OSError as full:
+        if full.errno is not None:  # else a standard output that is no file
+            _leave_standard_output()
             error = told(full, "standard output")
     print(f"error: {printable(str(error), several_lines=True)}", file=sys.stderr)
     return error.status

@@ -27,7 +27,7 @@ from signfuse_dist.corpora.characters import (
     script_of,
     visible,
 )
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, shortened
 from signfuse_dist.files import machine_error, machine_fault, unreadable
 
 Fields = Mapping[str, str]
@@ -269,7 +269,8 @@ def seconds(fields: Fields, column: str) -> float | None:
         value = math.nan
     if not math.isfinite(value) or value < 0:
         comma = "; write a point for the comma" if "," in written else ""
-        raise CorpusError(f"bad time: {column} {written!r} is not a time in seconds{comma}")
+        shown = shortened(written)
+        raise CorpusError(f"bad time: {column} {shown!r} is not a time in seconds{comma}")
     return value
 
 
@@ -296,8 +297,8 @@ def boxed(written: str) -> Box | None:
         if box.x0 < box.x1 and box.y0 < box.y1:
             return box
     raise CorpusError(
-        f"bad box: {written!r} is not x0 y0 x1 y1 as shares of the picture, from 0 to 1, x0 below "
-        "x1 and y0 below y1"
+        f"bad box: {shortened(written)!r} is not x0 y0 x1 y1 as shares of the picture, from 0 "
+        "to 1, x0 below x1 and y0 below y1"
     )
 
 

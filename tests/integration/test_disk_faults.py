@@ -87,7 +87,7 @@ CASES = {
     "check": Case(CHECK, EXPERIMENT),
     "check, its part": Case(CHECK, "configs/model/tiny.yaml"),
     "check, shards": Case(CHECK, "shards/train/manifest.json", closed=1),
-    "check, dev": Case(CHECK, "shards/dev/manifest.json", closed=1),
+    "check, dev": Case(CHECK, "shards/dev/manifest.json", closed=0),
     "check, launch": Case(f"{CHECK} --launch own.yaml", "own.yaml"),
     "train": Case(f"train {EXPERIMENT} --launch own.yaml", EXPERIMENT, slow=True),
     "evaluate": Case(EVALUATE, f"{RUN}/config.yaml", slow=True),
@@ -95,7 +95,7 @@ CASES = {
     "score": Case("score --hypotheses h.jsonl --preset sacrebleu", "h.jsonl"),
     "compare": Case("compare h.jsonl other.jsonl --preset sacrebleu", "other.jsonl"),
     "report": Case(REPORT, f"{SCORED}/hypotheses.jsonl", SCORED, slow=True),
-    "report, scores": Case(REPORT, f"{SCORED}/scores.json", closed=0, slow=True),
+    "report, scores": Case(REPORT, f"{SCORED}/scores.json", slow=True),
     "report, gates": Case(REPORT, f"{SCORED}/gates.npz", closed=0, slow=True),
     "report, curves": Case(REPORT, f"{RUN}/metrics.jsonl", closed=0, slow=True),
     "translate": Case(TRANSLATE, f"{RUN}/config.yaml", slow=True),
@@ -180,7 +180,7 @@ def test_a_disk_that_fails_a_command_is_named_with_cause_and_what_helps(
     assert "Traceback" not in said
     assert ended == status, said
     if status == 0:
-        return  # noted in the report
+        return  # a warning of the check, a piece that the report says it lacks
     assert os.strerror(getattr(errno, fault)) in said
     assert place.rpartition("/")[2] in said, "the place is named"
     assert re.search(HELPS.get(fault, "run the same command again"), said, re.IGNORECASE)
