@@ -43,7 +43,7 @@ _MACHINE_FAULTS = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
     errno.EROFS: "have it mounted for writing",
-    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`) or take fewer --clips-per-shard",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`)",
     errno.EIO: "wait until the disk or mount is back; where this one file alone cannot be read, "
     "put another copy in its place",
     **dict.fromkeys(
