@@ -43,7 +43,7 @@ def encode(text: str) -> list[int]:
 
 def make(
     tmp_path: Path, stage: StageName, **train: Any
-) -> tuple[DevelopmentScore, SignFuse, Split, list[str]]:
+) -> tuple[DevelopmentScore, SignFuse, Split]:
     split = open_split(write_split(tmp_path / "dev", LENGTHS), data_config())
     values = {"micro_batch_size": 2, "global_batch_size": GROUP, "num_workers": 0, **train}
     run = RunConfig(
@@ -58,12 +58,11 @@ def make(
     )
     model = small_model(norm="sync")
     set_mode(model, stage)
-    said: list[str] = []
     here: Any = SimpleNamespace(
-        num_processes=1, process_index=0, device=torch.device("cpu"), print=said.append
+        num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu")
     )
     tokenizer: Any = SimpleNamespace(encode=encode) if stage != "contrastive" else None
-    return DevelopmentScore(run, model, split, tokenizer, here), model, split, said
+    return DevelopmentScore(run, model, split, tokenizer, here), model, split
 
 
 def batch_of(split: Split, clips: list[int]) -> Any:
@@ -73,7 +72,7 @@ def batch_of(split: Split, clips: list[int]) -> Any:
 
 @torch.no_grad()
 def test_it_is_the_language_loss_a_token_over_the_whole_split(tmp_path: Path) -> None:
-    development, model, split, _ = make(tmp_path, "finetune")
+    development, model, split = make(tmp_path, "finetune")
     scores = development()
     batch = batch_of(split, list(range(len(LENGTHS))))
     expected = model.eval()(batch, None, True).negative_log_likelihood
@@ -86,7 +85,7 @@ def test_it_is_the_language_loss_a_token_over_the_whole_split(tmp_path: Path) ->
 @torch.no_grad()
 def test_the_contrastive_stage_compares_groups_whatever_the_micro_batch(tmp_path: Path) -> None:
     """The clips of a group come from one order, and B is the group's, not the micro batch's."""
-    development, model, split, _ = make(tmp_path, "contrastive")
+    development, model, split = make(tmp_path, "contrastive")
     scores = development()
     order = epoch_order(0, 0, len(LENGTHS)).tolist()
     model.eval()
@@ -103,7 +102,7 @@ def test_the_contrastive_stage_compares_groups_whatever_the_micro_batch(tmp_path
 @pytest.mark.parametrize("stage", ["contrastive", "alignment", "finetune"])
 def test_training_does_not_notice_it(tmp_path: Path, stage: StageName) -> None:
     """Modes, statistics, weights and torch's randomness are what they were; twice is the same."""
-    development, model, _, _ = make(tmp_path, stage)
+    development, model, _ = make(tmp_path, stage)
     modes = {name: part.training for name, part in model.named_modules()}
     assert any(modes.values())
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -122,23 +121,26 @@ def test_training_does_not_notice_it(tmp_path: Path, stage: StageName) -> None:
 def test_a_clip_that_cannot_be_read_is_named_and_there_is_no_score(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    development, model, split, said = make(tmp_path, "finetune")
+    development, model, split = make(tmp_path, "finetune")
     damage(split, 2, "jpegs", bytes(8))
     assert development() == {}
-    assert said == [
-        "no development score: 1 of 5 clips of dev could not be read; they are named above"
-    ]
-    assert "development clip left out: clip 2: shard-000000.tar" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "development clip left out: clip 2: shard-000000.tar" in said
+    assert said.endswith(
+        "no development score: 1 of 5 clips of dev could not be read; they are named above\n"
+    )
     assert model.training
 
 
-def test_a_score_that_is_not_finite_is_none(tmp_path: Path) -> None:
-    development, model, _, said = make(tmp_path, "finetune")
+def test_a_score_that_is_not_finite_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    development, model, _ = make(tmp_path, "finetune")
     assert model.adapter is not None
     with torch.no_grad():
         next(model.adapter.parameters()).fill_(float("nan"))
     assert development() == {}
-    assert said == ["no development score: dev_language is nan"]
+    assert capsys.readouterr().out.endswith("no development score: dev_language is nan\n")
 
 
 def test_a_split_that_is_not_packed_is_named_with_what_to_write(tmp_path: Path) -> None:
