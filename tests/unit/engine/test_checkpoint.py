@@ -217,7 +217,7 @@ def test_a_file_that_cannot_grow_leaves_nothing_of_the_new_checkpoint(tmp_path: 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, hard))
     try:
-        with pytest.raises(OSError, match="File too large: '.*/step_00000002'"):
+        with pytest.raises(OSError, match=r"File too large: '.*/step_00000002'"):
             write(tmp_path, snapshot(2, size=SIZE))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
