@@ -12,21 +12,23 @@ import os
 import re
 import shutil
 import stat
+import time
 import traceback
-import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 
 import yaml
 
 from signfuse_dist.errors import DamagedError, MachineError, UserError, shortened
+from signfuse_dist.writer import Writer, temporary_beside, writer_of
 
 STATE = "state.json"
 _OWN_CHECKSUM = "state_sha256"  # in state.json: of all else that it says
 _DEEPEST = 20  # levels of a state.json; what is written has five
 PART = ".part"  # ends the name of a folder that is being written
+_SILENCE = 86_400.0  # seconds after which what another machine left half written is left for good
 # Folders of files that come with the package and that a user may have in the working folder too.
 _OWN = ("configs", "ds_configs", "launch")
 _PACKAGE = Path(__file__).resolve().parent
@@ -251,28 +253,38 @@ def write_folder(
     ``folder`` is replaced. When a file cannot be written, whatever its writer raises is raised and
     nothing of the new folder is left: half of it would keep a full disk full.
     """
-    part = folder.with_name(f".{folder.name}{PART}")
-    shutil.rmtree(part, ignore_errors=True)
+    with part_of(folder, replaces=True) as part:
+        for name, write in writers.items():
+            write(part / name)
+        _write_state(part, state)
+
+
+@contextmanager
+def part_of(folder: Path, *, replaces: bool = False) -> Iterator[Path]:
+    """Make a temporary folder that takes the place of ``folder`` when the block ends well.
+
+    Where it does not, nothing of it is left. Unless it ``replaces`` what is there, ``folder`` is
+    absent or empty.
+    """
+    _remove_leftovers_once(folder.parent)
+    part = temporary_beside(folder, PART)
     try:
         with at_path(folder, part):
             part.mkdir(parents=True)
-            for name, write in writers.items():
-                write(part / name)
-            _write_state(part, state)
+            yield part
+            if replaces:
+                remove(folder)
+            os.replace(part, folder)
+            sync(folder.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    with at_path(folder, part):
-        remove(folder)
-        os.replace(part, folder)
-        sync(folder.parent)
 
 
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder, where there is one; of a folder no half keeps its name."""
-    gone = path.with_name(f".{path.name}.old{PART}")
-    shutil.rmtree(gone, ignore_errors=True)
     if path.is_dir() and not path.is_symlink():
+        gone = temporary_beside(path, f".old{PART}")
         os.replace(path, gone)
         shutil.rmtree(gone)
     else:
@@ -371,10 +383,11 @@ def _is_inside(name: str) -> bool:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its place when the block ends well.
 
-    The content is on the disk before the name is. The temporary name is unique, so that a writer
-    which has lost its parent cannot rename another writer's half of a file.
+    The content is on the disk before the name is. No two writers have one temporary name. The first
+    file that a process writes in a folder is when it removes what killed ones left there.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    _remove_leftovers_once(path.parent)
+    temporary = temporary_beside(path)
     try:
         with at_path(path, temporary):
             with temporary.open("xb") as file:
@@ -387,26 +400,53 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, names: Collection[str]) -> None:
-    """Remove the temporary files that interrupted writers of files of these names left behind."""
-    for leftover in folder.glob(".*.tmp"):
-        if leftover.name[1:].rsplit(".", 2)[0] in names:
+_cleared: set[str] = set()  # folders in which this process has looked for leftovers
+
+
+def _remove_leftovers_once(folder: Path) -> None:
+    """Look for leftovers the first time that this process writes in a folder.
+
+    That they cannot be looked for or removed is no reason not to write.
+    """
+    if str(folder.absolute()) in _cleared:
+        return
+    _cleared.add(str(folder.absolute()))
+    with suppress(OSError):
+        remove_leftovers(folder)
+
+
+def remove_leftovers(folder: Path, names: Collection[str] = ()) -> None:
+    """Remove the temporary files and folders of writers that have ended without renaming them.
+
+    A writer of this machine is looked for by its process. One of another machine has ended when
+    nothing was written for a day: it cannot be asked, and how far clocks differ is not known. Of
+    what is called ``names`` the caller holds the lock, so that nobody else writes it: all goes.
+    """
+    with os.scandir(folder) as entries:
+        leftovers = [Path(e.path) for e in entries if _is_leftover(e, names)]
+    for leftover in leftovers:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
             leftover.unlink(missing_ok=True)
 
 
-def write_alike(path: Path, content: bytes) -> None:
-    """Write a file that several processes may be writing at this moment, all the same content.
-
-    Leftovers are removed only after the file is in its place. So a writer that finds its own
-    temporary file removed knows that another has finished, and at no time has nobody.
-    """
-    try:
-        with written_whole(path) as file:
-            file.write(content)
-    except FileNotFoundError:
-        if not path.exists():
-            raise
-    remove_leftovers(path.parent, {path.name})
+def _is_leftover(entry: os.DirEntry[str], names: Collection[str]) -> bool:
+    if not (entry.name.startswith(".") and entry.name.endswith((".tmp", PART))):
+        return False
+    known = writer_of(entry.name)
+    if known is None:  # of an earlier version, which did not say who writes
+        return entry.name[1:].rsplit(".", 2)[0] in names
+    name, writer = known
+    if writer == Writer.this():
+        return False
+    lives = False if name in names else writer.lives()
+    if lives is None:
+        try:
+            return time.time() - entry.stat(follow_symlinks=False).st_mtime > _SILENCE
+        except FileNotFoundError:
+            return False
+    return not lives
 
 
 def write_text(path: Path, text: str) -> None:

@@ -43,7 +43,7 @@ from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
 from signfuse_dist.data.pack_workers import ClipError, Division, make_shards
 from signfuse_dist.data.shard import EncodedClip, EncodedPose, read_record
-from signfuse_dist.files import machine_error, machine_fault, what_helps, write_alike
+from signfuse_dist.files import machine_error, machine_fault, what_helps, write_bytes
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 __all__ = ["ClipEncoder", "PackConfig", "PackError", "PackSummary", "pack", "rows_digest"]
@@ -274,8 +274,8 @@ def _packed_boxes(shards: Path, manifest: Manifest) -> dict[str, Box]:
 
 def _write_tables(out: Path, summary: PackSummary) -> None:
     """Write what was dropped and what is on one side only; refuse a split without clips."""
-    write_alike(out / DROPPED_NAME, summary.dropped_table().encode("utf-8"))
-    write_alike(out / ORPHANS_NAME, summary.orphans_table().encode("utf-8"))
+    write_bytes(out / DROPPED_NAME, summary.dropped_table().encode("utf-8"))
+    write_bytes(out / ORPHANS_NAME, summary.orphans_table().encode("utf-8"))
     if not summary.num_packed:
         raise PackError(
             f"none of the {summary.num_rows} rows could be packed: "
@@ -299,7 +299,7 @@ def _write_manifest(
         signfuse_version=__version__,
         num_failed_frames=summary.num_failed_frames,
     )
-    write_alike(out / MANIFEST_NAME, manifest_bytes(manifest))
+    write_bytes(out / MANIFEST_NAME, manifest_bytes(manifest))
 
 
 @dataclass(frozen=True)

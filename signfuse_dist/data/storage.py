@@ -11,7 +11,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import IO, TypeAlias
 from upath import UPath
 
 from signfuse_dist.errors import UserError
+from signfuse_dist.writer import temporary_beside
 
 Folder: TypeAlias = Path | UPath
 Read: TypeAlias = Callable[[int, int], bytes]
@@ -104,7 +104,7 @@ class RangeCache:
             # Counted before it is there: a writer that is killed here makes the cache look fuller
             # than it is, never emptier.
             (self.folder / _USED).write_text(str(used + len(content)))
-            part = self.folder / f".{uuid.uuid4().hex}.tmp"
+            part = temporary_beside(path)
             try:
                 part.write_bytes(content)
                 os.replace(part, path)

@@ -8,6 +8,7 @@ is gone on from, is known to :mod:`signfuse_dist.engine.checkpoint_files`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -281,9 +282,9 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a writer that was killed left behind."""
+    """Remove what a writer that was killed left; the caller holds the lock of the run."""
     for part in folder.glob(f".step_*{PART}"):
-        remove(part)
+        shutil.rmtree(part)
 
 
 def _gather_moments(accelerator: Accelerator, module: nn.Module, optimizer: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE, STOP
 from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.files import at_path, read_json, read_text, write_text
 from signfuse_dist.run_folder import RunFolder
+from signfuse_dist.writer import temporary_beside
 
 State = Literal["training", "stopped", "finished"]
 Kind = Literal["finished", "stopped", "refused", "failed"]
@@ -139,7 +140,7 @@ class JobFolder:
             # A fault of the machine may be over at the next attempt.
             "user": isinstance(error, UserError) and not isinstance(error, MachineError),
         }
-        part = self._path / f".failure.{note['host']}.{os.getpid()}"
+        part = temporary_beside(self._path / "failure.json")
         try:
             part.write_text(json.dumps(note), encoding="utf-8")
             os.link(part, self._path / "failure.json")  # fails where another was first

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from signfuse_dist.answer import answer
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import write_alike
+from signfuse_dist.files import write_bytes
 from signfuse_dist.progress import Progress
 from signfuse_dist.skeleton import JOINT_LAYOUT, LEFT_HAND, NUM_JOINTS
 from signfuse_dist.synthetic.language import SPLITS, Sentence, SplitSizes, draw_splits
@@ -169,8 +169,8 @@ def _write_clip(root: Path, planned: PlannedClip, frame_size: int, codec: str) -
     if video.is_file() and joints.is_file():
         return
     clip = render_clip(planned.sentence, planned.signer, planned.seed, frame_size=frame_size)
-    write_alike(joints, _joint_bytes(clip))
-    write_alike(video, _video_bytes(clip.frames, codec))
+    write_bytes(joints, _joint_bytes(clip))
+    write_bytes(video, _video_bytes(clip.frames, codec))
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:
@@ -246,8 +246,8 @@ def write_corpus(
         return
     for folder in ("clips", "joints"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    write_alike(root / _UNFINISHED, (json.dumps(description, indent=2) + "\n").encode())
-    write_alike(root / TABLE, _table_bytes(plan))
+    write_bytes(root / _UNFINISHED, (json.dumps(description, indent=2) + "\n").encode())
+    write_bytes(root / TABLE, _table_bytes(plan))
     with Progress("drawing the synthetic corpus", len(plan), "clip") as progress:
         for planned in plan:
             _write_clip(root, planned, frame_size, description["codec"])

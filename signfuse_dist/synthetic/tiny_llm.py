@@ -20,7 +20,6 @@ import hashlib
 import json
 import math
 import random
-import shutil
 import sys
 import time
 from collections import Counter
@@ -44,6 +43,7 @@ from signfuse_dist.answer import answer
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.corpora.tables import read_lines
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.files import part_of
 from signfuse_dist.model.llm import without_bars
 from signfuse_dist.progress import Progress
 
@@ -363,14 +363,11 @@ def _is_there(out: Path, record: dict[str, Any]) -> bool:
 def _save(
     out: Path, model: TinyModel, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any]
 ) -> None:
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with without_bars():
-        model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    (part / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", "utf-8")
-    part.replace(out)
+    with part_of(out) as part:
+        with without_bars():
+            model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        (part / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def write_tiny_llm(

@@ -22,6 +22,7 @@ from signfuse_dist.data.pack import PackConfig, PackError, PackSummary, pack
 from signfuse_dist.data.shard import load_index, load_manifest, read_clip
 from signfuse_dist.data.verify import verify
 from signfuse_dist.errors import UserError
+from signfuse_dist.writer import Writer
 
 CONFIG = PackConfig(frame_size=32, clips_per_shard=2)
 
@@ -354,8 +355,9 @@ def test_what_a_killed_writer_of_the_last_files_left_is_removed(tmp_path):
     table, out = write_corpus(tmp_path, 3), tmp_path / "out"
     packed(table, out)
     before = files(out)
-    (out / ".manifest.json.01.tmp").write_bytes(b"half a man")
-    (out / ".dropped.tsv.02.tmp").write_bytes(b"")
+    killed = Writer(Writer.this().where, os.getpid(), 1)  # its number was given again
+    (out / f".manifest.json.{killed}.01234567.tmp").write_bytes(b"half a man")
+    (out / f".dropped.tsv.{killed}.12345678.tmp").write_bytes(b"")
     (out / "manifest.json").unlink()
     packed(table, out)
     assert files(out) == before

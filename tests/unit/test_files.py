@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from signfuse_dist import files
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import (
     STATE,
@@ -19,11 +24,12 @@ from signfuse_dist.files import (
     package_files,
     read_state,
     remove_leftovers,
-    write_alike,
+    write_bytes,
     write_folder,
     write_text,
     yaml_files,
 )
+from signfuse_dist.writer import Writer, temporary_beside, writer_of
 
 
 def write(folder: Path, content: bytes = b"content", **state: Any) -> Path:
@@ -170,12 +176,77 @@ def test_a_checksum_is_sha256_of_all_of_a_large_file(tmp_path: Path) -> None:
     assert checksum(tmp_path / "large") == hashlib.sha256(content).hexdigest()
 
 
-def test_leftovers_of_the_named_files_are_removed_and_no_others(tmp_path: Path) -> None:
+def test_of_an_earlier_version_only_leftovers_of_the_named_files_are_removed(
+    tmp_path: Path,
+) -> None:
     for name in (".a.tar.0f.tmp", ".b.tar.1f.tmp", ".a.tar.tmp", "a.tar.2f.tmp", "a.tar"):
         (tmp_path / name).write_text("")
     remove_leftovers(tmp_path, {"a.tar"})
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".a.tar.tmp", ".b.tar.1f.tmp", "a.tar", "a.tar.2f.tmp"]
+
+
+WRITE_HALF = """
+import sys, time
+from pathlib import Path
+from signfuse_dist.files import part_of, written_whole
+with written_whole(Path(sys.argv[1]) / "plan.json") as file, part_of(Path(sys.argv[1]) / "f"):
+    file.write(b"half")
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def half_written(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has half a file and half a folder in ``tmp_path / "runs"``."""
+    (tmp_path / "runs").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE_HALF, str(tmp_path / "runs")],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        yield process
+        process.kill()
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_one_that_lives(
+    tmp_path: Path, half_written: subprocess.Popen[str]
+) -> None:
+    folder = tmp_path / "runs"
+    write_text(folder / "plan.json", "another")  # the first writing of this process there
+    halves = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+    assert [name.partition(".")[2].partition(".")[0] for name in halves] == ["f", "plan"]
+    half_written.kill()
+    half_written.wait()
+    files._cleared.clear()  # as in the next process
+    write_text(folder / "notes", "")
+    assert sorted(path.name for path in folder.iterdir()) == ["notes", "plan.json"]
+    assert (folder / "plan.json").read_text() == "another"
+
+
+def test_leftovers_of_another_machine_are_removed_after_a_day_without_a_sign(
+    tmp_path: Path,
+) -> None:
+    for where, hours in (("00000000", 1), ("00000001", 30)):
+        leftover = tmp_path / f".plan.json.{where}-1-1.01234567.tmp"
+        leftover.write_text("")
+        then = time.time() - hours * 3600
+        os.utime(leftover, (then, then))
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".plan.json.00000000-1-1.01234567.tmp"]
+    remove_leftovers(tmp_path, {"plan.json"})  # whoever holds its lock knows better
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_leftover_of_a_process_whose_number_was_given_again_is_removed(tmp_path: Path) -> None:
+    mine = Writer.this()
+    leftover = tmp_path / f".a.{Writer(mine.where, os.getppid(), 1)}.01234567.tmp"
+    leftover.write_text("")
+    remove_leftovers(tmp_path)
+    assert not leftover.exists()
 
 
 def test_a_file_that_many_write_at_once_is_there_from_the_first_on(tmp_path: Path) -> None:
@@ -184,7 +255,7 @@ def test_a_file_that_many_write_at_once_is_there_from_the_first_on(tmp_path: Pat
 
     def write_many(_: int) -> None:
         for _ in range(40):
-            write_alike(path, b"alike")
+            write_bytes(path, b"alike")
             seen.append(path.read_bytes() == b"alike")
 
     with ThreadPoolExecutor(8) as pool:
@@ -194,30 +265,21 @@ def test_a_file_that_many_write_at_once_is_there_from_the_first_on(tmp_path: Pat
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_a_writer_whose_temporary_file_another_removed_has_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, replace = tmp_path / "manifest.json", os.replace
-
-    def overtaken(source: Path, target: Path) -> None:
-        monkeypatch.setattr(os, "replace", replace)
-        write_alike(path, b"alike")  # another process, from beginning to end
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", overtaken)
-    write_alike(path, b"alike")
-    assert path.read_bytes() == b"alike"
-
-
-def test_a_temporary_file_that_vanished_for_no_reason_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lost(source: Path, target: Path) -> None:
-        raise FileNotFoundError(source)
-
-    monkeypatch.setattr(os, "replace", lost)
-    with pytest.raises(FileNotFoundError):
-        write_alike(tmp_path / "manifest.json", b"alike")
+def test_no_two_writers_have_one_temporary_name(tmp_path: Path) -> None:
+    names = [temporary_beside(tmp_path / "plan.json").name for _ in range(100)]
+    assert len(set(names)) == 100
+    assert {writer_of(name) for name in names} == {("plan.json", Writer.this())}
+    assert writer_of("plan.json.tmp") is writer_of(".plan.json.0f.tmp") is None
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # a process of its own, with the memory of this one
+        os.write(write, str(Writer.this()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    other = Writer.parse(os.read(read, 100).decode())
+    assert other is not None
+    assert (other.where, other.lives()) == (Writer.this().where, False)
+    assert other.pid == child
 
 
 def test_the_packages_own_files_are_found_from_every_folder_after_those_that_are_there(
