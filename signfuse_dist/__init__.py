@@ -7,9 +7,9 @@ before. Data flows from left to right, imports go from right to left::
     losses --engine--> RUN/model --evaluation--> translations, scores --report--> report.html
 
 Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes), ``files`` and
-``tensor_files``, ``writer`` (which process writes) and ``locks`` (that one does), ``records`` (typed
-YAML and JSON), ``config`` (what a run is), ``experiment`` (reading one), ``run_folder`` (what RUN
-holds), ``progress`` (the only bars), ``device`` and ``nvidia`` (where it computes). Data and model
+``tensor_files``, ``writer`` (which process writes) and ``locks`` (that one does), ``records``
+(typed YAML and JSON), ``config`` (what a run is), ``experiment`` (reading one), ``run_folder``
+(what RUN holds), ``progress`` (the only bars), ``device`` and ``nvidia`` (where it computes). Data and model
 do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which clips and
 frames at which step) on one side and ``stages``, ``objective`` (section 3.7: what trains, which
 losses) on the other.
