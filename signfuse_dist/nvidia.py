@@ -46,6 +46,14 @@ def signs_of_gpus(environment: Mapping[str, str]) -> list[str]:
     return signs
 
 
+def count_gpus(environment: Mapping[str, str]) -> int:
+    """Return how many GPUs a process of this machine sees, whether or not torch can use them."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return 0 if visible.strip() in _HIDDEN else len(visible.split(","))
+    return len(_ask("--list-gpus")) or len(list(_DEVICES.glob("nvidia[0-9]*")))
+
+
 def why_unusable() -> str:
     """Return why torch may not use the GPUs of this machine, as far as can be told, and what to do.
 

@@ -238,6 +238,8 @@ def _run_loop(
     )
     dataset = _clips(job, tokenizer, start_step, features)
     source = batches(dataset, job.workers, device.has_gpu())
+    if job.is_main:
+        JobFolder.from_environment().take_steps()
     return loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
 
 

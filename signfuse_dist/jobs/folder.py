@@ -30,7 +30,7 @@ from signfuse_dist.files import at_path, read_json, read_text, write_text
 from signfuse_dist.run_folder import RunFolder
 from signfuse_dist.writer import temporary_beside
 
-State = Literal["training", "stopped", "finished"]
+State = Literal["starting", "training", "stopped", "finished"]
 Kind = Literal["finished", "stopped", "refused", "failed"]
 
 
@@ -46,7 +46,7 @@ class JobFolder:
     """Reads and writes the files of one job; without a folder nobody listens, nothing is written.
 
     The batch script calls ``clear``, ``ask_stop``, ``end_of_attempt`` and ``newest_step``; the
-    trainer ``begin``, ``end`` and ``failures_named``.
+    trainer ``begin``, ``take_steps``, ``end`` and ``failures_named``.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -81,13 +81,18 @@ class JobFolder:
                 signal.signal(number, handler)
 
     def begin(self, run_folder: Path) -> None:
-        """Say that a run is being trained; the main process calls this."""
+        """Say that a run is being started; the main process calls this."""
         if self._path is None:
             return
         path = self._path / "run_folders"
         with at_path(path), path.open("a", encoding="utf-8") as file:
             file.write(f"{run_folder.resolve()}\n")
-        self._write_state("training")
+        self._write_state("starting")
+
+    def take_steps(self) -> None:
+        """Say that steps are taken from here on, after which a stop is heeded; as ``begin``."""
+        if self._path is not None:
+            self._write_state("training")
 
     def end(self, *, finished: bool) -> None:
         """Say how training ended, once the checkpoint is on the disk; the main process does."""
@@ -103,6 +108,11 @@ class JobFolder:
             if self._path is not None:
                 self._note(e)
             raise
+
+    @property
+    def heeds_stop(self) -> bool:
+        """Whether the run that was begun last takes steps, and so writes a checkpoint at a stop."""
+        return self._read("status.json").get("state") == "training"
 
     @property
     def stopped(self) -> bool:

@@ -1,4 +1,4 @@
-"""Starting the stages on this machine through `accelerate launch`."""
+"""Starting the stages on this machine: looked at first, launched in order, stopped by ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
+import psutil
+
+from signfuse_dist import nvidia
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_stages
 from signfuse_dist.files import locate
 from signfuse_dist.jobs.folder import JobFolder
+from signfuse_dist.preflight.check import Target, refuse_errors
 from signfuse_dist.preflight.machine import read_launch
 from signfuse_dist.run_folder import RunFolder, refuse_other, refuse_other_before
 
@@ -24,6 +30,7 @@ DEFAULT_LAUNCH = {
     "one GPU": "gpu.yaml",
     "several GPUs": "node_zero2.yaml",
 }
+_SECONDS_TO_END = 30.0  # as torchrun waits for its processes
 
 
 def train_stages(
@@ -31,7 +38,8 @@ def train_stages(
 ) -> int:
     """Train ``train.stages`` in order; return 0, or the status of the first that does not finish.
 
-    With ``stage=NAME`` among the overrides, only that stage.
+    With ``stage=NAME`` among the overrides, only that stage. Before anything is started, all is
+    looked at as `signfuse check` does: its warnings are printed, and its errors raise UserError.
     """
     launch = find_launch(launch, num_processes)
     shared = [word for word in overrides if not word.startswith("stage=")]
@@ -40,17 +48,22 @@ def train_stages(
     refuse_other_before(runs[0])
     for run in runs:
         refuse_other(run)
+    left = [run for run in runs if not RunFolder.of(run).is_finished]
+    if left:
+        processes = count_processes(launch, num_processes)
+        refuse_errors(left, Target(processes, launch, started_by="train"))
     for run in runs:
         stage = run.stage.name
-        if RunFolder.of(run).is_finished:
+        if run not in left:
             print(f"{run.folder}: already trained", flush=True)
             continue
         words = [experiment, f"stage={stage}", *shared]
         status = _launch(launch, num_processes, words)
-        if status:
+        if status == REQUEUE:
             print(
                 f"stage {stage} did not finish; the same command goes on from its last checkpoint"
             )
+        if status:
             return status
     return 0
 
@@ -58,23 +71,80 @@ def train_stages(
 def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> int:
     command = launch_command(launch, num_processes, "signfuse_dist.train", words)
     with tempfile.TemporaryDirectory() as own:
-        # The launcher makes 1 of every status; whether a stop was asked for stands in the folder.
         folder = os.environ.get(JOB_FOLDER, own)
         job = JobFolder(Path(folder))
         with job.asking(signal.SIGTERM, signal.SIGUSR1):
             announced = launcher_environment(launch, num_processes)
-            status = _wait(command, {**announced, **os.environ, JOB_FOLDER: folder})
-        return REQUEUE if status and job.stopped else status
+            return _wait(command, {**announced, **os.environ, JOB_FOLDER: folder}, job)
 
 
-def _wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    with subprocess.Popen(command, env=environment) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                # ctrl-C reaches the workers as well: they write a checkpoint, then end.
-                print("stopping after this step ...", flush=True)
+def _wait(command: Sequence[str], environment: Mapping[str, str], job: JobFolder) -> int:
+    """Run a launcher to its end and return its status.
+
+    The first ctrl-C asks trainers that take steps for a checkpoint, and ends those that do not yet;
+    another ends all at once. Raises KeyboardInterrupt when everything has ended.
+    """
+    presses = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+        if presses == 1 and job.heeds_stop:
+            job.ask_stop()
+            said = b"stopping after this step; ctrl-C again stops at once\n"
+            os.write(2, said)  # print could be in the middle of a line
+        elif process is not None:
+            _signal_all(process, signal.SIGTERM if presses == 1 else signal.SIGKILL)
+
+    before = signal.getsignal(signal.SIGINT)
+    with _held_back(signal.SIGINT):
+        signal.signal(signal.SIGINT, interrupt)
+        process = subprocess.Popen(command, env=environment, preexec_fn=_ignore_ctrl_c)
+    try:
+        with process:
+            status = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if presses:
+        raise KeyboardInterrupt
+    return status
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """Deliver a signal that comes during the block at its end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+
+
+def _ignore_ctrl_c() -> None:
+    """In the launcher, before it begins: ctrl-C reaches every process of the terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def _signal_all(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a launcher and to all that it has started."""
+    with suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(process.pid)
+        for each in [*launcher.children(recursive=True), launcher]:
+            with suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+
+
+def end_processes(processes: Sequence[psutil.Process]) -> None:
+    """Ask each process to end with TERM, and kill those that are there 30 seconds later."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=_SECONDS_TO_END)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def find_launch(launch: Path | None, num_processes: int | None) -> Path:
@@ -87,18 +157,24 @@ def find_launch(launch: Path | None, num_processes: int | None) -> Path:
     return launch
 
 
+def count_processes(launch: Path, num_processes: int | None) -> int:
+    """Return how many processes will be started; raise UserError where nobody says it."""
+    processes = num_processes or read_launch(launch).get("num_processes")
+    if not isinstance(processes, int):
+        raise UserError(f"--launch {launch}: says no num_processes; give --num-processes N")
+    return processes
+
+
 def launcher_environment(launch: Path, num_processes: int | None) -> dict[str, str]:
     """Return what the launcher decides by itself and announces with a warning: said to it here.
 
-    torchrun gives each of several processes one thread, and DeepSpeed takes the CPU where torch
-    sees no GPU. What the environment has already goes before this.
+    torchrun gives each of several processes one thread, and DeepSpeed takes the CPU where there is
+    no GPU. What the environment has already goes before this.
     """
-    import torch
-
     settings = read_launch(launch)
     processes = num_processes or settings.get("num_processes")
     machines = settings.get("num_machines", 1)
-    variables = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}
+    variables = {} if nvidia.count_gpus(os.environ) else {"DS_ACCELERATOR": "cpu"}
     if isinstance(processes, int) and isinstance(machines, int) and processes > machines:
         variables["OMP_NUM_THREADS"] = "1"
     return variables
@@ -107,17 +183,18 @@ def launcher_environment(launch: Path, num_processes: int | None) -> dict[str, s
 def launch_command(
     launch: Path, num_processes: int | None, module: str, words: Sequence[str], *options: str
 ) -> list[str]:
-    """Return ``accelerate launch -m module words``; ``options`` are more of the launcher's."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
+    """Return ``accelerate launch -m module words``, as :mod:`signfuse_dist.jobs.launcher` does it.
+
+    ``options`` are more of the launcher's.
+    """
+    command = [sys.executable, "-m", "signfuse_dist.jobs.launcher", "--config_file", str(launch)]
     if num_processes is not None:
         command += ["--num_processes", str(num_processes)]
     return [*command, *options, "-m", module, *words]
 
 
 def _default_launch() -> Path:
-    import torch
-
-    gpus = list(DEFAULT_LAUNCH)[min(torch.cuda.device_count(), 2)]
+    gpus = list(DEFAULT_LAUNCH)[min(nvidia.count_gpus(os.environ), 2)]
     path = Path("launch") / DEFAULT_LAUNCH[gpus]
-    print(f"no --launch given: using {path}")
+    print(f"no --launch given: using {path}", flush=True)
     return path

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers.project import Project, environment
+from helpers.project import Project, environment, free_port
 from helpers.repository import ROOT
 from signfuse_dist.engine.checkpoint_files import find_latest
 from signfuse_dist.jobs.folder import newest_checkpoint
@@ -68,21 +68,52 @@ def assert_stopped(run: Path, printed: str) -> None:
 def test_signfuse_train_stops_in_good_order_and_says_to_be_started_again(
     project: Project, tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "signfuse_dist.cli",
-        "train",
-        project.experiment,
-        "--launch",
-        "launch/cpu_zero2.yaml",
-        f"train.output={tmp_path}",
-        *WORDS,
-    ]
     run = tmp_path / "small" / "contrastive"
-    status, printed = stop(command, run, number, group=group)
-    assert status == 75, printed
+    status, printed = stop(train(project, tmp_path), run, number, group=group)
     assert_stopped(run, printed)
+    assert "Traceback" not in printed
+    last = printed.splitlines()[-1]
+    if number == signal.SIGINT:
+        assert (status, last) == (130, "interrupted; run the same command again to go on")
+    else:
+        assert (status, last.partition(";")[0]) == (75, "stage contrastive did not finish")
+
+
+def train(project: Project, output: Path) -> list[str]:
+    """Return the command of a user for two processes, at a port of its own."""
+    launch = output / "launch.yaml"
+    text = (ROOT / "launch" / "cpu_zero2.yaml").read_text(encoding="utf-8")
+    launch.write_text(f"{text}main_process_port: {free_port()}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "signfuse_dist.cli", "train", project.experiment]
+    return [*command, "--launch", str(launch), f"train.output={output}", *WORDS]
+
+
+def test_ctrl_c_while_trainers_start_is_one_line_and_leaves_nobody(
+    project: Project, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        train(project, tmp_path),
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        found: list[psutil.Process] = []
+        deadline = time.monotonic() + 120
+        while len(found) < 3:  # the launcher and two trainers, which import torch now
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            found = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        pressed = time.monotonic()
+        printed, _ = process.communicate(timeout=60)
+    assert time.monotonic() - pressed < 15
+    assert psutil.wait_procs(found, timeout=10)[1] == [], "no process is left behind"
+    said = [line for line in printed.splitlines() if not line.startswith("warning ")]
+    assert (process.returncode, said) == (130, ["interrupted; run the same command again to go on"])
 
 
 def test_a_launcher_that_is_told_to_end_lets_its_processes_write_a_checkpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from helpers.repository import ROOT
-from signfuse_dist.answer import answer
+from signfuse_dist.answer import ERROR_FILE, NotedError, answer
 from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.files import written_whole
 
 FLOODED = """
 import sys
-from signfuse_dist.answer import answer
+from signfuse_dist.answer import ERROR_FILE, NotedError, answer
 sys.exit(answer(lambda: print("whole") or 0))
 """
 
@@ -66,6 +67,61 @@ def test_an_error_ends_in_one_message_and_the_status_of_its_kind(
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:
     with pytest.raises(KeyError):
         raising(KeyError("a bug"))
+
+
+def test_of_several_processes_the_first_error_is_left_to_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = tmp_path / "error.json"
+    monkeypatch.setenv(ERROR_FILE, str(note))
+    assert raising(MachineError("disk full")) == 75
+    assert raising(UserError("what follows from it")) == 2
+    assert raising(RuntimeError("connection closed by peer")) == 1, "an echo, without traceback"
+    assert capsys.readouterr().err == ""
+    noted = NotedError.read(note)
+    assert noted is not None
+    assert (noted.said, noted.status, noted.is_fault) == ("disk full", 75, False)
+    assert list(tmp_path.iterdir()) == [note]
+
+
+def test_a_fault_of_the_program_is_told_where_it_is_met_also_under_a_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
+    with pytest.raises(KeyError):
+        raising(KeyError("a bug"))
+    assert raising(UserError("what follows from it")) == 2
+    assert capsys.readouterr().err == "error: what follows from it\n"
+    noted = NotedError.read(tmp_path / "error.json")
+    assert noted is not None
+    assert (noted.said, noted.is_fault) == ("KeyError: 'a bug'", True)
+
+
+def test_an_error_that_cannot_be_noted_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "nowhere" / "error.json"))
+    assert raising(UserError("t.tsv: odd")) == 2
+    assert capsys.readouterr().err == "error: t.tsv: odd\n"
+
+
+@pytest.mark.parametrize("became", [ImportError("half a module"), None])
+def test_ctrl_c_that_a_library_catches_is_ctrl_c(
+    became: Exception | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """numpy makes an ImportError of it, gradio goes on to the end of the program."""
+
+    def run() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if became is not None:
+                raise became from None
+        return 0
+
+    assert answer(run) == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EIO"])

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from helpers.command_line import refused
+from helpers.little_job import overrides, write_job
+from helpers.project import free_port
 from helpers.repository import ROOT
+from signfuse_dist import nvidia
 from signfuse_dist.cli import main
 from signfuse_dist.jobs import local
 
@@ -25,6 +28,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return 0
 
     monkeypatch.setattr(local, "_launch", launch)
+    monkeypatch.setattr(local, "refuse_errors", lambda *_: None)  # nothing is packed
     return found
 
 
@@ -61,11 +65,46 @@ def test_train_goes_on_after_the_stages_that_are_finished(
 
 
 def test_train_stops_at_the_stage_that_does_not_finish(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    launched: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(local, "_launch", lambda *words: 75)
     assert main(["train", DEMO, *LAUNCH, f"train.output={tmp_path}"]) == 75
     assert "stage contrastive did not finish" in capsys.readouterr().out
+    monkeypatch.setattr(local, "_launch", lambda *words: 2)
+    assert main(["train", DEMO, *LAUNCH, f"train.output={tmp_path}"]) == 2
+    assert capsys.readouterr().out == "", "the launcher has said why"
+
+
+def test_train_starts_nothing_where_check_has_an_error_and_says_warnings_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Sequence[str]] = []
+    monkeypatch.setattr(local, "_launch", lambda *words: started.append(words[2]) or 0)
+    write_job(tmp_path / "job")
+    (tmp_path / "job" / "shards" / "train" / "verified.json").unlink()
+    launch = tmp_path / "launch.yaml"
+    text = Path(LAUNCH[1]).read_text(encoding="utf-8")
+    launch.write_text(f"{text}main_process_port: {free_port()}\n", encoding="utf-8")
+    words = ["train", DEMO, "--launch", str(launch), *overrides(tmp_path / "job")]
+    weights = tmp_path / "job" / "llm" / "model.safetensors"
+    weights.rename(tmp_path / "away")
+    capsys.readouterr()
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert started == []
+    error = printed.err.splitlines()
+    assert error[-2] == "error: demo on 2 processes: nothing was started; errors (1)"
+    assert error[-1].startswith(f"  - LLM {tmp_path / 'job' / 'llm'}: ")
+    assert [line for line in error[:-2] if not line.startswith("warning")] == []
+
+    (tmp_path / "away").rename(weights)
+    assert main(words) == 0
+    assert len(started) == 3
+    verified = [line for line in capsys.readouterr().err.splitlines() if "not verified" in line]
+    assert len(verified) == 1
 
 
 def test_train_finds_an_error_of_the_last_stage_before_the_first_has_begun(
@@ -96,7 +135,7 @@ def test_train_takes_the_launch_file_that_its_help_names(
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    monkeypatch.setattr("torch.cuda.device_count", lambda: number)
+    monkeypatch.setattr(nvidia, "count_gpus", lambda _: number)
     assert main(["train", DEMO, f"train.output={tmp_path}"]) == 0
     assert {name for name, *_ in launched} == {local.DEFAULT_LAUNCH[gpus]}
     assert f"{local.DEFAULT_LAUNCH[gpus]} with {gpus}" in text

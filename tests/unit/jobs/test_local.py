@@ -1,13 +1,18 @@
-"""`signfuse train` tells a stage that was stopped on request from one that has failed."""
+"""`signfuse train` looks before it launches, and answers ctrl-C for what it has launched."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import sys
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
 
 from helpers.repository import ROOT
+from signfuse_dist import nvidia
 from signfuse_dist.cli import main
 from signfuse_dist.engine.stopping import JOB_FOLDER
 from signfuse_dist.experiment import load_run
@@ -16,33 +21,73 @@ from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.plan import make_plan
 from signfuse_dist.run_folder import RunFolder, begin
 
+SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(60)"
+# As a trainer that takes steps: it writes its checkpoint when the file asks for it.
+TRAINER = """
+import os, pathlib, sys, time
+stop = pathlib.Path(os.environ["SIGNFUSE_JOB_FOLDER"]) / "stop"
+while not stop.exists():
+    time.sleep(0.01)
+sys.exit(75)
+"""
 
-@pytest.mark.parametrize(("finished", "status"), [(None, 1), (False, 75), (True, 1)])
-@pytest.mark.parametrize("in_job", [False, True])
-def test_the_launchers_1_becomes_75_when_the_trainer_says_that_it_was_stopped(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    finished: bool | None,
-    status: int,
-    in_job: bool,
+
+def press(job: JobFolder, monkeypatch: pytest.MonkeyPatch, presses: int, code: str) -> Popen[bytes]:
+    """Wait for a launcher that runs this code, and press ctrl-C while it does; return it."""
+    started: list[Popen[bytes]] = []
+
+    def popen(*words: Any, **options: Any) -> Popen[bytes]:
+        started.append(Popen(*words, **options))
+        return started[-1]
+
+    def alarm(*_: object) -> None:
+        nonlocal presses
+        presses -= 1
+        if presses >= 0:
+            signal.raise_signal(signal.SIGINT)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+
+    monkeypatch.setattr(local.subprocess, "Popen", popen)
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    folder = str(job._path)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            local._wait([sys.executable, "-c", code], {**os.environ, JOB_FOLDER: folder}, job)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return started[0]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobFolder:
+    folder = JobFolder(tmp_path / "job")
+    folder.clear()
+    folder.begin(tmp_path / "run")
+    return folder
+
+
+def test_ctrl_c_ends_trainers_that_take_no_steps_yet(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def wait(command: Sequence[str], environment: Mapping[str, str]) -> int:
-        folder = Path(environment[JOB_FOLDER])
-        assert (folder == tmp_path) == in_job
-        job = JobFolder(folder)
-        job.begin(tmp_path / "run")
-        if finished is not None:
-            job.end(finished=finished)
-        return 1
+    assert press(job, monkeypatch, 1, SLEEPER).returncode == -signal.SIGTERM
+    assert capfd.readouterr().err == ""
 
-    monkeypatch.setattr(local, "_wait", wait)
-    monkeypatch.delenv(JOB_FOLDER, raising=False)
-    if in_job:
-        monkeypatch.setenv(JOB_FOLDER, str(tmp_path))
-    experiment = str(ROOT / "configs" / "experiment" / "demo.yaml")
-    launch = str(ROOT / "launch" / "cpu_zero2.yaml")
-    words = ["train", experiment, "--launch", launch, f"train.output={tmp_path}"]
-    assert main(words) == status
+
+def test_ctrl_c_asks_trainers_that_take_steps_for_a_checkpoint(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job.take_steps()
+    assert press(job, monkeypatch, 1, TRAINER).returncode == 75
+    assert capfd.readouterr().err == "stopping after this step; ctrl-C again stops at once\n"
+
+
+def test_ctrl_c_again_ends_trainers_at_once(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.take_steps()
+    assert press(job, monkeypatch, 2, SLEEPER).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -58,7 +103,7 @@ def test_the_launcher_is_told_what_it_would_decide_and_announce(
     monkeypatch: pytest.MonkeyPatch, processes: int | None, gpu: bool, variables: dict[str, str]
 ) -> None:
     """torchrun gives one process all cores, so a single one is not told of threads."""
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr(nvidia, "count_gpus", lambda _: int(gpu))
     launch = ROOT / "launch" / "cpu_zero2.yaml"  # of two processes
     assert local.launcher_environment(launch, processes) == variables
 
