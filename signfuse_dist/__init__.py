@@ -9,10 +9,10 @@ before. Data flows from left to right, imports go from right to left::
 Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes), ``files`` and
 ``tensor_files``, ``writer`` (which process writes) and ``locks`` (that one does), ``records``
 (typed YAML and JSON), ``config`` (what a run is), ``experiment`` (reading one), ``run_folder``
-(what RUN holds), ``progress`` (the only bars), ``device`` and ``nvidia`` (where it computes). Data and model
-do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which clips and
-frames at which step) on one side and ``stages``, ``objective`` (section 3.7: what trains, which
-losses) on the other.
+(what RUN holds), ``progress`` (the only bars), ``device`` and ``nvidia`` (where it computes).
+Data and model do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which
+clips and frames at which step) on one side and ``stages``, ``objective`` (section 3.7: what trains,
+which losses) on the other.
 
 ============== ===================================================================================
 cli/           ``signfuse``: options in, errors and exit statuses out
@@ -25,7 +25,7 @@ report/        the report, the model card, published results beside ours
 preflight/     ``signfuse check``: what would end a job an hour in, without torch
 ablation/      section 5.4: rows and seeds become runs, runs become tables
 jobs/          starting stages here and on Slurm, and starting them again
-serve          the web page
+serve/         the web page, and what may reach it
 synthetic/     the demo's invented world, with a small LLM
 ============== ===================================================================================
 

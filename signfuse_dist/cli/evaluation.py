@@ -309,7 +309,9 @@ def _serve(options: argparse.Namespace) -> int:
     from signfuse_dist.evaluation.choices import Limits, Server
 
     trained_run(options.run_folder)
-    _refuse_not_above_zero(options, "max_seconds", "max_megabytes", "max_work_seconds")
+    limits = ("max_seconds", "max_work_seconds", "max_pixels", "max_frames")
+    quotas = ("max_megabytes", "max_waiting", "max_kept_megabytes")
+    _refuse_not_above_zero(options, *limits, *quotas)
     if not _is_local(options.host):
         print(
             f"warning: --host {options.host} lets other machines use this page; it asks for no "
@@ -317,7 +319,7 @@ def _serve(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     server = from_options(Server, options, limits=from_options(Limits, options))
-    from signfuse_dist.serve import serve
+    from signfuse_dist.serve.page import serve
 
     return serve(options.run_folder, server, options.pose_model)
 

@@ -113,7 +113,7 @@ class WorkerPool(Generic[Task, Result]):
     def _start(self, number: int, task: Task) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
+        process = context.Process(target=do_tasks, args=(theirs, self._function), daemon=True)
         process.start()
         theirs.close()
         worker = _Worker(process, ours, number)
@@ -131,7 +131,7 @@ class WorkerPool(Generic[Task, Result]):
             kind, value = worker.connection.recv()
         except (EOFError, ConnectionResetError):
             worker.process.join()
-            return Death(worker.at, _how(worker.process.exitcode))
+            return Death(worker.at, how_ended(worker.process.exitcode))
         if kind == "report":
             name, finished = value
             worker.at = name or worker.at
@@ -156,13 +156,13 @@ def _end(worker: _Worker) -> None:
     worker.process.join()
 
 
-def _how(exitcode: int | None) -> str:
+def how_ended(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"killed by {signal.Signals(-exitcode).name}"
     return f"ended with status {exitcode}"
 
 
-def _serve(connection: Connection, function: Callable[[Any, Report], Any]) -> None:
+def do_tasks(connection: Connection, function: Callable[[Any, Report], Any]) -> None:
     """Do tasks until the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the parent, which ends this
     threading.Thread(target=_end_with_parent, daemon=True).start()

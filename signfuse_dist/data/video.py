@@ -129,6 +129,8 @@ class VideoFile:
         rates = [float(rate) for rate in named if rate]
         self.rates = tuple(r for r in rates if _PLAUSIBLE[0] <= r <= _PLAUSIBLE[1]) or (25.0,)
         """Frames a second that the container names, or a guess; the truth may be another."""
+        self.announced_size = self._stream.width, self._stream.height
+        """Width and height in pixels that the file's header names; a frame may have others."""
         self.tick = min(float(self._time_base), _ROUNDING)
         """Seconds that a time may be off by, because the container rounds."""
         self.duration = self._announced()

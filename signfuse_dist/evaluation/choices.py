@@ -75,16 +75,41 @@ class Limits:
     max_work_seconds: float = field(
         default=300.0,
         metadata={
-            "help": "longest time for decoding a clip and finding its joints (default: %(default)g)"
+            "help": "longest time for decoding a clip, finding its joints and drawing them; it is "
+            "ended then, and the next one begins (default: %(default)g)"
         },
     )
-    max_pixels: int = 3840 * 2160
-    """Of a frame."""
+    max_pixels: int = field(
+        default=3840 * 2160, metadata={"help": "largest picture (default: %(default)s pixels)"}
+    )
+    max_frames: int = field(
+        default=3600,
+        metadata={
+            "help": "most frames of a clip, at data.fps or at its own rate where that is null "
+            "(default: %(default)s)"
+        },
+    )
 
     def refuse_long(self, seconds: float) -> None:
         """Raise VideoError for a clip that is longer than allowed."""
         if seconds > self.max_seconds:
             raise VideoError(f"the clip is longer than {self.max_seconds:g} s; cut it")
+
+    def refuse_large(self, width: int, height: int) -> None:
+        """Raise VideoError for pictures that are larger than allowed."""
+        if width * height > self.max_pixels:
+            raise VideoError(
+                f"the picture of {width} x {height} is too large; at most {self.max_pixels:,} "
+                "pixels"
+            )
+
+    def refuse_many(self, frames: int) -> None:
+        """Raise VideoError for more frames than allowed."""
+        if frames > self.max_frames:
+            raise VideoError(
+                f"the clip has more than {self.max_frames:,} frames; cut it, or record at a lower "
+                "rate"
+            )
 
 
 @dataclass(frozen=True)
@@ -102,4 +127,24 @@ class Server:
     port: int = field(default=7860, metadata={"help": "default: %(default)s"})
     max_megabytes: int = field(
         default=100, metadata={"help": "largest upload (default: %(default)s)"}
+    )
+    max_waiting: int = field(
+        default=16,
+        metadata={"help": "clips in the queue before the next is refused (default: %(default)s)"},
+    )
+    max_kept_megabytes: int = field(
+        default=2000,
+        metadata={
+            "help": "size of all clips that wait or were just answered, before the next upload is "
+            "refused (default: %(default)s)"
+        },
+    )
+    allow_host: Sequence[str] = field(
+        default=(),
+        metadata={
+            "nargs": "+",
+            "metavar": "NAME",
+            "help": "other names under which browsers may open the page, such as that of a proxy "
+            "(default: localhost, --host, and addresses in numbers)",
+        },
     )

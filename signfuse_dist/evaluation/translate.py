@@ -31,7 +31,7 @@ from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.data.shard import Clip, EncodedClip
-from signfuse_dist.data.video import open_video
+from signfuse_dist.data.video import VideoFile, open_video
 from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
@@ -98,13 +98,10 @@ class _LimitedExtractor(PoseExtractor):
 
     def _within(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
         limits, began = self._limits, time.monotonic()
-        for frame in frames:
+        for number, frame in enumerate(frames, start=1):
             limits.refuse_long(frame.time)
-            if frame.picture.width * frame.picture.height > limits.max_pixels:
-                raise VideoError(
-                    f"the picture of {frame.picture.width} x {frame.picture.height} is too large; "
-                    f"at most {limits.max_pixels:,} pixels"
-                )
+            limits.refuse_many(number)
+            limits.refuse_large(frame.picture.width, frame.picture.height)
             if time.monotonic() - began > limits.max_work_seconds:
                 raise VideoError(
                     f"reading the clip took longer than {limits.max_work_seconds:g} s; use a "
@@ -204,11 +201,13 @@ class ClipReader:
         return NewClip(encoded, spread_frames(count, min(count, self.data.max_frames)))
 
     def _limited(self, video: Path) -> PoseExtractor | None:
-        """Refuse a file that says it is too long, and watch over one that does not say."""
+        """Refuse a file whose header exceeds a limit, and watch over what it does not say."""
         if self.limits is None or self.extractor is None:
             return self.extractor
         with open_video(video, self.folder_fps) as source:
             self.limits.refuse_long(source.duration or 0.0)
+            if isinstance(source, VideoFile):
+                self.limits.refuse_large(*source.announced_size)
         return _LimitedExtractor(self.extractor, self.limits)
 
 

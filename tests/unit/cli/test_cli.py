@@ -59,8 +59,8 @@ ARGUMENTS = {
         "run_folder videos --joints --box --nbest --decoding --out --workers --folder-fps "
         "--pose-model",
     "serve":
-        "run_folder --host --port --max-megabytes --max-seconds --max-work-seconds "
-        "--pose-model",
+        "run_folder --host --port --max-megabytes --max-waiting --max-kept-megabytes --allow-host "
+        "--max-seconds --max-work-seconds --max-pixels --max-frames --pose-model",
     "ablate":
         "names experiment overrides --seeds --split --plan --collect --parameters --launch "
         "--num-processes --parallel --task-id --num-tasks",

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import simplejpeg
 
 from helpers.little_clips import write_video
+from helpers.signers import InTheMiddle
 from signfuse_dist.config import DataConfig
 from signfuse_dist.corpora import Box
-from signfuse_dist.data.joints import FrameTracker
+from signfuse_dist.data.video import VideoFile
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translate import ClipReader, _sources
-from signfuse_dist.skeleton import NUM_JOINTS
 
 DATA = DataConfig(
     corpus="table",
@@ -31,22 +30,6 @@ DATA = DataConfig(
     bleu_tokenizer="13a",
     metric_preset="sacrebleu",
 )
-
-
-class InTheMiddle(FrameTracker):
-    """Finds a signer in the middle half of every picture; nobody with ``found`` False."""
-
-    name, version = "middle", "1"
-
-    def __init__(self, found: bool = True) -> None:
-        self._found = found
-
-    def restart(self, after_failure: bool) -> None: ...
-
-    def find(self, picture: np.ndarray, number: int) -> np.ndarray:
-        if not self._found:
-            return np.full((NUM_JOINTS, 2), np.nan)
-        return np.linspace(0.4, 0.6, NUM_JOINTS)[:, None].repeat(2, axis=1)
 
 
 @pytest.fixture
@@ -105,3 +88,31 @@ def test_boxes_are_typed_one_a_video() -> None:
         _sources(videos, Choices(box=["0,0,1,1"]))
     with pytest.raises(UserError, match="--box: bad box: '0,0,640,480' is not x0 y0 x1 y1"):
         _sources(videos[:1], Choices(box=["0,0,640,480"]))
+
+
+def refuse_decoding(*_: object) -> None:
+    raise AssertionError("a frame was decoded")
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(max_seconds=0.5), r"the clip is longer than 0\.5 s"),
+        (Limits(max_pixels=128 * 64 - 1), "the picture of 128 x 64 is too large; at most 8,191"),
+    ],
+)
+def test_what_a_file_announces_is_refused_before_a_frame_is_decoded(
+    video: Path, limits: Limits, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VideoFile, "_decode", refuse_decoding)
+    with pytest.raises(UserError, match=reason):
+        ClipReader(DATA, InTheMiddle(), limits=limits).read(video)
+    with pytest.raises(AssertionError, match="a frame was decoded"):
+        ClipReader(DATA, InTheMiddle(), limits=Limits()).read(video)
+
+
+def test_a_clip_of_more_frames_than_allowed_is_refused(video: Path) -> None:
+    """A recording of a minute can hold a thousand frames a second."""
+    ClipReader(DATA, InTheMiddle(), limits=Limits(max_frames=6)).read(video)
+    with pytest.raises(UserError, match="the clip has more than 5 frames"):
+        ClipReader(DATA, InTheMiddle(), limits=Limits(max_frames=5)).read(video)
