@@ -15,7 +15,7 @@ TINY_LLM = $(BIN)/python -m signfuse_dist.synthetic.tiny_llm --text data/synthet
 ABLATE = OMP_NUM_THREADS=1 $(BIN)/signfuse ablate
 ABLATE_ON = --launch $(LAUNCH) --num-processes 1 --parallel 2
 
-.PHONY: install demo ablation-demo synthetic test test-all lint clean
+.PHONY: install demo ablation-demo synthetic test test-all gpu-session lint clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +63,10 @@ ablation-demo: synthetic
 	$(ABLATE) fusion,scales,configs/ablation/tiny/backbones.yaml ablation_demo \
 	  'train.stages=[finetune]' stage.epochs=3 model.visual_width=8 $(ABLATE_ON)
 	@echo "tables and charts: runs/ablation/tables/ablation_demo/"
+
+# On a machine with one GPU: a quarter of an hour, no network; docs/benchmarks.md says what it runs.
+gpu-session: synthetic
+	$(BIN)/python benchmarks/gpu_session.py --out gpu-session
 
 lint: install
 	$(BIN)/ruff check

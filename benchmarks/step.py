@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import json
 import os
 import socket
 import statistics
@@ -35,6 +36,7 @@ from signfuse_dist.engine.objective import Meter
 from signfuse_dist.engine.timing import OPTIMIZER, OTHER, Timeline
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_run
+from signfuse_dist.files import write_text
 from signfuse_dist.metering import meter_of
 from signfuse_dist.model.attention import choose_for
 from signfuse_dist.model.flops import components
@@ -94,6 +96,9 @@ class StepBench:
     )
     profile: bool = field(
         default=False, metadata={"help": "also list the five largest costs of a step"}
+    )
+    record: Path | None = field(
+        default=None, metadata={"metavar": "FILE", "help": "also write the figures as JSON"}
     )
 
 
@@ -334,8 +339,12 @@ def bench_step(bench: StepBench) -> str:
     lines += _components(case, parts, engine.meter)
     if bench.cached:
         lines += ["", _cached(bench, case, model, engine, whole)]
+    costs = _profile(lambda: engine.take(case.batch), device) if bench.profile else []
     if bench.profile:
-        lines += ["", *_profile(lambda: engine.take(case.batch), device)]
+        lines += ["", f"the {_TOP} largest costs of an engine step (time of their own)"]
+        lines += [str(cost) for cost in costs]
+    if bench.record:
+        write_text(bench.record, json.dumps(_record(bench, case, whole, parts, engine, costs)))
     engine.accelerator.end_training()
     return "\n".join(lines)
 
@@ -450,7 +459,20 @@ def _cached(
     )
 
 
-def _profile(step: Callable[[], object], device: torch.device) -> list[str]:
+@dataclass(frozen=True)
+class Cost:
+    """An operator's time of its own in one step, on the device that computes."""
+
+    name: str
+    share: float
+    milliseconds: float
+    calls: int
+
+    def __str__(self) -> str:
+        return f"  {self.share:6.1%}{self.milliseconds:10.2f} ms  {self.name}, {self.calls} calls"
+
+
+def _profile(step: Callable[[], object], device: torch.device) -> list[Cost]:
     """Return the operators with the most time of their own, on the device that computes."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports that there is no GPU
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -463,10 +485,39 @@ def _profile(step: Callable[[], object], device: torch.device) -> list[str]:
     own = [(e.self_device_time_total if on_gpu else e.self_cpu_time_total, e) for e in events]
     total = sum(time for time, _ in own)
     largest = sorted(own, key=lambda pair: -pair[0])[:_TOP]
-    return [f"the {_TOP} largest costs of an engine step (time of their own)"] + [
-        f"  {time / total:6.1%}{time / 1000:10.2f} ms  {event.key}, {event.count} calls"
-        for time, event in largest
-    ]
+    return [Cost(event.key, time / total, time / 1000, event.count) for time, event in largest]
+
+
+def _record(
+    bench: StepBench,
+    case: StepCase,
+    whole: StepFigures,
+    parts: StepFigures,
+    engine: EngineLoop,
+    costs: Sequence[Cost],
+) -> dict[str, Any]:
+    """Return the figures of the tables by name, times in seconds."""
+    frames, meter = bench.clips * bench.frames, engine.meter
+    loops = {
+        name: {
+            "seconds": _median(steps),
+            "frames_per_second": frames / _median(steps),
+            "peak_gb": max(step.peak_bytes for step in steps) / 1e9 or None,
+        }
+        for name, steps in (("bare", whole.bare), ("engine", whole.engine))
+    }
+    cost = meter.cost(case.batch) if meter.cost is not None else {}
+    components: dict[str, dict[str, float]] = {}
+    for name in meter.components:
+        ways = ("forward", "backward")
+        seconds = sum(
+            statistics.median(step.parts[f"{name} {way}"] for step in parts.engine) for way in ways
+        )
+        components[name] = {"seconds": seconds}
+        if name in cost and meter.peak and seconds:
+            operations = sum(getattr(cost[name], way) for way in ways)
+            components[name]["mfu"] = operations / seconds / meter.peak
+    return {**loops, "parts": components, "largest": [dataclasses.asdict(c) for c in costs]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

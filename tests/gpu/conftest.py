@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.project import project
 
-@pytest.fixture(autouse=True)
+__all__ = ["project"]
+
+
+@pytest.fixture(autouse=True, scope="session")
 def device() -> torch.device:
-    """The GPU."""
+    """The GPU; before anything that a test needs is made."""
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA GPU")
     return torch.device("cuda", 0)
