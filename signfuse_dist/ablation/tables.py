@@ -26,7 +26,7 @@ from signfuse_dist.ablation.results import (
     TableResults,
 )
 from signfuse_dist.evaluation.metrics import build_measures
-from signfuse_dist.evaluation.protocols import BLEU_NAMES, Preset, normalize
+from signfuse_dist.evaluation.protocols import BLEU_NAMES, Preset, prepare
 from signfuse_dist.evaluation.significance import Resampling, resample
 from signfuse_dist.files import write_bytes, write_json
 from signfuse_dist.report.markup import escape_markdown
@@ -106,11 +106,9 @@ def p_value(
     ours: Sequence[str], others: Sequence[str], references: Sequence[str], preset: Preset
 ) -> float:
     """Return p of a difference in BLEU-4: sacrebleu's paired bootstrap, two-sided."""
-    theirs, mine, yours = (
-        [normalize(text, preset) for text in texts] for texts in (references, ours, others)
-    )
+    prepared = prepare([others, ours], references, preset)
     measure = build_measures(preset, None)[METRIC]
-    (_, tested), _ = resample(measure, [yours, mine], theirs, Resampling())
+    (_, tested), _ = resample(measure, prepared.systems, prepared.streams, Resampling())
     assert tested.p_value is not None
     return tested.p_value
 

@@ -11,14 +11,12 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from signfuse_dist.cli import add_options, from_options
 from signfuse_dist.cli.data import add_pose_model
 from signfuse_dist.errors import UserError
-
-if TYPE_CHECKING:
-    from signfuse_dist.evaluation.protocols import Preset
+from signfuse_dist.evaluation.protocols import PRESETS, Preset, find_preset
 
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
@@ -58,8 +56,10 @@ def add_score(command: argparse.ArgumentParser) -> None:
         "--hypotheses",
         type=Path,
         required=True,
-        help="JSON lines (.jsonl), a table (.tsv, .csv, .xlsx), or one sentence a line (.txt)",
+        help="JSON lines (.jsonl), a JSON list (.json), a table (.tsv, .csv, .xlsx), one sentence "
+        "a line (.txt), or an evaluated run or evaluation",
     )
+    command.add_argument("--split", help="which split of a run, such as test")
     add_options(command, Protocol)
     command.add_argument(
         "--intervals", action="store_true", help="give 95%% intervals by bootstrap as well"
@@ -144,19 +144,17 @@ def add_serve(command: argparse.ArgumentParser) -> None:
 class Protocol:
     """Against what translations are scored, and how: options of `score` and `compare`."""
 
-    references: Path | None = field(
+    references: list[Path] | None = field(
         default=None,
         metadata={
+            "action": "append",
+            "type": Path,
+            "metavar": "FILE",
             "help": "a file of the same kinds; not needed where the hypotheses' file holds "
-            "references"
+            "references; more than once: further references of the same sentences",
         },
     )
-    preset: str = field(
-        metadata={
-            "help": "sacrebleu, neccam, twostream, twostream-char, unisign or char (see "
-            "docs/evaluation.md)"
-        }
-    )
+    preset: str = field(metadata={"help": f"{', '.join(PRESETS)} (see docs/evaluation.md)"})
     tokenizer: Literal["13a", "zh", "char"] | None = field(
         default=None,
         metadata={
@@ -174,7 +172,11 @@ class Protocol:
     )
     bleurt: Path | None = field(
         default=None,
-        metadata={"metavar": "FOLDER", "help": "a checkpoint, where `bleurt` is installed"},
+        metadata={
+            "metavar": "FOLDER",
+            "help": "a checkpoint of transformers, or one of the package `bleurt` where that is "
+            "installed",
+        },
     )
     allow_empty: bool = field(
         default=False, metadata={"help": "score empty hypotheses as they are"}
@@ -185,8 +187,6 @@ class Protocol:
 
     def find_preset(self) -> Preset:
         """Return the preset that is asked for. Raises UserError for none, or other tokens."""
-        from signfuse_dist.evaluation.protocols import find_preset
-
         if self.tokenizer is not None and self.preset != "sacrebleu":
             raise UserError(
                 f"--tokenizer {self.tokenizer}: the tokens of the preset {self.preset!r} are "
@@ -230,7 +230,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    _refuse_absent(options.hypotheses, options.references)
+    _refuse_absent(options.hypotheses, *(options.references or ()))
     from signfuse_dist.evaluation.scores import (
         SplitScores,
         format_scores,
@@ -240,11 +240,19 @@ def _score(options: argparse.Namespace) -> int:
     from signfuse_dist.evaluation.significance import Resampling
 
     protocol = from_options(Protocol, options)
+    file, language = options.hypotheses, protocol.language
+    if file.is_dir():
+        from signfuse_dist.experiment import load_resolved
+        from signfuse_dist.run_folder import EvaluationFolder
+
+        folder = EvaluationFolder.open(file, options.split)
+        file = folder.hypotheses
+        language = language or load_resolved(folder.run.config).data.language
     scores = score_files(
-        options.hypotheses,
-        protocol.references,
+        file,
+        protocol.references or (),
         protocol.find_preset(),
-        protocol.language,
+        language,
         allow_empty=protocol.allow_empty,
         resampling=Resampling() if options.intervals else None,
         bleurt=protocol.bleurt,
@@ -256,7 +264,7 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    _refuse_absent(*options.systems, options.references)
+    _refuse_absent(*options.systems, *(options.references or ()))
     from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
     from signfuse_dist.evaluation.significance import Resampling
     from signfuse_dist.files import write_json
@@ -266,7 +274,7 @@ def _compare(options: argparse.Namespace) -> int:
     protocol = from_options(Protocol, options)
     preset, resampling = protocol.find_preset(), from_options(Resampling, options)
     systems = read_systems(
-        options.systems, options.split, protocol.references, protocol.allow_empty
+        options.systems, options.split, protocol.references or (), protocol.allow_empty
     )
     comparison = compare(
         systems,

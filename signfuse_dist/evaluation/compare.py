@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from signfuse_dist.config import RunConfig
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.evaluation.protocols import Preset, in_order, normalize
-from signfuse_dist.evaluation.scores import check_ids, find_measures, name_ids, refuse_empty
+from signfuse_dist.evaluation.protocols import Preset, Reference, in_order, prepare
+from signfuse_dist.evaluation.scores import (
+    check_ids,
+    find_measures,
+    name_ids,
+    notes_of,
+    refuse_empty,
+    reported,
+)
 from signfuse_dist.evaluation.significance import Resampling, TestedScore, resample
-from signfuse_dist.evaluation.translations import read_pairs
+from signfuse_dist.evaluation.translations import read_scored
+from signfuse_dist.evaluation.unwritten import explain_unwritten
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.run_folder import EvaluationFolder
 
@@ -30,7 +38,7 @@ class System:
 
     name: str
     hypotheses: Mapping[str, str]
-    references: Mapping[str, str]
+    references: Mapping[str, Reference]
     config: RunConfig | None
     notes: tuple[str, ...] = ()
     """What was changed in reading the texts."""
@@ -83,7 +91,7 @@ class Comparison:
 
 
 def read_systems(
-    paths: Sequence[Path], split: str | None, references: Path | None, allow_empty: bool
+    paths: Sequence[Path], split: str | None, references: Sequence[Path], allow_empty: bool
 ) -> list[System]:
     """Read the translations of run folders (of ``split``), evaluations and files, in their order.
 
@@ -124,13 +132,16 @@ def compare(
     if len(references) < 2:
         raise UserError("there is one sentence only: nothing can be resampled")
     ids = sorted(references)
-    theirs = [normalize(references[i], preset) for i in ids]
-    texts = [[normalize(system.hypotheses[i], preset) for i in ids] for system in systems]
+    prepared = prepare(
+        [[system.hypotheses[i] for i in ids] for system in systems],
+        [references[i] for i in ids],
+        preset,
+    )
     measures, unavailable = find_measures(preset, language or find_language(systems), bleurt)
     scores: dict[str, tuple[TestedScore, ...]] = {}
     signatures: dict[str, str] = {}
     for name in in_order(measures):
-        tested, signatures[name] = resample(measures[name], texts, theirs, how)
+        tested, signatures[name] = resample(measures[name], prepared.systems, prepared.streams, how)
         scores[name] = tuple(tested)
     names = tuple(system.name for system in systems)
     return Comparison(
@@ -142,8 +153,24 @@ def compare(
         signatures,
         unavailable,
         tuple(_group(members, names, scores) for members in groups),
-        tuple(dict.fromkeys(note for system in systems for note in system.notes)),
+        tuple(
+            dict.fromkeys(
+                [*_notes(systems, preset, groups), *notes_of(references, preset, prepared)]
+            )
+        ),
     )
+
+
+def _notes(
+    systems: Sequence[System], preset: Preset, groups: Sequence[Sequence[System]]
+) -> Iterator[str]:
+    """Yield what is to be said of the systems' texts, and of too few trainings for the preset."""
+    for system in systems:
+        yield from system.notes
+        for note in explain_unwritten(system.hypotheses, system.references, preset):
+            yield f"{system.name}: {note}"
+    if preset.seeds > 1 and not (groups and all(len(g) >= preset.seeds for g in groups)):
+        yield f"{reported(preset)}; these are fewer"
 
 
 def format_comparison(comparison: Comparison) -> str:
@@ -198,13 +225,13 @@ def group_by_seed(systems: Sequence[System]) -> list[list[System]]:
     return list(groups.values())
 
 
-def _read(path: Path, split: str | None, references: Path | None) -> System:
+def _read(path: Path, split: str | None, references: Sequence[Path]) -> System:
     notes: list[str] = []
     if not path.is_dir():
-        ours, theirs = read_pairs(path, references, notes)
+        ours, theirs = read_scored(path, references, notes)
         return System(str(path), ours, theirs, None, tuple(notes))
     folder = EvaluationFolder.open(path, split)
-    ours, theirs = read_pairs(folder.hypotheses, None, notes)
+    ours, theirs = read_scored(folder.hypotheses, [], notes)
     return System(str(path), ours, theirs, load_resolved(folder.run.config), tuple(notes))
 
 

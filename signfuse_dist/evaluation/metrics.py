@@ -1,22 +1,19 @@
-"""Each metric as one of sacrebleu: BLEU, chrF, ROUGE-L, METEOR and BLEURT.
+"""Each metric as one of sacrebleu: BLEU, chrF, ROUGE-L and METEOR; BLEURT is beside it.
 
 sacrebleu's resampling and signatures thus serve them all. BLEU and chrF are sacrebleu's own.
 ROUGE-L is computed here, or by the package `rouge` where a protocol takes it from there; METEOR is
-nltk's. BLEURT is Google's package `bleurt`, which wants TensorFlow and is not on the package index,
-so it is no dependency: where it, or a checkpoint, is missing, the reason stands in the scores.
+nltk's.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import nltk
@@ -36,7 +33,6 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import BLEU_NAMES, Beta, Preset
 
 _TOKENIZERS = {"13a": Tokenizer13a, "zh": TokenizerZh, "char": TokenizerChar, "none": NoneTokenizer}
-_SOURCE = "https://github.com/google-research/bleurt"
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def build_measures(preset: Preset, language: str | None) -> dict[str, Measure]:
     ``language`` (a tag such as ``de``; None when unknown) decides only whether METEOR may use the
     English WordNet.
     """
-    suffix = "" if preset.punctuation == "kept" else f"|punct:{preset.punctuation}"
+    suffix = "".join(f"|{name}:{value}" for name, value in preset.changes.items())
     measures = {
         name: Measure(_bleu(preset, order), suffix) for order, name in enumerate(BLEU_NAMES, 1)
     }
@@ -66,31 +62,6 @@ def build_measures(preset: Preset, language: str | None) -> dict[str, Measure]:
     measures["ROUGE-L"] = Measure(_rouge_l(preset))
     measures["METEOR"] = Measure(_meteor(preset, language))
     return measures
-
-
-def find_bleurt(checkpoint: Path | None) -> tuple[Metric | None, str]:
-    """Return BLEURT as a metric in 0..100, or None and why there is none.
-
-    ``checkpoint`` is an unpacked folder such as ``BLEURT-20``, whose name the signature gives.
-    Raises :class:`UserError` when a checkpoint is named that cannot be used: a named checkpoint
-    requires BLEURT.
-    """
-    if checkpoint is None:
-        here = "installed" if importlib.util.find_spec("bleurt") else "not installed"
-        return None, f"needs the package `bleurt` ({here}) and a checkpoint (--bleurt FOLDER)"
-    try:
-        from bleurt import score
-    except ImportError as e:
-        raise UserError(
-            f"--bleurt {checkpoint}: the package `bleurt` is not installed here ({e}); "
-            f"pip install git+{_SOURCE}, or leave the option out"
-        ) from e
-    if not (checkpoint / "bleurt_config.json").is_file():
-        raise UserError(
-            f"--bleurt {checkpoint}: no checkpoint of BLEURT, it has no bleurt_config.json; "
-            f"{_SOURCE} says where they are"
-        )
-    return Bleurt(score.BleurtScorer(str(checkpoint)), checkpoint.resolve().name), ""
 
 
 def sentence_chrf(hypothesis: str, reference: str) -> float:
@@ -115,11 +86,13 @@ class _FactsSignature(Signature):
 
     def __init__(self, args: dict[str, Any]) -> None:
         super().__init__(args)
+        if args["num_refs"] != 1:
+            self.info["refs"] = "best"
         self.info.update(args["facts"])
 
 
 class SentenceMean(Metric):
-    """The mean over sentences of a score in 0..1, times 100.
+    """The mean over sentences of a score in 0..1, times 100; of several references the best counts.
 
     ``facts`` are the signature's entries beyond the number of references; ``version`` is one.
     """
@@ -142,8 +115,7 @@ class SentenceMean(Metric):
     def _compute_segment_statistics(
         self, hypothesis: str, ref_kwargs: dict[str, Any]
     ) -> list[float]:
-        (reference,) = ref_kwargs["refs"]
-        return [100.0 * self._of(hypothesis, reference), 1.0]
+        return [100.0 * max(self._of(hypothesis, r) for r in ref_kwargs["refs"]), 1.0]
 
     def _compute_score_from_stats(self, stats: Any) -> Score:
         return Score(self.name, float(stats[0] / stats[1]))
@@ -167,7 +139,7 @@ def _bleu(preset: Preset, order: int) -> BLEU:
 
 def _cut(preset: Preset) -> dict[str, str]:
     cut = "space" if preset.tokenizer == "none" else preset.tokenizer
-    return {"tok": cut, "punct": preset.punctuation}
+    return {"tok": cut, "punct": preset.punctuation, **preset.changes}
 
 
 def _on_tokens(
@@ -314,33 +286,3 @@ class _NoSynonyms:
 
     def synsets(self, word: str) -> list[Any]:
         return []
-
-
-class Bleurt(SentenceMean):
-    """The mean of a BLEURT checkpoint's scores, times 100; a score may lie below 0 and above 1."""
-
-    def __init__(self, scorer: Any, checkpoint: str) -> None:
-        facts = {"case": "mixed", "checkpoint": checkpoint, "mean": "sentences"}
-        super().__init__("BLEURT", self._sentence, {**facts, "version": _version()})
-        self._scorer = scorer
-
-    def _extract_corpus_statistics(
-        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]] | None
-    ) -> list[list[float]]:
-        """Score all sentences in one call, which the model takes in batches."""
-        assert references is not None
-        (only,) = references
-        values = self._scorer.score(references=list(only), candidates=list(hypotheses))
-        self.num_refs = 1
-        return [[100.0 * float(value), 1.0] for value in values]
-
-    def _sentence(self, hypothesis: str, reference: str) -> float:
-        (value,) = self._scorer.score(references=[reference], candidates=[hypothesis])
-        return float(value)
-
-
-def _version() -> str:
-    try:
-        return f"bleurt-{version('BLEURT')}"
-    except PackageNotFoundError:  # on the path without having been installed
-        return "bleurt-unknown"

@@ -18,10 +18,21 @@ from typing import Any, NamedTuple
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.evaluation.metrics import Measure, build_measures, find_bleurt
-from signfuse_dist.evaluation.protocols import METRICS, Preset, find_preset, in_order, normalize
+from signfuse_dist.evaluation.bleurt import find_bleurt
+from signfuse_dist.evaluation.metrics import Measure, build_measures
+from signfuse_dist.evaluation.protocols import (
+    METRICS,
+    PreparedTexts,
+    Preset,
+    Reference,
+    find_preset,
+    in_order,
+    prepare,
+    texts_of,
+)
 from signfuse_dist.evaluation.significance import Resampling, resample
-from signfuse_dist.evaluation.translations import comparable, read_pairs
+from signfuse_dist.evaluation.translations import comparable, comparable_references, read_scored
+from signfuse_dist.evaluation.unwritten import explain_unwritten
 from signfuse_dist.files import read_json, write_json
 from signfuse_dist.records import Number, Whole, read_record
 
@@ -73,14 +84,14 @@ class SplitScores:
 
 def score(
     hypotheses: Mapping[str, str],
-    references: Mapping[str, str],
+    references: Mapping[str, Reference],
     preset: str | Preset,
     language: str | None = None,
     *,
     resampling: Resampling | None = None,
     bleurt: Path | None = None,
 ) -> Scores:
-    """Score translations against references of the same ids.
+    """Score translations against references of the same ids; an id may have several.
 
     ``language`` (a tag such as ``de``; None when unknown) decides only whether METEOR may use the
     English WordNet. ``resampling`` asks for 95% intervals, ``bleurt`` names a checkpoint of BLEURT.
@@ -91,20 +102,23 @@ def score(
     protocol = find_preset(preset) if isinstance(preset, str) else preset
     found: list[str] = []
     hypotheses = comparable(hypotheses, "hypotheses", found)
-    references = comparable(references, "references", found)
+    references = comparable_references(references, "references", found)
     check_ids(hypotheses, references)
     ids = sorted(references)
-    ours = [normalize(hypotheses[i], protocol) for i in ids]
-    theirs = [normalize(references[i], protocol) for i in ids]
+    prepared = prepare([[hypotheses[i] for i in ids]], [references[i] for i in ids], protocol)
     measures, unavailable = find_measures(protocol, language, bleurt)
-    scores, intervals = _compute(measures, ours, theirs, resampling)
+    scores, intervals = _compute(measures, prepared, resampling)
+    found += notes_of(references, protocol, prepared)
+    found += explain_unwritten(hypotheses, references, protocol)
+    if protocol.seeds > 1:
+        found.append(f"{reported(protocol)}; these are the scores of one")
     return Scores(
         preset=protocol.name,
         num_samples=len(ids),
         scores=scores,
         unavailable=unavailable,
         empty=empty_ids(hypotheses),
-        notes=(*found, *_notes(theirs)),
+        notes=tuple(found),
         intervals=intervals,
         resampling=str(resampling) if intervals else "",
     )
@@ -122,7 +136,7 @@ def score_with_intervals(
 
 def score_files(
     hypotheses: Path,
-    references: Path | None,
+    references: Sequence[Path],
     preset: str | Preset,
     language: str | None = None,
     *,
@@ -132,13 +146,13 @@ def score_files(
 ) -> Scores:
     """Score files of the formats of :mod:`signfuse_dist.evaluation.translations`.
 
-    ``references`` None means that the hypotheses' file holds them too. Raises :class:`UserError`
-    as :func:`score` and :func:`~signfuse_dist.evaluation.translations.read_pairs` do, and naming
+    Without ``references`` the hypotheses' file holds them too. Raises :class:`UserError` as
+    :func:`score` and :func:`~signfuse_dist.evaluation.translations.read_scored` do, and naming
     empty hypotheses unless ``allow_empty``.
     """
     protocol = find_preset(preset) if isinstance(preset, str) else preset
     found: list[str] = []
-    ours, theirs = read_pairs(hypotheses, references, found)
+    ours, theirs = read_scored(hypotheses, references, found)
     if not allow_empty:
         refuse_empty(str(hypotheses), ours)
     scores = score(ours, theirs, protocol, language, resampling=resampling, bleurt=bleurt)
@@ -171,13 +185,17 @@ def refuse_empty(source: str, hypotheses: Mapping[str, str]) -> None:
         )
 
 
-def check_ids(hypotheses: Mapping[str, str], references: Mapping[str, str]) -> None:
+def check_ids(hypotheses: Mapping[str, str], references: Mapping[str, Reference]) -> None:
     """Raise :class:`UserError` naming every id that keeps the two from being scored."""
     if not references:
         raise UserError("there are no references to score against")
     missing = sorted(set(references) - set(hypotheses))
     unknown = sorted(set(hypotheses) - set(references))
-    blank = sorted(i for i, text in references.items() if not text.strip())
+    blank = sorted(
+        i
+        for i, reference in references.items()
+        if not all(text.strip() for text in texts_of(reference))
+    )
     errors = []
     if missing:
         errors.append(f"{len(missing)} ids have no hypothesis: {name_ids(missing)}")
@@ -330,29 +348,60 @@ def _to_dict(scores: Scores) -> dict[str, Any]:
 
 def _compute(
     measures: Mapping[str, Measure],
-    ours: Sequence[str],
-    theirs: Sequence[str],
+    prepared: PreparedTexts,
     resampling: Resampling | None,
 ) -> tuple[dict[str, Score], dict[str, Interval]]:
     """Return scores by name in the usual order, and intervals; one sentence has none."""
     scores: dict[str, Score] = {}
     intervals: dict[str, Interval] = {}
+    (ours,), streams = prepared.systems, prepared.streams
     for name in (metric for metric in METRICS if metric in measures):
         measure = measures[name]
         if resampling is not None and len(ours) > 1:
-            (tested,), _ = resample(measure, [ours], theirs, resampling)
+            (tested,), _ = resample(measure, [ours], streams, resampling)
             value, intervals[name] = tested.value, tested.interval
         else:
-            value = float(measure.metric.corpus_score(ours, [theirs]).score)
+            value = float(measure.metric.corpus_score(ours, streams).score)
         scores[name] = Score(value, measure.signature())
     return scores, intervals
 
 
-def _notes(references: Sequence[str]) -> tuple[str, ...]:
-    count = sum(text.endswith(" .") for text in references)
-    if 2 * count < len(references):
-        return ()
+def notes_of(
+    references: Mapping[str, Reference], preset: Preset, prepared: PreparedTexts
+) -> list[str]:
+    """Return what must be known of references before scores of them are compared with others."""
+    notes = []
+    numbers = sorted(len(texts_of(reference)) for reference in references.values())
+    if numbers[0] != numbers[-1]:
+        fewer = sum(number < numbers[-1] for number in numbers)
+        notes.append(
+            f"the sentences have {numbers[0]} to {numbers[-1]} references, {fewer} of "
+            f"{len(numbers)} fewer than {numbers[-1]}"
+        )
+    left_out = len(references) - len(prepared.places)
+    if left_out:
+        notes.append(
+            f"{left_out} of {len(references)} sentences are left out: their references hold no "
+            f"word that the preset {preset.name} counts"
+        )
+    firsts = [texts_of(reference)[0] for reference in references.values()]
+    count = sum(text.endswith(" .") for text in firsts)
+    if 2 * count >= len(firsts):
+        notes.append(
+            f"{count} of {len(firsts)} references end in ' .', a token that is easily matched: "
+            "do not compare with scores of text without it"
+        )
+    elif preset.append == " .":
+        notes.append(
+            f"the preset {preset.name} appends ' .' to both sides, a token that is always matched: "
+            "do not compare with scores of text without it"
+        )
+    return notes
+
+
+def reported(preset: Preset) -> str:
+    """Return what a protocol of several trainings reports."""
     return (
-        f"{count} of {len(references)} references end in ' .', a token that is easily matched: "
-        "do not compare with scores of text without it",
+        f"the preset {preset.name} reports mean and deviation of {preset.seeds} trainings "
+        "(signfuse compare --seeds)"
     )

@@ -75,13 +75,14 @@ class TestedScore(NamedTuple):
 def resample(
     measure: Measure,
     systems: Sequence[Sequence[str]],
-    references: Sequence[str],
+    references: Sequence[Sequence[str]],
     how: Resampling,
 ) -> tuple[list[TestedScore], str]:
     """Return the score of each system, and the signature with the method and seed.
 
-    ``systems`` are the translations of each, in the order of ``references``; all of it normalized.
-    The first is the baseline and has no p value.
+    ``systems`` are the translations of each, and ``references`` the first reference of every
+    sentence, then the second of those that have one; all of it in one order and as a protocol
+    compares it. The first system is the baseline and has no p value.
     """
     kind = "bs" if how.method == "bootstrap" else "ar"
     named = [(str(number), texts) for number, texts in enumerate(systems)]
@@ -89,7 +90,7 @@ def resample(
         test = PairedTest(
             named,
             {"it": measure.metric},
-            [list(references)],
+            references,
             kind,
             how.count,
             n_ar_confidence=NUM_SAMPLES["bootstrap"] if kind == "ar" else -1,

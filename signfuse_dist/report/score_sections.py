@@ -12,7 +12,7 @@ import numpy as np
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.controls import CONTROLS
 from signfuse_dist.evaluation.metrics import tokens
-from signfuse_dist.evaluation.protocols import Preset, find_preset, in_order
+from signfuse_dist.evaluation.protocols import Preset, find_preset, in_order, is_counted
 from signfuse_dist.evaluation.scores import Scores, SplitScores, score
 from signfuse_dist.report import plots
 from signfuse_dist.report.inputs import PackedSplit, ReportInputs
@@ -20,6 +20,8 @@ from signfuse_dist.report.plots import Figure, Table, plot
 from signfuse_dist.report.published import ResultRow, table_for
 
 NUM_BUCKETS = 4
+# Of a reference's length: the bins in which the field shows scores; above the last there is one.
+LENGTH_BINS = ((1, 6), (7, 12), (13, 18), (19, 24), (25, 31))
 SHOWN = ("BLEU-4", "ROUGE-L", "chrF")
 SHOWN_SIGNERS = 20  # those with the most clips
 UNKNOWN = "unknown"
@@ -83,10 +85,8 @@ class Breakdown:
 
 def divide_split(run: ReportInputs, packed: PackedSplit | None, preset: Preset) -> list[Breakdown]:
     """Return the divisions that can be made; what is not known is noted in the run."""
-    lengths = {i: float(len(tokens(text, preset))) for i, text in run.references.items()}
-    breakdowns = [
-        _by_length(run, preset, "reference length", f"{preset.units} of the reference", lengths)
-    ]
+    lengths = {i: len(tokens(text, preset)) for i, text in run.references.items()}
+    breakdowns = [_by_reference(run, preset, lengths)]
     seconds: dict[str, float] = {}
     signers: dict[str, str | None] = {}
     if packed is not None:
@@ -98,6 +98,20 @@ def divide_split(run: ReportInputs, packed: PackedSplit | None, preset: Preset) 
     elif packed is not None:
         run.note("scores by clip length", "the clips' lengths in seconds are not all known")
     return [*breakdowns, _by_signer(run, preset, signers)]
+
+
+def bin_lengths(lengths: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return ids by the name of their bin, shortest first; bins without any are left out.
+
+    A reference without a token, as 13a finds none in some scripts, counts to the shortest.
+    """
+    last = LENGTH_BINS[-1][1]
+    names = {f"{low} to {high}": high for low, high in LENGTH_BINS}
+    bins: dict[str, list[str]] = {name: [] for name in (*names, f"above {last}")}
+    for i in sorted(lengths):
+        fitting = (name for name, high in names.items() if lengths[i] <= high)
+        bins[next(fitting, f"above {last}")].append(i)
+    return {name: ids for name, ids in bins.items() if ids}
 
 
 def divide(lengths: Mapping[str, float]) -> dict[str, list[str]]:
@@ -198,6 +212,15 @@ def _decoding_table(decoding: Mapping[str, Any]) -> Table | None:
     return Table("What the sentences were decoded with (section evaluation)", ("", "value"), rows)
 
 
+def _by_reference(run: ReportInputs, preset: Preset, lengths: Mapping[str, int]) -> Breakdown:
+    parts = bin_lengths(lengths)
+    unit = f"{preset.units} of the reference"
+    table, scores = _score_parts(run, preset, unit, parts)
+    about = f"Bins as published tables have them, by the {unit}."
+    title = "reference length"
+    return Breakdown(f"By {title}", about, table, _bars(title, unit, parts, scores))
+
+
 def _by_length(
     run: ReportInputs, preset: Preset, title: str, unit: str, lengths: Mapping[str, float]
 ) -> Breakdown:
@@ -228,35 +251,45 @@ def _number(value: float) -> str:
 
 def _score_parts(
     run: ReportInputs, preset: Preset, unit: str, parts: Mapping[str, Sequence[str]]
-) -> tuple[Table, list[Scores]]:
+) -> tuple[Table, list[Scores | None]]:
+    """Return the scores of each part, None of one that holds no sentence that counts."""
     scores = [_score(run, preset, ids) for ids in parts.values()]
-    names = [name for name in SHOWN if all(name in part.scores for part in scores)]
+    there = [part for part in scores if part is not None]
+    names = [name for name in SHOWN if all(name in part.scores for part in there)]
     rows = tuple(
-        (part, str(len(ids)), *(f"{part_scores[name].value:.2f}" for name in names))
-        for (part, ids), part_scores in zip(parts.items(), scores, strict=True)
+        (part, str(len(ids)), *("–" if s is None else f"{s[name].value:.2f}" for name in names))
+        for (part, ids), s in zip(parts.items(), scores, strict=True)
     )
     caption = f"Scores by {unit}, under the preset {preset.name}"
     return Table(caption, (unit, "sentences", *names), rows), scores
 
 
-def _score(run: ReportInputs, preset: Preset, ids: Sequence[str]) -> Scores:
+def _score(run: ReportInputs, preset: Preset, ids: Sequence[str]) -> Scores | None:
     language = run.config.data.language if run.config else None
     hypotheses, references = (
         {i: texts[i] for i in ids} for texts in (run.hypotheses, run.references)
     )
+    if not any(is_counted(text, preset) for text in references.values()):
+        return None
     return score(hypotheses, references, preset, language)
 
 
 def _bars(
-    title: str, unit: str, parts: Mapping[str, Sequence[str]], scores: Sequence[Scores]
+    title: str, unit: str, parts: Mapping[str, Sequence[str]], scores: Sequence[Scores | None]
 ) -> Figure | None:
-    if len(parts) < 2:
+    values = {
+        name: part["chrF"].value
+        for name, part in zip(parts, scores, strict=True)
+        if part is not None
+    }
+    if len(values) < 2:
         return None
-    values = [part["chrF"].value for part in scores]
-    told = "; ".join(f"{name}: {value:.1f}" for name, value in zip(parts, values, strict=True))
+    told = "; ".join(f"{name}: {value:.1f}" for name, value in values.items())
     return plot(
         f"by_{title.replace(' ', '_')}",
-        partial(plots.bucket_bars, [_short(name) for name in parts], values, "chrF"),
+        partial(
+            plots.bucket_bars, [_short(name) for name in values], list(values.values()), "chrF"
+        ),
         f"Bars of chrF by {unit}. {told}.",
         f"chrF by {unit}; the table has the other scores and the counts.",
         None,

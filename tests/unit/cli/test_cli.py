@@ -49,7 +49,7 @@ ARGUMENTS = {
     "train": "experiment overrides --launch --num-processes",
     "evaluate": "run_folder overrides --split --name --controls",
     "score":
-        "--hypotheses --references --preset --tokenizer --language --bleurt --allow-empty "
+        "--hypotheses --split --references --preset --tokenizer --language --bleurt --allow-empty "
         "--json --intervals",
     "compare":
         "systems --split --references --preset --tokenizer --language --bleurt --allow-empty "

@@ -52,6 +52,8 @@ def test_a_mistyped_folder_split_or_setting_is_named_before_torch_is_imported(
         ("compare", str(text), run, "--preset", "neccam"): "say which split of it",
         ("compare", str(text), run, "--split", "tset", "--preset", "neccam"): "evaluate the run",
         ("score", "--hypotheses", none, "--preset", "neccam"): f"{none}: no such file or folder",
+        ("score", "--hypotheses", run, "--preset", "neccam"): "say which split of it",
+        ("score", "--hypotheses", run, "--split", "tset", "--preset", "neccam"): "evaluate the run",
     }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

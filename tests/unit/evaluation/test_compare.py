@@ -81,7 +81,7 @@ def test_files_are_compared_with_the_first(
     text = capsys.readouterr().out
     assert f"against the baseline {bad}" in text
     assert f"{plain[good]['BLEU-4'].value:.2f}  95% [" in text
-    assert "BLEURT: not scored: needs the package" in text
+    assert "BLEURT: not scored: needs a checkpoint" in text
 
 
 def test_runs_are_compared_on_a_split_and_grouped_by_seed(
@@ -183,3 +183,35 @@ def test_score_writes_intervals_and_takes_a_tokenizer(
     assert "tok:char" in text
     low, high = json.loads(out.read_text())["scores"]["metrics"]["BLEU-4"]["interval"]
     assert f"[{low:.2f}, {high:.2f}]" in text
+
+
+def test_a_run_is_scored_with_its_language_and_against_further_references(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(tmp_path, "run", GOOD, "data.language=de")
+    words = ["score", "--hypotheses", run, "--split", "test", "--preset", "sacrebleu"]
+    assert main(words) == 0
+    assert "match:exact+stem|" in capsys.readouterr().out, "no English synonyms for German"
+    for name, texts in (("r1", REFERENCES), ("r2", GOOD)):
+        rows = [{"id": i, "text": text} for i, text in texts.items()]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+        words += ["--references", str(tmp_path / f"{name}.json")]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "BLEU-4   100.00  nrefs:2|" in text
+
+
+def test_fewer_trainings_than_a_protocol_reports_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        run_folder(tmp_path, f"seed{seed}", GOOD, f"train.seed={seed}", f"train.output=o{seed}")
+        for seed in (1, 2, 3)
+    ]
+    words = ["--split", "test", "--preset", "sltbaselines", "--num-samples", "100", "--seeds"]
+    assert main(["compare", *runs[:2], *words]) == 0
+    assert "mean and deviation of 3 trainings" in capsys.readouterr().out
+    assert main(["compare", *runs, *words]) == 0
+    text = capsys.readouterr().out
+    assert "over the seeds 1, 2, 3" in text
+    assert "3 trainings" not in text

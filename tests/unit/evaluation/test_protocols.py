@@ -29,7 +29,7 @@ def test_the_protocols_that_evaluation_needs_are_there() -> None:
 
 
 def test_another_record_of_the_file_is_another_protocol() -> None:
-    _, presets = read_presets(changed(rouge_l=2.5, lowercase=True))
+    presets = read_presets(changed(rouge_l=2.5, lowercase=True)).presets
     assert (presets["char"].rouge_l, presets["char"].lowercase) == (2.5, True)
 
 
@@ -54,6 +54,10 @@ def test_another_record_of_the_file_is_another_protocol() -> None:
         ({"rouge_l": float("nan")}, "rouge_l: nan is neither"),
         ({"rouge_l": "1.2"}, "rouge_l: '1.2' is neither"),
         ({"rouge_l": None}, "rouge_l: None is neither"),
+        ({"words": "how2sign"}, "words: there is no 'how2sign'; did you mean 'how2sign-reduced'?"),
+        ({"append": None}, "append: None is not a str"),
+        ({"seeds": 0}, "seeds: 0 is not at least 1"),
+        ({"seeds": 3.0}, "seeds: 3.0 is not an int"),
         ({"about": None}, "about: None is not a str"),
         ({"beta": 1.0}, "unknown key 'beta'"),
         ({"name": "char"}, "unknown key 'name'"),

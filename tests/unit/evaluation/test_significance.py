@@ -57,7 +57,7 @@ def values_given(values: dict[str, float]) -> Measure:
 
 @pytest.mark.parametrize(("how", "kind"), [(BOOTSTRAP, "bs"), (RANDOM, "ar")])
 def test_figures_are_those_of_sacrebleus_own_test(how: Resampling, kind: str) -> None:
-    figures, signature = resample(MEASURES["BLEU-4"], [BAD, GOOD], REFERENCES, how)
+    figures, signature = resample(MEASURES["BLEU-4"], [BAD, GOOD], [REFERENCES], how)
     confidence = 1000 if kind == "ar" else -1
     test = PairedTest(
         [("bad", BAD), ("good", GOOD)], {"BLEU": BLEU()}, [REFERENCES], kind, how.count, confidence
@@ -76,7 +76,7 @@ def test_figures_are_those_of_sacrebleus_own_test(how: Resampling, kind: str) ->
 @pytest.mark.parametrize("how", [BOOTSTRAP, RANDOM], ids=["bootstrap", "randomization"])
 @pytest.mark.parametrize("name", [*BLEU_NAMES, "chrF", "ROUGE-L", "METEOR"])
 def test_every_metric_tells_a_better_system_and_not_itself(name: str, how: Resampling) -> None:
-    figures, signature = resample(MEASURES[name], [BAD, GOOD, BAD], REFERENCES, how)
+    figures, signature = resample(MEASURES[name], [BAD, GOOD, BAD], [REFERENCES], how)
     bad, good, same = figures
     assert bad.p_value is None
     assert good.p_value is not None
@@ -89,7 +89,7 @@ def test_every_metric_tells_a_better_system_and_not_itself(name: str, how: Resam
 def test_the_interval_of_a_mean_is_that_of_drawing_sentences() -> None:
     rng = np.random.default_rng(3)
     values = {str(i): v for i, v in enumerate(rng.random(50))}
-    (figure,), _ = resample(values_given(values), [list(values)], list(values), BOOTSTRAP)
+    (figure,), _ = resample(values_given(values), [list(values)], [list(values)], BOOTSTRAP)
     scores = 100 * np.array(list(values.values()))
     means = np.sort(scores[rng.integers(50, size=(20_000, 50))].mean(1))
     low, high = means[500], means[-501]
@@ -108,14 +108,14 @@ def test_randomization_approaches_counting_every_exchange() -> None:
     exact = np.mean(np.abs((signs * difference).mean(1)) > observed - 1e-12)
     measure = values_given({**ours, **theirs})
     how = Resampling("randomization")
-    (_, figure), _ = resample(measure, [list(theirs), list(ours)], ["r"] * 10, how)
+    (_, figure), _ = resample(measure, [list(theirs), list(ours)], [["r"] * 10], how)
     assert 0.02 < exact < 0.5  # a case in which p says something
     assert figure.p_value == pytest.approx(exact, abs=0.02)
 
 
 def test_a_seed_gives_the_same_figures_and_another_gives_others() -> None:
     def run(seed: int) -> object:
-        return resample(MEASURES["BLEU-1"], [BAD, GOOD], REFERENCES, Resampling(seed=seed))
+        return resample(MEASURES["BLEU-1"], [BAD, GOOD], [REFERENCES], Resampling(seed=seed))
 
     assert run(7) == run(7)
     assert run(7) != run(8)
@@ -127,7 +127,7 @@ def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
             monkeypatch.delenv("SACREBLEU_SEED")
         else:
             monkeypatch.setenv("SACREBLEU_SEED", before)
-        _, signature = resample(MEASURES["chrF"], [BAD], REFERENCES, BOOTSTRAP)
+        _, signature = resample(MEASURES["chrF"], [BAD], [REFERENCES], BOOTSTRAP)
         assert os.environ.get("SACREBLEU_SEED") == before
         assert f"seed:{SEED}" in signature
 

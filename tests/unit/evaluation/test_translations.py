@@ -19,7 +19,7 @@ from signfuse_dist.evaluation.scores import score, score_files
 from signfuse_dist.evaluation.significance import Resampling
 from signfuse_dist.evaluation.translations import (
     read_array,
-    read_column,
+    read_hypotheses,
     read_pairs,
     write_arrays,
     write_hypotheses,
@@ -88,8 +88,8 @@ def test_two_text_files_are_matched_by_line(tmp_path):
     assert ours == {"1": "one", "2": "", "3": "three\u2028more"}
     assert theirs["3"] == "drei"
     with pytest.raises(UserError, match=r"h\.txt: 1 hypotheses are empty: '2'.*--allow-empty"):
-        score_files(hypotheses, references, "sacrebleu")
-    assert score_files(hypotheses, references, "sacrebleu", allow_empty=True).empty == ("2",)
+        score_files(hypotheses, [references], "sacrebleu")
+    assert score_files(hypotheses, [references], "sacrebleu", allow_empty=True).empty == ("2",)
 
 
 def test_text_files_with_different_numbers_of_lines_are_refused(tmp_path):
@@ -183,12 +183,12 @@ def test_tables_of_spreadsheets_are_matched_by_their_ids(tmp_path, ours, theirs)
     shuffled = dict(reversed(SENTENCES.items()))
     references = save(tmp_path / theirs, "text", shuffled)
     alike = save(tmp_path / ours, "hypothesis", SENTENCES)
-    assert score_files(alike, references, "sacrebleu")["BLEU-4"].value == pytest.approx(100)
+    assert score_files(alike, [references], "sacrebleu")["BLEU-4"].value == pytest.approx(100)
     other = save(tmp_path / ours, "hypothesis", dict.fromkeys(SENTENCES, "cats sleep often"))
-    assert score_files(other, references, "sacrebleu")["BLEU-4"].value == 0, "no word is right"
+    assert score_files(other, [references], "sacrebleu")["BLEU-4"].value == 0, "no word is right"
 
 
-@pytest.mark.parametrize("name", ["h.xls", "h.hyp", "hypotheses", "h.json", "h.txt.gz"])
+@pytest.mark.parametrize("name", ["h.xls", "h.hyp", "hypotheses", "h.yaml", "h.txt.gz"])
 def test_an_ending_that_is_not_known_is_refused(tmp_path, name):
     known = write(tmp_path / "r.txt", "one\n")
     for pair in ((tmp_path / name, known), (known, tmp_path / name)):
@@ -201,7 +201,7 @@ def test_decomposed_letters_are_compared_in_nfc_and_it_is_said(tmp_path):
     lines = "morgen wird es schön über der küste\nspäter löst sich der nebel überall auf\n"
     hypotheses = write(tmp_path / "h.txt", unicodedata.normalize("NFD", lines))
     references = write(tmp_path / "r.txt", lines)
-    scores = score_files(hypotheses, references, "sacrebleu")
+    scores = score_files(hypotheses, [references], "sacrebleu")
     assert scores["BLEU-4"].value == pytest.approx(100)
     (note,) = scores.notes
     assert note == (
@@ -220,7 +220,7 @@ def test_systems_whose_references_differ_in_their_form_alone_are_compared(tmp_pa
     for name, references in (("one", texts), ("two", other)):
         paths.append(tmp_path / f"{name}.jsonl")
         write_hypotheses(paths[-1], texts, references)
-    systems = read_systems(paths, None, None, allow_empty=False)
+    systems = read_systems(paths, None, [], allow_empty=False)
     comparison = compare(systems, find_preset("sacrebleu"), Resampling(num_samples=100))
     assert "two.jsonl, reference: 2 texts are not in" in format_comparison(comparison)
 
@@ -232,7 +232,7 @@ def test_invisible_characters_are_removed_before_scoring_and_it_is_said(tmp_path
     assert read_pairs(hypotheses, references, notes)[0] == {"1": "hello", "2": "you"}
     assert notes == [f"{hypotheses}, hypothesis: invisible characters were removed from 1 texts"]
     with pytest.raises(UserError, match="1 hypotheses are empty: '1'"):
-        score_files(write(tmp_path / "e.txt", "\u200b\nyou\n"), references, "sacrebleu")
+        score_files(write(tmp_path / "e.txt", "\u200b\nyou\n"), [references], "sacrebleu")
 
 
 def test_quotes_of_a_table_are_read_and_said(tmp_path):
@@ -248,7 +248,7 @@ def test_a_fifo_is_refused_without_being_opened(tmp_path):
     for name in ("h.txt", "h.jsonl", "h.tsv"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(UserError, match="is a FIFO and no file; it is not opened"):
-            read_column(tmp_path / name, "hypothesis")
+            read_hypotheses(tmp_path / name, [])
 
 
 def test_all_faults_of_a_file_are_reported_together(tmp_path):
@@ -272,7 +272,7 @@ def test_ids_are_checked_before_anything_is_scored(tmp_path):
     hypotheses = write(tmp_path / "h.tsv", "id\thypothesis\na\tx\nz\ty\n")
     references = write(tmp_path / "r.tsv", "id\treference\na\tx\nb\ty\n")
     with pytest.raises(UserError, match=r"(?s)no hypothesis: 'b'.*no reference: 'z'"):
-        score_files(hypotheses, references, "sacrebleu")
+        score_files(hypotheses, [references], "sacrebleu")
 
 
 def test_gates_are_read_by_any_id_and_by_numpy(tmp_path):

@@ -12,9 +12,10 @@ from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import score
 from signfuse_dist.report import score_sections
 from signfuse_dist.report.inputs import PackedSplit, ReportInputs
-from signfuse_dist.report.score_sections import divide, divide_split
+from signfuse_dist.report.score_sections import bin_lengths, divide, divide_split
 
-REFERENCES = {f"id{i}": " ".join(["word", "and", "more"][: i % 3 + 1]) for i in range(12)}
+# Of 6, 12 and 18 words.
+REFERENCES = {f"id{i}": " ".join(["word", "and", "more"][: i % 3 + 1] * 6) for i in range(12)}
 HYPOTHESES = dict.fromkeys(REFERENCES, "word and")
 PRESET = find_preset("sacrebleu")
 
@@ -48,6 +49,19 @@ def test_every_clip_is_in_one_bucket_and_buckets_are_in_order(values):
         assert max(lengths[i] for i in shorter) < min(lengths[i] for i in longer)
 
 
+def test_references_are_put_into_the_bins_of_the_field():
+    lengths = {f"{n}": n for n in (1, 6, 7, 12, 13, 18, 19, 24, 25, 31, 32, 900)}
+    assert bin_lengths(lengths) == {
+        "1 to 6": ["1", "6"],
+        "7 to 12": ["12", "7"],
+        "13 to 18": ["13", "18"],
+        "19 to 24": ["19", "24"],
+        "25 to 31": ["25", "31"],
+        "above 31": ["32", "900"],
+    }
+    assert bin_lengths({"a": 0, "b": 40}) == {"1 to 6": ["a"], "above 31": ["b"]}
+
+
 def test_many_lengths_are_cut_at_their_quartiles():
     buckets = divide({f"id{i:02d}": float(i + 1) for i in range(20)})
     assert {name: len(ids) for name, ids in buckets.items()} == {
@@ -67,12 +81,20 @@ def test_a_part_is_scored_as_a_corpus_of_its_own(run):
         "ROUGE-L",
         "chrF",
     )
-    ids = [name for name, text in REFERENCES.items() if len(text.split()) == 2]
+    ids = [name for name, text in REFERENCES.items() if len(text.split()) == 12]
     alone = score({i: HYPOTHESES[i] for i in ids}, {i: REFERENCES[i] for i in ids}, PRESET)
     row = by_length.table.rows[1]
-    assert row[:2] == ("2", "4")
+    assert row[:2] == ("7 to 12", "4")
     assert row[2:] == tuple(f"{alone[n].value:.2f}" for n in ("BLEU-4", "ROUGE-L", "chrF"))
     assert [r[1] for r in by_length.table.rows] == ["4", "4", "4"]
+
+
+def test_a_part_without_a_sentence_that_counts_has_no_figures(run):
+    run.references.update({"id0": "that's it", "id3": "so it is", "id6": "go", "id9": "do it"})
+    by_length = divide_split(run, None, find_preset("rbleu"))[0]
+    assert by_length.table.rows[0] == ("1 to 6", "4", "–", "–", "–")
+    assert "–" not in by_length.table.rows[1]
+    assert by_length.figure is not None
 
 
 def test_signers_are_named_and_the_unknown_said(run):
