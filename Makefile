@@ -74,15 +74,16 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# What runs in one process is shared by two; what starts processes of its own has the machine alone.
-SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/parity tests/invariance
-ALONE = $(BIN)/python -m pytest tests/integration tests/slurm tests/gpu
+# Files are shared out to two processes, the longest ones first; what needs the machine runs after them.
+FOLDERS := $(addprefix tests/,integration gpu invariance parity unit)
+SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(FOLDERS)
+ALONE = $(BIN)/python -m pytest tests/integration tests/slurm
 
 test: lint
-	$(SHARED) -m "not long"; status=$$?; $(ALONE) -m "not long" && exit $$status
+	$(SHARED) -m "not alone and not long"; status=$$?; $(ALONE) -m "alone and not long" && exit $$status
 
 test-all: lint
-	$(SHARED); status=$$?; $(ALONE) && exit $$status
+	$(SHARED) -m "not alone"; status=$$?; $(ALONE) -m alone && exit $$status
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -17,7 +17,7 @@ import yaml
 from helpers.project import Project, environment
 from helpers.repository import ROOT
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.alone, pytest.mark.long]
 
 ROWS = [
     {"name": "whole"},

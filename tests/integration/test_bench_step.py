@@ -52,6 +52,7 @@ def test_cached_features_are_refused_where_encoders_train(
     assert "give --stage alignment" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_command_compares_the_engine_with_a_bare_loop() -> None:
     """The whole of it once, under ZeRO-2, which needs a process of its own."""
     done = subprocess.run(

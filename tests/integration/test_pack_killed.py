@@ -21,6 +21,8 @@ from helpers.repository import ROOT
 from signfuse_dist.data.pack import PackConfig, pack
 from signfuse_dist.data.verify import verify
 
+pytestmark = pytest.mark.alone
+
 CLIPS, PER_SHARD = 80, 2
 Stamps = dict[str, tuple[int, int]]
 

@@ -137,6 +137,7 @@ def test_plain_ddp_on_two_processes_with_accumulation_is_a_bare_loop(
     assert held(run) == [1.0, 1.0]
 
 
+@pytest.mark.long
 def test_zero2_by_two_launchers_with_accumulation_is_a_bare_loop(
     project: Project, bare: dict[str, Tensor], tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from helpers.trained import furthest, log, weights
 from signfuse_dist.engine import checkpoint_files
 from signfuse_dist.stages import TRAINABLE
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.alone, pytest.mark.long]
 
 AROUND_TRAINING = """
 import json, os, signal, sys

@@ -17,7 +17,7 @@ from helpers.repository import ROOT
 from signfuse_dist.engine.checkpoint_files import find_latest
 from signfuse_dist.jobs.folder import newest_checkpoint
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.alone, pytest.mark.long]
 # 100 steps, and no checkpoint but that of the stop.
 WORDS = (
     "stage=contrastive",

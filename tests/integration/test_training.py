@@ -65,7 +65,8 @@ def test_before_the_first_step_only_the_project_speaks_and_each_step_line_begins
 
 
 @pytest.mark.parametrize(
-    "stage", ["contrastive", pytest.param("alignment", marks=pytest.mark.long), "finetune"]
+    "stage",
+    [*(pytest.param(s, marks=pytest.mark.long) for s in ("contrastive", "alignment")), "finetune"],
 )
 def test_one_process_gives_the_losses_and_weights_of_two(
     project: Project, two_processes: Path, tmp_path: Path, stage: str

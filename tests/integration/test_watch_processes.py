@@ -17,6 +17,8 @@ from helpers.project import Project, environment, free_port
 from helpers.repository import ROOT
 from signfuse_dist.engine.stopping import HUNG
 
+pytestmark = pytest.mark.alone
+
 Pair = list["subprocess.Popen[str]"]
 WORKER = ROOT / "tests" / "helpers" / "watched_worker.py"
 SECONDS = 6.0

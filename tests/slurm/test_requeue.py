@@ -6,8 +6,12 @@ import shlex
 import sys
 from pathlib import Path
 
+import pytest
+
 from helpers.local_slurm import SMALL, LocalSlurm
 from helpers.repository import ROOT
+
+pytestmark = pytest.mark.alone
 
 # Trains one step a second until it is stopped; started again after a checkpoint, it finishes.
 TRAINER = """

@@ -20,7 +20,7 @@ from helpers.repository import ROOT
 from signfuse_dist.config import STAGES
 from signfuse_dist.jobs.folder import newest_checkpoint
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.alone, pytest.mark.long]
 TWO_NODES = ("--nodes=2", *SMALL)
 # From nothing, so that nothing has to be trained before; LoRA and every loss are in it.
 LAST_ALONE = ("stage=finetune", "train.stages=[finetune]", "stage.epochs=16",

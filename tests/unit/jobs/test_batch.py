@@ -119,6 +119,7 @@ def test_a_job_that_finishes_leaves_nothing(slurm: Slurm) -> None:
     assert list((slurm.folder / "jobs").iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_crash_is_tried_again_until_attempts_in_a_row_get_no_further(slurm: Slurm) -> None:
     limit = {"SIGNFUSE_FUTILE_ATTEMPTS": "2"}
     for restarts, step in enumerate((7, 7, 9, 9)):

@@ -156,6 +156,7 @@ def test_channels_last_is_a_layout_and_no_other_result() -> None:
     assert furthest(found, expected) <= 1e-12
 
 
+@pytest.mark.long
 def test_compiled_the_resnet_has_the_same_result_and_names(monkeypatch) -> None:
     """What is traced and differentiated is compared; the code of torch's compiler is torch's."""
     whole = nn.Module.compile
