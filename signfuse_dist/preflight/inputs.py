@@ -35,9 +35,11 @@ from signfuse_dist.data.split import open_split
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refuse_other_position
 from signfuse_dist.errors import MachineError, UserError, printable
+from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.files import read_json, read_state, refuse_machine
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
+from signfuse_dist.preflight.writing import check_writing
 from signfuse_dist.run_folder import (
     RunFolder,
     refuse_other,
@@ -46,7 +48,7 @@ from signfuse_dist.run_folder import (
     refuse_other_meeting,
     trained_on,
 )
-from signfuse_dist.stages import previous
+from signfuse_dist.stages import needs_language_model, previous
 from signfuse_dist.tensor_files import refuse_not_finite
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
@@ -78,7 +80,26 @@ def check_splits(run: RunConfig) -> list[Finding]:
     for one, other in itertools.combinations(splits, 2):
         if one.location != other.location:
             findings += _check_shared(one, other)
-    return findings
+    return findings + _check_texts(run, splits)
+
+
+def _check_texts(run: RunConfig, splits: Sequence[_SplitSeen]) -> list[Finding]:
+    """Ask the LLM's tokenizer whether it can write the texts; not whether it is there."""
+    texts = [text for split in splits for text in split.texts.values()]
+    if not texts or not any(map(needs_language_model, run.train.stages)):
+        return []
+    try:
+        preset = find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
+    except UserError as e:
+        return [error("data.metric_preset", str(e), "It scores the run once it is trained")]
+    try:
+        files = find_llm_files(run.model)
+    except (UserError, ValueError) as e:
+        refuse_machine(e, run.model.llm)
+        return []  # named by check_llm
+    if files is None:
+        return []
+    return check_writing(files.folder, preset, texts, list(splits[-1].texts.values()))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from helpers.little_clips import write_corpus
 from signfuse_dist.cli import main
 from signfuse_dist.data.manifest import PackConfig
@@ -24,7 +26,14 @@ def write_job(folder: Path) -> Path:
     llm.mkdir()
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
     (llm / "config.json").write_text(json.dumps({**shape, "dtype": "bfloat16"}))
-    (llm / "tokenizer.json").write_text("{}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    every = trainers.BpeTrainer(
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([], every)
+    tokenizer.save(str(llm / "tokenizer.json"))
     (llm / "model.safetensors").write_bytes(bytes(4000))
     return folder
 

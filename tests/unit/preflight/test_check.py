@@ -284,6 +284,19 @@ def test_a_pose_set_that_is_not_there_is_an_error(job: Job) -> None:
     assert "signfuse pose" in lines[0]
 
 
+def test_a_text_that_the_tokenizer_cannot_write_is_a_warning(job: Job) -> None:
+    file = job.llm / "tokenizer.json"
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw["normalizer"] = {"type": "Replace", "pattern": {"String": "t"}, "content": "d"}
+    file.write_text(json.dumps(raw), encoding="utf-8")
+    job.finds("warning", "cannot write 't'", "which 4 of 4 test texts hold", "Take another LLM")
+
+
+def test_a_protocol_that_is_none_is_an_error_before_the_training(job: Job) -> None:
+    job.words = ["data.metric_preset=sltbaseline"]
+    job.finds("error", "no metric preset 'sltbaseline'; did you mean 'sltbaselines'")
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
 def test_an_llm_without_one_of_its_files_is_an_error(job: Job, file: str) -> None:
     (job.llm / file).unlink()
