@@ -28,6 +28,7 @@ from signfuse_dist.plan import Plan, make_plan
 from signfuse_dist.preflight import inputs, machine, memory
 from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
 from signfuse_dist.preflight.inputs import LLMFiles
+from signfuse_dist.preflight.interfaces import check_interfaces, networks
 from signfuse_dist.stages import needs_language_model
 
 
@@ -180,13 +181,17 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
     if any(needs_language_model(run.stage.name) for run in runs):
         findings += inputs.check_llm(first.model)
     bucket: int | None = 0
+    several_nodes = False
     if target.launch is not None:
         settings = machine.read_launch(target.launch)
+        several_nodes = settings.get("num_machines", 1) != 1
         bucket = machine.bucket(settings)
         plan = plans[0] if plans else None
         findings += machine.check_launch(
             target.launch, settings, first, plan, target.world_size, target.started_by
         )
+    if target.is_here:
+        findings += check_interfaces(os.environ, networks(), several_nodes)
     return findings + _check_sizes(runs, planned, target, bucket)
 
 

@@ -32,6 +32,7 @@ from signfuse_dist import __version__
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import write_text
 from signfuse_dist.preflight.finding import Finding, error, ok, summary, warning
+from signfuse_dist.preflight.interfaces import check_interfaces, networks
 
 if TYPE_CHECKING:
     import torch
@@ -83,13 +84,16 @@ class Peers:
 def meet() -> Peers:
     """Join the processes that were launched.
 
-    Raises RuntimeError where they do not come, and UserError for a GPU that torch cannot use.
+    Raises RuntimeError where they do not come, and UserError for a GPU that torch cannot use or a
+    network that is not here.
     """
     import torch
     import torch.distributed as dist
 
     from signfuse_dist.device import has_gpu
 
+    for finding in check_interfaces(os.environ, networks(), several_nodes=False):
+        raise UserError(finding.said)  # gloo would wait for the others, and say another thing
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     on_gpu = has_gpu()
     device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
@@ -405,11 +409,13 @@ def judge_folder(folder: Path, disks: Mapping[str, Disk]) -> list[Finding]:
 def check_nodes(peers: Peers, folders: Sequence[Path]) -> tuple[str, bool]:
     """Look at everything; return the report, and whether there is an error, on every process."""
     have = peers.by_node(versions())
+    own = check_interfaces(os.environ, networks(), several_nodes=len(peers.leaders) > 1)
     sums = measure_all_reduce(peers) if len(peers.nodes) > 1 else []
     links = measure_links(peers)
     clocks = peers.gather(measure_clocks(peers))[0]
     disks = {folder: probe_folder(peers, folder) for folder in folders}
-    findings = [*compare_versions(have), *judge_links(links), *judge_clocks(clocks)]
+    findings = [finding for of_node in peers.by_node(own).values() for finding in of_node]
+    findings += [*compare_versions(have), *judge_links(links), *judge_clocks(clocks)]
     for folder, seen in disks.items():
         findings += judge_folder(folder, seen)
     through = "NCCL" if peers.device.type == "cuda" else "gloo"
