@@ -83,6 +83,16 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def lock(self) -> Path:
+        """The lock of the one run that trains here, see :mod:`signfuse_dist.locks`."""
+        return self.path / ".lock"
+
+    @property
+    def card_lock(self) -> Path:
+        """The lock of whoever renews the model card: training, and each evaluation."""
+        return self.path / ".card.lock"
+
+    @property
     def ds_config(self) -> Path:
         """The DeepSpeed dictionary of the latest start; null under plain DDP."""
         return self.path / "ds_config.json"
@@ -210,6 +220,16 @@ class EvaluationFolder:
     def hypotheses(self) -> Path:
         """Translations and references by id."""
         return self.path / "hypotheses.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """The lock of the one evaluation that writes here."""
+        return self.path / ".lock"
+
+    @property
+    def report_lock(self) -> Path:
+        """The lock of the one report that is written here."""
+        return self.path / ".report.lock"
 
     @property
     def scores(self) -> Path:
@@ -413,8 +433,42 @@ def refuse_other_meeting(run: RunConfig, plan: Plan, before: Any) -> None:
     )
 
 
+def price_of_meeting(run: RunConfig, plan: Plan) -> str | None:
+    """Say what another number of processes costs a run that has begun, and what frees it of that.
+
+    None where any number of processes goes on with any micro batch.
+    """
+    together = _num_meeting(run, plan)
+    if together is None or not (_batch_norms(run) or not run.train.gradient_caching):
+        return None
+    possible = [
+        f"{n} x {together // n}"
+        for n in range(1, together + 1)
+        if together % n == 0 and together // n in divisors_that_fit(plan.global_batch_size, n)
+    ]
+    keys = [*_batch_norms(run), *([] if run.train.gradient_caching else ["gradient_caching"])]
+    free = " and ".join(_FREE[key] for key in keys)
+    return (
+        f"{_why_they_meet(run)}, {together} at a time. Once begun, the run goes on with as many "
+        f"alone: {', '.join(possible)} (processes x train.micro_batch_size), so on fewer GPUs each "
+        f"needs the memory of more clips. {free} depends on no such number, and is chosen before "
+        "the run begins"
+    )
+
+
+_FREE = {
+    "norm": "model.norm=layer (with which a small probe learned more slowly: docs/log.md)",
+    "visual_norm": "model.visual_norm=group or frozen",
+    "gradient_caching": "train.gradient_caching=true",
+}
+
+
+def _batch_norms(run: RunConfig) -> list[str]:
+    return [key for key in ("norm", "visual_norm") if getattr(run.model, key) in _BATCH_NORMS]
+
+
 def _why_they_meet(run: RunConfig) -> str:
-    norms = [key for key in ("norm", "visual_norm") if getattr(run.model, key) in _BATCH_NORMS]
+    norms = _batch_norms(run)
     if norms:
         return " and ".join(f"model.{key}={getattr(run.model, key)}" for key in norms) + (
             " takes statistics over them"

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -43,6 +44,7 @@ from signfuse_dist.errors import MachineError, UserError, raise_together
 from signfuse_dist.experiment import load_run
 from signfuse_dist.files import faults_told, write_text
 from signfuse_dist.jobs.folder import JobFolder
+from signfuse_dist.locks import held
 from signfuse_dist.metering import meter_of, say_what_is_unknown
 from signfuse_dist.model import saved
 from signfuse_dist.model.attention import choose_for
@@ -133,6 +135,17 @@ def _train(job: _Job) -> int:
     run, accelerator = job.run, job.accelerator
     choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
     refuse_other_data(run, asdict(job.split.content))
+    with ExitStack() as until_end:
+        what = f"the run folder {run.folder}"
+        processes.do_on_main(
+            accelerator, lambda: until_end.enter_context(held(job.folder.lock, what))
+        )
+        return _train_alone(job)
+
+
+def _train_alone(job: _Job) -> int:
+    """Train the stage in a run folder in which nobody else trains; return the exit status."""
+    run, accelerator = job.run, job.accelerator
     begin(run, job.plan, job.resolved, job.is_main)
     notes = JobFolder.from_environment()
     if job.is_main:

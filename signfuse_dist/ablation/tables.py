@@ -29,6 +29,7 @@ from signfuse_dist.evaluation.metrics import build_measures
 from signfuse_dist.evaluation.protocols import BLEU_NAMES, Preset, prepare
 from signfuse_dist.evaluation.significance import Resampling, resample
 from signfuse_dist.files import write_bytes, write_json
+from signfuse_dist.locks import held
 from signfuse_dist.report.markup import escape_markdown
 from signfuse_dist.report.plots import DPI, LIGHT, Theme
 
@@ -38,6 +39,7 @@ VERSION = 1
 METRICS = (*BLEU_NAMES, "ROUGE-L", "METEOR")
 Verdict = Literal["agrees", "contradicts", "within noise", "not known"]
 _NOTHING = "–"
+_PATIENCE = 60.0  # seconds for another task that writes the table
 
 
 def write_table(results: TableResults, folder: Path) -> str:
@@ -46,10 +48,13 @@ def write_table(results: TableResults, folder: Path) -> str:
     header = _header(results)
     rows = [_cells(results, row, findings[row.row.name]) for row in results.rows]
     text = _markdown(results, header, rows, findings)
-    write_bytes(folder / "table.md", text.encode("utf-8"))
-    write_bytes(folder / "table.csv", _csv(header, rows))
-    write_json(folder / "results.json", _json(results, findings))
-    write_bytes(folder / "chart.png", draw(results))
+    chart = draw(results)
+    # Tasks that end together each write it, and its files belong together.
+    with held(folder / ".table.lock", f"the table in {folder}", patience=_PATIENCE):
+        write_bytes(folder / "table.md", text.encode("utf-8"))
+        write_bytes(folder / "table.csv", _csv(header, rows))
+        write_json(folder / "results.json", _json(results, findings))
+        write_bytes(folder / "chart.png", chart)
     return text
 
 

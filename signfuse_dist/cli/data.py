@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -270,15 +271,33 @@ def _verify_set(folder: Folder, name: str, workers: int) -> int:
     from signfuse_dist.data.manifest import remove_stamp, write_stamp
     from signfuse_dist.data.verify import verify
 
-    faults = verify(folder, workers)
-    if faults:
-        remove_stamp(folder)
-    elif not write_stamp(folder):
-        print(f"{name}: cannot be written to, so `signfuse check` will not know of this")
+    with _stamping(folder):
+        faults = verify(folder, workers)
+        if faults:
+            remove_stamp(folder)
+        elif not write_stamp(folder):
+            print(f"{name}: cannot be written to, so `signfuse check` will not know of this")
     for fault in faults:
         print(fault)
     print(f"{name}: {len(faults)} faults" if faults else f"{name}: whole")
     return len(faults)
+
+
+@contextmanager
+def _stamping(folder: Folder) -> Iterator[None]:
+    """Hold the set while it is verified, where a stamp can be written: it must not be packed."""
+    from signfuse_dist.data.manifest import MANIFEST_NAME
+    from signfuse_dist.data.storage import is_local
+    from signfuse_dist.locks import Share, held_share
+
+    with ExitStack() as until_end:
+        if is_local(folder) and (folder / MANIFEST_NAME).is_file():
+            lock = held_share(
+                Path(str(folder)), Share(), f"the set in {folder}", about="signfuse verify"
+            )
+            with suppress(OSError):  # a folder that is only read: that is said where it is stamped
+                until_end.enter_context(lock)
+        yield
 
 
 def _stats(options: argparse.Namespace) -> int:

@@ -51,8 +51,6 @@ def refuse_other(out: Path, packing: Packing) -> None:
 
     Raises :class:`~signfuse_dist.errors.MachineError` when its disk cannot say.
     """
-    if out.exists() and not out.is_dir():
-        raise PackError(f"{out}: is a file, not a folder; choose another place")
     if (out / MANIFEST_NAME).exists():
         try:
             _refuse_difference(out, read_manifest(out).packing, packing)

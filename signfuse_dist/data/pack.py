@@ -11,8 +11,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from signfuse_dist import __version__
@@ -44,6 +44,7 @@ from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
 from signfuse_dist.data.pack_workers import ClipError, Division, make_shards
 from signfuse_dist.data.shard import EncodedClip, EncodedPose, read_record
 from signfuse_dist.files import machine_error, machine_fault, what_helps, write_bytes
+from signfuse_dist.locks import Share, held_share
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 __all__ = ["ClipEncoder", "PackConfig", "PackError", "PackSummary", "pack", "rows_digest"]
@@ -84,7 +85,6 @@ def pack(
     extractor = extractor or _own_or_mediapipe(rows)
     _refuse_no_crop(rows, config, extractor)
     packing = _packing(rows, config, extractor)
-    refuse_other(out, packing)
     tasks = shard_tasks(rows, config.clips_per_shard)
 
     def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
@@ -94,7 +94,9 @@ def pack(
         return summary
 
     encoder = ClipEncoder(packing, extractor, Places.of(root, rows.rows))
-    return _make_set(tasks, out, encoder, division, summarise, retry_dropped)
+    with _writing_alone(out, packing, division, len(tasks)):
+        refuse_other(out, packing)
+        return _make_set(tasks, out, encoder, division, summarise, retry_dropped)
 
 
 def extract_poses(
@@ -127,7 +129,6 @@ def extract_poses(
     extractor = extractor or _own_or_mediapipe(rows)
     source = extractor or JointsFile
     packing = manifest.packing.of_poses(source.name, source.version)
-    refuse_other(out, packing)
     tasks, num_frames = _packed_rows(shards, manifest, rows)
     boxes = _packed_boxes(shards, manifest)
 
@@ -135,7 +136,9 @@ def extract_poses(
         return PackSummary.of_poses(name, split, len(num_frames), indexes, complete, len(tasks))
 
     encoder = PoseEncoder(packing, extractor, num_frames, boxes, Places.of(root, rows.rows))
-    return _make_set(tasks, out, encoder, division, summarise)
+    with _writing_alone(out, packing, division, len(tasks)):
+        refuse_other(out, packing)
+        return _make_set(tasks, out, encoder, division, summarise)
 
 
 def _make_set(
@@ -151,8 +154,6 @@ def _make_set(
     ``summarise`` returns the summary of the finished shards, and is told whether they are all.
     """
     began = time.perf_counter()
-    with _writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     results = make_shards(tasks, out, encoder, division, retry_dropped)
     indexes = finished_indexes(tasks, out, encoder.packing, [r.index for r in results])
     complete = len(indexes) == len(tasks)
@@ -161,6 +162,25 @@ def _make_set(
         if complete:
             _write_manifest(out, encoder.packing, summary, indexes)
     return summary.timed(time.perf_counter() - began, [r for r in results if not r.skipped])
+
+
+@contextmanager
+def _writing_alone(
+    out: Path, packing: Packing, division: Division, num_shards: int
+) -> Iterator[None]:
+    """Hold this task's shards in ``out``, which is made: nobody else makes one of them meanwhile.
+
+    Tasks that make other shards of the same set work beside this one.
+    """
+    if out.exists() and not out.is_dir():
+        raise PackError(f"{out}: is a file, not a folder; choose another place")
+    what = json.dumps(asdict(packing), sort_keys=True)
+    about = hashlib.sha256(what.encode()).hexdigest()
+    share = Share(division.task_id, division.num_tasks, num_shards)
+    with ExitStack() as until_end:
+        with _writing(out):
+            until_end.enter_context(held_share(out, share, f"the set in {out}", about=about))
+        yield
 
 
 @contextmanager

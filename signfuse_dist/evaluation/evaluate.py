@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -55,7 +55,8 @@ from signfuse_dist.evaluation.translations import (
     write_hypotheses,
 )
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
-from signfuse_dist.files import at_path, checksum, write_json
+from signfuse_dist.files import at_path, checksum, told, write_json
+from signfuse_dist.locks import held
 from signfuse_dist.plan import ClipFrames, MicroBatch
 from signfuse_dist.progress import Progress, print_line
 from signfuse_dist.report.model_card import write_card
@@ -82,11 +83,14 @@ def evaluate(
     read or have no text: a score over fewer clips than the split has would not be that split's.
     """
     began = time.monotonic()
-    asked = ask(run_folder, split_name, overrides, controls, name)
+    words = (run_folder, split_name, overrides, controls, name)
+    asked = ask(*words)
     run, split, folder = asked.run, asked.split, asked.folder
     if asked.is_answered:
         return folder.path
-    with joined() as processes:
+    with joined() as processes, ExitStack() as until_end:
+        if _hold(folder, processes, until_end, lambda: ask(*words).is_answered):
+            return folder.path
         translator = load_translator(run_folder, processes.device, overrides)
         references = _references(split)
         split = _staged(split, run.data.stage_to, processes)
@@ -105,6 +109,34 @@ def evaluate(
             _write_record(folder, processes, plan, len(done), time.monotonic() - began)
         parts.remove()
     return folder.path
+
+
+def _hold(
+    folder: EvaluationFolder,
+    processes: Processes,
+    until_end: ExitStack,
+    is_answered: Callable[[], bool],
+) -> bool:
+    """Let the first process alone write in the folder; return whether all is there by now.
+
+    Every process raises what the first one does, and HeldError where another evaluation writes.
+    """
+    answered = False
+    refusal: UserError | None = None
+    if processes.rank == 0:
+        try:
+            until_end.enter_context(held(folder.lock, f"the evaluation {folder.path}"))
+            answered = is_answered()
+            if answered:
+                print(f"{folder.path}: another process has evaluated it meanwhile")
+        except UserError as e:
+            refusal = e
+        except OSError as e:
+            refusal = told(e, folder.path)
+    answered, refusal = processes.agree((answered, refusal))
+    if refusal is not None:
+        raise refusal
+    return answered
 
 
 def _staged(split: Split, stage_to: str | None, processes: Processes) -> Split:

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -36,6 +36,7 @@ from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.files import at_path, checksum, write_text
+from signfuse_dist.locks import held
 from signfuse_dist.plan import spread_frames
 from signfuse_dist.progress import Progress
 from signfuse_dist.run_folder import RunFolder
@@ -253,6 +254,25 @@ def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices)
             f"--box: data.crop of {run_folder} is {translator.run.data.crop}, so the model was not "
             "trained on boxes; leave it out"
         )
+    with _writing_alone(choices.out):
+        return _translate(run_folder, translator, sources, choices)
+
+
+@contextmanager
+def _writing_alone(out: Path | None) -> Iterator[None]:
+    """Hold the file that the lines are added to, where there is one."""
+    if out is None:
+        yield
+        return
+    with ExitStack() as until_end:
+        with at_path(out, lock := out.with_name(f".{out.name}.lock")):
+            until_end.enter_context(held(lock, f"the file {out}"))
+        yield
+
+
+def _translate(
+    run_folder: Path, translator: Translator, sources: Sequence[Source], choices: Choices
+) -> int:
     by = _made_by(run_folder, translator)
     done = _already(choices.out, by, choices.nbest)
     waiting = [source for source in sources if str(source.video) not in done]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from signfuse_dist.preflight import inputs, machine, memory
 from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
 from signfuse_dist.preflight.inputs import LLMFiles
 from signfuse_dist.preflight.interfaces import check_interfaces, networks
+from signfuse_dist.run_folder import RunFolder, price_of_meeting
 from signfuse_dist.stages import needs_language_model
 
 
@@ -176,6 +177,8 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
     findings = [
         *inputs.check_splits(first),
         *inputs.check_weights(runs, planned),
+        *inputs.check_held(runs, target.is_here),
+        *_check_meeting(runs, planned),
         *machine.check_machine(first, target.is_here),
     ]
     if any(needs_language_model(run.stage.name) for run in runs):
@@ -193,6 +196,22 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
     if target.is_here:
         findings += check_interfaces(os.environ, networks(), several_nodes)
     return findings + _check_sizes(runs, planned, target, bucket)
+
+
+def _check_meeting(
+    runs: Sequence[RunConfig], planned: Mapping[StageName, Plan]
+) -> Iterator[Finding]:
+    """Say of stages that have not begun with what numbers of processes alone they will go on."""
+    prices: dict[str, list[str]] = {}
+    for run in runs:
+        plan = planned.get(run.stage.name)
+        if plan is None or RunFolder.of(run).config.exists():
+            continue
+        price = price_of_meeting(run, plan)
+        if price is not None:
+            prices.setdefault(price, []).append(run.stage.name)
+    for price, stages in prices.items():
+        yield ok(f"number of processes of {' and '.join(stages)}", price)
 
 
 def _check_sizes(

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refus
 from signfuse_dist.errors import MachineError, UserError, printable
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.files import read_json, read_state, refuse_machine
+from signfuse_dist.locks import PATIENCE, holder_of
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.writing import check_writing
@@ -394,6 +396,32 @@ def check_weights(runs: Sequence[RunConfig], planned: Mapping[StageName, Plan]) 
         else:
             findings += _check_progress(run, planned.get(run.stage.name), what)
     return findings
+
+
+def check_held(runs: Sequence[RunConfig], is_here: bool) -> Iterator[Finding]:
+    """Say where another process trains, which would refuse this one; takes no lock.
+
+    An error of a job that starts here where that process is seen to live. Of a process on another
+    machine that cannot be said from here, and a job of another machine may start after it.
+    """
+    for run in runs:
+        folder = RunFolder.of(run)
+        holder = holder_of(folder.lock)
+        if holder is None:
+            continue
+        ended = time.monotonic() + PATIENCE  # one that was killed a moment ago is ending
+        while holder.writer.lives() and time.monotonic() < ended:
+            time.sleep(PATIENCE / 20)
+        lives = holder.writer.lives()
+        if lives is False:
+            continue
+        what, who = f"run folder {run.folder}", f"is held by {holder}"
+        fix = "Wait until it has finished, or end it"
+        if lives:
+            yield (error if is_here else warning)(what, who, fix)
+        else:
+            fix = f"{fix}; if it has ended, the trainer sees that after a minute and goes on"
+            yield warning(what, f"{who}, which cannot be looked at from here", fix)
 
 
 def _check_data(run: RunConfig) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from signfuse_dist.evaluation.protocols import in_order
 from signfuse_dist.evaluation.scores import Scores, SplitScores, read_split_scores
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import read_json, write_text
+from signfuse_dist.locks import held
 from signfuse_dist.records import read_record
 from signfuse_dist.report.inputs import PlanFacts, read_log, read_plan
 from signfuse_dist.report.markup import LANGUAGE, environment
@@ -26,6 +27,7 @@ from signfuse_dist.run_folder import RunFolder
 
 Rows = list[tuple[str, str]]
 _T = TypeVar("_T")
+_PATIENCE = 60.0  # seconds for another that writes the card
 _CROPPED = {
     "none": "",
     "signer": " cut around the signer's joints",
@@ -44,9 +46,12 @@ class _SavedModel:
 
 def write_card(run_folder: Path) -> Path:
     """Write ``RUN/model/README.md`` and return it; raise UserError without a ``config.yaml``."""
-    path = RunFolder(run_folder).model / "README.md"
+    files = RunFolder(run_folder)
+    path = files.model / "README.md"
     template = environment().get_template("model_card.md.j2")
-    write_text(path, template.render(_content(run_folder)))
+    # Evaluations of several splits may end at once: each shows what the others have written.
+    with held(files.card_lock, f"the model card {path}", patience=_PATIENCE):
+        write_text(path, template.render(_content(run_folder)))
     return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from signfuse_dist import __version__
 from signfuse_dist.evaluation.translations import rank_samples, spread_samples
 from signfuse_dist.files import checksum, write_bytes
+from signfuse_dist.locks import held
 from signfuse_dist.report.inputs import ReportInputs, read_run
 from signfuse_dist.report.markup import LANGUAGE, environment
 from signfuse_dist.report.plots import Figure
@@ -41,11 +42,12 @@ def write_report(run: Path, split: str, name: str | None = None) -> Path:
     folder = read_run(run, split, name)
     content = _content(folder)
     files = folder.evaluation
-    _write_figures(files.figures, _figures(content))
     templates = environment()
-    for file in (files.report_markdown, files.report_html):
-        text = templates.get_template(f"{file.name}.j2").render(content)
-        write_bytes(file, text.encode("utf-8"))
+    with held(files.report_lock, f"the report in {files.path}"):
+        _write_figures(files.figures, _figures(content))
+        for file in (files.report_markdown, files.report_html):
+            text = templates.get_template(f"{file.name}.j2").render(content)
+            write_bytes(file, text.encode("utf-8"))
     return files.report_html
 
 

@@ -19,6 +19,7 @@ import yaml
 from helpers.little_checkpoints import sign, write_checkpoint, write_model
 from helpers.little_clips import write_corpus
 from helpers.little_job import overrides, write_job
+from helpers.lock_holder import lock_holder
 from helpers.repository import ROOT
 from signfuse_dist import nvidia
 from signfuse_dist.cli import main
@@ -507,6 +508,48 @@ def test_the_fullest_micro_batch_is_that_of_the_plan(job: Job, longest: int, fra
     ]
     (line,) = [line for line in job.check(0) if "memory of a GPU" in line]
     assert f"; {frames} frames at most)" in line
+
+
+def test_what_batch_norms_cost_another_number_of_processes_is_said_before_the_run_begins(
+    job: Job,
+) -> None:
+    job.words = ["stage=contrastive", "train.micro_batch_size=2", "train.global_batch_size=4"]
+    words = [line for line in job.check(0) if "number of processes of contrastive" in line]
+    assert len(words) == 1
+    for part in (
+        "model.norm=sync takes statistics over them, 4 at a time",
+        "goes on with as many alone: 1 x 4, 2 x 2, 4 x 1 (processes x train.micro_batch_size)",
+        "model.norm=layer",
+    ):
+        assert part in words[0]
+    job.words.append("model.norm=layer")
+    assert not any("number of processes of" in line for line in job.check(0))
+    job.words.append("train.gradient_caching=false")
+    (line,) = [line for line in job.check(0) if "number of processes of" in line]
+    assert "Eq. 21 compares them" in line
+    assert "train.gradient_caching=true depends on no such number" in line
+
+
+def test_a_run_folder_in_which_another_process_trains_is_an_error_that_names_it(job: Job) -> None:
+    lock = job.folder / "runs" / "demo" / "contrastive" / ".lock"
+    with lock_holder(lock) as other:
+        job.words = ["stage=contrastive"]
+        before = lock.stat().st_mtime_ns
+        job.finds("error", "contrastive: is held by pid", str(other.pid), "Wait until it has")
+        assert lock.stat().st_mtime_ns == before, "looking takes no lock"
+        other.kill()
+        other.wait()
+        assert not any("is held by" in line for line in job.check(0))
+
+
+def test_a_run_folder_that_a_process_of_another_machine_holds_is_a_warning(job: Job) -> None:
+    lock = job.folder / "runs" / "demo" / "contrastive" / ".lock"
+    lock.parent.mkdir(parents=True)
+    fields = {"writer": "00000000-1-1", "host": "node7", "command": "train.py", "since": "then"}
+    lock.write_text(json.dumps(fields))
+    job.words = ["stage=contrastive"]
+    job.finds("warning", "is held by pid 1 on node7 since then (train.py)")
+    assert lock.read_text() == json.dumps(fields)
 
 
 def test_without_a_plan_every_clip_is_as_long_as_it_may_be(job: Job) -> None:
