@@ -34,6 +34,8 @@ from signfuse_dist.batch import length_mask
 from signfuse_dist.config import EvaluationConfig, ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.attention import choose_backend
+from signfuse_dist.model.llm_identity import find_folder
+from signfuse_dist.model.read_ahead import read_ahead
 
 
 class LanguageModel(nn.Module):
@@ -288,6 +290,9 @@ def load_frozen(config: ModelConfig) -> PreTrainedModel:
     try:
         known = AutoConfig.from_pretrained(config.llm, revision=config.llm_revision)
         auto = AutoModelForSeq2SeqLM if known.is_encoder_decoder else AutoModelForCausalLM
+        folder = find_folder(config.llm, config.llm_revision)
+        if folder is not None:
+            read_ahead(folder)
         with without_bars():
             model: PreTrainedModel = auto.from_pretrained(
                 config.llm,

@@ -35,13 +35,18 @@ class LLMReference:
 
 def refer(name: str, revision: str | None) -> LLMReference:
     """Return the reference of an LLM that was just loaded from a folder or the hub's cache."""
-    if Path(name).is_dir():
-        return LLMReference(None, fingerprint(Path(name)))
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    if not isinstance(found, str):
+    folder = find_folder(name, revision)
+    if folder is None:
         raise UserError(f"model.llm {name!r}: not a folder, and not in the hub's cache")
-    snapshot = Path(found).parent
-    return LLMReference(snapshot.name, fingerprint(snapshot))
+    return LLMReference(None if Path(name).is_dir() else folder.name, fingerprint(folder))
+
+
+def find_folder(name: str, revision: str | None) -> Path | None:
+    """Return the folder of an LLM, in the hub's cache where ``name`` is none; None without."""
+    if Path(name).is_dir():
+        return Path(name)
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def fingerprint(folder: Path) -> str:
