@@ -5,7 +5,8 @@
 COMMAND is `train`, with the words of `signfuse_dist.train`, or `evaluate`, `pack` or `ablate` of
 `signfuse`. Slurm opens a job's log before anybody can tell which folder the job is about: it lies
 where the job was submitted, and gets a second name in that folder here. A job that is requeued goes
-on in the same file. Exit status: 0, or 2 for words that are wrong, before anything is started.
+on in the same file. Exit status: 0; 2 for words that are wrong, 75 where the machine is at fault,
+before anything is started.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from signfuse_dist.answer import answer
 from signfuse_dist.config import RunConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_run
@@ -60,6 +62,8 @@ def log_of(command: str, words: Sequence[str]) -> JobLog:
     What argparse refuses ends the program with its message and status 2.
     """
     if command == "train":
+        if not words:
+            raise UserError("no experiment; give its file, or its name in configs/experiment")
         return log_of_stage(load_run(words[0], None, words[1:]))
     from signfuse_dist.cli import build_parser, parse
 
@@ -77,13 +81,15 @@ def log_of(command: str, words: Sequence[str]) -> JobLog:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Name this job and its log, the file that is standard output; return the exit status."""
-    command, *words = sys.argv[1:] if words is None else words
-    try:
-        job = Job.from_environment(os.environ)
-        log = log_of(command, words)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+    words = sys.argv[1:] if words is None else words
+    return answer(lambda: _name_log(words))
+
+
+def _name_log(words: Sequence[str]) -> int:
+    if not words:
+        raise UserError("no command; usage: python -m signfuse_dist.jobs.logs COMMAND word ...")
+    job = Job.from_environment(os.environ)
+    log = log_of(words[0], words[1:])
     _link(_standard_output(), log.path(job.name))
     if os.environ.get("SLURM_JOB_NAME", "").startswith(_DEFAULT):
         try:

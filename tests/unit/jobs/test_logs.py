@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.failing_disk import failing_disk
 from helpers.repository import ROOT
 from signfuse_dist.errors import UserError
-from signfuse_dist.jobs.logs import log_of
+from signfuse_dist.jobs.logs import log_of, main
 
 SCONTROL = '#!/bin/sh\necho "$@" >> "$CALLS"\nexit "$REFUSES"\n'
 
@@ -79,6 +80,58 @@ def test_an_error_in_the_words_ends_the_job_before_anything_is_made(tmp_path: Pa
     assert status == 2
     assert printed.startswith("error: ")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [((), "no command; usage"), (("train",), "no experiment; give its file")],
+)
+def test_a_job_without_words_is_told_what_is_missing(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    status, printed = start(tmp_path, *words)
+    assert (status, printed.count("\n")) == (2, 1)
+    assert printed.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(("name", "status"), [("EIO", 75), ("ESTALE", 75), ("EACCES", 2)])
+def test_what_the_disk_does_wrong_is_one_message_that_names_it(
+    tmp_path: Path,
+    name: str,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    run = tmp_path / "demo" / "finetune"
+    run.mkdir(parents=True)  # is listed for what a user may have meant
+    with failing_disk(name, "read", run) as met:
+        assert main(["evaluate", str(run), "--split", "test"]) == status
+    assert met
+    said = capfd.readouterr().err
+    assert said.startswith("error: ")
+    assert str(run) in said
+    assert name in said
+    assert "Traceback" not in said
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    environment = {**os.environ, "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "signfuse-pack"}
+    words = ("train", "demo", "stage=finetune", f"train.output={tmp_path}")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "signfuse_dist.jobs.logs", *words],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=environment,
+        )
+    assert done.returncode == 75, "what is said of scontrol cannot be written"
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_each_command_has_its_name_and_folder(tmp_path: Path) -> None:
