@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from signfuse_dist import __version__
-from signfuse_dist.answer import answer
 
 T = TypeVar("T")
 
@@ -60,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line after `signfuse`; None takes this process's.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        from signfuse_dist.answer import answer
+    except KeyboardInterrupt:  # before anybody is there who answers it
+        print("interrupted", file=sys.stderr)
+        return 130
     return answer(lambda: _run(arguments))
 
 
