@@ -72,7 +72,7 @@ def _as_it_is(payload: Any) -> str | None:
 
 
 def serve(run_folder: Path, server: Server, pose_model: Path | None) -> int:
-    """Serve the page until ctrl-C or TERM; return 0.
+    """Serve the page until ctrl-C or TERM, either of which is raised as KeyboardInterrupt.
 
     Uploads are in a temporary folder that is removed at the end. Raises UserError when there is no
     model, no MediaPipe, no gradio, or the port is taken.
@@ -85,11 +85,9 @@ def serve(run_folder: Path, server: Server, pose_model: Path | None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="signfuse-serve-") as folder, closing(reading):
         reading.start()
-        with opened(
-            ClipTranslator(translator, reading, Path(folder)), server, Path(folder)
-        ) as page:
+        with opened(ClipTranslator(translator, reading, Path(folder)), server, Path(folder)):
             print(f"http://{server.host}:{server.port}  (ctrl-C ends it)", flush=True)
-            page.block_thread()
+            threading.Event().wait()  # gradio's own waiting takes ctrl-C for itself
     return 0
 
 
@@ -139,7 +137,7 @@ def opened(clips: ClipTranslator, server: Server, folder: Path) -> Iterator[Any]
         yield page
     finally:
         ended.set()
-        page.close()
+        page.close(verbose=False)
 
 
 def _sweep_until(ended: threading.Event, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A process of a launcher that ends as its first word says; with several, each by its rank.
 
-Words: `user`, `machine`, `fault`, `killed`, `asleep`, `stopped`, `echo` (another's end is felt a
-little later as a fault of the program).
+Words: `user`, `machine`, `fault`, `killed`, `asleep`, `stopped`, `echo` (another's end is felt
+as a fault of the program).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
-from signfuse_dist.answer import answer
+from signfuse_dist.answer import ERROR_FILE, answer
 from signfuse_dist.errors import MachineError, UserError
 
 
@@ -32,7 +33,8 @@ def run() -> int:
     if word == "asleep":
         time.sleep(60)
     if word == "echo":
-        time.sleep(0.05)
+        while not Path(os.environ[ERROR_FILE]).exists():
+            time.sleep(0.05)
         raise RuntimeError("connection closed by peer")
     return 75 if word == "stopped" else 0
 

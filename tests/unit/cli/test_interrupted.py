@@ -15,6 +15,7 @@ import pytest
 
 from helpers.little_clips import write_corpus
 from helpers.little_job import overrides, write_job
+from helpers.project import free_port
 from helpers.repository import ROOT
 
 FIXTURE = ROOT / "tests" / "fixtures" / "earlier_run"
@@ -22,7 +23,8 @@ FINETUNE = "runs/small/finetune"
 LINE = "interrupted; run the same command again to go on\n"
 
 # Presses ctrl-C when the command first does what the first word says: `import` of a module, or
-# `open` of a path, with these letters in its name; a second time right after, where the word begins with `twice `.
+# `open` of a path, with these letters in its name; a second time right after, where the word begins
+# with `twice `.
 SCRIPT = """
 import os, signal, sys
 event, _, what = sys.argv[1].removeprefix("twice ").partition(" ")
@@ -113,6 +115,31 @@ def test_ctrl_c_at_any_moment_of_a_command_is_one_line(
         (run / "clip.mp4").touch()
     status, errors = interrupted(run, moment, *words)
     assert (status, errors[-len(LINE) :]) == (130, LINE), errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_page_that_is_served_ends_in_one_line(run: Path, number: signal.Signals) -> None:
+    pytest.importorskip("mediapipe")
+    pytest.importorskip("gradio")
+    command = [sys.executable, "-m", "signfuse_dist.cli", "serve", FINETUNE]
+    with subprocess.Popen(
+        [*command, "--port", str(free_port())],
+        cwd=run,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if line.startswith("http://")), None)
+        assert said is not None, process.communicate()[1]
+        os.killpg(process.pid, number)
+        printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "")
+    assert errors.endswith(LINE)
     assert "Traceback" not in errors
 
 
