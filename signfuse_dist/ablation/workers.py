@@ -23,7 +23,7 @@ from signfuse_dist.ablation.runs import AblationPlan, StageRun
 from signfuse_dist.engine.stopping import JOB_FOLDER, STOP
 from signfuse_dist.errors import UserError
 from signfuse_dist.jobs.folder import JobFolder
-from signfuse_dist.jobs.local import launch_command
+from signfuse_dist.jobs.local import Launch, launch_command
 from signfuse_dist.run_folder import RunFolder
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -237,14 +237,14 @@ def scores_file(run: StageRun, split: str) -> Path:
     return RunFolder(run.folder).evaluation(split).scores
 
 
-def make_units(plan: AblationPlan, launch: Path, num_processes: int | None) -> list[Unit]:
+def make_units(plan: AblationPlan, launch: Launch) -> list[Unit]:
     """Return the plan's units, each row's after another's, each after what it needs."""
     units: dict[str, Unit] = {}
     for final in plan.finals():
         for run in final.chain():
             if run.key not in units:
-                units[run.key] = _training(plan, run, launch, num_processes)
-        scoring = _scoring(plan, final, launch, num_processes)
+                units[run.key] = _training(plan, run, launch)
+        scoring = _scoring(plan, final, launch)
         units[scoring.name] = scoring
     return list(units.values())
 
@@ -255,31 +255,27 @@ def link_all(plan: AblationPlan) -> None:
         run.link_stages()
 
 
-def _training(plan: AblationPlan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:
+def _training(plan: AblationPlan, run: StageRun, launch: Launch) -> Unit:
     arguments = [plan.experiment, *run.overrides]
-    command = _command(launch, num_processes, "signfuse_dist.train", arguments)
+    command = _command(launch, "signfuse_dist.train", arguments)
     needs = (run.before.key,) if run.before else ()
     return Unit(
         run.key, command, lambda: run.is_done, Path(run.run.train.output), needs, is_trainer=True
     )
 
 
-def _scoring(plan: AblationPlan, run: StageRun, launch: Path, num_processes: int | None) -> Unit:
+def _scoring(plan: AblationPlan, run: StageRun, launch: Launch) -> Unit:
     # The other controls would decode the split again for every row.
     arguments = ["evaluate", str(run.folder), "--split", plan.split, "--controls", "shuffled"]
-    command = _command(launch, num_processes, "signfuse_dist.cli", arguments)
+    command = _command(launch, "signfuse_dist.cli", arguments)
     path = scores_file(run, plan.split)
     folder = Path(run.run.train.output)
     return Unit(f"{run.key}/evaluate-{plan.split}", command, path.is_file, folder, (run.key,))
 
 
-def _command(
-    launch: Path, num_processes: int | None, module: str, arguments: list[str]
-) -> tuple[str, ...]:
+def _command(launch: Launch, module: str, arguments: list[str]) -> tuple[str, ...]:
     # A port of its own for each, for several run at once.
-    return tuple(
-        launch_command(launch, num_processes, module, arguments, "--main_process_port", "0")
-    )
+    return tuple(launch_command(launch, module, arguments, "--main_process_port", "0"))
 
 
 def share_cores(parallel: int) -> None:

@@ -177,11 +177,11 @@ def _run_rows(plan: AblationPlan, options: argparse.Namespace) -> int:
     from signfuse_dist.jobs.local import find_launch, launcher_environment
 
     launch = find_launch(options.launch, options.num_processes)
-    for name, value in launcher_environment(launch, options.num_processes).items():
+    for name, value in launcher_environment(launch).items():
         os.environ.setdefault(name, value)
     share_cores(options.parallel)
     link_all(plan)
-    units = make_units(plan, launch, options.num_processes)
+    units = make_units(plan, launch)
     outcome = UnitRunner(units, options.parallel, options.task_id, options.num_tasks).run()
     if outcome.stopped:
         print("stopped; the same command goes on")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import psutil
 
@@ -30,18 +31,27 @@ DEFAULT_LAUNCH = {
     "one GPU": "gpu.yaml",
     "several GPUs": "node_zero2.yaml",
 }
+
+
+class Launch(NamedTuple):
+    """A file of launch/, and how many processes are started in place of the number that it says."""
+
+    file: Path
+    num_processes: int | None
+
+
 _SECONDS_TO_END = 30.0  # as torchrun waits for its processes
 
 
 def train_stages(
-    experiment: str, overrides: Sequence[str], launch: Path | None, num_processes: int | None
+    experiment: str, overrides: Sequence[str], file: Path | None, num_processes: int | None
 ) -> int:
     """Train ``train.stages`` in order; return 0, or the status of the first that does not finish.
 
     With ``stage=NAME`` among the overrides, only that stage. Before anything is started, all is
     looked at as `signfuse check` does: its warnings are printed, and its errors raise UserError.
     """
-    launch = find_launch(launch, num_processes)
+    launch = find_launch(file, num_processes)
     shared = [word for word in overrides if not word.startswith("stage=")]
     # All stages are looked at first: an error in the last must not show after the first trained.
     runs = load_stages(experiment, overrides)
@@ -50,15 +60,15 @@ def train_stages(
         refuse_other(run)
     left = [run for run in runs if not RunFolder.of(run).is_finished]
     if left:
-        processes = count_processes(launch, num_processes)
-        refuse_errors(left, Target(processes, launch, started_by="train"))
+        target = Target(count_processes(launch), launch.file, started_by="train")
+        refuse_errors(left, target)
     for run in runs:
         stage = run.stage.name
         if run not in left:
             print(f"{run.folder}: already trained", flush=True)
             continue
         words = [experiment, f"stage={stage}", *shared]
-        status = _launch(launch, num_processes, words)
+        status = _launch(launch, words)
         if status == REQUEUE:
             print(
                 f"stage {stage} did not finish; the same command goes on from its last checkpoint"
@@ -68,13 +78,13 @@ def train_stages(
     return 0
 
 
-def _launch(launch: Path, num_processes: int | None, words: Sequence[str]) -> int:
-    command = launch_command(launch, num_processes, "signfuse_dist.train", words)
+def _launch(launch: Launch, words: Sequence[str]) -> int:
+    command = launch_command(launch, "signfuse_dist.train", words)
     with tempfile.TemporaryDirectory() as own:
         folder = os.environ.get(JOB_FOLDER, own)
         job = JobFolder(Path(folder))
         with job.asking(signal.SIGTERM, signal.SIGUSR1):
-            announced = launcher_environment(launch, num_processes)
+            announced = launcher_environment(launch)
             return _wait(command, {**announced, **os.environ, JOB_FOLDER: folder}, job)
 
 
@@ -147,32 +157,37 @@ def end_processes(processes: Sequence[psutil.Process]) -> None:
             process.kill()
 
 
-def find_launch(launch: Path | None, num_processes: int | None) -> Path:
-    """Return the launch file, the default where none is given; raise UserError for what is not."""
+def find_launch(file: Path | None, num_processes: int | None) -> Launch:
+    """Return the launch file and the number of processes that are asked for.
+
+    Where no file is given, that of this machine, with a process for each of its GPUs. Raises
+    UserError for a file that is not there and a number that cannot be.
+    """
     if num_processes is not None and num_processes < 1:
         raise UserError(f"--num-processes {num_processes}: at least one process is needed")
-    launch = locate(launch or _default_launch())
-    if not launch.is_file():
-        raise UserError(f"--launch {launch}: no such file (see launch/)")
-    return launch
+    found = _default_launch(num_processes) if file is None else Launch(file, num_processes)
+    file = locate(found.file)
+    if not file.is_file():
+        raise UserError(f"--launch {file}: no such file (see launch/)")
+    return found._replace(file=file)
 
 
-def count_processes(launch: Path, num_processes: int | None) -> int:
+def count_processes(launch: Launch) -> int:
     """Return how many processes will be started; raise UserError where nobody says it."""
-    processes = num_processes or read_launch(launch).get("num_processes")
+    processes = launch.num_processes or read_launch(launch.file).get("num_processes")
     if not isinstance(processes, int):
-        raise UserError(f"--launch {launch}: says no num_processes; give --num-processes N")
+        raise UserError(f"--launch {launch.file}: says no num_processes; give --num-processes N")
     return processes
 
 
-def launcher_environment(launch: Path, num_processes: int | None) -> dict[str, str]:
+def launcher_environment(launch: Launch) -> dict[str, str]:
     """Return what the launcher decides by itself and announces with a warning: said to it here.
 
     torchrun gives each of several processes one thread, and DeepSpeed takes the CPU where there is
     no GPU. What the environment has already goes before this.
     """
-    settings = read_launch(launch)
-    processes = num_processes or settings.get("num_processes")
+    settings = read_launch(launch.file)
+    processes = launch.num_processes or settings.get("num_processes")
     machines = settings.get("num_machines", 1)
     variables = {} if nvidia.count_gpus(os.environ) else {"DS_ACCELERATOR": "cpu"}
     if isinstance(processes, int) and isinstance(machines, int) and processes > machines:
@@ -180,21 +195,28 @@ def launcher_environment(launch: Path, num_processes: int | None) -> dict[str, s
     return variables
 
 
-def launch_command(
-    launch: Path, num_processes: int | None, module: str, words: Sequence[str], *options: str
-) -> list[str]:
+def launch_command(launch: Launch, module: str, words: Sequence[str], *options: str) -> list[str]:
     """Return ``accelerate launch -m module words``, as :mod:`signfuse_dist.jobs.launcher` does it.
 
     ``options`` are more of the launcher's.
     """
-    command = [sys.executable, "-m", "signfuse_dist.jobs.launcher", "--config_file", str(launch)]
-    if num_processes is not None:
-        command += ["--num_processes", str(num_processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "signfuse_dist.jobs.launcher",
+        "--config_file",
+        str(launch.file),
+    ]
+    if launch.num_processes is not None:
+        command += ["--num_processes", str(launch.num_processes)]
     return [*command, *options, "-m", module, *words]
 
 
-def _default_launch() -> Path:
-    gpus = list(DEFAULT_LAUNCH)[min(nvidia.count_gpus(os.environ), 2)]
-    path = Path("launch") / DEFAULT_LAUNCH[gpus]
-    print(f"no --launch given: using {path}", flush=True)
-    return path
+def _default_launch(num_processes: int | None) -> Launch:
+    gpus = nvidia.count_gpus(os.environ)
+    file = Path("launch") / list(DEFAULT_LAUNCH.values())[min(gpus, 2)]
+    if gpus > 1 and num_processes is None:
+        num_processes = gpus
+    number = f", {num_processes} processes" if num_processes else ""
+    print(f"no --launch given: using {file}{number}", flush=True)
+    return Launch(file, num_processes)

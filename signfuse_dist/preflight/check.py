@@ -188,6 +188,8 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
     if target.launch is not None:
         settings = machine.read_launch(target.launch)
         several_nodes = settings.get("num_machines", 1) != 1
+        if target.is_here:
+            findings += machine.check_gpus(settings, target.world_size)
         bucket = machine.bucket(settings)
         plan = plans[0] if plans else None
         findings += machine.check_launch(

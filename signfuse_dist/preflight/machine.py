@@ -11,6 +11,7 @@ import importlib.util
 import os
 import platform
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,6 +182,20 @@ def _check_processes(
         f"Give accelerate launch --num_processes {world_size}, or signfuse train --num-processes "
         f"{world_size}",
     )
+
+
+def check_gpus(settings: Mapping[str, Any], world_size: int) -> list[Finding]:
+    """Compare the processes of a run on this machine alone with the GPUs that it has."""
+    gpus, what = nvidia.count_gpus(os.environ), "GPUs of this machine"
+    if not gpus or settings.get("num_machines", 1) != 1:
+        return []
+    if world_size > gpus:
+        value = f"{gpus} for {world_size} processes, and NCCL refuses two on one"
+        return [error(what, value, f"Start one a GPU, {gpus} in all")]
+    if world_size < gpus:
+        value = f"{gpus} for {world_size} processes: {gpus - world_size} would compute nothing"
+        return [warning(what, value, f"Start one a GPU, {gpus} in all, or hide the others")]
+    return [ok(what, f"{gpus}, one a process")]
 
 
 def _check_deepspeed(

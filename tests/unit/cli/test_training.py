@@ -23,8 +23,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What `train` would have started, with the status of each taken from nothing: 0."""
     found: list[list[str]] = []
 
-    def launch(file: Path, num_processes: int | None, words: Sequence[str]) -> int:
-        found.append([file.name, str(num_processes), *words])
+    def launch(asked: local.Launch, words: Sequence[str]) -> int:
+        found.append([asked.file.name, str(asked.num_processes), *words])
         return 0
 
     monkeypatch.setattr(local, "_launch", launch)
@@ -82,7 +82,7 @@ def test_train_starts_nothing_where_check_has_an_error_and_says_warnings_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[Sequence[str]] = []
-    monkeypatch.setattr(local, "_launch", lambda *words: started.append(words[2]) or 0)
+    monkeypatch.setattr(local, "_launch", lambda *words: started.append(words[1]) or 0)
     write_job(tmp_path / "job")
     (tmp_path / "job" / "shards" / "train" / "verified.json").unlink()
     launch = tmp_path / "launch.yaml"
@@ -136,8 +136,10 @@ def test_train_takes_the_launch_file_that_its_help_names(
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(nvidia, "count_gpus", lambda _: number)
-    assert main(["train", DEMO, f"train.output={tmp_path}"]) == 0
-    assert {name for name, *_ in launched} == {local.DEFAULT_LAUNCH[gpus]}
+    words = [f"train.output={tmp_path}", "train.micro_batch_size=1"]
+    assert main(["train", DEMO, *words]) == 0
+    processes = str(number) if number > 1 else "None"
+    assert {tuple(call[:2]) for call in launched} == {(local.DEFAULT_LAUNCH[gpus], processes)}
     assert f"{local.DEFAULT_LAUNCH[gpus]} with {gpus}" in text
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from helpers.model_factory import step_of
 from helpers.repository import ROOT
+from signfuse_dist import nvidia
 from signfuse_dist.cli import main
 from signfuse_dist.config import STAGES, StageConfig, StageName, TrainConfig
 from signfuse_dist.engine import processes
@@ -194,9 +195,12 @@ def test_the_launch_file_that_is_used_without_asking_fits_the_machine_and_is_in_
     machine: str,
     name: str,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(nvidia, "count_gpus", lambda _: gpus)
     monkeypatch.chdir(ROOT)
-    assert local.find_launch(None, None) == Path("launch") / name
+    processes = gpus if gpus > 1 else None
+    assert local.find_launch(None, None) == (Path("launch") / name, processes)
+    assert local.find_launch(None, 2) == (Path("launch") / name, 2)
+    assert local.find_launch(Path("launch/gpu.yaml"), None) == (Path("launch/gpu.yaml"), None)
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert f"{name} {machine}" in " ".join(capsys.readouterr().out.split())

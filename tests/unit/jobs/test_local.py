@@ -104,8 +104,8 @@ def test_the_launcher_is_told_what_it_would_decide_and_announce(
 ) -> None:
     """torchrun gives one process all cores, so a single one is not told of threads."""
     monkeypatch.setattr(nvidia, "count_gpus", lambda _: int(gpu))
-    launch = ROOT / "launch" / "cpu_zero2.yaml"  # of two processes
-    assert local.launcher_environment(launch, processes) == variables
+    file = ROOT / "launch" / "cpu_zero2.yaml"  # of two processes
+    assert local.launcher_environment(local.Launch(file, processes)) == variables
 
 
 @pytest.mark.parametrize("trained", ["contrastive", "finetune"])

@@ -151,7 +151,7 @@ def test_a_gpu_that_torch_cannot_use_is_an_error(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
-        f"#!/bin/sh\ncase $1 in --query-gpu=driver*) echo {driver};; *) echo 81920;; esac\n"
+        f"#!/bin/sh\ncase $1 in --query-gpu=driver*) echo {driver};; *) echo 81920; echo 81920;; esac\n"
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -597,3 +597,21 @@ def test_a_batch_that_does_not_divide_is_the_users_mistake_and_hides_nothing(job
     job.words = ["train.micro_batch_size=3"]
     lines = job.check(2)
     assert any("lacks a tokenizer" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "level"),
+    [
+        (4, {}, "ok"),
+        (8, {}, "warning"),
+        (2, {}, "error"),
+        (0, {}, None),
+        (8, {"num_machines": 2}, None),
+    ],
+)
+def test_processes_are_compared_with_the_gpus_of_a_run_on_this_machine_alone(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, settings: dict[str, int], level: str | None
+) -> None:
+    monkeypatch.setattr(nvidia, "count_gpus", lambda _: gpus)
+    found = machine.check_gpus(settings, 4)
+    assert [finding.level for finding in found] == ([] if level is None else [level])
