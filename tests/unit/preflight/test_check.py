@@ -151,7 +151,8 @@ def test_a_gpu_that_torch_cannot_use_is_an_error(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
-        f"#!/bin/sh\ncase $1 in --query-gpu=driver*) echo {driver};; *) echo 81920; echo 81920;; esac\n"
+        f"#!/bin/sh\ncase $1 in --query-gpu=driver*) echo {driver};;"
+        " *) echo 81920; echo 81920;; esac\n"
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
