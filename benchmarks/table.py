@@ -1,8 +1,8 @@
 """How long it takes to read who is in a corpus: the rows of a table, without opening a video.
 
 The table is written into a temporary folder, beside as many empty files as it has videos. What is
-timed is :func:`~signfuse_dist.corpora.read_corpus`, which every task of `pack` calls once, and the
-digest of the rows by which packing again knows them.
+timed is :func:`~signfuse_dist.corpora.read_corpus`, the digest of the rows by which packing again
+knows them, and what two tasks of an array need that share what the first one reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from signfuse_dist.answer import answer
 from signfuse_dist.cli import add_options, from_options, parse
 from signfuse_dist.corpora import read_corpus
-from signfuse_dist.data.pack import rows_digest
+from signfuse_dist.data.planned import plan_rows, rows_digest
 from signfuse_dist.errors import UserError
 
 _WORDS = ("heute", "wird", "es", "über", "der", "küste", "schön", "später", "löst", "nebel", "auf")
@@ -53,12 +53,23 @@ def bench_table(bench: TableBench) -> str:
         read, wall = time.process_time(), time.perf_counter() - wall
         rows_digest(corpus)
         digested = time.process_time()
-    assert len(corpus.rows) == bench.rows, "every row is planned"
+        assert len(corpus.rows) == bench.rows, "every row is planned"
+        del corpus
+        shared = [_plan(table, Path(folder) / "shards") for _ in range(2)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return (
         f"{bench.rows} rows of .{bench.form}: read in {read - began:.2f} CPU s ({wall:.2f} s), "
-        f"digest in {digested - read:.2f} CPU s, {peak:.2f} GB at the peak"
+        f"digest in {digested - read:.2f} CPU s, {peak:.2f} GB at the peak\n"
+        f"of tasks that share: the first {shared[0]:.2f} CPU s, each other {shared[1]:.2f} CPU s"
     )
+
+
+def _plan(table: Path, out: Path) -> float:
+    """Return the processor seconds that one of two tasks needs for its rows."""
+    began = time.process_time()
+    with plan_rows("table", table, "train", out, num_tasks=2):
+        pass
+    return time.process_time() - began
 
 
 def _write(folder: Path, bench: TableBench) -> Path:
@@ -92,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the measurement that the command line describes."""
     command = argparse.ArgumentParser(
         prog="python benchmarks/table.py",
-        description="Write a table beside empty videos and read its rows, as every task of `pack` "
-        "does once. Printed are processor seconds of this process and, in brackets, of the clock.",
+        description="Write a table beside empty videos and read its rows, as `pack` does. Printed "
+        "are processor seconds of this process and, in brackets, of the clock.",
         epilog="Example: python benchmarks/table.py --rows 20000. Figures: docs/benchmarks.md.",
     )
     add_options(command, TableBench)

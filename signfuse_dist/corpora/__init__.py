@@ -25,6 +25,7 @@ from signfuse_dist.corpora.rows import (
     FolderFrames,
     Orphan,
     Rejected,
+    Tree,
     boxed,
     key_of,
 )
@@ -41,12 +42,14 @@ __all__ = [
     "FolderFrames",
     "Orphan",
     "Rejected",
+    "Tree",
     "boxed",
     "key_of",
     "read_corpus",
     "read_table",
     "script_of",
     "splits_of",
+    "uncollected",
 ]
 
 _READERS: Mapping[str, Callable[[Path, str], Corpus]] = {
@@ -63,7 +66,7 @@ CORPORA = tuple(_READERS)
 def read_corpus(corpus: str, root: Path, split: str) -> Corpus:
     """Read the rows of ``split``. Raises :class:`CorpusError` when there is no such corpus."""
     _refuse_unknown(corpus)
-    with _uncollected():
+    with uncollected():
         return _READERS[corpus](root, split)
 
 
@@ -95,7 +98,7 @@ def _refuse_unknown(corpus: str) -> None:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Keep the garbage collector still: rows hold no cycles, and it looks through all of them."""
     if not gc.isenabled():
         yield

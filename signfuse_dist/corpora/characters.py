@@ -19,8 +19,10 @@ _INVISIBLE = re.compile(
     "\U000e0001\U000e0020-\U000e007f]"
 )
 _NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
+_LETTER = re.compile("[A-Za-z]")
 _JOINERS = "\u200c\u200d"
 _CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufff9-\ufffb\ud800-\udfff]")
+_NOT_PLAIN = re.compile(f"{_CONTROL.pattern}|[\t\n\r\u2028\u2029]|{_INVISIBLE.pattern}")
 # What is a letter, a sign or a mark to Unicode and shows nothing when it stands alone.
 _FILLERS = BLANKS + "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe0e\ufe0f\uffa0"
 # Scripts whose letters have one shape, so that a joiner between them says nothing.
@@ -39,6 +41,13 @@ def visible(text: str) -> str:
     if text.isascii() or not _INVISIBLE.search(text):
         return text
     return _INVISIBLE.sub(lambda found: found[0] * _has_meaning(text, found.start()), text)
+
+
+def is_plain_text(text: str) -> bool:
+    """Say whether a text holds no control, no line break and nothing invisible."""
+    if text.isascii():
+        return text.isprintable()
+    return not _NOT_PLAIN.search(text)
 
 
 def find_control(text: str) -> str | None:
@@ -70,9 +79,10 @@ def code_point(letter: str) -> str:
 
 def script_of(text: str) -> str | None:
     """Return the script most letters of ``text`` belong to (LATIN, HAN, KANA ...), None if none."""
-    latin = len(text.encode("ascii", "ignore").translate(None, _NO_LETTERS))
-    if 2 * latin > len(text) or text.isascii():  # a short way for most texts of most tables
-        return "LATIN" if latin else None
+    if text.isascii():  # a short way for most texts of most tables, and another for most others
+        return "LATIN" if _LETTER.search(text) else None
+    if 2 * len(text.encode("ascii", "ignore").translate(None, _NO_LETTERS)) > len(text):
+        return "LATIN"
     counts: Counter[str] = Counter()
     for letter, count in Counter(text).items():
         if letter.isalpha():

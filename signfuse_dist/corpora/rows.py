@@ -24,6 +24,7 @@ from signfuse_dist.corpora.characters import (
     find_control,
     is_blank,
     is_plain_name,
+    is_plain_text,
     script_of,
     visible,
 )
@@ -52,6 +53,7 @@ VIDEO_SUFFIXES = (
 """Endings of the files in a folder that are videos; a video named by itself may have any."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_~-]+")
+_PLAIN_PATH = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _KEY_BYTES = 240  # a member's file name is the key and at most 12 bytes, and 255 is the limit
 EMPTY_WORDS = frozenset(("nan", "NaN", "NAN", "None", "NULL", "null", "<NA>", "NaT", "#N/A"))
 """What programs write for an empty cell."""
@@ -216,7 +218,8 @@ class TextReader:
         to see, for the words of :data:`EMPTY_WORDS`, and for a control character.
         """
         text = written
-        if not (text.isascii() and text.isprintable()):
+        plain = is_plain_text(text)
+        if not plain:
             control = find_control(_LATIN_CONTROL.sub("", text) if self._published else text)
             if control is not None:
                 raise CorpusError(f"bad text: it holds the control character {code_point(control)}")
@@ -228,7 +231,7 @@ class TextReader:
             raise CorpusError(f"empty text: {text!r} is what programs write for an empty cell")
         if text != written:
             self._count(written)
-        self._num_damaged += bool(not text.isascii() and _LATIN_CONTROL.search(text))
+        self._num_damaged += bool(not plain and _LATIN_CONTROL.search(text))
         return text
 
     def _count(self, written: str) -> None:
@@ -379,6 +382,8 @@ class Tree:
         A name that is composed (NFC) in the table and decomposed on the disk, or the reverse, is
         found. Raises :class:`CorpusError` for a path that could lead out, and for a hidden file.
         """
+        if _PLAIN_PATH.fullmatch(written):  # nearly all of them
+            return self.folder / written
         if not written.strip():
             raise CorpusError(f"bad path: the {column} path is empty")
         parts = written.split("/")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from signfuse_dist.corpora.characters import BLANKS
@@ -97,7 +97,7 @@ class Lines:
     notes: tuple[str, ...] = ()
     """What a user must know of how the table was read."""
 
-    @property
+    @cached_property
     def fields(self) -> list[tuple[int, Fields]]:
         """The rows that are whole."""
         return [(number, fields) for number, fields in self.lines if not isinstance(fields, str)]

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from signfuse_dist import __version__
-from signfuse_dist.corpora import Box, ClipRow, Corpus, Rejected, read_corpus
+from signfuse_dist.corpora import Box, ClipRow, Corpus, Rejected
 from signfuse_dist.data.crop import is_box
 from signfuse_dist.data.encode import encode_clip, encode_pose
 from signfuse_dist.data.faults import Places, reason_of
@@ -42,12 +42,13 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
 from signfuse_dist.data.pack_workers import ClipError, Division, make_shards
+from signfuse_dist.data.planned import PlannedRows, forget, plan_rows
 from signfuse_dist.data.shard import EncodedClip, EncodedPose, read_record
 from signfuse_dist.files import machine_error, machine_fault, what_helps, write_bytes
 from signfuse_dist.locks import Share, held_share
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
-__all__ = ["ClipEncoder", "PackConfig", "PackError", "PackSummary", "pack", "rows_digest"]
+__all__ = ["ClipEncoder", "PackConfig", "PackError", "PackSummary", "pack"]
 
 DROPPED_NAME = "dropped.tsv"
 ORPHANS_NAME = "orphans.tsv"
@@ -81,22 +82,25 @@ def pack(
     dropped row of the summary, no error.
     """
     division = Division(workers, task_id, num_tasks)
-    rows = read_corpus(corpus, root, split)
-    extractor = extractor or _own_or_mediapipe(rows)
-    _refuse_no_crop(rows, config, extractor)
-    packing = _packing(rows, config, extractor)
-    tasks = shard_tasks(rows, config.clips_per_shard)
+    with ExitStack() as planning:
+        planned = planning.enter_context(plan_rows(corpus, root, split, out, num_tasks))
+        rows = planned.rows
+        extractor = extractor or _own_or_mediapipe(rows)
+        _refuse_no_crop(rows, config, extractor)
+        packing = _packing(planned, config, extractor)
+        tasks = shard_tasks(rows, config.clips_per_shard)
 
-    def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
-        summary = PackSummary.of(rows, indexes, complete, len(tasks))
-        if complete:
-            _write_tables(out, summary)
-        return summary
+        def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
+            summary = PackSummary.of(rows, indexes, complete, len(tasks))
+            if complete:
+                _write_tables(out, summary)
+            return summary
 
-    encoder = ClipEncoder(packing, extractor, Places.of(root, rows.rows))
-    with _writing_alone(out, packing, division, len(tasks)):
-        refuse_other(out, packing)
-        return _make_set(tasks, out, encoder, division, summarise, retry_dropped)
+        encoder = ClipEncoder(packing, extractor, Places.of(root, rows.rows))
+        with _writing_alone(out, packing, division, len(tasks)):
+            refuse_other(out, packing)
+            planning.close()  # the other tasks may read what was planned
+            return _make_set(tasks, out, encoder, division, summarise, retry_dropped)
 
 
 def extract_poses(
@@ -124,21 +128,24 @@ def extract_poses(
     """
     division, out = Division(workers, task_id, num_tasks), shards / pose_path(name)
     manifest = load_manifest(shards)
-    rows = read_corpus(corpus, root, split)
-    _refuse_other_rows(shards, manifest.packing, rows)
-    extractor = extractor or _own_or_mediapipe(rows)
-    source = extractor or JointsFile
-    packing = manifest.packing.of_poses(source.name, source.version)
-    tasks, num_frames = _packed_rows(shards, manifest, rows)
-    boxes = _packed_boxes(shards, manifest)
+    with ExitStack() as planning:
+        planned = planning.enter_context(plan_rows(corpus, root, split, out, num_tasks))
+        rows = planned.rows
+        _refuse_other_rows(shards, manifest.packing, planned)
+        extractor = extractor or _own_or_mediapipe(rows)
+        source = extractor or JointsFile
+        packing = manifest.packing.of_poses(source.name, source.version)
+        tasks, num_frames = _packed_rows(shards, manifest, rows)
+        boxes = _packed_boxes(shards, manifest)
 
-    def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
-        return PackSummary.of_poses(name, split, len(num_frames), indexes, complete, len(tasks))
+        def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
+            return PackSummary.of_poses(name, split, len(num_frames), indexes, complete, len(tasks))
 
-    encoder = PoseEncoder(packing, extractor, num_frames, boxes, Places.of(root, rows.rows))
-    with _writing_alone(out, packing, division, len(tasks)):
-        refuse_other(out, packing)
-        return _make_set(tasks, out, encoder, division, summarise)
+        encoder = PoseEncoder(packing, extractor, num_frames, boxes, Places.of(root, rows.rows))
+        with _writing_alone(out, packing, division, len(tasks)):
+            refuse_other(out, packing)
+            planning.close()  # the other tasks may read what was planned
+            return _make_set(tasks, out, encoder, division, summarise)
 
 
 def _make_set(
@@ -161,6 +168,7 @@ def _make_set(
         summary = summarise(indexes, complete)
         if complete:
             _write_manifest(out, encoder.packing, summary, indexes)
+            forget(out)
     return summary.timed(time.perf_counter() - began, [r for r in results if not r.skipped])
 
 
@@ -215,8 +223,8 @@ def _refuse_no_crop(rows: Corpus, config: PackConfig, extractor: PoseExtractor |
         )
 
 
-def _packing(rows: Corpus, config: PackConfig, extractor: PoseExtractor | None) -> Packing:
-    source = extractor or JointsFile
+def _packing(planned: PlannedRows, config: PackConfig, extractor: PoseExtractor | None) -> Packing:
+    source, rows = extractor or JointsFile, planned.rows
     return Packing(
         corpus=rows.name,
         root=rows.root,
@@ -225,27 +233,16 @@ def _packing(rows: Corpus, config: PackConfig, extractor: PoseExtractor | None) 
         extractor=source.name,
         extractor_version=source.version,
         settings=config,
-        rows_sha256=rows_digest(rows),
+        rows_sha256=planned.digest,
     )
 
 
-def rows_digest(rows: Corpus) -> str:
-    """Return a digest of all that the shards take from the table."""
-    accepted = [
-        [r.row, r.id, r.source, r.text, r.start, r.end, r.signer, r.language, r.flags]
-        + ([list(r.folder)] if r.folder else [])
-        + ([{"box": list(r.box)}] if r.box else [])
-        for r in rows.rows
-    ]
-    rejected = [[r.row, r.id, r.reason] for r in rows.rejected]
-    return hashlib.sha256(json.dumps([accepted, rejected]).encode()).hexdigest()
-
-
-def _refuse_other_rows(shards: Path, packed: Packing, rows: Corpus) -> None:
+def _refuse_other_rows(shards: Path, packed: Packing, planned: PlannedRows) -> None:
+    rows = planned.rows
     if packed.contents != "clips":
         raise PackError(f"{shards}: holds a pose set; name the folder with the clips")
     there = (packed.corpus, packed.split, packed.rows_sha256)
-    if there != (rows.name, rows.split, rows_digest(rows)):
+    if there != (rows.name, rows.split, planned.digest):
         raise PackError(
             f"{shards} was packed from other rows (corpus {packed.corpus}, {packed.root}, split "
             f"{packed.split}) than {rows.name}, {rows.root}, split {rows.split} has now: joints "
