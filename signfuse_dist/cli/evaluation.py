@@ -9,14 +9,17 @@ import argparse
 import ipaddress
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from signfuse_dist.cli import add_options, from_options
 from signfuse_dist.cli.data import add_pose_model
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.evaluation.protocols import PRESETS, Preset, find_preset
+
+if TYPE_CHECKING:
+    from signfuse_dist.report.published import Published
 
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
@@ -90,6 +93,19 @@ def add_compare(command: argparse.ArgumentParser) -> None:
         "--seeds",
         action="store_true",
         help="give mean and deviation over runs that differ in train.seed alone",
+    )
+    command.add_argument(
+        "--published",
+        metavar="CORPUS",
+        help="put the systems, or a single one, among the published results of a corpus, such as "
+        "how2sign",
+    )
+    command.add_argument(
+        "--baselines",
+        type=Path,
+        metavar="FILE",
+        help="results of your own beside the published ones, a file of the form of "
+        "signfuse_dist/report/published.yaml",
     )
     command.set_defaults(run=_compare)
 
@@ -264,13 +280,18 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    _refuse_absent(*options.systems, *(options.references or ()))
+    _refuse_absent(*options.systems, *(options.references or ()), options.baselines)
+    rows = _published(options)
     from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
     from signfuse_dist.evaluation.significance import Resampling
     from signfuse_dist.files import write_json
+    from signfuse_dist.report.published import format_table, table_for
 
-    if len(options.systems) < 2:
-        raise UserError("a comparison needs two systems at least; `signfuse score` scores one")
+    if len(options.systems) < 2 and not rows:
+        raise UserError(
+            "a comparison needs two systems at least; `signfuse score` scores one, and "
+            "--published CORPUS puts one among published results"
+        )
     protocol = from_options(Protocol, options)
     preset, resampling = protocol.find_preset(), from_options(Resampling, options)
     systems = read_systems(
@@ -285,9 +306,40 @@ def _compare(options: argparse.Namespace) -> int:
         seeds=options.seeds,
     )
     print(format_comparison(comparison))
+    figures = comparison.to_dict()
+    if rows:
+        ours = {
+            name: {metric: scores[place].value for metric, scores in comparison.scores.items()}
+            for place, name in enumerate(comparison.systems)
+        }
+        table = table_for(rows, ours, preset)
+        print(f"\namong the published results of {options.published}, ours by {preset.name}:\n")
+        print(format_table(table))
+        figures["published"] = [asdict(row) for row in table]
     if protocol.json is not None:
-        write_json(protocol.json, comparison.to_dict())
+        write_json(protocol.json, figures)
     return 0
+
+
+def _published(options: argparse.Namespace) -> list[Published]:
+    """Return the published results that are asked for, with those of the user's file."""
+    from signfuse_dist.files import read_text
+    from signfuse_dist.report import published
+
+    corpus, split, file = options.published, options.split or "test", options.baselines
+    if corpus is None:
+        if file is not None:
+            raise UserError(f"--baselines {file}: say of which corpus, with --published CORPUS")
+        return []
+    more = [] if file is None else published.read_published(read_text(file), str(file))
+    rows = published.results(corpus, split, more)
+    if not rows:
+        known = sorted({*published.corpora(), *(row.corpus for row in more)})
+        raise UserError(
+            f"--published {corpus}: there are no published results of its split {split!r}"
+            f"{suggest(corpus, known)}. There are some of test of: {', '.join(known)}"
+        )
+    return rows
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from importlib.resources import files
 from typing import Annotated, Any
@@ -18,10 +19,10 @@ from pydantic.dataclasses import dataclass
 
 from signfuse_dist.errors import raise_together, suggest
 from signfuse_dist.evaluation.protocols import PRESETS, Preset, find_preset
-from signfuse_dist.evaluation.scores import Scores
 from signfuse_dist.files import parse_yaml
-from signfuse_dist.records import STRICT_KEYS, Flag, Place, Whole, build, dotted
+from signfuse_dist.records import STRICT_KEYS, Flag, NonBlank, Place, Whole, build, dotted
 
+NO_MORE = "none"  # of `extra_data`: the corpus's own train split alone
 UNKNOWN_PROTOCOL = "protocol not known: tokens, case, punctuation and ROUGE-L may differ"
 
 
@@ -36,6 +37,12 @@ def _check_figure(value: object) -> object:
 def _check_preset(value: str) -> str:
     if value not in PRESETS:
         raise ValueError(f"is no preset{suggest(value, PRESETS)}")
+    return value
+
+
+def _check_address(value: str) -> str:
+    if not value.startswith("https://"):
+        raise ValueError("is no address, which begins with https://")
     return value
 
 
@@ -59,7 +66,7 @@ class _Paper:
     year: Whole | None
     venue: str | None
     url: str | None
-    gloss_free: Flag
+    gloss_free: Flag | None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
@@ -69,13 +76,18 @@ class _Result:
     setting: str | None
     bleu4: _Figure
     rouge_l: _Figure | None
-    extra_data: str | None
+    extra_data: NonBlank
     preset: Annotated[str, AfterValidator(_check_preset)] | None
-    printed_in_signfuse: Printed | None
+    source: Annotated[str, AfterValidator(_check_address)] | None
+    why: NonBlank | None
+    deviation: _Figure | None = None
+    seeds: Whole | None = None
+    printed_in_signfuse: Printed | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)
 class _PaperRecord(_Paper):
+    unread: NonBlank | None
     results: tuple[_Result, ...]
 
 
@@ -105,15 +117,23 @@ class ResultRow:
     ours: bool
     differences: tuple[str, ...]
     url: str | None = None
+    deviation: float | None = None
+    """Of BLEU-4 over trainings, where the figure is a mean of some."""
+
+    @property
+    def bleu4_shown(self) -> str:
+        """BLEU-4 with its deviation, in words."""
+        return shown(self.bleu4, self.deviation)
 
 
-def read_published(text: str) -> list[Published]:
+def read_published(text: str, name: str = "published.yaml") -> list[Published]:
     """Return the results of a file like ``published.yaml``.
 
     Raises :class:`UserError` with every record that has other keys, a value of a wrong kind, a
-    figure outside 0..100 or an unknown preset, and every result that is there twice.
+    figure outside 0..100, an unknown preset, or neither a source nor why it has none, and every
+    result that is there twice.
     """
-    raw = parse_yaml(text, "published.yaml")
+    raw = parse_yaml(text, name)
     errors: list[str] = []
     papers = build(tuple[_PaperRecord, ...], raw, errors, partial(_name_place, raw))
     published = [
@@ -121,9 +141,19 @@ def read_published(text: str) -> list[Published]:
         for paper in papers or ()
         for r in paper.results
     ]
+    errors += [
+        f"{paper.method}: {'both results and' if paper.results else 'neither results nor'} unread"
+        for paper in papers or ()
+        if bool(paper.results) == bool(paper.unread)
+    ]
+    errors += [
+        f"{row.name}, {row.corpus}: {'both source and' if row.source else 'neither source nor'} why"
+        for row in published
+        if bool(row.source) == bool(row.why)
+    ]
     times = Counter((row.name, row.corpus, row.split) for row in published)
     errors += [f"{', '.join(key)}: is there twice" for key, count in times.items() if count > 1]
-    raise_together(errors, "no file of published results")
+    raise_together(errors, f"{name}: no file of published results")
     return published
 
 
@@ -145,12 +175,17 @@ def _all() -> tuple[Published, ...]:
     return tuple(read_published(file.read_text(encoding="utf-8")))
 
 
-def results(corpus: str, split: str) -> list[Published]:
+def corpora() -> list[str]:
+    """Return the corpora that have published results, as ``data.corpus`` names them."""
+    return sorted({row.corpus for row in _all()})
+
+
+def results(corpus: str, split: str, more: Sequence[Published] = ()) -> list[Published]:
     """Return the published results of a corpus (``data.corpus``) and split, best BLEU-4 first.
 
-    Empty for a corpus that has none here.
+    ``more`` are results of a file of the user's. Empty for a corpus that has none.
     """
-    rows = [row for row in _all() if (row.corpus, row.split) == (corpus, split)]
+    rows = [row for row in (*_all(), *more) if (row.corpus, row.split) == (corpus, split)]
     return sorted(rows, key=lambda row: -row.bleu4)
 
 
@@ -160,7 +195,13 @@ def protocol_differences(row: Published, preset: str | Preset) -> list[str]:
     A result whose protocol is not known differs as far as anybody can tell.
     """
     ours = find_preset(preset) if isinstance(preset, str) else preset
-    differences = [f"trained with more: {row.extra_data}"] if row.extra_data else []
+    differences = []
+    if row.extra_data != NO_MORE:
+        differences.append(f"trained with more: {row.extra_data}")
+    if not row.gloss_free:
+        differences.append(
+            "not known to be gloss-free" if row.gloss_free is None else "trained with glosses"
+        )
     if row.preset is None:
         return [*differences, UNKNOWN_PROTOCOL]
     theirs = PRESETS[row.preset]
@@ -174,17 +215,16 @@ def protocol_differences(row: Published, preset: str | Preset) -> list[str]:
 
 
 def table_for(
-    corpus: str,
-    split: str,
-    ours: Scores | None,
+    rows: Sequence[Published],
+    ours: Mapping[str, Mapping[str, float]],
     preset: str | Preset,
-    name: str = "this run",
 ) -> list[ResultRow]:
-    """Return the published results of a corpus with ours among them, best BLEU-4 first.
+    """Return published results with ours among them, best BLEU-4 first.
 
-    ``ours`` was scored by ``preset``; None leaves the published ones alone.
+    ``ours`` are scores by metric name of each system of ours, by its name; they were scored by
+    ``preset``.
     """
-    rows = [
+    table = [
         ResultRow(
             row.name,
             row.appeared,
@@ -193,31 +233,49 @@ def table_for(
             False,
             tuple(protocol_differences(row, preset)),
             row.url,
+            row.deviation,
         )
-        for row in results(corpus, split)
+        for row in rows
     ]
-    if ours is not None:
-        bleu4, rouge_l = (
-            ours.scores[m].value if m in ours.scores else None for m in ("BLEU-4", "ROUGE-L")
+    table += [
+        ResultRow(name, "–", scores.get("BLEU-4"), scores.get("ROUGE-L"), True, ())
+        for name, scores in ours.items()
+    ]
+    return sorted(table, key=lambda row: -1.0 if row.bleu4 is None else row.bleu4, reverse=True)
+
+
+def format_table(rows: Sequence[ResultRow]) -> str:
+    """Return a table of results for the terminal; ours are marked."""
+    table = [("", "system", "appeared", "BLEU-4", "ROUGE-L", "what differs")]
+    for row in rows:
+        differences = "; ".join(row.differences) or ("" if row.ours else "nothing that is known")
+        mark = ">" if row.ours else ""
+        table.append(
+            (mark, row.name, row.appeared, row.bleu4_shown, shown(row.rouge_l), differences)
         )
-        rows.append(ResultRow(name, "–", bleu4, rouge_l, True, ()))
-    return sorted(rows, key=lambda row: -1.0 if row.bleu4 is None else row.bleu4, reverse=True)
+    widths = [max(map(len, column)) for column in list(zip(*table, strict=True))[:-1]]
+    lines = []
+    for *texts, last in table:
+        padded = [f"{text:<{width}}" for text, width in zip(texts, widths, strict=True)]
+        lines.append("  ".join([*padded, last]).rstrip())
+    return "\n".join(lines)
 
 
 def results_markdown(corpus: str, split: str) -> str:
     """Return the published results of a corpus as a Markdown table."""
-    lines = ["| method | appeared | BLEU-4 | ROUGE-L | trained with more | protocol |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = ["| method | appeared | BLEU-4 | ROUGE-L | trained with more | protocol | read in |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for row in results(corpus, split):
         name = f"[{row.name}]({row.url})" if row.url else row.name
         preset = f"`{row.preset}`" if row.preset else "–"
         cells = (
             name,
             row.appeared,
-            _shown(row.bleu4),
-            _shown(row.rouge_l),
-            row.extra_data or "–",
+            shown(row.bleu4, row.deviation),
+            shown(row.rouge_l),
+            row.extra_data,
             preset,
+            f"[source]({row.source})" if row.source else "–",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -231,15 +289,18 @@ def table3_markdown() -> str:
         printed = row.printed_in_signfuse
         if printed is None:
             continue
-        cells = [row.name, _shown(printed.bleu4), _differing(printed.bleu4, row.bleu4)]
-        cells += [_shown(printed.rouge_l), _differing(printed.rouge_l, row.rouge_l)]
+        cells = [row.name, shown(printed.bleu4), _differing(printed.bleu4, row.bleu4)]
+        cells += [shown(printed.rouge_l), _differing(printed.rouge_l, row.rouge_l)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def shown(value: float | None, deviation: float | None = None) -> str:
+    """Return a figure in words, with its standard deviation where it is a mean."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if deviation is None else f"{value:.2f} ± {deviation:.2f}"
 
 
 def _differing(printed: float, original: float | None) -> str:
-    return _shown(original) if printed == original else f"**{_shown(original)}**"
+    return shown(original) if printed == original else f"**{shown(original)}**"

@@ -17,7 +17,7 @@ from signfuse_dist.evaluation.scores import Scores, SplitScores, score
 from signfuse_dist.report import plots
 from signfuse_dist.report.inputs import PackedSplit, ReportInputs
 from signfuse_dist.report.plots import Figure, Table, plot
-from signfuse_dist.report.published import ResultRow, table_for
+from signfuse_dist.report.published import ResultRow, results, shown, table_for
 
 NUM_BUCKETS = 4
 # Of a reference's length: the bins in which the field shows scores; above the last there is one.
@@ -187,19 +187,21 @@ def _notes(run: ReportInputs, split_scores: SplitScores) -> list[str]:
 def _published_table(run: ReportInputs, scores: Scores, preset: Preset | None) -> Table | None:
     if run.config is None or preset is None:
         return None
-    rows = table_for(run.config.data.corpus, run.split, scores, preset)
-    if all(row.ours for row in rows):
+    published = results(run.config.data.corpus, run.split)
+    if not published:
         return None
+    ours = {"this run": {name: score.value for name, score in scores.scores.items()}}
+    rows = table_for(published, ours, preset)
     return Table(
-        "This run among published gloss-free results, best BLEU-4 first, as their own papers print "
-        "them. What the last column names keeps two results from being compared as they are.",
+        "This run among published gloss-free results, best BLEU-4 first, as they are printed. What "
+        "the last column names keeps two results from being compared as they are.",
         ("System", "Appeared", "BLEU-4", "ROUGE-L", "What differs"),
         tuple(_published_row(row) for row in rows),
     )
 
 
 def _published_row(row: ResultRow) -> tuple[str, ...]:
-    figures = ("–" if value is None else f"{value:.2f}" for value in (row.bleu4, row.rouge_l))
+    figures = (row.bleu4_shown, shown(row.rouge_l))
     name = f"{row.name} (ours)" if row.ours else row.name
     differences = "; ".join(row.differences) or ("–" if row.ours else "nothing that is known")
     return name, row.appeared, *figures, differences

@@ -53,7 +53,7 @@ ARGUMENTS = {
         "--json --intervals",
     "compare":
         "systems --split --references --preset --tokenizer --language --bleurt --allow-empty "
-        "--json --method --num-samples --seed --seeds",
+        "--json --method --num-samples --seed --seeds --published --baselines",
     "report": "run_folder --split --name",
     "translate":
         "run_folder videos --joints --box --nbest --decoding --out --workers --folder-fps "
