@@ -272,6 +272,7 @@ class VideoFile:
         count, time, duration = 0, 0.0, 0.0
         first = None if key_frame is None else key_frame.pts
         read_times: list[int] = []
+        distance, read = 0, -1 << 62  # between the last two packets, and when the last was read
         aspect = _fraction(self._stream.sample_aspect_ratio or 1).as_integer_ratio()
         numerator, denominator = self._time_base.as_integer_ratio()
         origin, rate = self._origin, self.rates[0]
@@ -281,6 +282,9 @@ class VideoFile:
                 if packet.stream.index != self._stream.index:
                     continue
                 if self._counts_packets and packet.dts is not None:
+                    if self._stream.codec_context.has_b_frames:
+                        self._refuse_uneven(distance, packet.dts - read)
+                    distance, read = packet.dts - read, packet.dts
                     heapq.heappush(read_times, packet.dts)
                 for frame in packet.decode():
                     pts = heapq.heappop(read_times) if read_times else frame.pts
@@ -309,6 +313,19 @@ class VideoFile:
             index = count if key_frame is None else round(time * rate)
             raise VideoError(self._missing(index, _cause(error))) from error
         self._refuse_missing(count, time + max(duration, 1 / rate))
+
+    def _refuse_uneven(self, before: int, distance: int) -> None:
+        """Raise :class:`VideoError` where two distances of reading differ, in units of the clock.
+
+        Pictures that are decoded out of their order are read earlier than they are shown, by a
+        number of pictures: at varying distances nobody knows which time that is.
+        """
+        if 0 < before < 1 << 61 and abs(distance - before) * self._time_base > 2 * _ROUNDING:
+            raise VideoError(
+                f"unknown times: {self.path.name} is an AVI of varying rate whose pictures are "
+                "decoded out of their order, and AVI does not say when such a picture is shown; "
+                "convert what it was made from to .mp4"
+            )
 
     def _packets(self, key_frame: Packet[Any] | None) -> Iterator[Packet[Any]]:
         """Yield the packets of the pictures, and where only the file says how long it is, all."""

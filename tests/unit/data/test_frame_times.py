@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from helpers.numbered_clips import HEIGHT, WIDTH, constant, number_in, write_numbered
+from signfuse_dist.data.clock import VideoError
 from signfuse_dist.data.video import FrameReader, open_video
 
 STEADY = constant(30, 240)
@@ -104,6 +105,74 @@ def test_every_cut_is_exact_where_a_container_counts(tmp_path, suffix, codec, op
     path = tmp_path / f"v.{suffix}"
     write_numbered(path, STEADY, codec, options=options, container_options=container)
     check(path, STEADY)
+
+
+@pytest.mark.parametrize("rate", ["varying", "pausing"])
+@pytest.mark.parametrize(
+    ("codec", "options"), [("libx264", FAST), ("mpeg4", {**SIMPLE, "bf": "2"})]
+)
+def test_an_avi_of_varying_rate_is_named_where_its_pictures_are_reordered(
+    tmp_path, codec, options, rate
+):
+    """Its times of reading would be taken for those of showing, up to a pause too early."""
+    path = write_numbered(tmp_path / "v.avi", TIMES[rate], codec, options=options)
+    with pytest.raises(VideoError, match=r"unknown times: v\.avi is an AVI of varying rate"):
+        read(path)
+    in_order = {**options, "bf": "0"}
+    check(write_numbered(tmp_path / "b.avi", TIMES[rate], codec, options=in_order), TIMES[rate])
+
+
+def turn_back(path: Path, stamp: int, seconds: float) -> int:
+    """Turn the clock of a programme stream's pictures back from time stamp ``stamp`` on.
+
+    Return how many time stamps were changed. One is 33 bits at 90 kHz, in 5 bytes with markers.
+    """
+    content, changed, place = bytearray(path.read_bytes()), 0, -1
+    while (place := content.find(b"\0\0\1\xe0", place + 1)) >= 0:
+        flags, first = content[place + 7] >> 6, place + 9
+        for at in range(first, first + {2: 5, 3: 10}.get(flags, 0), 5):
+            a, b, c, d, e = content[at : at + 5]
+            ticks = (a >> 1 & 7) << 30 | b << 22 | c >> 1 << 15 | d << 7 | e >> 1
+            if ticks < stamp:
+                continue
+            ticks -= round(seconds * 90_000)
+            content[at] = a & 0xF1 | ticks >> 30 << 1
+            content[at + 1], content[at + 2] = ticks >> 22 & 255, (ticks >> 15 & 127) << 1 | 1
+            content[at + 3], content[at + 4] = ticks >> 7 & 255, (ticks & 127) << 1 | 1
+            changed += 1
+    path.write_bytes(content)
+    return changed
+
+
+def jumping_back(path: Path, seconds: float) -> Path:
+    """Write 120 pictures of which the 60th and all after it are stamped ``seconds`` earlier."""
+    write_numbered(
+        path,
+        constant(30, 120),
+        "mpeg2video",
+        options={**MPEG2, "bf": "0"},
+        container_options={"packetsize": "150"},  # a packet and a stamp for each picture
+    )
+    with av.open(str(path)) as container:
+        begin = round(container.start_time * 90_000 / av.time_base)
+    assert turn_back(path, begin + 2 * 90_000 - 450, seconds) > 50
+    return path
+
+
+def test_a_programme_stream_whose_clock_jumps_back_by_pictures_keeps_them_all(tmp_path):
+    """Nothing else is wrong with such a file; its row was dropped as damaged."""
+    path = jumping_back(tmp_path / "v.vob", 0.1)
+    assert read(path) == list(range(120))
+    with open_video(path) as source:
+        seen = [frame.time for frame in FrameReader(source, WIDTH)]
+    assert np.all(np.diff(seen) > 0)
+    assert np.allclose(seen[:60], constant(30, 60), atol=1e-3)
+    assert np.allclose(seen[64:], constant(30, 56, start=64 / 30 - 0.1), atol=2e-3)
+
+
+def test_a_programme_stream_whose_clock_jumps_back_further_is_damaged(tmp_path):
+    with pytest.raises(VideoError, match="damaged video"):
+        read(jumping_back(tmp_path / "v.vob", 1.0))
 
 
 @pytest.mark.parametrize("offset", [0.12, 0.5, 1.4])
