@@ -24,7 +24,7 @@ StageName = Literal["contrastive", "alignment", "finetune"]
 STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")
 ScaleName = Literal["frame", "segment", "sequence"]
 SCALES: tuple[ScaleName, ...] = ("frame", "segment", "sequence")
-# Accelerate's, see engine/trackers.py.
+# Accelerate's, see engine/tracker_packages.py.
 TrackerName = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]

@@ -328,7 +328,9 @@ def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
     errors = []
     if stage.warmup_epochs >= stage.epochs:
         errors.append(
-            f"stage.warmup_epochs {stage.warmup_epochs} is not below stage.epochs {stage.epochs}"
+            f"stage.warmup_epochs {stage.warmup_epochs} is not below stage.epochs {stage.epochs}: "
+            f"give both, such as stage.epochs={stage.epochs} "
+            f"stage.warmup_epochs={max(0, stage.epochs - 1) // 2}"
         )
     if not train.stages or not _in_order(train.stages, STAGES):
         errors.append(

@@ -60,9 +60,11 @@ class Plan:
         """Whether more clips meet in Eq. 21 than are held at once."""
         return self.num_pairs > self.num_together
 
-    def describe(self) -> str:
-        """Return the plan as lines for a terminal."""
-        how = ", by gradient caching" if self.caches_gradients else ""
+    def describe(self, contrastive: bool) -> str:
+        """Return the plan as lines for a terminal.
+
+        ``contrastive``: whether a loss of the stage compares clips.
+        """
         return "\n".join(
             (
                 f"  {self.num_clips} clips, {self.world_size} processes x "
@@ -70,9 +72,15 @@ class Plan:
                 f"{self.global_batch_size} a step",
                 f"  {self.steps_per_epoch} steps an epoch, {self.total_steps} in all, "
                 f"{self.warmup_steps} of warmup",
-                f"  {self.num_pairs} pairs in each contrastive loss (B of Eq. 21){how}",
+                f"  {self._pairs()}" if contrastive else "  no contrastive loss in this run",
             )
         )
+
+    def _pairs(self) -> str:
+        pairs = min(self.num_pairs, self.num_clips)
+        how = ", by gradient caching" if self.caches_gradients and pairs > self.num_together else ""
+        few = "" if pairs == self.num_pairs else f": all that the split has, not {self.num_pairs}"
+        return f"{pairs} pairs in each contrastive loss (B of Eq. 21){how}{few}"
 
 
 def make_plan(num_clips: int, stage: StageConfig, train: TrainConfig, world_size: int) -> Plan:

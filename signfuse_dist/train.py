@@ -64,7 +64,7 @@ from signfuse_dist.run_folder import (
     refuse_other_data,
     refuse_other_meeting,
 )
-from signfuse_dist.stages import needs_language_model, previous
+from signfuse_dist.stages import loss_weights, needs_language_model, previous
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -374,7 +374,8 @@ def _describe(job: _Job, model: SignFuse) -> None:
     }
     where = device.describe()
     job.print_main(f"{run.name}, stage {run.stage.name} -> {run.folder}, on {where}")
-    job.print_main(job.plan.describe())
+    contrastive = "contrastive" in loss_weights(run.stage.name, run.loss)
+    job.print_main(job.plan.describe(contrastive))
     for name, counts in parameters.items():
         job.print_main(
             f"  {name:15s} {counts['all']:>13,} parameters, {counts['trained']:>12,} train"

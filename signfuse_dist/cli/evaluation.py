@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -237,10 +238,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         from signfuse_dist.report.report import is_older
 
         if is_older(folder):
-            named = f" --name {name}" if name else ""
+            named = f" --name {shlex.quote(name)}" if name else ""
+            which = f"{shlex.quote(str(run_folder))} --split {shlex.quote(split)}{named}"
             print(
                 f"\n{folder.report_html} is older than these scores; write it anew: "
-                f"signfuse report {run_folder} --split {split}{named}"
+                f"signfuse report {which}"
             )
     return 0
 

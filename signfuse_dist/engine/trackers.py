@@ -7,7 +7,6 @@ in ``wandb_run_id`` of the run folder, keeps what it has of a step and refuses t
 
 from __future__ import annotations
 
-import importlib.util
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,32 +15,17 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 
+from signfuse_dist.engine.tracker_packages import missing_packages
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import write_text
 from signfuse_dist.run_folder import RunFolder
 
-# The package that each needs, under the name that pip knows and the one that Python imports.
-PACKAGES: Mapping[str, tuple[str, str]] = {
-    "aim": ("aim", "aim"),
-    "clearml": ("clearml", "clearml"),
-    "comet_ml": ("comet-ml", "comet_ml"),
-    "dvclive": ("dvclive", "dvclive"),
-    "mlflow": ("mlflow", "mlflow"),
-    "swanlab": ("swanlab", "swanlab"),
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "trackio": ("trackio", "trackio"),
-    "wandb": ("wandb", "wandb"),
-}
 _PROJECT = "signfuse"
 
 
 def refuse_missing(names: Sequence[str]) -> None:
     """Raise UserError naming each tracker whose package is not installed, and how to install it."""
-    missing = [n for n in names if importlib.util.find_spec(PACKAGES[n][1]) is None]
-    raise_together(
-        [f"{name} is not installed: pip install {PACKAGES[name][0]}" for name in missing],
-        "train.trackers",
-    )
+    raise_together(missing_packages(names), "train.trackers")
 
 
 def start(
@@ -54,7 +38,7 @@ def start(
     """Start the trackers of a run; every process calls this, and the first one's write.
 
     Args:
-        names: of :data:`PACKAGES`.
+        names: as ``train.trackers`` has them.
         folder: the run folder; a tracker keeps its files in its ``trackers``.
         config: the resolved configuration, sections of keys.
         start_step: steps already done, of which nothing is written again.

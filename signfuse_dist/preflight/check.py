@@ -27,10 +27,10 @@ from signfuse_dist.files import refuse_machine
 from signfuse_dist.plan import Plan, make_plan
 from signfuse_dist.preflight import inputs, machine, memory
 from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
-from signfuse_dist.preflight.inputs import LLMFiles
 from signfuse_dist.preflight.interfaces import check_interfaces, networks
+from signfuse_dist.preflight.llm_files import LLMFiles, check_llm, find_llm_files
 from signfuse_dist.run_folder import RunFolder, price_of_meeting
-from signfuse_dist.stages import needs_language_model
+from signfuse_dist.stages import loss_weights, needs_language_model
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def describe(experiment: str, overrides: Sequence[str], world_size: int) -> Desc
             f"{run.stage.learning_rate:g}, {run.stage.epochs} epochs"
         )
         if run.stage.name in plans:
-            lines.append(plans[run.stage.name].describe())
+            contrastive = "contrastive" in loss_weights(run.stage.name, run.loss)
+            lines.append(plans[run.stage.name].describe(contrastive))
     return Described("\n".join(lines), runs, list(plans.values()), errors)
 
 
@@ -176,13 +177,13 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
     planned = {run.stage.name: plan for run, plan in zip(runs, plans, strict=False)}
     findings = [
         *inputs.check_splits(first),
-        *inputs.check_weights(runs, planned),
+        *inputs.check_weights(runs, planned, target.is_here),
         *inputs.check_held(runs, target.is_here),
         *_check_meeting(runs, planned),
         *machine.check_machine(first, target.is_here),
     ]
     if any(needs_language_model(run.stage.name) for run in runs):
-        findings += inputs.check_llm(first.model)
+        findings += check_llm(first.model, target.is_here)
     bucket: int | None = 0
     several_nodes = False
     if target.launch is not None:
@@ -253,7 +254,7 @@ def _llm_files(run: RunConfig) -> LLMFiles | None:
     if not needs_language_model(run.stage.name):
         return None
     try:
-        files = inputs.find_llm_files(run.model)
+        files = find_llm_files(run.model)
         return files if files and files.llm_dim and files.num_layers else None
     except (ValueError, KeyError):
-        return None  # named by inputs.check_llm
+        return None  # named by check_llm

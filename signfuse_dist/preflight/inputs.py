@@ -11,11 +11,11 @@ import dataclasses
 import itertools
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +35,14 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.split import open_split
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refuse_other_position
-from signfuse_dist.errors import MachineError, UserError, printable
+from signfuse_dist.errors import UserError, printable
 from signfuse_dist.evaluation.protocols import find_preset
-from signfuse_dist.files import read_json, read_state, refuse_machine
+from signfuse_dist.files import read_state, refuse_machine
 from signfuse_dist.locks import PATIENCE, holder_of
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
+from signfuse_dist.preflight.llm_files import find_llm_files
+from signfuse_dist.preflight.network import TORCH_HUB, missing_file
 from signfuse_dist.preflight.writing import check_writing
 from signfuse_dist.run_folder import (
     RunFolder,
@@ -57,14 +59,8 @@ _EPOCHS = 8  # are drawn: more find hardly fuller ones
 _UNEVEN = 1.05  # clips cannot be cut: what is left between processes
 _Level = Callable[[str, str, str], Finding]  # finding.error or finding.warning
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-# Of each weight when loaded; 4 bits carry the scales of their blocks.
-_QUANTIZED = {"8bit": 1.0, "4bit": 0.56}
 # torchvision's IMAGENET1K_V1, by the names under which torch keeps them.
 _FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet50": "resnet50-0676ba61.pth"}
-_URL = "https://download.pytorch.org/models"
 
 
 def check_splits(run: RunConfig) -> list[Finding]:
@@ -172,7 +168,8 @@ def _lengths(run: RunConfig) -> NDArray[np.int64] | None:
 def _look_at(run: RunConfig, split: str, role: str, missing: _Level) -> _SplitSeen:
     location = run.shards(split)
     what = f"{role} split {location}"
-    pack = f"signfuse pack {run.data.corpus} --split {split} --out {location} ..., or data.shards="
+    out = f"--split {shlex.quote(split)} --out {shlex.quote(location)}"
+    pack = f"signfuse pack {run.data.corpus} {out} ..., or data.shards="
     samples: list[SampleEntry] = []
     try:
         folder = open_folder(location)
@@ -232,14 +229,14 @@ def _check_packing(run: RunConfig, what: str, manifest: Manifest) -> Finding:
 def _check_verified(what: str, folder: Folder, location: str) -> Finding:
     if is_verified(folder):
         return ok(what, "verified, and not packed again since")
-    fix = f"signfuse verify {location} --workers 8"
+    fix = f"signfuse verify {shlex.quote(location)} --workers 8"
     return warning(what, "not verified since it was packed", fix)
 
 
 def _check_poses(run: RunConfig, clips: Folder, location: str, missing: _Level) -> Finding:
     name = str(run.data.poses)
     what = f"pose set {name} of {location}"
-    fix = f"signfuse pose {run.data.corpus} ... --name {name}, or data.poses=null"
+    fix = f"signfuse pose {run.data.corpus} ... --name {shlex.quote(name)}, or data.poses=null"
     try:
         manifest = load_manifest(clips / pose_path(name))
         expected = load_manifest(clips).num_samples
@@ -258,133 +255,17 @@ def _fault(error: UserError) -> str:
     return f"{error.shard}: {error.what}" if isinstance(error, ShardError) else str(error)
 
 
-@dataclass(frozen=True)
-class LLMFiles:
-    """Where an LLM lies, and its ``config.json``."""
-
-    folder: Path
-    config: dict[str, Any]
-
-    @property
-    def llm_dim(self) -> int:
-        """d_LLM under the name that the architecture has for it."""
-        return self._number("hidden_size", "d_model", "n_embd")
-
-    @property
-    def num_layers(self) -> int:
-        return self._number("num_hidden_layers", "num_layers", "n_layer")
-
-    def _number(self, *names: str) -> int:
-        for name in names:
-            if isinstance(self.config.get(name), int):
-                return int(self.config[name])
-        raise KeyError(names[0])
-
-    @property
-    def num_weights(self) -> float:
-        """Weights by the size of the files, as they are stored."""
-        size = sum(path.stat().st_size for path in _weights(self.folder))
-        stored = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
-        return size / _BYTES.get(stored, 2.0)
-
-    def bytes_loaded(self, model: ModelConfig) -> float:
-        """Return the bytes of the frozen LLM on each process."""
-        each = _QUANTIZED.get(model.llm_quantization, _BYTES[model.llm_dtype])
-        return self.num_weights * each
-
-    def lora_parameters(self, model: ModelConfig) -> int:
-        """Return the parameters of LoRA on the attention blocks (``model.lora_targets`` null).
-
-        Exact for attention of queries, keys, values and output, with grouped keys or without. An
-        encoder-decoder has three such blocks for each pair of layers.
-        """
-        dim = self.llm_dim
-        heads = int(self.config.get("num_attention_heads") or self.config.get("num_heads") or 1)
-        head = int(self.config.get("head_dim") or self.config.get("d_kv") or dim // heads)
-        keys = int(self.config.get("num_key_value_heads") or heads)
-        block = 2 * (dim + heads * head) + 2 * (dim + keys * head)
-        blocks = self.num_layers * (3 if self.config.get("is_encoder_decoder") else 1)
-        return model.lora_rank * block * blocks
-
-
-def find_llm_files(model: ModelConfig) -> LLMFiles | None:
-    """Return the LLM that is there, or None; a broken ``config.json`` raises ValueError."""
-    path = Path(model.llm) / "config.json"
-    if not Path(model.llm).is_dir():
-        cached = _in_cache(model)
-        if cached is None:
-            return None
-        path = cached
-    if not path.exists():
-        return None
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no object")
-    return LLMFiles(path.parent, config)
-
-
-def check_llm(model: ModelConfig) -> list[Finding]:
-    """Say whether the LLM can be loaded without network: configuration, weights, tokenizer."""
-    what = f"LLM {model.llm}" + (f" at {model.llm_revision}" if model.llm_revision else "")
-    revision = f" --revision {model.llm_revision}" if model.llm_revision else ""
-    fetch = f"hf download {model.llm}{revision}, or model.llm=FOLDER"
-    if Path(model.llm).is_absolute() or model.llm.count("/") != 1:
-        fetch = "give model.llm a folder of a model, or its name on the hub"
-    try:
-        files = find_llm_files(model)
-        if files is None:
-            return [error(what, "neither a folder nor in the cache of the model hub", fetch)]
-        missing = list(_missing_files(files.folder))
-        if missing:
-            return [error(what, f"{files.folder} lacks {', '.join(missing[:5])}", fetch)]
-        size = f"{files.num_weights / 1e6:,.0f} M weights, d_LLM {files.llm_dim}"
-        return [ok(what, f"{files.folder}, {size}")]
-    except MachineError:
-        raise
-    except (ValueError, KeyError) as e:
-        return [error(what, f"its configuration cannot be read ({e})", fetch)]
-
-
-def _in_cache(model: ModelConfig) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(model.llm, "config.json", revision=model.llm_revision)
-    except HFValidationError:
-        return None
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def _missing_files(folder: Path) -> Iterator[str]:
-    """Yield what is missing: a download that was stopped leaves a folder with some files."""
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        yield "a tokenizer"
-    if not _weights(folder):
-        yield "weights"
-    for index in folder.glob("*.index.json"):
-        listed = read_json(index)
-        names = listed.get("weight_map", {}) if isinstance(listed, dict) else None
-        if not isinstance(names, dict):
-            raise ValueError(f"{index} maps no weights to files")
-        yield from sorted({str(n) for n in names.values() if not (folder / str(n)).is_file()})
-
-
-def _weights(folder: Path) -> list[Path]:
-    """Return the files of one kind of weights: a folder may hold both kinds of the same."""
-    for pattern in _WEIGHTS:
-        paths = sorted(folder.glob(pattern))
-        if paths:
-            return paths
-    return []
-
-
-def check_weights(runs: Sequence[RunConfig], planned: Mapping[StageName, Plan]) -> list[Finding]:
+def check_weights(
+    runs: Sequence[RunConfig], planned: Mapping[StageName, Plan], is_here: bool
+) -> list[Finding]:
     """Look at what the first of these stages starts from, and at the run folder of each.
 
-    ``planned`` are the plans by stage, where there are any.
+    Args:
+        runs: the stages to be trained, in order.
+        planned: the plans by stage, where there are any.
+        is_here: whether the job runs on this machine.
     """
-    findings = [*_check_start(runs[0]), *_check_data(runs[-1])]
+    findings = [*_check_start(runs[0], is_here), *_check_data(runs[-1])]
     for run in runs:
         what = f"run folder {run.folder}"
         try:
@@ -485,7 +366,7 @@ def _model_fault(folder: RunFolder) -> str | None:
     return None
 
 
-def _check_start(run: RunConfig) -> list[Finding]:
+def _check_start(run: RunConfig, is_here: bool) -> list[Finding]:
     before = previous(run.stage.name, run.train.stages)
     if before is not None:
         folder = RunFolder.of(run).beside(before)
@@ -498,10 +379,10 @@ def _check_start(run: RunConfig) -> list[Finding]:
         return [ok(what, str(folder.model))]
     if run.model.visual_weights is None or run.model.streams == "skeletal":
         return []
-    return [_check_visual(run.model, run.model.visual_weights)]
+    return [_check_visual(run.model, run.model.visual_weights, is_here)]
 
 
-def _check_visual(model: ModelConfig, source: str) -> Finding:
+def _check_visual(model: ModelConfig, source: str, is_here: bool) -> Finding:
     what = f"weights of the {model.visual_backbone} ({source})"
     if source != "imagenet":
         if Path(source).is_file():
@@ -514,8 +395,9 @@ def _check_visual(model: ModelConfig, source: str) -> Finding:
     path = _torch_home() / "hub/checkpoints" / file
     if path.is_file():
         return ok(what, str(path))
-    fix = f"On a machine with network: curl --create-dirs -o {path} {_URL}/{file}"
-    return error(what, f"{path} is not there", f"{fix}; or model.visual_weights=FILE")
+    fetch = f"curl --create-dirs -o {shlex.quote(str(path))} {TORCH_HUB}/{file}"
+    fix = f"On a machine with network: {fetch}; or model.visual_weights=FILE"
+    return missing_file(what, f"{path} is not there", fix, f"{TORCH_HUB}/{file}", is_here)
 
 
 def _torch_home() -> Path:

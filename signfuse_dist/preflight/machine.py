@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from signfuse_dist import nvidia
 from signfuse_dist.config import RunConfig
 from signfuse_dist.engine.ds_config import resolve
+from signfuse_dist.engine.tracker_packages import missing_packages
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import locate, parse_yaml, read_json, read_text
 from signfuse_dist.plan import Plan
@@ -44,6 +45,7 @@ def check_machine(run: RunConfig, is_here: bool) -> list[Finding]:
         *([_check_device()] if is_here else []),
         *_check_attention(run),
         *_check_quantization(run),
+        *_check_trackers(run, is_here),
     ]
 
 
@@ -111,6 +113,32 @@ def _check_quantization(run: RunConfig) -> list[Finding]:
     return [ok(what, "bitsandbytes is there")]
 
 
+def _check_trackers(run: RunConfig, is_here: bool) -> list[Finding]:
+    """Look for the packages of the run's trackers, and whether W&B would ask who one is."""
+    names, what = run.train.trackers, f"train.trackers={list(run.train.trackers)}"
+    missing = missing_packages(names)
+    if missing:
+        return [error(what, "; ".join(missing), "Or take them out of train.trackers")]
+    if "wandb" in names and is_here and not _knows_wandb():
+        value = "nobody is logged in to Weights & Biases here, and a job cannot be asked"
+        fix = "wandb login, or WANDB_API_KEY=..., or WANDB_MODE=offline"
+        return [warning(what, value, fix)]
+    return [ok(what, "installed")] if names else []
+
+
+def _knows_wandb() -> bool:
+    """Return whether W&B finds a key where `wandb login` puts it, or needs none."""
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return True
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return "wandb" in netrc.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
 @pydantic_dataclass
 class _LaunchFile:
     """What is asked of a launch file's settings; Accelerate knows many more."""
@@ -164,8 +192,12 @@ def check_launch(
     if settings.get("mixed_precision", "no") != "no":
         value = f"mixed_precision is {settings['mixed_precision']}"
         findings.append(error(what, value, "Take the line out: train.precision decides"))
-    if settings.get("distributed_type") == "DEEPSPEED":
+    kind = settings.get("distributed_type")
+    if kind == "DEEPSPEED":
         findings += _check_deepspeed(what, settings, run, plan)
+    elif kind != "MULTI_GPU" and world_size > 1:
+        value = f"distributed_type is {kind}: Accelerate would start one process of {world_size}"
+        findings.append(error(what, value, "Write MULTI_GPU, which is right for CPUs too"))
     return [*findings, _check_port(settings, started_by)]
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from signfuse_dist.config import SCALES, LossConfig, ModelConfig, RunConfig, StageName
 from signfuse_dist.errors import UserError
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
-from signfuse_dist.preflight.inputs import LLMFiles
+from signfuse_dist.preflight.llm_files import LLMFiles
 from signfuse_dist.skeleton import NUM_JOINTS, PARTITIONS
 from signfuse_dist.stages import trained_parts
 

@@ -10,6 +10,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_run, load_stages
 
 DEMO = str(ROOT / "configs/experiment/demo.yaml")
+PHOENIX = str(ROOT / "configs/experiment/phoenix14t.yaml")
 ONE_STREAM = ("model.streams=visual", "loss.contrastive_weight=0",
               "train.stages=[alignment,finetune]")  # fmt: skip
 
@@ -128,3 +129,12 @@ def test_cached_features_are_refused_where_they_would_change() -> None:
 def test_a_tracker_that_accelerate_does_not_know_is_refused() -> None:
     assert load_run(DEMO, "alignment", ["train.trackers=[wandb]"]).train.trackers == ("wandb",)
     assert "'tensorbord' is not one of" in refused("train.trackers=[tensorbord]")
+
+
+def test_fewer_epochs_than_the_shipped_warmup_are_refused_with_both_keys_to_give() -> None:
+    with pytest.raises(UserError) as raised:
+        load_run(PHOENIX, "finetune", ["stage.epochs=3"])
+    said = "stage.warmup_epochs 3 is not below stage.epochs 3: give both, such as "
+    assert f"{said}stage.epochs=3 stage.warmup_epochs=1" in str(raised.value)
+    both = ["stage.epochs=3", "stage.warmup_epochs=1"]
+    assert load_run(PHOENIX, "finetune", both).stage.epochs == 3

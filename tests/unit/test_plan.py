@@ -273,9 +273,16 @@ def test_fitting_micro_batches() -> None:
 
 
 def test_the_plan_describes_itself() -> None:
-    text = _plan().describe()
+    text = _plan().describe(contrastive=True)
     for part in ("21 clips", "2 processes x 2 clips x 2 accumulated = 8", "12 in all"):
         assert part in text
     assert "8 pairs in each contrastive loss (B of Eq. 21), by gradient caching" in text
-    plain = make_plan(21, STAGE, _train(2, gradient_caching=False), 2).describe()
-    assert plain.endswith("4 pairs in each contrastive loss (B of Eq. 21)")
+    plain = make_plan(21, STAGE, _train(2, gradient_caching=False), 2).describe(contrastive=True)
+    assert plain.endswith("  4 pairs in each contrastive loss (B of Eq. 21)")
+    assert _plan().describe(contrastive=False).endswith("  no contrastive loss in this run")
+
+
+def test_the_plan_of_a_split_smaller_than_the_batch_counts_its_clips_as_pairs() -> None:
+    few = make_plan(5, STAGE, _train(2), 2).describe(contrastive=True)
+    said = "  5 pairs in each contrastive loss (B of Eq. 21), by gradient caching"
+    assert few.endswith(f"{said}: all that the split has, not 8")

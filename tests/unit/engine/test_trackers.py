@@ -14,13 +14,14 @@ from accelerate.utils import LoggerType
 
 from signfuse_dist.config import TrackerName
 from signfuse_dist.engine import trackers
+from signfuse_dist.engine.tracker_packages import PACKAGES
 from signfuse_dist.errors import UserError
 
 CONFIG = {"name": "demo", "model": {"dim": 16, "llm_revision": None, "scales": ["frame"]}}
 
 
 def test_the_names_are_those_of_accelerate() -> None:
-    assert set(typing.get_args(TrackerName)) == set(LOGGER_TYPE_TO_CLASS) == set(trackers.PACKAGES)
+    assert set(typing.get_args(TrackerName)) == set(LOGGER_TYPE_TO_CLASS) == set(PACKAGES)
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_what_installs_it(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 from collections.abc import Iterable
@@ -29,7 +31,8 @@ from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import pack
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.engine.checkpoint_files import find_latest
-from signfuse_dist.preflight import machine, memory
+from signfuse_dist.preflight import machine, memory, network
+from signfuse_dist.preflight.check import Target, check_job, describe
 from signfuse_dist.run_folder import RunFolder
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
@@ -112,6 +115,9 @@ def job(
     shutil.copytree(packed, tmp_path / "job")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(nvidia, "gpu_gigabytes", lambda: None)
+    monkeypatch.setattr(network, "why_unreachable", lambda address: f"{address} cannot be reached")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(nvidia, "signs_of_gpus", lambda _: [])
     with socket.socket() as s:
         s.bind(("", 0))
@@ -318,6 +324,96 @@ def test_an_llm_that_is_not_in_the_cache_is_named_with_its_download(job: Job) ->
     assert len(lines) == 1
     assert "LLM nobody/has-this at abc: neither a folder nor in the cache" in lines[0]
     assert "hf download nobody/has-this --revision abc" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (
+            ["model.llm=nobody/has-this"],
+            "https://huggingface.co/nobody/has-this/resolve/main/config.json",
+        ),
+        (
+            ["model.visual_weights=imagenet", "model.visual_backbone=resnet18"],
+            "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        ),
+    ],
+)
+def test_what_the_job_would_download_is_a_warning_with_a_network_and_an_error_without(
+    job: Job, monkeypatch: pytest.MonkeyPatch, words: list[str], address: str
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(job.folder / "torch"))
+    job.words = words
+    job.finds("error", f"{address} cannot be reached")
+    asked: list[str] = []
+    monkeypatch.setattr(network, "why_unreachable", asked.append)
+    lines = [line for line in job.check(0) if line.startswith("warning")]
+    assert any("the job downloads it when it starts" in line for line in lines)
+    assert asked == [address]
+    target = Target(2, job.launch(), started_by="sbatch")
+    found = describe(DEMO, job.overrides, 2)
+    errors = [f for f in check_job(found.runs, found.plans, target) if f.level == "error"]
+    assert len(errors) == 1, "a login node's network says nothing of the others"
+    assert asked == [address]
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_a_hub_that_must_not_be_asked_is_an_error(
+    job: Job, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(network, "why_unreachable", lambda _: pytest.fail("the hub was asked"))
+    job.words = ["model.llm=nobody/has-this"]
+    job.finds("error", "nobody/has-this", f"and {name}=1")
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.words = ["train.trackers=[tensorboard, wandb]"]
+    present = importlib.util.find_spec("json")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else present
+    )
+    job.finds("error", "train.trackers=", "wandb is not installed: pip install wandb. Or take")
+
+
+def test_wandb_without_a_key_is_a_warning(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.words = ["train.trackers=[wandb]"]
+    present = importlib.util.find_spec("json")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: present)
+    monkeypatch.setenv("NETRC", str(job.folder / "netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    job.finds("warning", "nobody is logged in to Weights & Biases")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert not [line for line in job.check(0) if line.startswith("warning")]
+
+
+def test_a_launch_file_that_would_start_one_process_is_an_error(job: Job) -> None:
+    job.options = ["--launch", str(job.launch(distributed_type="NO"))]
+    job.finds(
+        "error", "distributed_type is NO: Accelerate would start one process of 2", "MULTI_GPU"
+    )
+
+
+def test_a_command_that_is_advised_can_be_typed(job: Job) -> None:
+    shards = job.folder / "my shards"
+    (job.folder / "shards").rename(shards)
+    (shards / "train" / "verified.json").unlink()
+    job.words = [f"data.shards={shards}"]
+    advice = job.finds("warning", "not verified").partition("since it was packed. ")[2]
+    assert shlex.split(advice)[:3] == ["signfuse", "verify", str(shards / "train")]
+
+
+def test_the_plan_says_which_stages_compare_clips_and_how_many(job: Job) -> None:
+    few = "  4 pairs in each contrastive loss (B of Eq. 21): all that the split has, not 8"
+    none = "  no contrastive loss in this run"
+    lines = job.check(0)
+    assert (lines.count(few), lines.count(none)) == (2, 1)
+    job.words = ["loss.contrastive_weight=0"]
+    lines = job.check(0)
+    assert (lines.count(few), lines.count(none)) == (1, 2)
 
 
 def test_an_llm_in_the_cache_is_found_by_its_revision(

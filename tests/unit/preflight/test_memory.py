@@ -19,7 +19,7 @@ from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.objective import prepare
 from signfuse_dist.preflight import memory
 from signfuse_dist.preflight.check import Target, check_job
-from signfuse_dist.preflight.inputs import LLMFiles
+from signfuse_dist.preflight.llm_files import LLMFiles
 
 LLM_DIM = 576
 
