@@ -133,8 +133,8 @@ def test_a_tracker_that_accelerate_does_not_know_is_refused() -> None:
 
 def test_fewer_epochs_than_the_shipped_warmup_are_refused_with_both_keys_to_give() -> None:
     with pytest.raises(UserError) as raised:
-        load_run(PHOENIX, "finetune", ["stage.epochs=3"])
+        load_run(PHOENIX, "contrastive", ["stage.epochs=3"])
     said = "stage.warmup_epochs 3 is not below stage.epochs 3: give both, such as "
     assert f"{said}stage.epochs=3 stage.warmup_epochs=1" in str(raised.value)
     both = ["stage.epochs=3", "stage.warmup_epochs=1"]
-    assert load_run(PHOENIX, "finetune", both).stage.epochs == 3
+    assert load_run(PHOENIX, "contrastive", both).stage.epochs == 3
