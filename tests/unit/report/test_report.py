@@ -13,6 +13,7 @@ import pytest
 import simplejpeg
 import yaml
 
+from helpers.lock_holder import lock_holder
 from helpers.repository import ROOT
 from signfuse_dist.data import shard
 from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_bytes
@@ -31,9 +32,11 @@ from signfuse_dist.evaluation.translations import (
     write_hypotheses,
 )
 from signfuse_dist.experiment import load_run
+from signfuse_dist.locks import HeldError
 from signfuse_dist.report.inputs import read_run
 from signfuse_dist.report.markup import escape_markdown
 from signfuse_dist.report.report import write_report
+from signfuse_dist.run_folder import RunFolder
 from signfuse_dist.skeleton import JOINT_LAYOUT, NUM_JOINTS
 
 EXPERIMENT = ROOT / "configs" / "experiment" / "demo.yaml"
@@ -239,6 +242,16 @@ def test_markdown_shows_the_same_pictures_from_its_own_folder(whole):
     figures = sorted(p.name for p in (folder / "evaluation" / "test" / "figures").iterdir())
     assert len(figures) == NUM_FIGURES
     assert all(f"](figures/{name})" in markdown for name in figures)
+
+
+def test_a_second_report_into_one_folder_is_refused_and_an_evaluation_beside_it_is_not(run):
+    folder = RunFolder(run).evaluation("test")
+    with lock_holder(folder.lock):
+        first = read(run)
+    with lock_holder(folder.report_lock), pytest.raises(HeldError, match=r"the report in .* is"):
+        read(run)
+    assert read(run) == first
+    assert not folder.report_lock.exists()
 
 
 def test_writing_again_gives_the_same_bytes_and_leaves_no_old_pictures(run):
