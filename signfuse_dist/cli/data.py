@@ -268,7 +268,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _verify_set(folder: Folder, name: str, workers: int) -> int:
     """Verify one set, stamp it, print its faults, and return how many there are."""
-    from signfuse_dist.data.manifest import remove_stamp, write_stamp
+    from signfuse_dist.data.stamp import remove_stamp, write_stamp
     from signfuse_dist.data.verify import verify
 
     with _stamping(folder):

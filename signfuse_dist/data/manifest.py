@@ -2,14 +2,12 @@
 
 The manifest lists the shards of a finished set with their sizes and checksums; an index lists the
 clips of one tar and where their members lie in it. Both are anybody's files: they are validated
-while they are parsed, and a file's errors are named together. ``verified.json`` is what `signfuse
-verify` leaves behind where it found nothing.
+while they are parsed, and a file's errors are named together.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import re
@@ -18,7 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from operator import attrgetter, itemgetter
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -29,14 +26,13 @@ from typing_extensions import NotRequired, TypedDict
 from signfuse_dist.config import Crop
 from signfuse_dist.corpora import Rejected, key_of
 from signfuse_dist.data.clock import MAX_GAP
-from signfuse_dist.data.storage import Folder, file_size, is_local, read_file
+from signfuse_dist.data.storage import Folder, file_size, read_file
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.files import digest, refuse_machine, write_text
+from signfuse_dist.files import refuse_machine
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
-STAMP_NAME = "verified.json"
 POSES_FOLDER = "poses"
 """Folder inside a split's folder with one pose set a name."""
 MEMBERS = ("json", "jpegs", "offsets.npy", "pose.npy", "mask.npy")
@@ -623,40 +619,3 @@ def _json(value: object) -> bytes:
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields.pop("settings"), **fields}
-
-
-# The stamp of a set that was verified -------------------------------------------------------------
-
-
-def write_stamp(folder: Folder) -> bool:
-    """Record that the content of a folder was verified; return whether that could be written.
-
-    The stamp holds the checksum of the manifest, which has those of the shards: shards that were
-    packed again have no stamp. A shard that rots on the disk afterwards keeps its stamp.
-    """
-    if not is_local(folder):
-        return False
-    try:
-        write_text(Path(str(folder)) / STAMP_NAME, json.dumps({"manifest": _checksum(folder)}))
-    except OSError:  # a folder of somebody else's, or a full disk
-        return False
-    return True
-
-
-def remove_stamp(folder: Folder) -> None:
-    """Take the stamp back, where there is one; raise OSError where that is not allowed."""
-    if is_local(folder):
-        (folder / STAMP_NAME).unlink(missing_ok=True)
-
-
-def is_verified(folder: Folder) -> bool:
-    """Return whether the content was verified as it is named by its manifest now."""
-    try:
-        stamp = json.loads(read_file(folder / STAMP_NAME).decode("utf-8"))
-        return isinstance(stamp, dict) and stamp.get("manifest") == _checksum(folder)
-    except (OSError, ValueError):
-        return False
-
-
-def _checksum(folder: Folder) -> str:
-    return digest(io.BytesIO(read_file(folder / MANIFEST_NAME)))

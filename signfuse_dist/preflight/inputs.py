@@ -27,12 +27,12 @@ from signfuse_dist.data.manifest import (
     Manifest,
     SampleEntry,
     ShardError,
-    is_verified,
     load_index,
     load_manifest,
     pose_path,
 )
 from signfuse_dist.data.split import open_split
+from signfuse_dist.data.stamp import is_verified
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refuse_other_position
 from signfuse_dist.errors import UserError, printable

@@ -309,7 +309,7 @@ def test_rows_that_were_dropped_are_tried_again_where_that_is_asked_for(corpus, 
     stamp = (out / "verified.json").read_bytes()
     assert files(out) == {**expected, "verified.json": stamp}
     assert not packing.load_manifest(out).num_dropped
-    from signfuse_dist.data.manifest import is_verified
+    from signfuse_dist.data.stamp import is_verified
 
     assert not is_verified(out), "what was verified is another set"
 

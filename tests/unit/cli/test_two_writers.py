@@ -10,8 +10,9 @@ import pytest
 from helpers.little_clips import write_corpus
 from helpers.lock_holder import lock_holder
 from signfuse_dist.cli import main
-from signfuse_dist.data.manifest import PackConfig, is_verified
+from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import pack
+from signfuse_dist.data.stamp import is_verified
 
 PACK = ["--frame-size", "32", "--clips-per-shard", "2", "--workers", "0"]
 
