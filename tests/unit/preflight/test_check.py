@@ -25,7 +25,7 @@ from helpers.lock_holder import lock_holder
 from helpers.repository import ROOT
 from signfuse_dist import nvidia
 from signfuse_dist.cli import main
-from signfuse_dist.data import manifest
+from signfuse_dist.data import stamp
 from signfuse_dist.data.joints import Joints, NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import pack
@@ -267,7 +267,7 @@ def test_verify_says_where_it_cannot_leave_its_word(
     def refuse(path: Path, text: str) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(manifest, "write_text", refuse)
+    monkeypatch.setattr(stamp, "write_text", refuse)
     assert main(["verify", str(job.split("train")), "--workers", "0"]) == 0
     assert "`signfuse check` will not know of this" in job.capsys.readouterr().out
 
