@@ -89,7 +89,8 @@ def _visual(config: ModelConfig) -> tuple[nn.Module, Callable[[SignBatch], Tenso
 
     def loss(batch: SignBatch) -> Tensor:
         steps = (batch.frame_lengths + config.visual_stride - 1) // config.visual_stride
-        out: Tensor = stream(batch.frames, batch.frame_lengths, steps, batch.weight)
+        longest = batch.pose.shape[1]
+        out: Tensor = stream(batch.frames, batch.frame_lengths, steps, batch.weight, longest)
         return out.float().square().mean()
 
     return stream, loss

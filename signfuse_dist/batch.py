@@ -19,6 +19,51 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
 
 
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the real positions of a padded batch are.
+
+    Attributes:
+        shape: (batch, steps) of the padded batch.
+        places: int64 ``[tokens]``, the real ones among batch * steps; None = all are.
+        offsets: int32 ``[batch + 1]``, where each clip begins, and the end.
+    """
+
+    shape: tuple[int, int]
+    places: Tensor | None
+    offsets: Tensor
+
+    def pack(self, x: Tensor) -> Tensor:
+        """``[batch, steps, ...]`` to ``[tokens, ...]``."""
+        flat = x.flatten(0, 1)
+        return flat if self.places is None else flat.index_select(0, self.places)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """``[tokens, ...]`` to ``[batch, steps, ...]``, zero where there is no token."""
+        flat = packed
+        if self.places is not None:
+            batch, steps = self.shape
+            flat = packed.new_zeros(batch * steps, *packed.shape[1:])
+            flat = flat.index_copy(0, self.places, packed)
+        return flat.reshape(*self.shape, *packed.shape[1:])
+
+
+def lay_out(lengths: Tensor, size: int, count: int) -> TokenLayout:
+    """Return where clips are whose padding comes last; nothing waits for a device.
+
+    Args:
+        lengths: int64 ``[batch]``.
+        size: positions of the padded batch, the longest clip's at least.
+        count: the sum of the lengths, which the host knows.
+    """
+    ends = lengths.cumsum(0)
+    clip = torch.arange(len(lengths), device=lengths.device)
+    clip = clip.repeat_interleave(lengths, output_size=count)
+    within = torch.arange(count, device=lengths.device) - (ends - lengths)[clip]
+    offsets = torch.cat((ends.new_zeros(1), ends)).to(torch.int32)
+    return TokenLayout((len(lengths), size), clip * size + within, offsets)
+
+
 def pooling_weights(lengths: Tensor, size: int, pooled_length: int) -> Tensor:
     """Return the matrix of adaptive average pooling over real steps only, in float64.
 
@@ -73,6 +118,9 @@ class SignBatch:
             before in place of the frames: then there are no frames and no joints, and the
             encoders are not run. None: not computed, or a model without this stream.
         skeletal: F^_s of Eq. 5, likewise.
+        known_lengths: ``frame_lengths`` as the host knows them, filled in where the batch is made
+            in its memory; None for one that was made on a device. Asking that would make the host
+            wait.
     """
 
     ids: tuple[str, ...]
@@ -88,6 +136,7 @@ class SignBatch:
     colour: Tensor | None = None
     visual: Tensor | None = None
     skeletal: Tensor | None = None
+    known_lengths: tuple[int, ...] | None = None
 
     def augmented(self) -> SignBatch:
         """Return the batch with ``colour`` and ``warp`` applied to its frames, on their device.
@@ -125,6 +174,8 @@ class SignBatch:
         One such value would make every loss and weight not-a-number. Looked at on the CPU alone,
         where every batch is made: asking a GPU would make it wait.
         """
+        if self.frame_lengths.device.type == "cpu":
+            object.__setattr__(self, "known_lengths", tuple(self.frame_lengths.tolist()))
         # The sum of all is finite only if each of them is. By numpy: torch's threads cost loader
         # threads more than the sum does.
         if self.pose.device.type != "cpu" or math.isfinite(self.pose.detach().numpy().sum()):

@@ -202,7 +202,7 @@ class FeatureBatches:
 
     def _padded(
         self, features: Sequence[ClipFeatures | None], lengths: NDArray[np.int64]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Return each stream ``[batch, steps, dim]``, zero beyond each clip's end."""
         longest, padded = int(-(-lengths.max() // self._stride)), {}
         for name, like in self._like.items():

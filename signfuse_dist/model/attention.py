@@ -6,7 +6,6 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from signfuse_dist.batch import TokenLayout
 from signfuse_dist.config import AttentionName, ModelConfig
 from signfuse_dist.errors import UserError
 
@@ -36,6 +36,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.backend: AttentionName = "auto"
         self.listener: Callable[[Tensor], None] | None = None
+        self.known: tuple[Tensor, Callable[[], TokenLayout]] | None = None
 
     def forward(
         self,
@@ -47,7 +48,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Arguments and result as of :func:`attend`."""
         if self.listener is None:
-            return attend(query, key, value, self.num_heads, key_mask, query_mask, self.backend)
+            known = None
+            if self.known is not None and key_mask is query_mask is self.known[0]:
+                known = self.known[1]
+            return attend(
+                query, key, value, self.num_heads, key_mask, query_mask, self.backend, known
+            )
         out, weights = attend_eagerly(query, key, value, self.num_heads, key_mask, query_mask)
         self.listener(weights.detach())
         return out
@@ -58,6 +64,23 @@ def set_backend(model: nn.Module, backend: AttentionName) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.backend = backend
+
+
+@contextmanager
+def laid_out(model: nn.Module, mask: Tensor, layout: Callable[[], TokenLayout]) -> Iterator[None]:
+    """Tell attention inside the block where the tokens are that ``mask``, this very tensor, means.
+
+    A variable-length kernel then asks ``layout`` and not the device, which would make the host
+    wait at every call of attention.
+    """
+    told = [module for module in model.modules() if isinstance(module, Attention)]
+    for module in told:
+        module.known = mask, layout
+    try:
+        yield
+    finally:
+        for module in told:
+            module.known = None
 
 
 @contextmanager
@@ -85,6 +108,7 @@ def attend(
     key_mask: Tensor | None,
     query_mask: Tensor | None = None,
     backend: AttentionName = "auto",
+    layout: Callable[[], TokenLayout] | None = None,
 ) -> Tensor:
     """Return softmax(Q K^T / sqrt(d_k)) V of Eq. 8-9 for ``num_heads`` heads, d_k = dim / heads.
 
@@ -97,6 +121,8 @@ def attend(
             least; None = every key is real.
         query_mask: bool ``[batch, queries]``; None = every query is real.
         backend: which kernel computes it; they differ by rounding only.
+        layout: returns where the tokens are, the same for queries and keys, where that is known
+            without looking at the masks.
 
     Returns:
         ``[batch, queries, dim]``, heads side by side, zero where a query is not real.
@@ -109,7 +135,8 @@ def attend(
         return attend_eagerly(query, key, value, num_heads, key_mask, query_mask)[0]
     if chosen == "sdpa":
         return _attend_by_sdpa(query, key, value, num_heads, key_mask, query_mask)
-    return attend_packed(query, key, value, num_heads, key_mask, query_mask, kernel_of(chosen))
+    kernel = kernel_of(chosen)
+    return attend_packed(query, key, value, num_heads, key_mask, query_mask, kernel, layout)
 
 
 def attend_eagerly(
@@ -142,9 +169,13 @@ def attend_packed(
     key_mask: Tensor | None,
     query_mask: Tensor | None,
     kernel: Kernel,
+    layout: Callable[[], TokenLayout] | None = None,
 ) -> Tensor:
     """Pack, run ``kernel``, and put its result back; arguments and result as of ``attend``."""
-    keys = find_tokens(key_mask, (key.shape[0], key.shape[1]), key.device)
+    if layout is not None:
+        keys = layout()
+    else:
+        keys = find_tokens(key_mask, (key.shape[0], key.shape[1]), key.device)
     queries = keys
     if query_mask is not key_mask or query.shape[1] != key.shape[1]:
         queries = find_tokens(query_mask, (query.shape[0], query.shape[1]), query.device)
@@ -191,39 +222,11 @@ def why_not(
     return _why_no_flash_kernel(device, dtype, head_dim) or _why_no_package(backend)
 
 
-@dataclass(frozen=True)
-class TokenLayout:
-    """Where the real tokens of a padded batch are.
-
-    Attributes:
-        shape: (batch, steps) of the padded batch.
-        places: int64 ``[tokens]``, the real ones among batch * steps; None = all are.
-        offsets: int32 ``[batch + 1]``, where each clip begins, and the end.
-    """
-
-    shape: tuple[int, int]
-    places: Tensor | None
-    offsets: Tensor
-
-    def pack(self, x: Tensor) -> Tensor:
-        """``[batch, steps, ...]`` to ``[tokens, ...]``."""
-        flat = x.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """``[tokens, ...]`` to ``[batch, steps, ...]``, zero where there is no token."""
-        flat = packed
-        if self.places is not None:
-            batch, steps = self.shape
-            flat = packed.new_zeros(batch * steps, *packed.shape[1:])
-            flat = flat.index_copy(0, self.places, packed)
-        return flat.reshape(*self.shape, *packed.shape[1:])
-
-
 def find_tokens(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> TokenLayout:
     """Return where the tokens are that ``mask``, bool ``[batch, steps]``, calls real.
 
     With a mask the host waits for the device once: it must know how many tokens there are.
+    :func:`~signfuse_dist.batch.lay_out` waits for nothing.
     """
     batch, steps = shape
     if mask is None:

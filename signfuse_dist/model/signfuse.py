@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from signfuse_dist.batch import SignBatch, length_mask
+from signfuse_dist.batch import SignBatch, TokenLayout, lay_out, length_mask
 from signfuse_dist.config import SCALES, EvaluationConfig, ModelConfig, build_section
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.model.attention import set_backend
+from signfuse_dist.model.attention import laid_out, set_backend
 from signfuse_dist.model.cmfa import CrossModalFusion
 from signfuse_dist.model.hta import TemporalAggregation, TemporalPooling
 from signfuse_dist.model.llm import Candidate, LanguageModel, TextTokenizer
@@ -145,17 +145,22 @@ class SignFuse(nn.Module):
         self._refuse_long(batch)
         steps = torch.div(batch.frame_lengths + self.stride - 1, self.stride, rounding_mode="floor")
         streams = [features for features in (batch.visual, batch.skeletal) if features is not None]
+        known = batch.known_lengths
+        count = None if known is None else sum(-(-n // self.stride) for n in known)
         if streams:
-            return Streams(streams[0], streams[-1], steps)
+            return Streams(streams[0], streams[-1], steps, count)
         if self.visual is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
-                streams.append(self.visual(batch.frames, batch.frame_lengths, steps, batch.weight))
+                longest = batch.pose.shape[1]
+                streams.append(
+                    self.visual(batch.frames, batch.frame_lengths, steps, batch.weight, longest)
+                )
         if self.skeletal is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.skeletal)):
                 streams.append(
                     self.skeletal(batch.pose, batch.joint_mask, batch.frame_lengths, batch.weight)
                 )
-        return Streams(streams[0], streams[-1], steps)
+        return Streams(streams[0], streams[-1], steps, count)
 
     def summarise(self, streams: Streams, features: str) -> tuple[Tensor, Tensor]:
         """Return f_v and f_s of Eq. 21, ``[batch, dim]`` each.
@@ -169,11 +174,12 @@ class SignFuse(nn.Module):
         if self.visual is None or self.skeletal is None:
             raise ValueError("Eq. 21 compares two streams, and this model has one")
         visual, skeletal, mask = streams.visual, streams.skeletal, streams.mask
-        if features == "unimodal":
-            visual, _ = self.fusion(visual, visual, mask)
-            skeletal, _ = self.fusion(skeletal, skeletal, mask)
-        elif features == "attended":
-            visual, skeletal = self.fusion.attend_across(visual, skeletal, mask)
+        with laid_out(self.fusion, mask, streams.layout):
+            if features == "unimodal":
+                visual, _ = self.fusion(visual, visual, mask)
+                skeletal, _ = self.fusion(skeletal, skeletal, mask)
+            elif features == "attended":
+                visual, skeletal = self.fusion.attend_across(visual, skeletal, mask)
         return _mean_over_steps(visual, mask), _mean_over_steps(skeletal, mask)
 
     def translate(self, streams: Streams) -> tuple[Tensor, Tensor | None]:
@@ -183,7 +189,8 @@ class SignFuse(nn.Module):
         """
         if self.adapter is None:
             raise ValueError("a model without an LLM has no adapter and cannot translate")
-        fused, gate = self.fusion(streams.visual, streams.skeletal, streams.mask)
+        with laid_out(self.fusion, streams.mask, streams.layout):
+            fused, gate = self.fusion(streams.visual, streams.skeletal, streams.mask)
         if self.visual is None or self.skeletal is None:
             gate = None
         return self.adapter(self.temporal(fused, streams.step_lengths)), gate
@@ -250,17 +257,28 @@ class SignFuse(nn.Module):
 class Streams:
     """``visual`` and ``skeletal`` ``[batch, steps, dim]``, zero beyond ``step_lengths``.
 
-    A model of one stream has it in both places, so CMFA attends within it.
+    A model of one stream has it in both places, so CMFA attends within it. ``count`` is the sum
+    of the lengths where the host knows it, else None.
     """
 
     visual: Tensor
     skeletal: Tensor
     step_lengths: Tensor
+    count: int | None = None
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
-        """Bool ``[batch, steps]``, True = real."""
+        """Bool ``[batch, steps]``, True = real; one tensor for all that ask."""
         return length_mask(self.step_lengths, self.visual.shape[1])
+
+    def layout(self) -> TokenLayout:
+        """Return where the real steps are, found once; without ``count`` the host waits for it."""
+        return self._layout
+
+    @cached_property
+    def _layout(self) -> TokenLayout:
+        count = int(self.step_lengths.sum()) if self.count is None else self.count
+        return lay_out(self.step_lengths, self.visual.shape[1], count)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class SignLanguageAdapter(nn.Module):
         """
         pooled = temporal.shape[1]
         # A product, as in Eq. 16: torch's own pooling has no deterministic backward pass on CUDA.
-        every = torch.tensor([pooled], device=temporal.device)
+        every = torch.full((1,), pooled, device=temporal.device)  # no copy from the host
         weights = pooling_weights(every, pooled, self.num_sign_tokens).to(temporal.dtype)
         sign_embeddings: Tensor = self.norm(self.mlp(weights @ temporal))
         return sign_embeddings

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from signfuse_dist.batch import length_mask
+from signfuse_dist.batch import lay_out, length_mask
 from signfuse_dist.model.norm import ImageBatchNorm
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -147,7 +147,12 @@ class VisualStream(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(
-        self, frames: Tensor, frame_lengths: Tensor, step_lengths: Tensor, weight: Tensor
+        self,
+        frames: Tensor,
+        frame_lengths: Tensor,
+        step_lengths: Tensor,
+        weight: Tensor,
+        longest: int,
     ) -> Tensor:
         """Return ``visual`` (F^_v of Eq. 3), zero beyond each clip's end.
 
@@ -155,15 +160,14 @@ class VisualStream(nn.Module):
             frames: uint8 ``[sum(frame_lengths), 3, height, width]``: only real frames.
             frame_lengths: ``[batch]``; step_lengths: ``[batch]``, ceil(T / 2).
             weight: ``[batch]``; a clip of weight 0 enters no statistic.
+            longest: frames of the longest clip, as the host knows them: nothing waits for a device.
 
         Returns:
             ``[batch, steps, dim]``.
         """
         features = self.frame_features(frames, frame_lengths, weight)
-        mask = length_mask(frame_lengths, int(frame_lengths.max()))
-        padded = features.new_zeros(*mask.shape, features.shape[-1])
-        padded[mask] = features
-        return self.shorten(padded, step_lengths, weight)
+        layout = lay_out(frame_lengths, longest, len(frames))
+        return self.shorten(layout.unpack(features), step_lengths, weight)
 
     def frame_features(self, frames: Tensor, frame_lengths: Tensor, weight: Tensor) -> Tensor:
         """Return F_v of Eq. 2, ``[sum(frame_lengths), visual_dim]``.

@@ -29,7 +29,8 @@ Outputs = Callable[[SignBatch], list[Tensor]]
 def _visual(model: Any) -> Outputs:
     def run(batch: SignBatch) -> list[Tensor]:
         steps = (batch.frame_lengths + 1) // 2
-        out = model.visual(batch.frames, batch.frame_lengths, steps, batch.weight)
+        longest = batch.pose.shape[1]
+        out = model.visual(batch.frames, batch.frame_lengths, steps, batch.weight, longest)
         return _cut(out, steps)
 
     return run

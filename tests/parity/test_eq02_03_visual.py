@@ -91,7 +91,7 @@ def test_frames_are_scaled_to_imagenet_colours_one_by_one() -> None:
     seen: list[Tensor] = []
     stream.backbone.register_forward_hook(lambda m, x, y: seen.append(y))
     frames = torch.randint(0, 256, (5, 3, 6, 6), dtype=torch.uint8)
-    stream(frames, torch.tensor([3, 2]), torch.tensor([2, 1]), torch.ones(2))
+    stream(frames, torch.tensor([3, 2]), torch.tensor([2, 1]), torch.ones(2), 3)
     assert len(seen[0]) == 5  # only real frames
     for frame, features in zip(frames.double(), seen[0], strict=True):
         for channel in range(3):

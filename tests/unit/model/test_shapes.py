@@ -88,10 +88,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         **_Attention, _RETURN: Float[Tensor, "batch queries dim"],
     },
     "model.attention.find_tokens": {"mask": _StepMask | None},
-    "model.attention.TokenLayout.pack": {
+    "batch.lay_out": {"lengths": _Lengths},
+    "batch.TokenLayout.pack": {
         "x": Float[Tensor, "batch steps *rest"], _RETURN: Float[Tensor, "tokens *rest"],
     },
-    "model.attention.TokenLayout.unpack": {
+    "batch.TokenLayout.unpack": {
         "packed": Float[Tensor, "tokens *rest"],
         _RETURN: Float[Tensor, "{self.shape[0]} {self.shape[1]} *rest"],
     },

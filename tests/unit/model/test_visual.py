@@ -37,7 +37,7 @@ def run(built: VisualStream, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
     shape = (sum(lengths), 3, FRAME_SIZE, FRAME_SIZE)
     frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     steps = torch.tensor([-(-n // 2) for n in lengths])
-    return built(frames, torch.tensor(lengths), steps, torch.ones(len(lengths)))
+    return built(frames, torch.tensor(lengths), steps, torch.ones(len(lengths)), max(lengths))
 
 
 def gradients(built: VisualStream) -> tuple[Tensor, list[Tensor]]:

@@ -1,0 +1,276 @@
+"""A GPU that is not there: CUDA tensors without memory, which know device, type and shape alone.
+
+torch's fake tensors run the model's own code, forward and backward, and refuse what a GPU would
+refuse: operands on two devices, types that do not fit, and everything that depends on a value, for
+which a host would wait (``.item()``, ``nonzero``, masks as indices). :class:`Held` counts the bytes
+of what is alive. What kernels take inside themselves is not seen, nor the allocator's gaps.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from signfuse_dist.batch import SignBatch
+
+CUDA = torch.device("cuda", 0)
+_META = torch.device("meta")
+_WHERE = torch.ops.prim.device.default
+_WITHOUT_GRADIENT = (torch.ops.aten.detach.default,)
+
+
+class FakeCuda(FakeTensorMode):
+    """Fake tensors whose backward pass runs without a driver.
+
+    Autograd asks CUDA for the streams of what it differentiates on CUDA, and there is none. So
+    autograd is told that its tensors are on the meta device, and what it then makes there is made
+    on CUDA. All others are told CUDA: Python, and autocast, which goes by it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._differentiates = False
+        self._autocast = False
+        self._leaves: list[Any] = []  # keeps where the gradients of leaves arrive
+        self._results: list[Any] = []  # those of the last operation, not yet in the graph
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation on shapes."""
+        if func is _WHERE:
+            return self.told(args[0])
+        kwargs = _on_cuda(kwargs)
+        _refuse_waiting(func, args, kwargs)
+        self._results = []
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if torch.is_grad_enabled() and func not in _WITHOUT_GRADIENT:
+            given = tree_leaves((args, kwargs))
+            if any(isinstance(x, Tensor) and x.requires_grad for x in given):
+                self._results = tree_leaves(out)
+        return out
+
+    def told(self, tensor: FakeTensor) -> torch.device:
+        """Return the device of a tensor for C++ that asks."""
+        if self.in_kernel_invocation:
+            return _META
+        if tensor.fake_device.type != "cuda":
+            return tensor.fake_device
+        if not self._autocast or (self._differentiates and not torch.is_grad_enabled()):
+            return _META
+        # Autocast asks while it keeps itself from being called again. So does autograd inside such
+        # a call, once for each result as that enters the graph.
+        place = next((i for i, x in enumerate(self._results) if x is tensor), None)
+        if place is not None:
+            del self._results[place]
+        asks = torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutocastCUDA)
+        return CUDA if asks and place is None else _META
+
+    def move(self, module: nn.Module) -> None:
+        """Do as ``module.to("cuda")``: registered parameters and buffers move, and nothing else."""
+        moved: dict[int, Tensor] = {}
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    if id(parameter) not in moved:
+                        like = nn.Parameter(_like(parameter), parameter.requires_grad)
+                        moved[id(parameter)] = like
+                        if parameter.requires_grad:
+                            self.leaf(like)
+                    part._parameters[name] = moved[id(parameter)]
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = _like(buffer)
+
+    def leaf(self, tensor: Tensor) -> Tensor:
+        """Return the tensor as a leaf that requires a gradient, entered into the graph.
+
+        Autograd would ask of it inside the first operation, in which autocast asks too.
+        """
+        self._autocast = False
+        with torch.enable_grad():
+            self._leaves.append(tensor.requires_grad_().view_as(tensor).grad_fn)
+        self.notice_autocast()
+        return tensor
+
+    def notice_autocast(self) -> None:
+        """Look whether autocast is on; it seems off while it runs an operation."""
+        self._autocast = torch.is_autocast_enabled("cuda")
+
+    def backward(self, total: Tensor) -> None:
+        """Run the backward pass from a sum of losses."""
+        with self.differentiating():
+            torch.autograd.backward(total)
+
+    @contextmanager
+    def differentiating(self) -> Iterator[None]:
+        """Let backward passes run inside the block."""
+        self._differentiates = True
+        try:
+            yield
+        finally:
+            self._differentiates = False
+
+
+def _on_cuda(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    found = dict(kwargs or {})
+    if found.get("device") is not None and torch.device(found["device"]).type == "meta":
+        found["device"] = CUDA
+    return found
+
+
+@contextmanager
+def fake_cuda() -> Iterator[FakeCuda]:
+    """Let tensors inside the block be fake, and CUDA an Ampere GPU, for all that Python asks."""
+    outside, mode = FakeTensor.__torch_dispatch__, FakeCuda()
+
+    def dispatch(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _WHERE:
+            return mode.told(args[0])
+        return outside(func, types, args, _on_cuda(kwargs))
+
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def entered(block: torch.autocast) -> Any:
+        out = enter(block)
+        mode.notice_autocast()
+        return out
+
+    def left(block: torch.autocast, *error: Any) -> Any:
+        out = leave(block, *error)
+        mode.notice_autocast()
+        return out
+
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (FakeTensor, "__torch_dispatch__", classmethod(dispatch)),
+            (torch.autocast, "__enter__", entered),
+            (torch.autocast, "__exit__", left),
+            (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+            (torch.cuda, "is_bf16_supported", lambda *_: True),
+            (torch.cuda, "get_device_capability", lambda *_: (8, 0)),
+            (torch.nn.functional, "scaled_dot_product_attention", _as_on_a_gpu),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        yield stack.enter_context(mode)
+
+
+class HostWaitsError(RuntimeError):
+    """An operation for which the host would wait for the GPU; the traceback says where."""
+
+
+def _refuse_waiting(func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raise for a copy between GPU and host that is not asked to run beside the host.
+
+    What looks into values, fake tensors refuse by themselves.
+    """
+    ends: tuple[Any, ...] = ()
+    if func is torch.ops.aten._to_copy.default:
+        beside = kwargs.get("non_blocking", False)
+        ends = args[0].device, kwargs.get("device") or args[0].device
+    elif func is torch.ops.aten.copy_.default:
+        beside = kwargs.get("non_blocking", len(args) > 2 and args[2])
+        ends = args[1].device, args[0].device
+    if len({torch.device(end).type for end in ends}) > 1 and not beside:
+        source, target = ends
+        raise HostWaitsError(f"a copy from {source} to {target} makes the host wait")
+
+
+def _as_on_a_gpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Do as ``scaled_dot_product_attention`` on an Ampere GPU: flash, or with a mask the efficient.
+
+    torch chooses the kernel by asking CUDA for its properties. Types as autocast makes them.
+    """
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if enable_gqa:
+        times = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if attn_mask is None and half:
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout_p, is_causal, scale=scale
+        )[0]
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            zero = torch.zeros_like(attn_mask, dtype=query.dtype)
+            attn_mask = zero.masked_fill(~attn_mask, -torch.inf)
+        shape = (*query.shape[:-1], key.shape[2])
+        attn_mask = attn_mask.to(query.dtype).expand(shape)
+    grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, grad, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def batch_on_cuda(batch: SignBatch) -> SignBatch:
+    """Return a batch, made on the host, as it is on the GPU."""
+    tensors = {n: _like(v) for n, v in vars(batch).items() if isinstance(v, Tensor)}
+    return replace(batch, **tensors)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of CUDA tensors that operations inside the block make, and let go.
+
+    Attributes:
+        now: bytes that are alive.
+        peak: the most that were alive at once since :meth:`begin`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def begin(self) -> None:
+        """Let the peak start from what is alive."""
+        self.peak = self.now
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and add what it made."""
+        out = func(*args, **(kwargs or {}))
+        if func is not _WHERE:
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, FakeTensor) and leaf.fake_device.type == "cuda":
+                    self._add(leaf)
+        return out
+
+    def _add(self, tensor: FakeTensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def gone(_: Any) -> None:
+            del self._alive[key]
+            self.now -= size
+
+        self._alive[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
