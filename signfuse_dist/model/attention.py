@@ -24,6 +24,8 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 # queries and in keys, int32 [batch + 1], and how many tokens of each a clip has at most. It
 # returns [tokens of the queries, heads, head_dim].
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
+# A mask, bool [batch, steps], and what returns where its tokens are without looking at it.
+Told = tuple[Tensor, Callable[[], TokenLayout]]
 _HALF = (torch.float16, torch.bfloat16)
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.backend: AttentionName = "auto"
         self.listener: Callable[[Tensor], None] | None = None
-        self.known: tuple[Tensor, Callable[[], TokenLayout]] | None = None
+        self.told: Told | None = None
 
     def forward(
         self,
@@ -49,8 +51,8 @@ class Attention(nn.Module):
         """Arguments and result as of :func:`attend`."""
         if self.listener is None:
             known = None
-            if self.known is not None and key_mask is query_mask is self.known[0]:
-                known = self.known[1]
+            if self.told is not None and key_mask is query_mask is self.told[0]:
+                known = self.told[1]
             return attend(
                 query, key, value, self.num_heads, key_mask, query_mask, self.backend, known
             )
@@ -67,20 +69,20 @@ def set_backend(model: nn.Module, backend: AttentionName) -> None:
 
 
 @contextmanager
-def laid_out(model: nn.Module, mask: Tensor, layout: Callable[[], TokenLayout]) -> Iterator[None]:
-    """Tell attention inside the block where the tokens are that ``mask``, this very tensor, means.
+def laid_out(model: nn.Module, told: Told) -> Iterator[None]:
+    """Tell attention inside the block where the tokens are that a mask, this very tensor, means.
 
-    A variable-length kernel then asks ``layout`` and not the device, which would make the host
-    wait at every call of attention.
+    A variable-length kernel then asks nothing of the device, for which the host would wait at every
+    call of attention.
     """
-    told = [module for module in model.modules() if isinstance(module, Attention)]
-    for module in told:
-        module.known = mask, layout
+    modules = [module for module in model.modules() if isinstance(module, Attention)]
+    for module in modules:
+        module.told = told
     try:
         yield
     finally:
-        for module in told:
-            module.known = None
+        for module in modules:
+            module.told = None
 
 
 @contextmanager

@@ -174,7 +174,7 @@ class SignFuse(nn.Module):
         if self.visual is None or self.skeletal is None:
             raise ValueError("Eq. 21 compares two streams, and this model has one")
         visual, skeletal, mask = streams.visual, streams.skeletal, streams.mask
-        with laid_out(self.fusion, mask, streams.layout):
+        with laid_out(self.fusion, (mask, streams.layout)):
             if features == "unimodal":
                 visual, _ = self.fusion(visual, visual, mask)
                 skeletal, _ = self.fusion(skeletal, skeletal, mask)
@@ -189,7 +189,7 @@ class SignFuse(nn.Module):
         """
         if self.adapter is None:
             raise ValueError("a model without an LLM has no adapter and cannot translate")
-        with laid_out(self.fusion, streams.mask, streams.layout):
+        with laid_out(self.fusion, (streams.mask, streams.layout)):
             fused, gate = self.fusion(streams.visual, streams.skeletal, streams.mask)
         if self.visual is None or self.skeletal is None:
             gate = None
