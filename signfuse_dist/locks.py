@@ -302,6 +302,9 @@ def _open(path: Path) -> tuple[int, bool | None]:
     while True:
         try:
             descriptor = os.open(path, _FLAGS | os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the folder was empty, and whoever had the lock removed it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         except OSError as e:
             if e.errno in _NO_FILE:
                 raise UserError(

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -125,6 +125,7 @@ def _hold(
     refusal: UserError | None = None
     if processes.rank == 0:
         try:
+            until_end.callback(_remove_empty, folder.path)
             until_end.enter_context(held(folder.lock, f"the evaluation {folder.path}"))
             answered = is_answered()
             if answered:
@@ -137,6 +138,13 @@ def _hold(
     if refusal is not None:
         raise refusal
     return answered
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder of an evaluation that came to nothing, and the one above."""
+    with suppress(OSError):  # they hold something
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _staged(split: Split, stage_to: str | None, processes: Processes) -> Split:

@@ -184,7 +184,7 @@ def test_a_full_disk_is_named_with_its_place_and_leaves_no_half_of_a_file(
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) == 5:  # two files and their folder for each, then the second tar
+        if len(calls) == 6:  # the lock, two files and their folder for each, then the second tar
             number = getattr(errno, name)
             raise OSError(number, os.strerror(number))
         sync(descriptor)
