@@ -99,7 +99,8 @@ def pack(
         encoder = ClipEncoder(packing, extractor, Places.of(root, rows.rows))
         with _writing_alone(out, packing, division, len(tasks)):
             refuse_other(out, packing)
-            planning.close()  # the other tasks may read what was planned
+            with _writing(out):
+                planning.close()  # the other tasks may read what was planned
             return _make_set(tasks, out, encoder, division, summarise, retry_dropped)
 
 
@@ -144,7 +145,8 @@ def extract_poses(
         encoder = PoseEncoder(packing, extractor, num_frames, boxes, Places.of(root, rows.rows))
         with _writing_alone(out, packing, division, len(tasks)):
             refuse_other(out, packing)
-            planning.close()  # the other tasks may read what was planned
+            with _writing(out):
+                planning.close()  # the other tasks may read what was planned
             return _make_set(tasks, out, encoder, division, summarise)
 
 

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from signfuse_dist.corpora import (
     read_corpus,
     uncollected,
 )
-from signfuse_dist.files import at_path, checksum, refuse_machine, write_bytes
+from signfuse_dist.files import checksum, refuse_machine, write_bytes
 from signfuse_dist.locks import HeldError, held
 
 PLANNED_NAME = "planned.jsonl"
@@ -170,11 +170,13 @@ def _is_place(out: Path) -> bool:
 def _one_at_a_time(out: Path) -> Iterator[None]:
     """Wait for a task that plans here; go on without it where it takes too long."""
     with ExitStack() as until_end:
-        # One that waits for it for too long plans by itself: both come to the same rows.
-        with suppress(HeldError), at_path(out / _LOCK_NAME):
-            until_end.enter_context(
-                held(out / _LOCK_NAME, f"the rows of {out}", patience=_WAIT_SECONDS)
-            )
+        lock = held(out / _LOCK_NAME, f"the rows of {out}", patience=_WAIT_SECONDS)
+        try:
+            until_end.enter_context(lock)
+        except HeldError:
+            pass  # both come to the same rows
+        except OSError as error:  # a place that cannot be written is named by who writes shards
+            refuse_machine(error, out)
         yield
 
 
@@ -238,8 +240,7 @@ def _write(
     )
     first = json.dumps(_HEAD.dump_python(head, mode="json")).encode()
     own = hashlib.sha256(first).hexdigest().encode()
-    with at_path(path):
-        write_bytes(path, b"".join([own, b" ", first, b"\n", *lines]))
+    write_bytes(path, b"".join([own, b" ", first, b"\n", *lines]))
 
 
 def _fields(row: ClipRow, skipped: int) -> list[Any]:

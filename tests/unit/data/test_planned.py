@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from signfuse_dist.data import planned as module
 from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import PackError, pack
 from signfuse_dist.data.planned import PLANNED_NAME, plan_rows, rows_digest
+from signfuse_dist.errors import MachineError
 
 COLUMNS = ("id", "video", "text", "start", "end", "signer", "joints", "box")
 CONFIG = PackConfig(frame_size=32, clips_per_shard=2)
@@ -203,6 +205,22 @@ def test_what_cannot_be_packed_is_not_shared(table: Path, tmp_path: Path) -> Non
     assert list((tmp_path / "out").iterdir()) == []
     with pytest.raises(CorpusError, match="absent"):
         plan(tmp_path / "absent.tsv", tmp_path / "out")
+
+
+def test_a_disk_that_is_full_of_what_was_planned_is_the_machines_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_corpus(tmp_path / "corpus", clips=2)
+    past = time.time() - 60
+    os.utime(table.parent, (past, past))
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "write_bytes", full)
+    with pytest.raises(MachineError, match=rf"{tmp_path / 'out'}: No space left"):
+        pack("table", table, "train", tmp_path / "out", CONFIG, workers=0, num_tasks=2)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_shards_of_tasks_that_share_are_those_of_one_task_byte_for_byte(
