@@ -10,13 +10,10 @@ the arm is still a better guess than none.
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -280,24 +277,3 @@ class NoJoints(PoseExtractor):
         count = sum(1 for _ in frames)
         pose = np.zeros((count, NUM_JOINTS, 2), dtype=np.float32)
         return Joints(pose, np.zeros((count, NUM_JOINTS), dtype=np.bool_))
-
-
-@contextmanager
-def silenced_stderr(wanted: bool = True) -> Iterator[None]:
-    """Send what C++ code writes to file descriptor 2 to nowhere, for the duration.
-
-    MediaPipe logs before its logging can be set, so no environment variable stops it. Python's
-    exceptions are not affected, and with ``wanted`` False nothing is done.
-    """
-    if not wanted:
-        yield
-        return
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,6 @@ from signfuse_dist.data.joints import (
     PoseError,
     PoseExtractor,
     joints_of,
-    silenced_stderr,
 )
 
 
@@ -30,7 +34,7 @@ class MediaPipeHolistic(FrameTracker):
 
     def restart(self, after_failure: bool) -> None:
         """Reset the graph; after a failure it cannot be trusted to end, and is made anew."""
-        with silenced_stderr():
+        with _known_lines_dropped():
             if self._graph is None or after_failure:
                 holistic = _on_one_thread(import_mediapipe().solutions.holistic.Holistic)
                 self._graph = holistic(static_image_mode=False, model_complexity=1)
@@ -39,7 +43,7 @@ class MediaPipeHolistic(FrameTracker):
 
     def find(self, picture: NDArray[np.uint8], number: int) -> NDArray[np.float64]:
         """Show the graph a frame."""
-        with silenced_stderr(number == 0):
+        with _known_lines_dropped(number == 0):
             detected = self._graph.process(picture)
         groups = (
             detected.left_hand_landmarks,
@@ -79,12 +83,12 @@ class MediaPipeTasks(FrameTracker):
         self.version = f"{metadata.version('mediapipe')}+{digest[:12]}"
         self._model = model
         self._landmarker: Any = None
-        with silenced_stderr(), self._made():  # a wrong file is found before any clip is
+        with _known_lines_dropped(), self._made():  # a wrong file is found before any clip is
             pass
 
     def restart(self, after_failure: bool) -> None:
         """Make a landmarker, which has seen no other clip."""
-        with silenced_stderr():
+        with _known_lines_dropped():
             if self._landmarker is not None and not after_failure:
                 self._landmarker.close()
             self._landmarker = self._made()
@@ -110,7 +114,7 @@ class MediaPipeTasks(FrameTracker):
         image = mp.Image(image_format=mp.ImageFormat.SRGB, data=picture)
         # Stamps must grow even where a resampled clip holds one picture twice, so they count
         # frames, in the steps that the built-in graph uses too.
-        with silenced_stderr(number == 0):
+        with _known_lines_dropped(number == 0):
             detected = self._landmarker.detect_for_video(image, number * 1000 // 30)
         return joints_of(
             detected.left_hand_landmarks,
@@ -123,7 +127,7 @@ class MediaPipeTasks(FrameTracker):
 def import_mediapipe() -> Any:
     """Import mediapipe quietly. Raises :class:`PoseError` that says what to install."""
     try:
-        with silenced_stderr():
+        with _known_lines_dropped():
             import mediapipe
     except ImportError as error:
         if "libGL" in str(error) or "libgthread" in str(error):
@@ -158,3 +162,38 @@ def choose_extractor(model: Path | None = None) -> PoseExtractor:
             "install mediapipe 0.10.21"
         )
     return MediaPipeHolistic() if model is None else MediaPipeTasks(model)
+
+
+# What MediaPipe's C++ writes whenever it works, before its logging can be set: which delegate
+# computes, on what, and two notes about its own graph that nobody outside can act on.
+_KNOWN = re.compile(
+    rb"INFO: Created TensorFlow Lite XNNPACK delegate|"
+    rb"WARNING: All log messages before absl::InitializeLog|"
+    rb"I\d{4} |"  # of no consequence, by its own word
+    rb"W\d{4} .*(inference_feedback_manager|landmark_projection_calculator)\.cc"
+)
+
+
+@contextmanager
+def _known_lines_dropped(wanted: bool = True) -> Iterator[None]:
+    """Hold back what is written to file descriptor 2, and write at the end what is not known.
+
+    Python's exceptions are not affected, and with ``wanted`` False nothing is done.
+    """
+    if not wanted:
+        yield
+        return
+    sys.stderr.flush()
+    with open(os.memfd_create("stderr"), "w+b") as held:
+        kept = os.dup(2)
+        try:
+            os.dup2(held.fileno(), 2)
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if not _KNOWN.match(line):
+                    os.write(2, line)

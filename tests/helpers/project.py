@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -94,6 +95,23 @@ def environment() -> dict[str, str]:
 
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return variables if torch.cuda.is_available() else {**variables, "DS_ACCELERATOR": "cpu"}
+
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+# What the project says before the first step line, by its first words.
+_SAID = re.compile(
+    r"small, stage \w+ -> |  20 clips, 2 processes x |  5 steps an epoch, |  4 pairs in each |"
+    r"  \w+ +[\d,]+ parameters, |attention: |no MFU: |warning  |" + STAMP + "first step after "
+)
+
+
+def said_by_others(printed: str) -> list[str]:
+    """Return the lines before the first step line that are none of the project's, whole."""
+    assert "\r" not in printed
+    lines = printed.split("\n")
+    first = next(n for n, line in enumerate(lines) if re.match(STAMP + "step 1, epoch 1, ", line))
+    assert any(line.startswith("attention: ") for line in lines[:first])
+    return [line for line in lines[:first] if not _SAID.match(line)]
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers.project import Project, environment, free_port
+from helpers.project import Project, environment, free_port, said_by_others
 from helpers.repository import ROOT
 from signfuse_dist.engine.checkpoint_files import find_latest
 from signfuse_dist.jobs.folder import newest_checkpoint
@@ -27,12 +27,21 @@ WORDS = (
 )
 
 
-def stop(command: list[str], run: Path, *numbers: int, group: bool = False) -> tuple[int, str]:
+def bare_environment() -> dict[str, str]:
+    """The environment of somebody who knows nothing of launchers."""
+    return {
+        n: v for n, v in environment().items() if n not in ("OMP_NUM_THREADS", "DS_ACCELERATOR")
+    }
+
+
+def stop(
+    command: list[str], run: Path, *numbers: int, group: bool, variables: dict[str, str]
+) -> tuple[int, str]:
     """Start a command, send it the signals after five steps; return its status and what it said."""
     with subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment(),
+        env=variables,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -69,7 +78,9 @@ def test_signfuse_train_stops_in_good_order_and_says_to_be_started_again(
     project: Project, tmp_path: Path, number: signal.Signals, group: bool
 ) -> None:
     run = tmp_path / "small" / "contrastive"
-    status, printed = stop(train(project, tmp_path), run, number, group=group)
+    command, variables = train(project, tmp_path), bare_environment()
+    status, printed = stop(command, run, number, group=group, variables=variables)
+    assert said_by_others(printed) == [], "no library's banner, warning or bar"
     assert_stopped(run, printed)
     assert "Traceback" not in printed
     last = printed.splitlines()[-1]
@@ -121,6 +132,6 @@ def test_a_launcher_that_is_told_to_end_lets_its_processes_write_a_checkpoint(
 ) -> None:
     command = project.command(tmp_path, 2, list(WORDS))
     run = tmp_path / "small" / "contrastive"
-    status, printed = stop(command, run, signal.SIGTERM)
+    status, printed = stop(command, run, signal.SIGTERM, group=False, variables=environment())
     assert status != 0
     assert_stopped(run, printed)
