@@ -7,10 +7,12 @@ another id, and moving the hypotheses among the ids is the same experiment witho
 What remains of a score is what the system earns without watching: frequent phrases, length, and
 sentences that several videos share.
 
-``blank``: every frame is one grey, the joints are kept; what remains came through the joints.
+``blank``: every frame is one grey, the joints are kept; what remains came through the joints, or is
+earned without watching.
 
 ``masked_joints``: no joint is found in any frame, the pictures are kept; what remains came through
-the pictures. Both are decoded as the videos themselves are.
+the pictures, or is earned without watching. Both are decoded as the videos themselves are. How much
+is earned without watching is what the shuffled control tells.
 """
 
 from __future__ import annotations

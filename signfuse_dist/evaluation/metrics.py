@@ -32,6 +32,9 @@ from signfuse_dist import __version__
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import BLEU_NAMES, Beta, Preset
 
+# Of the table of a longest common subsequence: what the package `rouge` is given, and what is
+# computed at all (a byte each).
+_PACKAGE_CELLS, _MOST_CELLS = 1_000_000, 400_000_000
 _TOKENIZERS = {"13a": Tokenizer13a, "zh": TokenizerZh, "char": TokenizerChar, "none": NoneTokenizer}
 
 
@@ -62,11 +65,6 @@ def build_measures(preset: Preset, language: str | None) -> dict[str, Measure]:
     measures["ROUGE-L"] = Measure(_rouge_l(preset))
     measures["METEOR"] = Measure(_meteor(preset, language))
     return measures
-
-
-def sentence_chrf(hypothesis: str, reference: str) -> float:
-    """Return sacrebleu's chrF2 of one sentence, 0..100: for ordering, not for comparison."""
-    return float(CHRF().sentence_score(hypothesis, [reference]).score)
 
 
 def tokens(text: str, preset: Preset) -> list[str]:
@@ -125,8 +123,12 @@ class SentenceMean(Metric):
 
 
 def _bleu(preset: Preset, order: int) -> BLEU:
-    """Return BLEU up to ``order``; each order is a BLEU of its own with its own brevity penalty."""
-    return BLEU(
+    """Return BLEU up to ``order``; each order is a BLEU of its own with its own brevity penalty.
+
+    All share one tokenizer with ROUGE-L and METEOR, which remembers what it has cut: cutting with
+    13a is half of the work.
+    """
+    bleu = BLEU(
         lowercase=preset.lowercase,
         tokenize=preset.tokenizer,
         smooth_method=preset.smoothing,
@@ -135,6 +137,8 @@ def _bleu(preset: Preset, order: int) -> BLEU:
         max_ngram_order=order,
         force=True,  # silences a warning per order about ' .', which `Scores.notes` gives once
     )
+    bleu.tokenizer = _tokenizer(preset.tokenizer)
+    return bleu
 
 
 def _cut(preset: Preset) -> dict[str, str]:
@@ -192,7 +196,11 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
 
     Bit-parallel: the row of the dynamic programme is one integer whose bit i is 0 where the row
     grows at ``a[i]``, so a row costs a few integer operations instead of ``len(a)`` comparisons.
+    The integers are of the shorter list: one of 600,000 characters beside a sentence costs no more
+    than its length.
     """
+    if len(a) > len(b):
+        a, b = b, a
     places: dict[str, int] = {}
     for i, token in enumerate(a):
         places[token] = places.get(token, 0) | 1 << i
@@ -215,14 +223,76 @@ def f_measure(precision: float, recall: float, beta: Beta) -> float:
 def package_rouge_l(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
     """Return the F1 of ROUGE-L in 0..1 by the package `rouge`.
 
-    0.0 where hypothesis or reference holds nothing but full stops, which the package refuses.
+    0.0 where hypothesis or reference holds nothing but full stops, which the package refuses. The
+    package recurses once a token and keeps a table in a dictionary, so what is too long for it is
+    computed here to the same end. Raises UserError where that would take gigabytes.
     """
     both = [" ".join(tokens) for tokens in (hypothesis, reference)]
     if not all(text.strip(". ") for text in both):
         return 0.0
+    cells = len(hypothesis) * len(reference)
+    if cells > _MOST_CELLS:
+        raise UserError(
+            f"ROUGE-L of the package `rouge`: a hypothesis of {len(hypothesis):,} and a reference "
+            f"of {len(reference):,} tokens are too long for each other; take another preset"
+        )
+    if cells > _PACKAGE_CELLS:
+        return long_package_rouge_l(*both)
     with _deeper(len(hypothesis) + len(reference)):
         (scores,) = _package().get_scores(*both)
     return float(scores["rouge-l"]["f"])
+
+
+def long_package_rouge_l(hypothesis: str, reference: str) -> float:
+    """Return what the package `rouge` gives for two texts, without its recursion.
+
+    Sentences end at full stops. Of each pair of them one longest common subsequence is found, and
+    distinct words of all count: of the hypothesis for precision, of the reference for recall.
+    """
+    ours, theirs = (
+        [" ".join(part.split()).split(" ") for part in text.split(".") if part]
+        for text in (hypothesis, reference)
+    )
+    shared = {word for their in theirs for our in ours for word in _common_subsequence(their, our)}
+    precision, recall = (
+        len(shared) / len({word for sentence in sentences for word in sentence})
+        for sentences in (ours, theirs)
+    )
+    return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
+
+
+def _common_subsequence(x: Sequence[str], y: Sequence[str]) -> list[str]:
+    """Return the longest common subsequence that the package `rouge` finds: from the ends, a step
+    in ``x`` only where it loses less than one in ``y``."""
+    words = np.array(y, dtype=object)
+    full = (1 << len(y)) - 1
+    row = full
+    grows = np.zeros((len(x) + 1, len(y)), dtype=np.uint8)  # where a row of the table grows
+    masks: dict[str, int] = {}
+    for i, word in enumerate(x, start=1):
+        if word not in masks:
+            packed = np.packbits(words == word, bitorder="little")
+            masks[word] = int.from_bytes(packed.tobytes(), "little")
+        matches = row & masks[word]
+        row = (row + matches | row - matches) & full
+        flat = np.frombuffer((row ^ full).to_bytes(len(y) // 8 + 1, "little"), np.uint8)
+        grows[i] = np.unpackbits(flat, bitorder="little")[: len(y)]
+    found = []
+    i, j = len(x), len(y)
+    here, above = int(grows[i].sum()), int(grows[i - 1].sum())
+    while i and j:
+        left = here - int(grows[i, j - 1])
+        if x[i - 1] == y[j - 1]:
+            found.append(x[i - 1])
+            i, j = i - 1, j - 1
+        elif above > left:
+            i -= 1
+        else:
+            here, above, j = left, above - int(grows[i - 1, j - 1]), j - 1
+            continue
+        if i:
+            here, above = int(grows[i, :j].sum()), int(grows[i - 1, :j].sum())
+    return found
 
 
 @cache

@@ -237,8 +237,10 @@ def format_scores(scores: Scores) -> str:
 
 _TITLES = {
     "shuffled": "the same with the videos shuffled among the sentences",
-    "blank": "the same with grey pictures, joints kept",
-    "masked_joints": "the same with all joints masked, pictures kept",
+    "blank": "the same with grey pictures, joints kept; what came through the joints, or by not "
+    "watching as with shuffled videos",
+    "masked_joints": "the same with all joints masked, pictures kept; what came through the "
+    "pictures, or by not watching as with shuffled videos",
 }
 
 

@@ -29,8 +29,8 @@ from signfuse_dist.corpora.characters import visible
 from signfuse_dist.corpora.rows import composed
 from signfuse_dist.corpora.tables import RawTable, read_raw
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.evaluation.metrics import sentence_chrf
-from signfuse_dist.evaluation.protocols import Reference, texts_of
+from signfuse_dist.evaluation.protocols import PRESETS, Reference, texts_of
+from signfuse_dist.evaluation.sentences import SentenceStatistics
 from signfuse_dist.files import parse_json, special_kind, unreadable, write_bytes
 from signfuse_dist.records import build, dotted
 
@@ -380,12 +380,27 @@ class Sample:
     chrf: float
 
 
-def rank_samples(hypotheses: Mapping[str, str], references: Mapping[str, str]) -> list[Sample]:
+# By which translations are ordered: defined for sentences, unlike BLEU.
+RANKED_BY = "chrF"
+
+
+def rank_samples(
+    hypotheses: Mapping[str, str],
+    references: Mapping[str, str],
+    statistics: SentenceStatistics | None = None,
+) -> list[Sample]:
     """Return every sample from best to worst; equal scores in the order of their ids.
 
-    The order is by sentence-level chrF, which is defined for sentences, unlike BLEU.
+    The order is by sacrebleu's chrF2 of the sentence. ``statistics`` are at hand where the texts
+    have been counted by a protocol that changes nothing of them.
     """
-    scored = sorted((-sentence_chrf(hypotheses[i], references[i]), i) for i in references)
+    if not references:
+        return []
+    if statistics is None:
+        plain = PRESETS["sacrebleu"]
+        statistics = SentenceStatistics(hypotheses, references, plain, (RANKED_BY,))
+    values = statistics.of_sentences(RANKED_BY)
+    scored = sorted((-values.get(i, 0.0), i) for i in references)
     return [
         Sample(rank, i, hypotheses[i], references[i], -negative)
         for rank, (negative, i) in enumerate(scored, start=1)

@@ -13,6 +13,7 @@ from signfuse_dist.report.plots import data_uri
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Emphasis, code, links, images, tables, mathematics, and bare addresses that viewers make links of.
 _MARKDOWN = re.compile(r"[\\`*_\[\]|~$#@]|:(?=//)|(?<=www)\.")
+_LONGEST = 2000  # characters of a sentence that a page shows
 LANGUAGE = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8})*")
 
 
@@ -24,8 +25,17 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    templates.filters.update(data_uri=data_uri, visible=visible, md=escape_markdown, code=_code)
+    templates.filters.update(
+        data_uri=data_uri, visible=visible, md=escape_markdown, code=_code, cut=_cut
+    )
     return templates
+
+
+def _cut(text: str) -> str:
+    """Return a sentence, or the beginning of what is no sentence any more, and its length."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[:_LONGEST]}… ({len(text):,} characters)"
 
 
 def visible(text: object) -> str:

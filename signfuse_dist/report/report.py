@@ -18,7 +18,13 @@ from signfuse_dist.locks import held
 from signfuse_dist.report.inputs import ReportInputs, read_run
 from signfuse_dist.report.markup import LANGUAGE, environment
 from signfuse_dist.report.plots import Figure
-from signfuse_dist.report.score_sections import Breakdown, divide_split, preset_of, score_content
+from signfuse_dist.report.score_sections import (
+    Breakdown,
+    count_sentences,
+    divide_split,
+    preset_of,
+    score_content,
+)
 from signfuse_dist.report.sections import (
     data_table,
     open_splits,
@@ -65,10 +71,15 @@ def is_older(folder: EvaluationFolder) -> bool:
 
 def _content(run: ReportInputs) -> dict[str, Any]:
     """Return everything the templates show; reading may still add to ``run.missing``."""
-    ranked = rank_samples(run.hypotheses, run.references)
     packed, preset = open_splits(run), preset_of(run)
     evaluated = packed.get(run.split)
-    parts: list[Breakdown] = [] if preset is None else divide_split(run, evaluated, preset)
+    statistics = count_sentences(run, preset)
+    parts: list[Breakdown] = []
+    plain = None  # counts of the texts as they are
+    if preset is not None and statistics is not None:
+        parts = divide_split(run, evaluated, preset, statistics)
+        plain = None if preset.lowercase or preset.changes else statistics
+    ranked = rank_samples(run.hypotheses, run.references, plain)
     language = run.config.data.language if run.config else ""
     names = run.path.resolve().parts[-2:]
     scores = run.evaluation.scores

@@ -12,8 +12,9 @@ import numpy as np
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.controls import CONTROLS
 from signfuse_dist.evaluation.metrics import tokens
-from signfuse_dist.evaluation.protocols import Preset, find_preset, in_order, is_counted
-from signfuse_dist.evaluation.scores import Scores, SplitScores, score
+from signfuse_dist.evaluation.protocols import Preset, find_preset, in_order
+from signfuse_dist.evaluation.scores import Scores, SplitScores
+from signfuse_dist.evaluation.sentences import SentenceStatistics
 from signfuse_dist.report import plots
 from signfuse_dist.report.inputs import PackedSplit, ReportInputs
 from signfuse_dist.report.plots import Figure, Table, plot
@@ -35,10 +36,25 @@ _ABOUT = {
     "shuffled": "Videos shuffled: each video's translation is scored against the sentence of "
     "another video. What remains there is earned without watching.",
     "blank": "Pictures blank: every frame is one grey, the joints are kept. What remains came "
-    "through the joints.",
+    "through the joints, or is earned without watching",
     "masked_joints": "Joints masked: no joint is found in any frame, the pictures are kept. What "
-    "remains came through the pictures.",
+    "remains came through the pictures, or is earned without watching",
 }
+
+
+def about_control(control: str, split_scores: SplitScores) -> str:
+    """Return what a control's scores say; of a hidden stream beside those of no watching at all."""
+    about = _ABOUT[control]
+    if control == "shuffled":
+        return about
+    shuffled = split_scores.controls.get("shuffled")
+    if shuffled is None or "BLEU-4" not in shuffled.scores:
+        return f"{about}; there is no shuffled score to tell how much of it."
+    hidden = split_scores.controls[control].scores
+    text = f"{about}: of that, the shuffled videos have BLEU-4 {shuffled['BLEU-4'].value:.2f}"
+    if "BLEU-4" in hidden:
+        text += f", this control {hidden['BLEU-4'].value:.2f}"
+    return f"{text}."
 
 
 def preset_of(run: ReportInputs) -> Preset | None:
@@ -83,10 +99,58 @@ class Breakdown:
     figure: Figure | None
 
 
-def divide_split(run: ReportInputs, packed: PackedSplit | None, preset: Preset) -> list[Breakdown]:
+@dataclass(frozen=True)
+class PartScores:
+    """Scores of parts of a split under a protocol."""
+
+    preset: Preset
+    statistics: SentenceStatistics
+
+    def breakdown(
+        self, title: str, unit: str, about: str, parts: Mapping[str, Sequence[str]]
+    ) -> Breakdown:
+        """Return the parts' scores as a table and bars; ``–`` where no sentence of one counts."""
+        scores = [self.statistics.scores(ids) for ids in parts.values()]
+        rows = tuple(
+            (part, str(len(ids)), *(f"{s[name]:.2f}" if s else "–" for name in SHOWN))
+            for (part, ids), s in zip(parts.items(), scores, strict=True)
+        )
+        caption = f"Scores by {unit}, under the preset {self.preset.name}"
+        table = Table(caption, (unit, "sentences", *SHOWN), rows)
+        values = {part: s["chrF"] for part, s in zip(parts, scores, strict=True) if s}
+        return Breakdown(f"By {title}", about, table, _bars(title, unit, values))
+
+
+def _bars(title: str, unit: str, values: Mapping[str, float]) -> Figure | None:
+    if len(values) < 2:
+        return None
+    told = "; ".join(f"{name}: {value:.1f}" for name, value in values.items())
+    return plot(
+        f"by_{title.replace(' ', '_')}",
+        partial(
+            plots.bucket_bars, [_short(name) for name in values], list(values.values()), "chrF"
+        ),
+        f"Bars of chrF by {unit}. {told}.",
+        f"chrF by {unit}; the table has the other scores and the counts.",
+        None,
+    )
+
+
+def count_sentences(run: ReportInputs, preset: Preset | None) -> SentenceStatistics | None:
+    """Return what the sentences add to the scores of parts, or note why it is not known."""
+    if preset is None:
+        return None
+    count = partial(SentenceStatistics, run.hypotheses, run.references, preset, SHOWN)
+    return run.attempt("scores of parts of the split", count, None)
+
+
+def divide_split(
+    run: ReportInputs, packed: PackedSplit | None, preset: Preset, statistics: SentenceStatistics
+) -> list[Breakdown]:
     """Return the divisions that can be made; what is not known is noted in the run."""
+    parts = PartScores(preset, statistics)
     lengths = {i: len(tokens(text, preset)) for i, text in run.references.items()}
-    breakdowns = [_by_reference(run, preset, lengths)]
+    breakdowns = [_by_reference(parts, lengths)]
     seconds: dict[str, float] = {}
     signers: dict[str, str | None] = {}
     if packed is not None:
@@ -94,10 +158,10 @@ def divide_split(run: ReportInputs, packed: PackedSplit | None, preset: Preset) 
         signers = run.attempt("signers", packed.signers, {})
     if run.references.keys() <= seconds.keys():
         of_ours = {i: seconds[i] for i in run.references}
-        breakdowns.append(_by_length(run, preset, "clip length", "seconds of the clip", of_ours))
+        breakdowns.append(_by_length(parts, "clip length", "seconds of the clip", of_ours))
     elif packed is not None:
         run.note("scores by clip length", "the clips' lengths in seconds are not all known")
-    return [*breakdowns, _by_signer(run, preset, signers)]
+    return [*breakdowns, _by_signer(run, parts, signers)]
 
 
 def bin_lengths(lengths: Mapping[str, int]) -> dict[str, list[str]]:
@@ -174,7 +238,7 @@ def _notes(run: ReportInputs, split_scores: SplitScores) -> list[str]:
         )
     for control in CONTROLS:
         if control in split_scores.controls:
-            notes.append(_ABOUT[control])
+            notes.append(about_control(control, split_scores))
         elif control in split_scores.inapplicable:
             reason = split_scores.inapplicable[control]
             notes.append(f"The control “{_TITLES[control]}” is not applicable: {reason}.")
@@ -214,88 +278,34 @@ def _decoding_table(decoding: Mapping[str, Any]) -> Table | None:
     return Table("What the sentences were decoded with (section evaluation)", ("", "value"), rows)
 
 
-def _by_reference(run: ReportInputs, preset: Preset, lengths: Mapping[str, int]) -> Breakdown:
-    parts = bin_lengths(lengths)
-    unit = f"{preset.units} of the reference"
-    table, scores = _score_parts(run, preset, unit, parts)
+def _by_reference(parts: PartScores, lengths: Mapping[str, int]) -> Breakdown:
+    unit = f"{parts.preset.units} of the reference"
     about = f"Bins as published tables have them, by the {unit}."
-    title = "reference length"
-    return Breakdown(f"By {title}", about, table, _bars(title, unit, parts, scores))
+    return parts.breakdown("reference length", unit, about, bin_lengths(lengths))
 
 
-def _by_length(
-    run: ReportInputs, preset: Preset, title: str, unit: str, lengths: Mapping[str, float]
-) -> Breakdown:
-    parts = divide(lengths)
-    table, scores = _score_parts(run, preset, unit, parts)
+def _by_length(parts: PartScores, title: str, unit: str, lengths: Mapping[str, float]) -> Breakdown:
     about = f"Parts of about the same number of sentences, by the {unit}."
-    return Breakdown(f"By {title}", about, table, _bars(title, unit, parts, scores))
+    return parts.breakdown(title, unit, about, divide(lengths))
 
 
-def _by_signer(run: ReportInputs, preset: Preset, signers: Mapping[str, str | None]) -> Breakdown:
-    parts: dict[str, list[str]] = {}
+def _by_signer(
+    run: ReportInputs, parts: PartScores, signers: Mapping[str, str | None]
+) -> Breakdown:
+    ids: dict[str, list[str]] = {}
     for name in sorted(run.references):
-        parts.setdefault(signers.get(name) or UNKNOWN, []).append(name)
-    ordered = sorted(parts.items(), key=lambda part: (-len(part[1]), part[0]))
+        ids.setdefault(signers.get(name) or UNKNOWN, []).append(name)
+    ordered = sorted(ids.items(), key=lambda part: (-len(part[1]), part[0]))
     about = "The signers as the corpus names them."
-    if set(parts) == {UNKNOWN}:
+    if set(ids) == {UNKNOWN}:
         about = "The corpus names no signers, so they are unknown."
     if len(ordered) > SHOWN_SIGNERS:
         about += f" The {SHOWN_SIGNERS} with the most clips, of {len(ordered)}."
-    shown = dict(ordered[:SHOWN_SIGNERS])
-    table, scores = _score_parts(run, preset, "signer", shown)
-    return Breakdown("By signer", about, table, _bars("signer", "signer", shown, scores))
+    return parts.breakdown("signer", "signer", about, dict(ordered[:SHOWN_SIGNERS]))
 
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
-
-
-def _score_parts(
-    run: ReportInputs, preset: Preset, unit: str, parts: Mapping[str, Sequence[str]]
-) -> tuple[Table, list[Scores | None]]:
-    """Return the scores of each part, None of one that holds no sentence that counts."""
-    scores = [_score(run, preset, ids) for ids in parts.values()]
-    there = [part for part in scores if part is not None]
-    names = [name for name in SHOWN if all(name in part.scores for part in there)]
-    rows = tuple(
-        (part, str(len(ids)), *("–" if s is None else f"{s[name].value:.2f}" for name in names))
-        for (part, ids), s in zip(parts.items(), scores, strict=True)
-    )
-    caption = f"Scores by {unit}, under the preset {preset.name}"
-    return Table(caption, (unit, "sentences", *names), rows), scores
-
-
-def _score(run: ReportInputs, preset: Preset, ids: Sequence[str]) -> Scores | None:
-    language = run.config.data.language if run.config else None
-    hypotheses, references = (
-        {i: texts[i] for i in ids} for texts in (run.hypotheses, run.references)
-    )
-    if not any(is_counted(text, preset) for text in references.values()):
-        return None
-    return score(hypotheses, references, preset, language)
-
-
-def _bars(
-    title: str, unit: str, parts: Mapping[str, Sequence[str]], scores: Sequence[Scores | None]
-) -> Figure | None:
-    values = {
-        name: part["chrF"].value
-        for name, part in zip(parts, scores, strict=True)
-        if part is not None
-    }
-    if len(values) < 2:
-        return None
-    told = "; ".join(f"{name}: {value:.1f}" for name, value in values.items())
-    return plot(
-        f"by_{title.replace(' ', '_')}",
-        partial(
-            plots.bucket_bars, [_short(name) for name in values], list(values.values()), "chrF"
-        ),
-        f"Bars of chrF by {unit}. {told}.",
-        f"chrF by {unit}; the table has the other scores and the counts.",
-        None,
-    )
 
 
 def _short(name: str) -> str:

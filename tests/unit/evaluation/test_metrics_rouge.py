@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from itertools import combinations
 
 import pytest
@@ -13,6 +14,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.metrics import (
     f_measure,
     lcs_length,
+    long_package_rouge_l,
     package_rouge_l,
     rouge_l,
     sentence_rouge_l,
@@ -113,6 +115,28 @@ def test_a_sentence_longer_than_the_stack_is_scored_by_the_package():
     expected = 2 * 3 / (len(words) + 3)
     assert package_rouge_l(words, words[:3]) == pytest.approx(expected, abs=1e-6)
     assert sys.getrecursionlimit() == limit
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", "d", "."]), max_size=14),
+    st.lists(st.sampled_from(["a", "b", "c", "d", "."]), max_size=14),
+)
+def test_what_is_too_long_for_the_package_is_computed_to_the_same_end(a, b):
+    both = [" ".join(words) for words in (a, b)]
+    if all(text.strip(". ") for text in both):
+        assert long_package_rouge_l(*both) == package_rouge_l(a, b)
+
+
+def test_a_sentence_of_hundreds_of_thousands_of_characters_is_scored_at_once():
+    long, reference = list("ab" * 300_000), list("abcab")
+    begin = time.process_time()
+    assert package_rouge_l(long, reference) == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
+    assert sentence_rouge_l(long, reference, 1.0) == pytest.approx(2 * 4 / (600_000 + 5))
+    assert sentence_rouge_l(reference, long, 1.0) == pytest.approx(2 * 4 / (600_000 + 5))
+    assert time.process_time() - begin < 20  # minutes before, or all of the memory
+    with pytest.raises(UserError, match=r"600,000 and a reference of 600,000 tokens are too long"):
+        package_rouge_l(long, long)
 
 
 UNIQUE = st.lists(st.sampled_from("abcdefghij"), max_size=9, unique=True)

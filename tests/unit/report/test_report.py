@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import simplejpeg
 import yaml
+from sacrebleu.metrics.chrf import CHRF
 
 from helpers.lock_holder import lock_holder
 from helpers.repository import ROOT
@@ -455,6 +458,49 @@ def test_a_report_needs_a_run_that_was_evaluated(run, tmp_path):
     for split in ("../test", "", "a/b", ".."):
         with pytest.raises(UserError, match="is not a name"):
             write_report(run, split)
+
+
+def test_a_sentence_without_end_is_scored_and_its_beginning_shown(run):
+    file = run / "evaluation" / "test" / "hypotheses.jsonl"
+    pairs = {"a": ("x" * 600_000, "rain comes"), "b": ("rain " * 120_000, "rain comes today")}
+    texts = [{i: pair[place] for i, pair in pairs.items()} for place in (0, 1)]
+    write_hypotheses(file, *texts)
+    begin = time.process_time()
+    page, markdown = read(run)
+    assert time.process_time() - begin < 60  # of a second of many hours where it grew with squares
+    for text in (page, markdown):
+        assert f"{'x' * 2000}… (600,000 characters)" in text
+        assert "x" * 2001 not in text
+        assert len(text) < 2_000_000
+
+
+def test_each_sentence_is_counted_once_a_metric(run, monkeypatch):
+    counted = []
+    count = CHRF._compute_segment_statistics
+
+    def counting(self, hypothesis, references):
+        counted.append(hypothesis)
+        return count(self, hypothesis, references)
+
+    monkeypatch.setattr(CHRF, "_compute_segment_statistics", counting)
+    read(run)
+    assert sorted(counted) == sorted(pair[0] for pair in PAIRS.values())
+
+
+@pytest.mark.long
+def test_twenty_thousand_sentences_are_reported_in_seconds(run):
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 8))) for _ in range(3000)]
+    references = {f"{i}": " ".join(rng.choices(words, k=rng.randint(3, 35))) for i in range(20000)}
+    hypotheses = {
+        i: " ".join(w if rng.random() < 0.6 else rng.choice(words) for w in text.split())
+        for i, text in references.items()
+    }
+    file = run / "evaluation" / "test" / "hypotheses.jsonl"
+    write_hypotheses(file, hypotheses, references)
+    begin = time.process_time()
+    read(run)
+    assert time.process_time() - begin < 40  # 79 s once; about 15 s by itself
 
 
 def test_samples_are_spread_from_the_best_to_the_worst():

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signfuse_dist.evaluation.protocols import find_preset
-from signfuse_dist.evaluation.scores import score
+from signfuse_dist.evaluation.scores import Score, Scores, SplitScores, score
 from signfuse_dist.report import score_sections
 from signfuse_dist.report.inputs import PackedSplit, ReportInputs
-from signfuse_dist.report.score_sections import bin_lengths, divide, divide_split
+from signfuse_dist.report.score_sections import bin_lengths, divide
 
 # Of 6, 12 and 18 words.
 REFERENCES = {f"id{i}": " ".join(["word", "and", "more"][: i % 3 + 1] * 6) for i in range(12)}
@@ -31,6 +31,11 @@ class Packed(PackedSplit):
 
     def signers(self) -> dict[str, str | None]:
         return self._signers
+
+
+def divide_split(run, packed, preset):
+    statistics = score_sections.count_sentences(run, preset)
+    return score_sections.divide_split(run, packed, preset, statistics)
 
 
 @pytest.fixture
@@ -113,3 +118,17 @@ def test_lengths_in_seconds_that_are_not_known_are_noted(run):
     titles = [part.title for part in divide_split(run, Packed({}, {}), PRESET)]
     assert titles == ["By reference length", "By signer"]
     assert any("clip length" in note for note in run.missing)
+
+
+def test_a_hidden_stream_is_read_beside_not_watching_at_all():
+    def with_bleu(value):
+        return Scores("sacrebleu", 12, {"BLEU-4": Score(value, "s")})
+
+    controls = {"shuffled": with_bleu(3.2), "blank": with_bleu(4.5)}
+    split_scores = SplitScores(with_bleu(20.0), controls)
+    text = score_sections.about_control("blank", split_scores)
+    assert "came through the joints, or is earned without watching" in text
+    assert text.endswith("the shuffled videos have BLEU-4 3.20, this control 4.50.")
+    alone = SplitScores(with_bleu(20.0), {"blank": with_bleu(4.5)})
+    text = score_sections.about_control("blank", alone)
+    assert text.endswith("there is no shuffled score to tell how much of it.")
