@@ -13,9 +13,11 @@ import pytest
 from helpers.repository import ROOT
 from signfuse_dist import cli
 from signfuse_dist.cli import data as data_commands
+from signfuse_dist.config import STAGES, LossConfig
 from signfuse_dist.corpora import csl_daily, how2sign, phoenix14t
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.experiment import find_experiment, load_run
+from signfuse_dist.stages import loss_weights
 
 TEXT = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
 _FENCES = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
@@ -121,3 +123,12 @@ def test_the_epochs_of_the_arithmetic_are_those_of_the_stages() -> None:
         lines = [line for line in SUMS if f", {stage}" in line]
         assert len(lines) == 3
         assert all(f":  {epochs} * " in line for line in lines)
+
+
+def test_the_language_model_costs_in_the_stages_whose_loss_needs_it() -> None:
+    (line,) = (line for line in SUMS if line.startswith("ms a clip, the LLM"))
+    milliseconds = line.rpartition(" = ")[2]
+    for stage in STAGES:
+        has_language = "language" in loss_weights(stage, LossConfig())
+        for line in (line for line in SUMS if f", {stage}" in line):
+            assert (f"{milliseconds}e-3" in line) == has_language, line
