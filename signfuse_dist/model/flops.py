@@ -162,7 +162,7 @@ class StepFlops:
         if self._features is not None:
             model.summarise(streams, self._features)
         if self._language and model.adapter is not None:
-            model.translate(streams)
+            model.embed_signs(streams)
 
     def _run_text(self, tokens: int) -> None:
         language = self._model.language_model

@@ -126,7 +126,7 @@ class SignFuse(nn.Module):
             return SignFuseOutput(summaries)
         if self.language_model is None or batch.tokens is None or batch.text_lengths is None:
             raise ValueError("a language loss needs a language model and a batch with tokens")
-        sign_embeddings, _ = self.translate(streams)
+        sign_embeddings, _ = self.embed_signs(streams)
         return SignFuseOutput(
             summaries,
             sign_embeddings,
@@ -182,7 +182,7 @@ class SignFuse(nn.Module):
                 visual, skeletal = self.fusion.attend_across(visual, skeletal, mask)
         return _mean_over_steps(visual, mask), _mean_over_steps(skeletal, mask)
 
-    def translate(self, streams: Streams) -> tuple[Tensor, Tensor | None]:
+    def embed_signs(self, streams: Streams) -> tuple[Tensor, Tensor | None]:
         """Return E_sign of Eq. 19 and the gate over time, ``[batch, steps]``.
 
         The gate is None where nothing is gated, or both sides of the gate are the same stream.
@@ -225,7 +225,7 @@ class SignFuse(nn.Module):
         if self.language_model is None or self.tokenizer is None:
             raise UserError("a model without an LLM cannot translate: load that of a later stage")
         streams = self.encode(batch)
-        sign_embeddings, gate = self.translate(streams)
+        sign_embeddings, gate = self.embed_signs(streams)
         finite = sign_embeddings.isfinite().flatten(1).all(dim=1).tolist()
         raise_together(
             [name for name, is_finite in zip(batch.ids, finite, strict=True) if not is_finite],

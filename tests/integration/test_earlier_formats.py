@@ -114,7 +114,7 @@ def figures_of_model(folder: Path) -> dict[str, Any]:
     with torch.no_grad():
         f_v, f_s = contrastive(batch, "unimodal", False).summaries
         output = model(batch, "unimodal", True)
-        _, gate = model.translate(model.encode(batch))
+        _, gate = model.embed_signs(model.encode(batch))
     rows = model.generate(batch, num_beams=2, max_new_tokens=16).tolist()
     return {
         "f_v of stage contrastive": f_v.tolist(),

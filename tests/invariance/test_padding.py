@@ -63,7 +63,7 @@ def _hta(model: Any) -> Outputs:
 
 
 def _sla(model: Any) -> Outputs:
-    return lambda batch: list(model.translate(model.encode(batch))[0])
+    return lambda batch: list(model.embed_signs(model.encode(batch))[0])
 
 
 def _summaries(features: str) -> Callable[[Any], Outputs]:
@@ -127,7 +127,7 @@ def test_a_translation_is_the_same_alone_and_beside_longer_clips(num_beams: int)
     config = EvaluationConfig(num_beams=num_beams, max_new_tokens=6)
 
     def translate(batch: SignBatch) -> list[list[int]]:
-        sign_embeddings, _ = model.translate(model.encode(batch))
+        sign_embeddings, _ = model.embed_signs(model.encode(batch))
         rows = model.language_model.generate(sign_embeddings, config, end=1)
         return [row[: row.index(1)] if 1 in row else row for row in rows]
 

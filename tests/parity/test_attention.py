@@ -230,9 +230,9 @@ def test_attention_adds_nothing_to_what_is_stored() -> None:
 @torch.no_grad()
 def test_weights_are_recorded_by_name_and_change_no_result() -> None:
     model, batch = small_model(), join(draw_clips([5, 3]))
-    before = model.translate(model.encode(batch))[0]
+    before = model.embed_signs(model.encode(batch))[0]
     with recorded_weights(model) as weights:
-        found = model.translate(model.encode(batch))[0]
+        found = model.embed_signs(model.encode(batch))[0]
     torch.testing.assert_close(found, before, rtol=1e-5, atol=1e-6)
     assert len(weights) == 5
     assert weights["temporal.attention"].shape == (2, 2, 7, 7)
@@ -240,7 +240,7 @@ def test_weights_are_recorded_by_name_and_change_no_result() -> None:
     assert across.shape == (2, 2, 3, 3)  # 5 frames are 3 steps, 3 frames are 2
     assert not across[1, :, :, 2:].any()
     kept = dict(weights)
-    model.translate(model.encode(batch))
+    model.embed_signs(model.encode(batch))
     assert all(weights[name] is kept[name] for name in kept)  # recording has ended
 
 

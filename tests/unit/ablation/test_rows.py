@@ -87,9 +87,9 @@ def test_every_trained_parameter_gets_a_gradient_in_every_stage(row: AblationRow
 def test_a_row_translates_and_a_clip_does_not_see_its_neighbours(row: AblationRow) -> None:
     model = small_model(**changes(row, "model"))
     clips = draw_clips([5, 1, 2])
-    together, gate = model.translate(model.encode(join(clips)))
+    together, gate = model.embed_signs(model.encode(join(clips)))
     for place, clip in enumerate(clips):
-        alone, _ = model.translate(model.encode(join([clip])))
+        alone, _ = model.embed_signs(model.encode(join([clip])))
         torch.testing.assert_close(together[place : place + 1], alone, rtol=1e-4, atol=1e-5)
     gated = changes(row, "model")
     has_gate = gated.get("fusion", "cmfa") == "cmfa" and gated.get("fusion_layers", 2) > 0
@@ -154,7 +154,7 @@ def test_a_model_of_one_stream_does_not_read_the_other(stream: str) -> None:
         else type(one)(**{**vars(one), "frames": other.frames})
     )
     with torch.no_grad():
-        found, expected = (model.translate(model.encode(batch))[0] for batch in (mixed, one))
+        found, expected = (model.embed_signs(model.encode(batch))[0] for batch in (mixed, one))
     assert torch.equal(found, expected)
 
 

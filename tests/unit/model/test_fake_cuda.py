@@ -107,7 +107,7 @@ def fuse(backend: str, lengths: list[int], **changes: Any) -> list[int]:
         model.visual = model.skeletal = torch.nn.Identity()  # type: ignore[assignment]
         with torch.autocast("cuda", torch.bfloat16):
             streams = features(mode, batch)
-            signs, _ = model.translate(streams)
+            signs, _ = model.embed_signs(streams)
             visual, skeletal = model.summarise(streams, "unimodal")
             terms = losses.contrastive(visual, skeletal, torch.ones(len(lengths), device=CUDA), 0.1)
         mode.backward(signs.float().sum() + terms.sum())

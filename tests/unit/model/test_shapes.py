@@ -149,7 +149,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "model.signfuse.SignFuse.summarise": {
         _RETURN: tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]],
     },
-    "model.signfuse.SignFuse.translate": {
+    "model.signfuse.SignFuse.embed_signs": {
         _RETURN: tuple[
             Float[Tensor, "batch sign_tokens llm_dim"], Float[Tensor, "batch steps"] | None
         ],
@@ -302,7 +302,7 @@ def _run_everything() -> None:
             model.encode(batch.with_features(streams.visual, streams.skeletal))
         model.tokenizer = TextTokenizer(tiny_tokenizer(), "translate the sign")
         model.eval().generate(batch, num_beams=1, max_new_tokens=2)
-        sign_embeddings, _ = model.translate(model.encode(batch))
+        sign_embeddings, _ = model.embed_signs(model.encode(batch))
         assert model.language_model is not None
         decoding = EvaluationConfig(num_beams=1, max_new_tokens=2)
         model.language_model.generate(sign_embeddings, decoding, model.tokenizer.end)
