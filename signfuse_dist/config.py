@@ -109,6 +109,8 @@ class DataConfig:
     stage_to: str | None = key(None, "resume")
     """Folder on each node's own disk, such as `$SLURM_TMPDIR`, into which shards are copied before
     training or evaluation reads them; null: they are read where they are."""
+    licence: str | None = key(None, "resume")
+    """Under which terms the corpus may be used, in words; a saved model and its card state it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -131,6 +133,8 @@ class ModelConfig:
     """Attention backend of CMFA, HTA and the LLM; `auto` takes the first that is available."""
     llm_quantization: Literal["none", "8bit", "4bit"] = key("none", "load", "unread by contrastive")
     """Quantization of the frozen LLM's weights (`8bit`, `4bit` NF4); needs bitsandbytes."""
+    llm_licence: str | None = key(None, "resume", "load", "unread by contrastive")
+    """Licence of the LLM, in words; a saved model and its card state it."""
     visual_backbone: Literal["resnet10", "resnet18", "resnet50"] = key("resnet50", "encoders")
     """The ResNet that encodes each frame (section 3.2, Table 1: ResNet-50)."""
     visual_width: Positive = 64

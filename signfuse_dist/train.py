@@ -50,6 +50,7 @@ from signfuse_dist.model import saved
 from signfuse_dist.model.attention import choose_for
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
+from signfuse_dist.model.usage import Usage
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, make_plan
@@ -317,6 +318,7 @@ def _write_model(job: _Job, model: SignFuse) -> None:
         checkpoint.load_weights(best.path, model)
         score = best.state["score"]
         job.print_main(f"model of step {best.step}: its development score {score:.4g} is best")
+    model.usage = Usage.of(job.run, *job.split.extraction)
     saved.save(model, job.folder.model, {TRAINED_ON: asdict(job.split.content)})
     write_card(job.folder.path)
 

@@ -86,6 +86,12 @@ class Split:
         return replace(self.own_content, joints=joints.joints, pose_set=joints.shards)
 
     @property
+    def extraction(self) -> tuple[str, str]:
+        """Name and version of what found the joints in use."""
+        packing = (self.poses or self).manifest.packing
+        return packing.extractor, packing.extractor_version
+
+    @property
     def frame_size(self) -> int:
         """Side of the stored square, in pixels."""
         return self.manifest.packing.settings.frame_size

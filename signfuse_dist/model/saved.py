@@ -5,6 +5,7 @@ The folder of a model holds
     config.json                          SignFuseConfig: numbers, and which LLM
     model.safetensors                    everything but the LLM
     adapter/                             LoRA as a folder of PEFT, after the last stage
+    usage.json                           how clips are brought to it (:class:`.usage.Usage`)
     state.json                           checksums of these files
     README.md                            the model card, written by the run
 
@@ -31,6 +32,7 @@ from signfuse_dist.files import read_state, write_folder
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
 from signfuse_dist.model.llm_identity import refer
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.model.usage import USAGE, read_usage
 from signfuse_dist.weights import (
     load_exactly,
     load_tensors,
@@ -168,6 +170,8 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any]) -> None:
     if model.language_model is not None and model.llm_reference is None:
         raise UserError("the model's LLM came from no folder and no hub, so it cannot be named")
     config, tensors = model.config, own_state(model)
+    if config.llm_fingerprint is not None and Path(config.llm).is_dir():
+        config.llm = str(Path(config.llm).absolute())  # read from other working folders too
     contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
     writers: dict[str, Any] = {
         _CONFIG: lambda path: path.write_text(config.to_json_string(), encoding="utf-8"),
@@ -176,6 +180,9 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any]) -> None:
     adapted = _peft(model)
     if adapted is not None:
         writers[_ADAPTER] = lambda path: _save_adapter(adapted, config, path)
+    usage = model.usage
+    if usage is not None:
+        writers[USAGE] = lambda path: path.write_text(usage.to_json(), encoding="utf-8")
     write_folder(folder, writers, said)
 
 
@@ -186,6 +193,7 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
         raise UserError(f"{unknown} cannot be changed where a model is loaded, only {MOVABLE}")
     folder = _local(name, revision)
     files, config = _read(folder)
+    usage = read_usage(folder) if USAGE in files else None
     numbers = dataclasses.replace(config.model, **changes)
     if numbers.llm == config.model.llm and numbers.llm_revision is None:
         numbers = dataclasses.replace(numbers, llm_revision=config.llm_commit)
@@ -194,6 +202,7 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
     load_exactly(load_tensors(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS)
     if _ADAPTER_WEIGHTS in files:
         _load_adapter(folder, model)
+    model.usage = usage
     return model.eval()
 
 
@@ -239,7 +248,7 @@ def _local(name: str | Path, revision: str | None) -> Path:
     """Return the folder of a model, downloaded from the hub when it is no folder here."""
     if Path(name).is_dir():
         return Path(name)
-    patterns = [_CONFIG, _WEIGHTS, f"{_ADAPTER}/*", "state.json"]
+    patterns = [_CONFIG, _WEIGHTS, f"{_ADAPTER}/*", USAGE, "state.json"]
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=patterns))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as e:

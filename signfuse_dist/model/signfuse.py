@@ -22,6 +22,7 @@ from signfuse_dist.model.llm_identity import LLMReference
 from signfuse_dist.model.norm import BatchNorm, StepNorm
 from signfuse_dist.model.skeletal import SkeletalStream
 from signfuse_dist.model.sla import SignLanguageAdapter
+from signfuse_dist.model.usage import Usage
 from signfuse_dist.model.visual import FrameBudget, ResNet, VisualStream
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ class SignFuse(nn.Module):
         max_frames: longer clips are refused; None = any length.
         tokenizer: the LLM's, None without an LLM that was loaded by name.
         llm_reference: which LLM that was, None likewise.
+        usage: how clips are brought to it; None where it was saved by no run.
     """
 
     tokenizer: TextTokenizer | None = None
     llm_reference: LLMReference | None = None
+    usage: Usage | None = None
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_run
 from signfuse_dist.files import read_state
 from signfuse_dist.model import saved
+from signfuse_dist.model.usage import read_usage
 from signfuse_dist.plan import make_plan
 from signfuse_dist.stages import TRAINABLE, previous
 
@@ -182,6 +183,9 @@ def test_a_run_folder_describes_the_run_and_is_not_overwritten(
     assert json.loads((folder / "plan.json").read_text())["total_steps"] == STEPS
     assert json.loads((folder / "versions.json").read_text())["deepspeed"]
     assert "adapter/adapter_model.safetensors" in read_state(folder / "model")["files"]
+    usage = read_usage(folder / "model")
+    assert usage is not None
+    assert (usage.corpus, usage.joints_from) == ("synthetic", "synthetic 1")
     assert json.loads((folder / "attention.json").read_text()) == {
         "asked": "auto",
         "encoders": "sdpa",

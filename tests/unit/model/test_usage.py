@@ -1,0 +1,83 @@
+"""A saved model says how clips are brought to it, and loads with that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.repository import ROOT
+from helpers.saved_models import config_of, finetuned
+from signfuse_dist.config import EvaluationConfig
+from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_run
+from signfuse_dist.files import read_state
+from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.model.usage import USAGE, Usage, read_usage
+
+DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
+
+
+def usage(**changes: Any) -> Usage:
+    run = load_run(DEMO, "finetune", ["data.crop=signer", "evaluation.num_beams=3"])
+    return replace(Usage.of(run, "mediapipe-holistic", "0.10.21"), **changes)
+
+
+def test_a_run_says_frames_joints_decoding_and_licences() -> None:
+    said = usage()
+    assert (said.fps, said.frame_size, said.crop, said.max_frames) == (10, 48, "signer", 64)
+    assert (said.joint_layout, said.joints_from) == ("signfuse-75", "mediapipe-holistic 0.10.21")
+    assert (said.corpus, said.language, said.precision) == ("synthetic", "en", "fp32")
+    assert isinstance(said.decoding, EvaluationConfig)
+    assert said.decoding.num_beams == 3
+    assert said.corpus_licence == "Apache-2.0; it shows nobody"
+    assert said.llm_licence == "Apache-2.0, made by the demo"
+
+
+def test_a_saved_model_loads_with_what_it_said_of_its_use(tmp_path: Path) -> None:
+    model = finetuned(config_of(tmp_path / "llm"))
+    model.usage = usage(fps=None)
+    model.save_pretrained(tmp_path / "model")
+    assert USAGE in read_state(tmp_path / "model")["files"]
+    loaded = SignFuse.from_pretrained(tmp_path / "model")
+    assert loaded.usage == model.usage
+    loaded.save_pretrained(tmp_path / "again")
+    assert read_state(tmp_path / "again") == read_state(tmp_path / "model")
+
+
+def test_an_llm_in_a_folder_is_found_from_another_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finetuned(config_of(Path("llm"))).save_pretrained("model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert SignFuse.from_pretrained("../model").built_from.llm == str(tmp_path / "llm")
+
+
+def test_a_model_of_an_earlier_version_says_nothing(tmp_path: Path) -> None:
+    assert read_usage(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frame_sise": 48}, "frame_sise"),
+        ({"frame_size": "48"}, "frame_size"),
+        ({"crop": "left"}, "crop"),
+        ({"decoding": {"num_beams": 0}}, "num_beams"),
+        ({"joint_layout": "coco-17"}, "joints of the layout 'coco-17'"),
+    ],
+)
+def test_what_is_no_such_record_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    values = {**dataclasses.asdict(usage()), **changes}
+    (tmp_path / USAGE).write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(UserError, match=words) as refused:
+        read_usage(tmp_path)
+    assert str(tmp_path / USAGE) in str(refused.value)
