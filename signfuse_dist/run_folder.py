@@ -29,7 +29,7 @@ from signfuse_dist.stages import TRAINABLE, loss_weights, previous
 
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 _BATCH_NORMS = {"sync", "local"}  # norms whose statistics are those of a batch
-_SHARED = ("data.", "model.", "train.stages")  # keys that all stages of an experiment have alike
+_SHARED = ("data.", "model.")  # keys that all stages of an experiment have alike
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a split, or of an evaluation of it
 
 
@@ -300,13 +300,16 @@ def refuse_other(run: RunConfig) -> None:
 
 
 def refuse_other_before(run: RunConfig) -> None:
-    """Raise UserError when a stage before this one had other data, another model or other stages.
+    """Raise UserError when a stage before had other data, another model or other stages before it.
 
-    Their other keys may have been their own.
+    Their other keys may have been their own, and of the contrastive stage what it does not read.
     """
     shared = {key: value for key, value in fixed(run).items() if key.startswith(_SHARED)}
+    shared["train.stages"] = list(run.train.stages)
     for stage in run.train.stages[: run.train.stages.index(run.stage.name)]:
-        _refuse_differences(run, stage, shared)
+        unread = keys_with("unread by contrastive") if stage == "contrastive" else ()
+        read = {key: value for key, value in shared.items() if key not in unread}
+        _refuse_differences(run, stage, read)
 
 
 def _refuse_differences(run: RunConfig, stage: str, now: dict[str, Any]) -> None:
@@ -314,6 +317,8 @@ def _refuse_differences(run: RunConfig, stage: str, now: dict[str, Any]) -> None
     if not folder.config.exists():
         return
     before = fixed(load_resolved(folder.config))
+    if stage != run.stage.name:  # an earlier stage depends on what came before it alone
+        now, before = _up_to(stage, now), _up_to(stage, before)
     changed = [f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in now if now[k] != before.get(k)]
     if changed:
         raise UserError(
@@ -321,6 +326,12 @@ def _refuse_differences(run: RunConfig, stage: str, now: dict[str, Any]) -> None
             "a run folder is never overwritten, and a stage goes on from what the one before it "
             "was; give what it was, or train.output=FOLDER for new runs, or remove it"
         )
+
+
+def _up_to(stage: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with ``train.stages`` cut off after ``stage``."""
+    stages = list(values["train.stages"])
+    return {**values, "train.stages": stages[: stages.index(stage) + 1]}
 
 
 def fixed(run: RunConfig) -> dict[str, Any]:

@@ -183,8 +183,23 @@ def test_a_stage_does_not_go_on_from_one_of_another_model_or_data(tmp_path: Path
         assert f"{tmp_path}/demo/contrastive holds stage contrastive of" in str(error.value)
         assert "model.fusion_gain was 0.1, is 0.5" in str(error.value)
         assert "data.max_frames was 64, is 9" in str(error.value)
-    with pytest.raises(UserError, match=r"train\.stages was"):
-        refuse_other_before(demo(tmp_path, "finetune", "train.stages=[contrastive,finetune]"))
+    begun(demo(tmp_path, "alignment", "train.stages=[alignment,finetune]"))
+    said = r"train\.stages was \['alignment'\], is \['contrastive', 'alignment'\]"
+    with pytest.raises(UserError, match=said):
+        refuse_other_before(demo(tmp_path, "finetune"))
+
+
+def test_a_stage_goes_on_from_one_that_was_trained_with_less_to_follow_or_another_llm(
+    tmp_path: Path,
+) -> None:
+    """As the rows of an ablation do, which share stages."""
+    begun(demo(tmp_path, "contrastive", "train.stages=[contrastive]", "model.lora_rank=3"))
+    refuse_other_before(demo(tmp_path, "alignment"))
+    refuse_other_before(demo(tmp_path, "finetune", "train.stages=[contrastive,finetune]"))
+    begun(demo(tmp_path, "alignment", "train.stages=[contrastive,alignment]"))
+    refuse_other_before(demo(tmp_path, "finetune"))
+    with pytest.raises(UserError, match=r"alignment holds stage .*model\.lora_rank was 16, is 4"):
+        refuse_other_before(demo(tmp_path, "finetune", "model.lora_rank=4"))
 
 
 def test_the_stages_of_an_experiment_may_differ_in_what_is_their_own(tmp_path: Path) -> None:
