@@ -151,7 +151,8 @@ def build_model(bench: StepBench, case: StepCase, device: torch.device) -> SignF
     """Return the stage's model on ``device``, prepared as for training, of random weights."""
     torch.manual_seed(case.run.train.seed)
     config, language = case.run.model, None
-    choose_for(config, case.run.train.precision, device)  # or say why not, at once
+    # Or say why not, at once.
+    choose_for(config, case.run.train.precision, device, case.run.data.max_frames)
     if case.objective.language:
         with device:
             llm = _random_llm(bench, config.attention, getattr(torch, config.llm_dtype))

@@ -130,7 +130,9 @@ class ModelConfig:
     """Layers of the LLM that get LoRA; null: every projection of its attention blocks, found in the
     model."""
     attention: AttentionName = key(MISSING, "load")
-    """Attention backend of CMFA, HTA and the LLM; `auto` takes the first that is available."""
+    """Attention backend of CMFA, HTA and the LLM; `auto` is `sdpa` over at most 128 steps (256
+    frames) and in the LLM, else the first that is available. `varlen` of torch 2.15 takes cuDNN
+    before flash on Hopper."""
     llm_quantization: Literal["none", "8bit", "4bit"] = key("none", "load", "unread by contrastive")
     """Quantization of the frozen LLM's weights (`8bit`, `4bit` NF4); needs bitsandbytes."""
     llm_licence: str | None = key(None, "resume", "load", "unread by contrastive")

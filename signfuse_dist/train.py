@@ -134,7 +134,8 @@ def train(run: RunConfig) -> int:
 def _train(job: _Job) -> int:
     """Train the stage of a job that was started; return the exit status."""
     run, accelerator = job.run, job.accelerator
-    choose_for(run.model, run.train.precision, accelerator.device)  # or say why not, at once
+    # Or say why not, at once.
+    choose_for(run.model, run.train.precision, accelerator.device, run.data.max_frames)
     refuse_other_data(run, asdict(job.split.content))
     with ExitStack() as until_end:
         what = f"the run folder {run.folder}"
@@ -371,7 +372,9 @@ def _describe(job: _Job, model: SignFuse) -> None:
         parameters[name] = {"all": count, "trained": sum(trained)}
     attention = {
         "asked": run.model.attention,
-        "encoders": choose_for(run.model, run.train.precision, job.accelerator.device),
+        "encoders": choose_for(
+            run.model, run.train.precision, job.accelerator.device, run.data.max_frames
+        ),
         "llm": model.language_model.attention if model.language_model else None,
     }
     where = device.describe()

@@ -99,7 +99,8 @@ def load_translator(
     Raises UserError when one is wrong, or the model is missing, damaged or of the first stage.
     """
     run, folder = trained_run(run_folder, overrides), RunFolder(run_folder)
-    choose_for(run.model, run.train.precision, device)  # or say why not, at once
+    # Or say why not, at once.
+    choose_for(run.model, run.train.precision, device, run.data.max_frames)
     # The LLM may have moved since: the run's configuration says where it is now.
     moved = {key: getattr(run.model, key) for key in saved.MOVABLE}
     model = SignFuse.from_pretrained(folder.model, **moved)

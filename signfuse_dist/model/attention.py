@@ -26,6 +26,7 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
 # A mask, bool [batch, steps], and what returns where its tokens are without looking at it.
 Told = tuple[Tensor, Callable[[], TokenLayout]]
+_SHORT = 128  # steps up to which `auto` is sdpa
 _HALF = (torch.float16, torch.bfloat16)
 _LOG = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def attend(
     Raises UserError when the backend is not there.
     """
     head_dim = query.shape[-1] // num_heads
-    chosen = choose_backend(backend, query.device, query.dtype, head_dim)
+    chosen = choose_backend(backend, query.device, query.dtype, head_dim, key.shape[1])
     if chosen == "eager":
         return attend_eagerly(query, key, value, num_heads, key_mask, query_mask)[0]
     if chosen == "sdpa":
@@ -193,26 +194,41 @@ def attend_packed(
     return queries.unpack(out.flatten(1))
 
 
-def choose_for(config: ModelConfig, precision: str, device: torch.device) -> Backend:
-    """Return the backend of CMFA and HTA in a run of ``train.precision`` ``precision``."""
+def choose_for(
+    config: ModelConfig, precision: str, device: torch.device, max_frames: int
+) -> Backend:
+    """Return the backend of CMFA and HTA for the longest clip of a run.
+
+    ``precision`` is ``train.precision``, ``max_frames`` is ``data.max_frames``.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return choose_backend(config.attention, device, dtype, config.dim // config.num_heads)
+    head_dim, steps = config.dim // config.num_heads, -(-max_frames // config.visual_stride)
+    return choose_backend(config.attention, device, dtype, head_dim, steps)
 
 
 def choose_backend(
-    asked: AttentionName, device: torch.device, dtype: torch.dtype, head_dim: int
+    asked: AttentionName,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    steps: int | None = None,
 ) -> Backend:
-    """Return the backend that ``asked`` means here; `auto` is the first of BACKENDS that is there.
+    """Return the backend that ``asked`` means here.
+
+    `auto` is `sdpa` for at most 128 steps: packing costs some kernels, padding is cheap there, and
+    nobody has measured on a GPU which is faster. Beyond, it is the first of BACKENDS that is there.
 
     Args:
         asked: ``model.attention``.
         device: where queries, keys and values are.
         dtype: of queries, keys and values: float32, or bfloat16 under ``train.precision: bf16``.
         head_dim: channels a head.
+        steps: that a query attends over; None = more than 128.
 
     Raises UserError with the reason, and with what there is, when ``asked`` is not there.
     """
-    return _choose(asked, device, dtype, head_dim)
+    short = steps is not None and steps <= _SHORT
+    return _choose(asked, device, dtype, head_dim, short)
 
 
 def why_not(
@@ -248,18 +264,19 @@ def kernel_of(backend: Backend) -> Kernel:
 # Asked at every call of attention; the answer stays, and `auto` logs it once.
 @functools.cache
 def _choose(
-    asked: AttentionName, device: torch.device, dtype: torch.dtype, head_dim: int
+    asked: AttentionName, device: torch.device, dtype: torch.dtype, head_dim: int, short: bool
 ) -> Backend:
     reason = None if asked == "auto" else why_not(asked, device, dtype, head_dim)
     if asked != "auto" and reason is None:
         return asked
     there = [b for b in BACKENDS if why_not(b, device, dtype, head_dim) is None]
+    chosen: Backend = "sdpa" if short else there[0]
     if asked == "auto":
-        _LOG.info("attention on %s in %s: auto chose %s", device, dtype, there[0])
-        return there[0]
+        _LOG.info("attention on %s in %s: auto chose %s", device, dtype, chosen)
+        return chosen
     raise UserError(
         f"model.attention={asked}: {reason}. Here there are: {', '.join(there)}; "
-        f"auto chooses {there[0]}"
+        f"auto chooses {chosen}"
     )
 
 

@@ -144,9 +144,9 @@ class LanguageModel(nn.Module):
     def _decoder_logits(self, prefix: Tensor, tokens: Tensor) -> Tensor:
         assert self.start is not None
         start = tokens.new_full((len(tokens), 1), self.start)
+        # No attention_mask, since every position is real: transformers would look into it.
         logits: Tensor = self.model(
             inputs_embeds=prefix,
-            attention_mask=_all_real(prefix),
             decoder_input_ids=torch.cat((start, tokens[:, :-1]), dim=1),
             use_cache=False,
         ).logits

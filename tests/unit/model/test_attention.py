@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model import attention
-from signfuse_dist.model.attention import BACKENDS, attend, choose_backend, why_not
+from signfuse_dist.model.attention import BACKENDS, attend, choose_backend, choose_for, why_not
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -111,6 +112,16 @@ def test_auto_goes_by_device_dtype_and_width(
     device: torch.device, dtype: torch.dtype, head_dim: int, expected: str
 ) -> None:
     assert choose_backend("auto", device, dtype, head_dim) == expected
+
+
+@pytest.mark.usefixtures("flash_attn")
+def test_auto_packs_nothing_over_at_most_128_steps() -> None:
+    assert choose_backend("auto", GPU, BF16, 64, 128) == "sdpa"
+    assert choose_backend("auto", GPU, BF16, 64, 129) == "flash_attention_2"
+    assert choose_backend("varlen", GPU, BF16, 64, 5) == "varlen"
+    shipped = ModelConfig(llm="x", llm_dtype="bfloat16", lora_targets=None, attention="auto")
+    assert choose_for(shipped, "bf16", GPU, 256) == "sdpa"
+    assert choose_for(shipped, "bf16", GPU, 257) == "flash_attention_2"
 
 
 @pytest.mark.usefixtures("ampere")

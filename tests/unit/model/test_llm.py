@@ -343,5 +343,5 @@ def test_the_choice_of_an_encoder_follows_precision(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(attention_module, "choose_backend", lambda *given: seen.append(given))
     cpu = torch.device("cpu")
     for precision in ("fp32", "bf16"):
-        attention_module.choose_for(small_config(attention="auto"), precision, cpu)
-    assert seen == [("auto", cpu, torch.float32, 8), ("auto", cpu, torch.bfloat16, 8)]
+        attention_module.choose_for(small_config(attention="auto"), precision, cpu, 301)
+    assert seen == [("auto", cpu, dtype, 8, 151) for dtype in (torch.float32, torch.bfloat16)]
