@@ -8,11 +8,14 @@ of what is alive. What kernels take inside themselves is not seen, nor the alloc
 
 from __future__ import annotations
 
+import argparse
+import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import torch
@@ -20,8 +23,24 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    T5Config,
+)
 
+from signfuse_dist.answer import answer
 from signfuse_dist.batch import SignBatch
+from signfuse_dist.cli import add_options, from_options, parse
+from signfuse_dist.cli.training import add_run
+from signfuse_dist.config import ModelConfig
+from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_stages
+from signfuse_dist.model.llm import LanguageModel
+from signfuse_dist.model.signfuse import SignFuse, build_skeletal, build_visual
+from signfuse_dist.skeleton import NUM_JOINTS
 
 CUDA = torch.device("cuda", 0)
 _META = torch.device("meta")
@@ -233,8 +252,14 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
 
 
+def _on_gpu(values: Any) -> Iterator[FakeTensor]:
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, FakeTensor) and leaf.fake_device.type == "cuda":
+            yield leaf
+
+
 class Held(TorchDispatchMode):
-    """Counts the bytes of CUDA tensors that operations inside the block make, and let go.
+    """Counts the bytes of CUDA tensors that operations inside the block make, until they are gone.
 
     Attributes:
         now: bytes that are alive.
@@ -256,9 +281,10 @@ class Held(TorchDispatchMode):
         """Run an operation and add what it made."""
         out = func(*args, **(kwargs or {}))
         if func is not _WHERE:
-            for leaf in tree_leaves(out):
-                if isinstance(leaf, FakeTensor) and leaf.fake_device.type == "cuda":
-                    self._add(leaf)
+            given = {x.untyped_storage()._cdata for x in _on_gpu((args, kwargs))}
+            for made in _on_gpu(out):
+                if made.untyped_storage()._cdata not in given:  # else it is a view of an operand
+                    self._add(made)
         return out
 
     def _add(self, tensor: FakeTensor) -> None:
@@ -274,3 +300,221 @@ class Held(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+# Shapes of LLMs; nothing is downloaded.
+LLMS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama2_7b": lambda: LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+    ),
+    "flan_t5_xl": lambda: T5Config(
+        vocab_size=32128,
+        d_model=2048,
+        d_kv=64,
+        d_ff=5120,
+        num_layers=24,
+        num_heads=32,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    ),
+}
+PROMPT_TOKENS = 16
+Loss = Callable[[SignBatch], Tensor]
+
+
+class Peak(NamedTuple):
+    """Bytes of a forward and backward pass.
+
+    Without weights, their gradients and the batch. ``kept`` are those that the backward pass finds,
+    ``most`` is the most at once.
+    """
+
+    kept: int
+    most: int
+
+
+def visual_part(config: ModelConfig) -> tuple[nn.Module, Loss]:
+    """Return Eq. 2-3 and its pass."""
+    stream = build_visual(config)
+
+    def loss(batch: SignBatch) -> Tensor:
+        lengths = batch.frame_lengths
+        steps = (lengths + config.visual_stride - 1) // config.visual_stride
+        out = stream(batch.frames, lengths, steps, batch.weight, batch.pose.shape[1])
+        return cast(Tensor, out.sum())
+
+    return stream, loss
+
+
+def skeletal_part(config: ModelConfig) -> tuple[nn.Module, Loss]:
+    """Return Eq. 4-5 and its pass."""
+    stream = build_skeletal(config)
+
+    def loss(batch: SignBatch) -> Tensor:
+        out = stream(batch.pose, batch.joint_mask, batch.frame_lengths, batch.weight)
+        return cast(Tensor, out.sum())
+
+    return stream, loss
+
+
+def fusion_part(config: ModelConfig, llm_dim: int) -> tuple[nn.Module, Loss]:
+    """Return CMFA, HTA and SLA as the last stage runs them: CMFA on either stream and on both.
+
+    The batch brings the streams' features.
+    """
+    model = SignFuse(config, (llm_dim, 1.0))
+    model.visual, model.skeletal = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+
+    def loss(batch: SignBatch) -> Tensor:
+        streams = model.encode(batch)
+        visual, skeletal = model.summarise(streams, "unimodal")
+        signs, _ = model.translate(streams)
+        return visual.float().sum() + skeletal.float().sum() + signs.float().sum()
+
+    return model, loss
+
+
+def llm_part(config: ModelConfig, shape: PreTrainedConfig) -> tuple[nn.Module, Loss]:
+    """Return a frozen LLM in bfloat16 with LoRA, and its pass (Eq. 20)."""
+    auto = AutoModelForSeq2SeqLM if shape.is_encoder_decoder else AutoModelForCausalLM
+    frozen = auto.from_config(shape, dtype=torch.bfloat16)
+    language = LanguageModel(frozen, list(range(PROMPT_TOKENS)))
+    language.add_lora(config)
+
+    def loss(batch: SignBatch) -> Tensor:
+        assert batch.tokens is not None
+        assert batch.text_lengths is not None
+        # LoRA is in the first layer, so gradients reach all but the sign tokens themselves.
+        count = len(batch.tokens), config.num_sign_tokens, language.llm_dim
+        signs = torch.empty(count, device=CUDA)
+        nll = language.negative_log_likelihood(signs, batch.tokens, batch.text_lengths)
+        return nll.sum()
+
+    return language, loss
+
+
+def measure(
+    build: Callable[[], tuple[nn.Module, Loss]], batch: SignBatch, bf16: bool = True
+) -> Peak:
+    """Return what a part takes in a forward and backward pass of a batch made on the host."""
+    with torch.device("meta"):
+        module, loss = build()
+    with fake_cuda() as mode:
+        mode.move(module.train())
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+        given = batch_on_cuda(batch)
+        for features in (given.visual, given.skeletal):
+            if features is not None:
+                mode.leaf(features).grad = torch.empty_like(features)
+        with Held() as held:
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+                total = loss(given)
+            kept = held.now
+            mode.backward(total)
+    return Peak(kept, held.peak)
+
+
+def blank_batch(config: ModelConfig, clips: int, frames: int, tokens: int, size: int) -> SignBatch:
+    """Return a batch of equal clips on the host, whose values nobody reads."""
+    return SignBatch(
+        ids=tuple(map(str, range(clips))),
+        frames=torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(clips * frames, 3, size, size),
+        pose=torch.zeros(clips, frames, NUM_JOINTS, 2),
+        joint_mask=torch.ones(clips, frames, NUM_JOINTS, dtype=torch.bool),
+        frame_lengths=torch.full((clips,), frames),
+        weight=torch.ones(clips),
+        tokens=torch.zeros(clips, tokens, dtype=torch.long),
+        text_lengths=torch.full((clips,), tokens),
+    )
+
+
+def with_blank_features(config: ModelConfig, batch: SignBatch, bf16: bool = True) -> SignBatch:
+    """Return the batch with features in the place of frames and joints."""
+    steps = -(-batch.pose.shape[1] // config.visual_stride)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    shape = (len(batch.ids), steps, config.dim)
+    return batch.with_features(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class PartsBench:
+    """What is counted."""
+
+    experiment: str
+    overrides: Sequence[str]
+    clips: int = field(default=8, metadata={"help": "in the batch (default: %(default)s)"})
+    frames: int = field(default=128, metadata={"help": "of each clip (default: %(default)s)"})
+    tokens: int = field(default=64, metadata={"help": "of each text (default: %(default)s)"})
+    chunk: int = field(
+        default=64, metadata={"help": "frames of a chunk of the ResNet (default: %(default)s)"}
+    )
+
+
+def run(bench: PartsBench) -> str:
+    """Return a table: each part, what it keeps for its backward pass, and its most at once."""
+    numbers = bench.clips, bench.frames, bench.tokens, bench.chunk
+    if min(numbers) < 1:
+        raise UserError(f"benchmarks/fake_cuda.py: {min(numbers)} is not at least 1")
+    stage = load_stages(bench.experiment, bench.overrides)[-1]
+    config, bf16 = stage.model, stage.train.precision == "bf16"
+    batch = blank_batch(config, bench.clips, bench.frames, bench.tokens, stage.data.frame_size)
+    name = config.visual_backbone
+    chunked = replace(config, visual_chunk=bench.chunk)
+    blocks = replace(config, visual_checkpoint=True)
+    rows: list[tuple[str, Callable[[], tuple[nn.Module, Loss]], SignBatch]] = [
+        (f"{name}, whole", lambda: visual_part(config), batch),
+        (f"{name}, chunks of {bench.chunk}", lambda: visual_part(chunked), batch),
+        (f"{name}, by blocks", lambda: visual_part(blocks), batch),
+        ("ST-GCN", lambda: skeletal_part(config), batch),
+        (
+            "CMFA three times, HTA, SLA",
+            lambda: fusion_part(config, 4096),
+            with_blank_features(config, batch, bf16),
+        ),
+    ]
+    for shape, made in LLMS.items():
+        rows.append((f"{shape} with LoRA", partial(llm_part, config, made()), batch))
+    lines = [f"{'part':32}{'kept, MB':>12}{'most, MB':>12}"]
+    for part, build, given in rows:
+        peak = measure(build, given, bf16)
+        lines.append(f"{part:32}{peak.kept / 1e6:12.0f}{peak.most / 1e6:12.0f}")
+    head = (
+        f"by fake tensors: {bench.clips} clips of {bench.frames} frames of "
+        f"{stage.data.frame_size} pixels, {bench.tokens} tokens, {stage.train.precision}, torch "
+        f"{torch.__version__}"
+    )
+    return "\n".join([head, *lines])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Count what the command line asks for, print the figures, return the exit status."""
+    command = argparse.ArgumentParser(
+        prog="python benchmarks/fake_cuda.py",
+        description="Count the memory that each part of the model takes on a GPU, forward and "
+        "backward, by fake CUDA tensors: beside its weights, their gradients and the batch. Needs "
+        "no GPU and no memory.",
+        epilog="Example: python benchmarks/fake_cuda.py phoenix14t --clips 8 --frames 128. "
+        "Figures: docs/benchmarks.md.",
+    )
+    add_run(command)
+    add_options(command, PartsBench)
+    command.set_defaults(run=_parts)
+    options = parse(command, arguments)
+    return answer(lambda: options.run(options))
+
+
+def _parts(options: argparse.Namespace) -> int:
+    run_of = {"experiment": options.experiment, "overrides": options.overrides}
+    print(run(from_options(PartsBench, options, **run_of)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -229,6 +229,7 @@ def _ways(bench: MemoryBench, frames: int) -> list[tuple[str, dict[str, Any]]]:
 
 def _case(bench: MemoryBench, frames: int, name: str, changes: dict[str, Any]) -> MemoryCase:
     """Return a case of the experiment's model with some changes."""
+    changes = {"visual_chunk": None, **changes}
     overrides = [*bench.overrides, *(f"model.{k}={json.dumps(v)}" for k, v in changes.items())]
     run = load_stages(bench.experiment, overrides)[0]
     return MemoryCase(

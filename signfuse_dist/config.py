@@ -147,9 +147,10 @@ class ModelConfig:
     visual_weights: str | None = key("imagenet", "stage")
     """What the ResNet starts from when no stage comes before: `imagenet`, a file, or null for
     nothing."""
-    visual_chunk: Positive | None = key(None, "resume", "load", "memory only")
+    visual_chunk: Positive | Literal["auto"] | None = key("auto", "resume", "load", "memory only")
     """Frames that go through the ResNet at once, each chunk computed again in the backward pass;
-    null: all. Not with a `visual_norm` of `sync` or `local`."""
+    `auto`: all where they fit the GPU by the arithmetic of `check`, chunks where not; null: all. A
+    number not with a `visual_norm` of `sync` or `local`."""
     visual_checkpoint: bool = key(False, "resume", "load", "memory only")
     """Whether each residual block is computed again in the backward pass. Not with a `visual_norm`
     of `sync` or `local`."""

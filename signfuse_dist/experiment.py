@@ -380,7 +380,7 @@ def _of_memory(model: ModelConfig) -> list[str]:
     errors = []
     if model.visual_norm in ("sync", "local"):
         for name in ("visual_chunk", "visual_checkpoint"):
-            if getattr(model, name):
+            if getattr(model, name) not in (None, False, "auto"):
                 errors.append(
                     f"model.{name}={getattr(model, name)} computes frames again in the backward "
                     f"pass, which is exact only when they do not depend on the batch: write "

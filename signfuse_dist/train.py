@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -54,7 +55,10 @@ from signfuse_dist.model.usage import Usage
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, make_plan
+from signfuse_dist.preflight import memory
 from signfuse_dist.preflight.check import caveats
+from signfuse_dist.preflight.inputs import worst_frames
+from signfuse_dist.preflight.llm_files import find_usable
 from signfuse_dist.progress import print_line
 from signfuse_dist.report.model_card import write_card
 from signfuse_dist.run_folder import (
@@ -100,6 +104,8 @@ class _Job:
     """The DeepSpeed dictionary; None for plain DDP."""
     marks: Marks
     startup: Startup
+    how: str
+    """How many frames go through the ResNet at once, in words; empty without a ResNet."""
 
     @property
     def folder(self) -> RunFolder:
@@ -128,7 +134,38 @@ def train(run: RunConfig) -> int:
     workers = count_workers(run.train.num_workers)
     accelerator, resolved = processes.start(plan, run.train)
     with watched(run.train.hang_seconds, run.folder) as marks:
-        return _train(_Job(run, split, dev, plan, workers, accelerator, resolved, marks, startup))
+        run, how = _resolve_chunk(run, split, plan, accelerator, resolved)
+        job = _Job(run, split, dev, plan, workers, accelerator, resolved, marks, startup, how)
+        return _train(job)
+
+
+def _resolve_chunk(
+    run: RunConfig,
+    split: Split,
+    plan: Plan,
+    accelerator: Accelerator,
+    resolved: dict[str, Any] | None,
+) -> tuple[RunConfig, str]:
+    """Return the run with what ``model.visual_chunk: auto`` means here, and that in words.
+
+    The main process decides for all, by its own GPU.
+    """
+    if run.model.streams == "skeletal":
+        return memory.resolve_chunk(run, None, 0, 1, None, None), ""
+    frames = worst_frames(run, plan, split.lengths.astype(np.int64))
+
+    def decide() -> RunConfig:
+        gigabytes = None
+        if accelerator.device.type == "cuda":
+            gigabytes = torch.cuda.get_device_properties(accelerator.device).total_memory / 1e9
+        bucket = None
+        if resolved is not None:
+            bucket = int(resolved["zero_optimization"].get("reduce_bucket_size", 0))
+        llm = find_usable(run)
+        return memory.resolve_chunk(run, llm, frames, plan.world_size, bucket, gigabytes)
+
+    decided = processes.do_on_main(accelerator, decide)
+    return decided, memory.say_chunk(run.model, decided.model, frames)
 
 
 def _train(job: _Job) -> int:
@@ -381,6 +418,8 @@ def _describe(job: _Job, model: SignFuse) -> None:
     job.print_main(f"{run.name}, stage {run.stage.name} -> {run.folder}, on {where}")
     contrastive = "contrastive" in loss_weights(run.stage.name, run.loss)
     job.print_main(job.plan.describe(contrastive))
+    if job.how:
+        job.print_main(f"  {job.how}")
     for name, counts in parameters.items():
         job.print_main(
             f"  {name:15s} {counts['all']:>13,} parameters, {counts['trained']:>12,} train"

@@ -331,7 +331,9 @@ def build_visual(config: ModelConfig) -> VisualStream:
     backbone = ResNet(config.visual_backbone, config.visual_width, config.visual_norm)
     if config.visual_compile:
         backbone.compile(dynamic=True)  # in place: the names of its parameters stay
-    budget = FrameBudget(config.visual_chunk, config.visual_checkpoint, config.visual_channels_last)
+    # What `auto` means is decided where the run is known; a model by itself is run whole.
+    chunk = None if config.visual_chunk == "auto" else config.visual_chunk
+    budget = FrameBudget(chunk, config.visual_checkpoint, config.visual_channels_last)
     return VisualStream(
         backbone,
         config.dim,

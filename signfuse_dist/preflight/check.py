@@ -28,7 +28,7 @@ from signfuse_dist.plan import Plan, make_plan
 from signfuse_dist.preflight import inputs, machine, memory
 from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
 from signfuse_dist.preflight.interfaces import check_interfaces, networks
-from signfuse_dist.preflight.llm_files import LLMFiles, check_llm, find_llm_files
+from signfuse_dist.preflight.llm_files import check_llm, find_usable
 from signfuse_dist.run_folder import RunFolder, price_of_meeting
 from signfuse_dist.stages import loss_weights, needs_language_model
 
@@ -224,7 +224,7 @@ def _check_sizes(
     bucket: int | None,
 ) -> list[Finding]:
     """Judge memory and disk; a stage whose LLM is not there cannot be judged."""
-    llms = {run.stage.name: _llm_files(run) for run in runs}
+    llms = {run.stage.name: find_usable(run) for run in runs}
     known = [
         run for run in runs if llms[run.stage.name] or not needs_language_model(run.stage.name)
     ]
@@ -243,18 +243,13 @@ def _check_sizes(
     gigabytes = target.gigabytes
     for run in known:
         frames = inputs.worst_frames(run, planned.get(run.stage.name))
-        need = memory.estimate(run, llms[run.stage.name], frames, target.world_size, bucket)
-        findings.append(memory.judge_gpu(run.stage.name, need, frames, gigabytes))
+        given = llms[run.stage.name], frames, target.world_size, bucket
+        resolved = memory.resolve_chunk(run, *given, gigabytes)
+        how = ""
+        if run.model.streams != "skeletal":
+            how = memory.say_chunk(run.model, resolved.model, frames)
+        need = memory.estimate(resolved, *given)
+        findings.append(memory.judge_gpu(run.stage.name, need, frames, gigabytes, how))
     if known:
         findings.append(memory.judge_disk(known, [llms[run.stage.name] for run in known]))
     return findings
-
-
-def _llm_files(run: RunConfig) -> LLMFiles | None:
-    if not needs_language_model(run.stage.name):
-        return None
-    try:
-        files = find_llm_files(run.model)
-        return files if files and files.llm_dim and files.num_layers else None
-    except (ValueError, KeyError):
-        return None  # named by check_llm

@@ -133,14 +133,17 @@ def _check_shared(one: _SplitSeen, other: _SplitSeen) -> Iterator[Finding]:
         yield warning(what, printable(said), "Report scores of the other sentences, too")
 
 
-def worst_frames(run: RunConfig, plan: Plan | None) -> int:
+def worst_frames(
+    run: RunConfig, plan: Plan | None, lengths: NDArray[np.int64] | None = None
+) -> int:
     """Return the frames of the fullest micro batch of a process, as the plan draws them.
 
     Clips of a micro batch are shared out evenly, so it is the frames of all processes over their
     number, and never less than the longest clip. Without a plan, or where the indexes would have to
-    be fetched from an address: nothing but clips of ``data.max_frames``.
+    be fetched from an address: nothing but clips of ``data.max_frames``. ``lengths`` are the frames
+    of each training clip as packed, where they are known.
     """
-    lengths = _lengths(run)
+    lengths = _lengths(run) if lengths is None else lengths
     if plan is None or lengths is None:
         return run.train.micro_batch_size * run.data.max_frames
     slowest = np.ceil(lengths * (1 + run.augment.speed)).astype(np.int64)
@@ -149,7 +152,7 @@ def worst_frames(run: RunConfig, plan: Plan | None) -> int:
     for epoch in range(min(run.stage.epochs, _EPOCHS)):
         order = frames[epoch_order(run.train.seed, epoch, len(frames))]
         padded = np.pad(order, (0, -len(order) % plan.global_batch_size))
-        fullest = max(fullest, int(padded.reshape(-1, plan.num_pairs).sum(axis=1).max()))
+        fullest = max(fullest, int(padded.reshape(-1, plan.num_together).sum(axis=1).max()))
     return max(int(frames.max()), math.ceil(fullest / plan.world_size * _UNEVEN))
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from signfuse_dist.config import ModelConfig
+from signfuse_dist.config import ModelConfig, RunConfig
 from signfuse_dist.errors import MachineError
 from signfuse_dist.files import read_json
 from signfuse_dist.preflight.finding import Finding, error, ok
 from signfuse_dist.preflight.network import hub_file, missing_file
+from signfuse_dist.stages import needs_language_model
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -84,6 +85,17 @@ def find_llm_files(model: ModelConfig) -> LLMFiles | None:
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no object")
     return LLMFiles(path.parent, config)
+
+
+def find_usable(run: RunConfig) -> LLMFiles | None:
+    """Return the LLM of a stage that needs one; None where it is not there or is no LLM."""
+    if not needs_language_model(run.stage.name):
+        return None
+    try:
+        files = find_llm_files(run.model)
+        return files if files and files.llm_dim and files.num_layers else None
+    except (ValueError, KeyError):
+        return None  # named by check_llm
 
 
 def check_llm(model: ModelConfig, is_here: bool) -> list[Finding]:

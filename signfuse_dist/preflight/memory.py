@@ -1,9 +1,9 @@
 """Memory of a GPU and room on the disk for a run, estimated by arithmetic.
 
 Of a process's memory these are exact: weights, gradients and Adam's moments, and ZeRO-2's buckets.
-Activations are estimated. Those of the ResNet are most of them, and were compared with
-measurements (docs/benchmarks.md); the LLM's are those of a layer of a transformer without stored
-attention weights, 34 bytes a token and channel in bfloat16 (Korthikanti et al., 2022, Eq. 2).
+Activations are estimated, within 10 % of what fake tensors find (docs/benchmarks.md): their figures
+are those of torch's and transformers' own code. With them ``model.visual_chunk: auto`` is decided
+(:func:`resolve_chunk`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.llm_files import LLMFiles
 from signfuse_dist.skeleton import NUM_JOINTS, PARTITIONS
-from signfuse_dist.stages import trained_parts
+from signfuse_dist.stages import needs_language_model, trained_parts
 
 # Cross-attentions of each fusion.
 _DIRECTIONS = {
@@ -88,24 +88,44 @@ def _blocks(config: ModelConfig, frame_size: int) -> Iterator[list[_Conv]]:
             planes = outer
 
 
-def frame_values(config: ModelConfig, frame_size: int) -> int:
-    """Return how many numbers of one frame the ResNet holds for its backward pass.
+class FrameBytes(NamedTuple):
+    """Bytes of the ResNet for one frame: those kept for its backward pass, and the most at once."""
 
-    Of each convolution its output, and the norm's. By blocks (``model.visual_checkpoint``): each
-    block's input, and all of the largest block with half as much again for its gradients.
+    kept: float
+    most: float
+
+
+def frame_bytes(config: ModelConfig, frame_size: int, bf16: bool) -> FrameBytes:
+    """Return what one frame takes in the ResNet, whole or by blocks (``model.visual_checkpoint``).
+
+    Kept are of each convolution its output and the norm's, of pooling its result and the places,
+    int64, and the picture in float32 and as it is computed on. A block's backward pass adds about
+    one of its outputs. By blocks: each block's input, and in the backward pass one block whole.
     """
-    blocks = [sum(2 * c.activations for c in block) for block in _blocks(config, frame_size)]
+    each = 2.0 if bf16 else 4.0
+    blocks = list(_blocks(config, frame_size))
+    stem = blocks[0][0]
+    picture = 3 * frame_size**2 * (4.0 + (each if bf16 else 0.0))
+    pooled = stem.outputs * _half(stem.side) ** 2
+    # What is added to a shortcut is not kept: a block's last norm when it has a convolution there.
+    usual = 3 if config.visual_backbone == "resnet50" else 2
+    inside = [
+        sum(2 * c.activations for c in block) * each
+        - (block[-1].activations * each if len(block) > usual else 0.0)
+        for block in blocks
+    ]
+    inside[0] += picture + pooled * 8.0
+    inputs = [3 * frame_size**2 * 4.0, pooled * each]
+    inputs += [block[2 if len(block) > 2 else 1].activations * each for block in blocks[1:-1]]
+    ends = [max(c.activations for c in block[-2:]) * each for block in blocks]
     if not config.visual_checkpoint:
-        return sum(blocks)
-    inputs = [block[0].inputs * _side_before(block) ** 2 for block in _blocks(config, frame_size)]
-    return sum(inputs) + 3 * max(blocks) // 2
-
-
-def _side_before(block: list[_Conv]) -> int:
-    """Return the side of a block's input: a last 1x1 shortcut tells whether it halves."""
-    first = block[0]
-    halves = first.kernel == 7 or (first.kernel == 3 and len(block) == 3)
-    return first.side * 2 if halves else first.side
+        kept = sum(inside) + pooled * each
+        return FrameBytes(kept, kept + ends[-1])
+    held, most = 0.0, 0.0
+    for given, own, end in zip(inputs, inside, ends, strict=True):
+        held += given
+        most = max(most, held + own + end)
+    return FrameBytes(held, most)
 
 
 def parameters(config: ModelConfig, llm_dim: int) -> dict[str, int]:
@@ -202,34 +222,44 @@ def _temporal(config: ModelConfig) -> int:
     return count + 3 * dim * dim + dim * dim + dim + 2 * dim
 
 
-_LAYER_BYTES = 34.0  # of a token and channel, in bfloat16
 _TEXT_TOKENS = 64  # of a long sentence; with the prompt, which has about 16
 _PROMPT_TOKENS = 16
 _CUDA = 1.5e9  # context, libraries, the allocator's gaps
+_MODEST = 64
+_CHUNKS = (512, 256, 128, 64, 32, 16)  # that `auto` tries
 _TIGHT = 0.85  # of a GPU's memory: above it an estimate is no promise
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one GPU, by what they are for."""
+    """Bytes on one GPU, by what they are for.
+
+    Of activations ``kept`` are those of encoders and fusion while the LLM is run, ``language`` the
+    LLM's, ``again`` what the ResNet takes on top in the backward pass, after the LLM's.
+    """
 
     llm: float
     weights: float
     optimizer: float
-    resnet: float
+    kept: float
+    again: float
     language: float
 
     @property
     def total(self) -> float:
-        return self.llm + self.weights + self.optimizer + self.resnet + self.language + _CUDA
+        return self.llm + self.weights + self.optimizer + self.activations + _CUDA
+
+    @property
+    def activations(self) -> float:
+        """The backward pass has left the LLM when it computes a part of the ResNet again."""
+        return self.kept + max(self.again, self.language)
 
     def __str__(self) -> str:
         parts = {
             "LLM": self.llm,
             "weights and gradients": self.weights,
             "optimizer": self.optimizer,
-            "activations of the encoders": self.resnet,
-            "of the LLM": self.language,
+            "activations": self.activations,
             "CUDA": _CUDA,
         }
         return ", ".join(f"{name} {value / 1e9:.1f}" for name, value in parts.items() if value)
@@ -254,47 +284,162 @@ def estimate(
     shared = 4 + 8 + 4  # gradients, moments, and ZeRO's copy of the weights, in float32
     buckets = trained * 4 + trained * 12 if bucket is None else 2 * 4 * bucket
     sharded = 0 if bucket is None else shared * trained / world_size
+    kept, again = _visual_bytes(run, frames) if run.model.streams != "skeletal" else (0.0, 0.0)
+    if run.model.streams != "visual":
+        kept += _skeletal_bytes(run, frames)
     return Need(
         llm=llm.bytes_loaded(run.model) if llm else 0.0,
         weights=4.0 * every,
         optimizer=buckets + sharded,
-        resnet=_encoders(run, frames),
+        kept=kept + _fusion_bytes(run, frames, llm_dim),
+        again=again,
         language=_language(run, llm) if llm else 0.0,
     )
 
 
-def _encoders(run: RunConfig, frames: int) -> float:
-    """Return the activations of the fullest micro batch; a frozen ResNet holds none of them."""
-    each = 2.2 if run.train.precision == "bf16" else 4.0
-    pictures = 0.0
-    if run.model.streams != "skeletal":
-        pictures = frames * 3.0 * run.data.frame_size**2
-        if run.stage.name != "alignment":
-            at_once = min(frames, run.model.visual_chunk or frames)
-            pictures += at_once * each * frame_values(run.model, run.data.frame_size)
-    joints = 6.0 * frames * NUM_JOINTS * sum(run.model.skeletal_channels) * each
-    return pictures + (joints if run.model.streams != "visual" else 0.0)
+def _visual_bytes(run: RunConfig, frames: int) -> tuple[float, float]:
+    """Return the bytes of the visual stream for the backward pass, and those computed again in it.
+
+    Whole and by blocks the second are what comes on top. A frozen ResNet keeps nothing.
+    """
+    model, size = run.model, run.data.frame_size
+    bf16 = run.train.precision == "bf16"
+    pictures = frames * 3.0 * size**2
+    each = frame_bytes(model, size, bf16)
+    casts = 2.0 * _visual(model) if bf16 else 0.0
+    chunk = frames if model.visual_chunk in (None, "auto") else min(frames, int(model.visual_chunk))
+    if run.stage.name == "alignment":  # a few feature maps at once, and none is kept
+        widest = max(c.activations for block in _blocks(model, size) for c in block)
+        return pictures, casts + chunk * (4 * widest * (2.0 if bf16 else 4.0) + 12.0 * size**2)
+    if chunk == frames:
+        return pictures + casts + frames * each.kept, frames * (each.most - each.kept)
+    return pictures + casts, casts + chunk * each.most
+
+
+def _skeletal_bytes(run: RunConfig, frames: int) -> float:
+    """Return the bytes of the ST-GCN: of each layer what is before its stride and behind it."""
+    if run.stage.name == "alignment":
+        return 0.0
+    length, places = float(frames), 0.0
+    strides = run.model.skeletal_strides
+    for width, stride in zip(run.model.skeletal_channels, strides, strict=True):
+        places += width * length
+        length /= stride
+        places += width * length
+    return places * NUM_JOINTS * (13.8 if run.train.precision == "bf16" else 19.8)
+
+
+def _fusion_bytes(run: RunConfig, frames: int, llm_dim: int) -> float:
+    """Return the bytes of CMFA as often as the stage runs it, of HTA and of the SLA."""
+    model, bf16 = run.model, run.train.precision == "bf16"
+    translates = run.stage.name != "contrastive"
+    contrasts = run.stage.name == "contrastive" or (
+        run.stage.name == "finetune" and run.loss.contrastive_weight > 0
+    )
+    passes = int(translates)
+    if contrasts and model.streams == "both" and run.loss.contrastive_features == "unimodal":
+        passes += 2
+    counts = parameters(model, llm_dim)
+    parts = ("fusion", "temporal", "adapter") if translates else ("fusion",)
+    weights = sum(counts[part] for part in parts)
+    largest = max(model.ffn_multiplier * model.dim**2, llm_dim**2 if translates else 0)
+    attention = _DIRECTIONS.get(model.fusion, 2)
+    each = 36.0 + 17.0 * attention if bf16 else 53.0 + 30.0 * attention
+    steps = frames / model.visual_stride
+    pooled = run.train.micro_batch_size * model.pooled_length if translates else 0
+    return (
+        (2.0 * weights if bf16 else 0.0)
+        + 4.0 * largest
+        + steps * model.dim * model.fusion_layers * passes * each
+        + pooled * model.dim * (20.0 if bf16 else 100.0)
+    )
 
 
 def _language(run: RunConfig, llm: LLMFiles) -> float:
-    tokens = run.train.micro_batch_size * (
-        run.model.num_sign_tokens + _PROMPT_TOKENS + _TEXT_TOKENS
+    """Return the bytes of the LLM's passes: of its layers, and logits with softmax and gradient.
+
+    A layer of a decoder keeps of each token 24 bytes a channel (norms in float32, their results,
+    queries, keys, values and what comes of them) and 6 a channel of a gated feed-forward network.
+    T5's keeps 28 in the encoder, 42 and 8 of each encoder's token in the decoder, and 20 a channel
+    of its feed-forward network, whose GELU is computed in float32. Without such a network in its
+    configuration: 34 (Korthikanti et al., 2022, Eq. 2).
+    """
+    clips = run.train.micro_batch_size
+    prefix, text = clips * (run.model.num_sign_tokens + _PROMPT_TOKENS), clips * _TEXT_TOKENS
+    config, dim, layers = llm.config, llm.llm_dim, llm.num_layers
+    double = 2.0 if run.model.llm_dtype == "float32" else 1.0
+    if config.get("is_encoder_decoder"):
+        inner = int(config.get("d_ff") or config.get("encoder_ffn_dim") or 4 * dim)
+        decoders = int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers)
+        layered = prefix * layers * (28.0 * dim + 20.0 * inner)
+        layered += decoders * (text * (42.0 * dim + 20.0 * inner) + prefix * 8.0 * dim)
+    elif config.get("intermediate_size"):
+        inner = int(config["intermediate_size"])
+        layered = (prefix + text) * layers * (24.0 * dim + 6.0 * inner)
+    else:
+        layered = (prefix + text) * layers * 34.0 * dim
+    vocabulary = int(config.get("vocab_size") or 0)
+    return double * layered + text * 12.0 * vocabulary
+
+
+def resolve_chunk(
+    run: RunConfig,
+    llm: LLMFiles | None,
+    frames: int,
+    world_size: int,
+    bucket: int | None,
+    gigabytes: float | None,
+) -> RunConfig:
+    """Return the run with a number or null in the place of ``model.visual_chunk: auto``.
+
+    Null, all frames at once, where they fit into 0.85 of a GPU's ``gigabytes`` by
+    :func:`estimate`, which has the other arguments, or there is no GPU; otherwise the largest chunk
+    that fits, and the smallest where none does. Where the LLM that a stage needs is not there yet,
+    its bytes are not known, and a modest chunk is taken: every chunk costs the same second forward
+    pass. A run that says what it wants is returned as it is.
+    """
+    if run.model.visual_chunk != "auto":
+        return run
+    whole = _with_chunk(run, None)
+    can = run.model.streams != "skeletal" and run.model.visual_norm not in ("sync", "local")
+    if gigabytes is None or not can:
+        return whole
+    if llm is None and needs_language_model(run.stage.name):
+        return _with_chunk(run, _MODEST)
+    for candidate in (whole, *(_with_chunk(run, n) for n in _CHUNKS if n < frames)):
+        need = estimate(candidate, llm, frames, world_size, bucket)
+        if need.total <= gigabytes * 1e9 * _TIGHT:
+            return candidate
+    return _with_chunk(run, _CHUNKS[-1])
+
+
+def _with_chunk(run: RunConfig, chunk: int | None) -> RunConfig:
+    return replace(run, model=replace(run.model, visual_chunk=chunk))
+
+
+def say_chunk(asked: ModelConfig, resolved: ModelConfig, frames: int) -> str:
+    """Return in words how many frames go through the ResNet at once, and who decided it."""
+    chunk = resolved.visual_chunk
+    how = f"all {frames} frames at once" if chunk is None else f"chunks of {chunk} frames"
+    return (
+        f"ResNet: {how} (model.visual_chunk: {'null' if (a := asked.visual_chunk) is None else a})"
     )
-    each = _LAYER_BYTES * (2 if run.model.llm_dtype == "float32" else 1)
-    vocabulary = int(llm.config.get("vocab_size") or 0)
-    # Logits, and their softmax and its gradient in float32.
-    return tokens * (each * llm.llm_dim * llm.num_layers + 12.0 * vocabulary)
 
 
-def judge_gpu(stage: str, need: Need, frames: int, gigabytes: float | None) -> Finding:
-    """Compare a stage's need with a GPU's memory in GB, where that is known."""
+def judge_gpu(
+    stage: str, need: Need, frames: int, gigabytes: float | None, how: str = ""
+) -> Finding:
+    """Compare a stage's need with a GPU's memory in GB, where that is known.
+
+    ``how`` says how the ResNet is run.
+    """
     what = f"memory of a GPU in stage {stage}"
-    said = f"about {need.total / 1e9:.1f} GB ({need}; {frames} frames at most)"
+    said = f"about {need.total / 1e9:.1f} GB ({need}; {frames} frames at most){how and f', {how}'}"
     if gigabytes is None:
         return ok(what, f"{said}; no GPU here to compare with, --gpu-memory GB names one")
     said += f" of {gigabytes:.0f} GB"
     fix = (
-        "A smaller train.micro_batch_size, model.visual_chunk=64, model.visual_checkpoint=true, "
+        "A smaller train.micro_batch_size, model.visual_chunk=auto, model.visual_checkpoint=true, "
         "a smaller data.max_frames or model.llm_quantization=8bit"
     )
     if need.total > gigabytes * 1e9:

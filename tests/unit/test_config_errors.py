@@ -55,7 +55,6 @@ REFUSED = [
     ("train.hang_seconds=0.5", "train.hang_seconds: 0.5 is not at least 1"),
     ("train.num_workers=-1", "train.num_workers: -1 is not at least 0"),
     ("train.num_workers=many", "train.num_workers: 'many' is not an int"),
-    ("model.visual_chunk=0", "model.visual_chunk: 0 is not at least 1"),
     ("model.visual_checkpoint=1", "model.visual_checkpoint: 1 is not a bool"),
     ("model.visual_checkpoint='yes'", "model.visual_checkpoint: 'yes' is not a bool"),
     ("model.llm=3", "model.llm: 3 is not a str"),
@@ -140,6 +139,11 @@ def test_a_wrong_override_is_refused_with_its_key_and_what_is_wrong(
     override: str, message: str
 ) -> None:
     assert refused(override) == [message]
+
+
+def test_a_key_that_takes_a_number_or_a_word_says_what_either_would_be() -> None:
+    said = ["model.visual_chunk: 0 is not at least 1", "model.visual_chunk: 0 is not one of auto"]
+    assert refused("model.visual_chunk=0") == said
 
 
 def test_every_error_of_every_override_comes_at_once() -> None:
