@@ -165,7 +165,7 @@ def _resolve_chunk(
         return memory.resolve_chunk(run, llm, frames, plan.world_size, bucket, gigabytes)
 
     decided = processes.do_on_main(accelerator, decide)
-    return decided, memory.say_chunk(run.model, decided.model, frames)
+    return decided, memory.say_chunk(run.model, decided.model)
 
 
 def _train(job: _Job) -> int:

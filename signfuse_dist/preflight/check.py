@@ -247,7 +247,7 @@ def _check_sizes(
         resolved = memory.resolve_chunk(run, *given, gigabytes)
         how = ""
         if run.model.streams != "skeletal":
-            how = memory.say_chunk(run.model, resolved.model, frames)
+            how = memory.say_chunk(run.model, resolved.model)
         need = memory.estimate(resolved, *given)
         findings.append(memory.judge_gpu(run.stage.name, need, frames, gigabytes, how))
     if known:

@@ -417,13 +417,11 @@ def _with_chunk(run: RunConfig, chunk: int | None) -> RunConfig:
     return replace(run, model=replace(run.model, visual_chunk=chunk))
 
 
-def say_chunk(asked: ModelConfig, resolved: ModelConfig, frames: int) -> str:
-    """Return in words how many frames go through the ResNet at once, and who decided it."""
-    chunk = resolved.visual_chunk
-    how = f"all {frames} frames at once" if chunk is None else f"chunks of {chunk} frames"
-    return (
-        f"ResNet: {how} (model.visual_chunk: {'null' if (a := asked.visual_chunk) is None else a})"
-    )
+def say_chunk(asked: ModelConfig, resolved: ModelConfig) -> str:
+    """Return in words how many frames go through the ResNet at once, and what was asked for."""
+    chunk, word = resolved.visual_chunk, asked.visual_chunk
+    how = "all frames at once" if chunk is None else f"{chunk} frames at once"
+    return f"ResNet: {how} (model.visual_chunk: {'null' if word is None else word})"
 
 
 def judge_gpu(

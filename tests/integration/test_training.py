@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 import torch
 
 from helpers.bare_loop import train_bare
@@ -181,6 +182,8 @@ def test_a_run_folder_describes_the_run_and_is_not_overwritten(
     assert resolved["zero_optimization"]["stage"] == 2
     assert '"auto"' not in (folder / "ds_config.json").read_text()
     assert json.loads((folder / "plan.json").read_text())["total_steps"] == STEPS
+    # `auto` on a CPU: all frames at once.
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["visual_chunk"] is None
     assert json.loads((folder / "versions.json").read_text())["deepspeed"]
     assert "adapter/adapter_model.safetensors" in read_state(folder / "model")["files"]
     usage = read_usage(folder / "model")

@@ -213,7 +213,7 @@ def test_a_shipped_experiment_fits_into_80_gb_as_it_is(experiment: str, llama: L
         resolved = resolve(run, llama, 80.0, frames)
         given = None if run.stage.name == "contrastive" else llama
         need = memory.estimate(resolved, given, frames, 4, 0)
-        how = memory.say_chunk(run.model, resolved.model, frames)
+        how = memory.say_chunk(run.model, resolved.model)
         finding = memory.judge_gpu(run.stage.name, need, frames, 80.0, how)
         assert finding.level == "ok", finding
         assert "model.visual_chunk: auto" in finding.value
