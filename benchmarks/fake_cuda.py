@@ -373,7 +373,7 @@ def fusion_part(config: ModelConfig, llm_dim: int) -> tuple[nn.Module, Loss]:
     def loss(batch: SignBatch) -> Tensor:
         streams = model.encode(batch)
         visual, skeletal = model.summarise(streams, "unimodal")
-        signs, _ = model.translate(streams)
+        signs, _ = model.embed_signs(streams)
         return visual.float().sum() + skeletal.float().sum() + signs.float().sum()
 
     return model, loss

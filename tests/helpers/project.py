@@ -101,7 +101,9 @@ STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 # What the project says before the first step line, by its first words.
 _SAID = re.compile(
     r"small, stage \w+ -> |  20 clips, 2 processes x |  5 steps an epoch, |  4 pairs in each |"
-    r"  \w+ +[\d,]+ parameters, |  ResNet: all frames at once |attention: |no MFU: |warning  |" + STAMP + "first step after "
+    r"  \w+ +[\d,]+ parameters, |  ResNet: all frames at once |attention: |no MFU: |warning  |"
+    + STAMP
+    + "first step after "
 )
 
 

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 import torch
+import yaml
 
 from helpers.bare_loop import train_bare
 from helpers.project import NUM_TRAIN, STAMP, Project, said_by_others
