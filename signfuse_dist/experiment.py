@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from signfuse_dist.config import (
     SCALES,
@@ -35,6 +35,7 @@ from signfuse_dist.errors import (
 from signfuse_dist.files import locate, package_files, parse_yaml, read_yaml, yaml_files
 
 _CHOICES = ("data", "model", "stage")
+T = TypeVar("T")
 
 
 def load_run(experiment: str, stage: str | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -99,18 +100,36 @@ def override(run: RunConfig, overrides: Sequence[str], section: str, *keys: str)
 
     Raises :class:`UserError` with every override that is wrong or of something else.
     """
-    sections = (section, *(key.partition(".")[0] for key in keys))
-    values: dict[str, dict[str, Any]] = {s: dataclasses.asdict(getattr(run, s)) for s in sections}
+    names = (section, *(key.partition(".")[0] for key in keys))
+    before = {name: getattr(run, name) for name in names}
+    return dataclasses.replace(run, **_overridden(before, overrides, (section, *keys), run.name))
+
+
+def override_section(name: str, value: T, overrides: Sequence[str], of: str) -> T:
+    """Return a section by itself, which is ``of`` something, with overrides as in :func:`override`.
+
+    Raises UserError likewise.
+    """
+    changed: T = _overridden({name: value}, overrides, (name,), of)[name]
+    return changed
+
+
+def _overridden(
+    before: Mapping[str, Any], overrides: Sequence[str], allowed: tuple[str, ...], of: str
+) -> dict[str, Any]:
+    """Return sections with overrides of the first of ``allowed``, and of the keys after it."""
+    section, *keys = allowed
+    values = {name: dataclasses.asdict(value) for name, value in before.items()}
     free = (f"{section}.", *(f"{key}=" for key in keys))
     others = [o for o in overrides if not o.startswith(free)]
-    allowed = " and ".join((f"{section}.key=value", *keys))
-    errors = [f"{other!r}: only {allowed} can be changed here" for other in others]
+    words = " and ".join((f"{section}.key=value", *keys))
+    errors = [f"{other!r}: only {words} can be changed here" for other in others]
     _merge_overrides(values, [o for o in overrides if o not in others], errors)
-    changed: dict[str, Any] = {
+    changed = {
         name: build_section(name, SECTIONS[name], fields, errors) for name, fields in values.items()
     }
-    raise_together(errors, f"{run.name}: the overrides have errors")
-    return dataclasses.replace(run, **changed)
+    raise_together(errors, f"{of}: the overrides have errors")
+    return changed
 
 
 def find_experiment(experiment: str) -> Path:

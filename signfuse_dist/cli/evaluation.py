@@ -128,7 +128,7 @@ def add_translate(command: argparse.ArgumentParser) -> None:
         "Print one JSON line a video: its path, the translation and what there is to say of the "
         "clip. Videos that cannot be read are named on standard error."
     )
-    _add_run_folder(command)
+    _add_model(command)
     command.add_argument(
         "videos",
         type=Path,
@@ -150,7 +150,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
         "Serve a page on this machine: the translation of a clip, the skeleton over the video, "
         "and the gate. Needs the extra `serve`. Uploads stay in a temporary folder."
     )
-    _add_run_folder(command)
+    _add_model(command)
     add_options(command, Server)
     add_options(command, Limits)
     add_pose_model(command)
@@ -214,6 +214,15 @@ class Protocol:
 
 def _add_run_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument("run_folder", type=Path, metavar="RUN", help="runs/EXPERIMENT/STAGE")
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="runs/EXPERIMENT/STAGE, the folder of a model, or a name of the model hub, OWNER/NAME",
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -355,22 +364,21 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _translate(options: argparse.Namespace) -> int:
-    from signfuse_dist.evaluation.asked import trained_run
+    from signfuse_dist.evaluation.asked import ask_model
     from signfuse_dist.evaluation.choices import Choices
 
     _refuse_not_above_zero(options, "nbest", "folder_fps")
     choices = from_options(Choices, options, pose_model=options.pose_model)
-    trained_run(options.run_folder, choices.decoding)
+    ask_model(options.model, choices.decoding)
     from signfuse_dist.evaluation.translate import translate_videos
 
-    return translate_videos(options.run_folder, options.videos, choices)
+    return translate_videos(options.model, options.videos, choices)
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from signfuse_dist.evaluation.asked import trained_run
+    from signfuse_dist.evaluation.asked import ask_model
     from signfuse_dist.evaluation.choices import Limits, Server
 
-    trained_run(options.run_folder)
     limits = ("max_seconds", "max_work_seconds", "max_pixels", "max_frames")
     quotas = ("max_megabytes", "max_waiting", "max_kept_megabytes")
     _refuse_not_above_zero(options, *limits, *quotas)
@@ -381,9 +389,10 @@ def _serve(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     server = from_options(Server, options, limits=from_options(Limits, options))
+    ask_model(options.model, server.decoding)
     from signfuse_dist.serve.page import serve
 
-    return serve(options.run_folder, server, options.pose_model)
+    return serve(options.model, server, options.pose_model)
 
 
 def _refuse_absent(*paths: Path | None) -> None:

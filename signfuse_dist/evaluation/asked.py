@@ -7,7 +7,7 @@ is what it is: the same again is answered from its files, and another one gets a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.evaluation.controls import CONTROLS
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import SplitScores, read_split_scores
-from signfuse_dist.experiment import load_resolved, override
+from signfuse_dist.experiment import load_resolved, override, override_section
 from signfuse_dist.files import checksum
+from signfuse_dist.model.place import is_model, local
+from signfuse_dist.model.usage import Usage, read_usage
 from signfuse_dist.run_folder import EvaluationFolder, RunFolder
 from signfuse_dist.stages import needs_language_model
 
@@ -42,6 +44,51 @@ def trained_run(run_folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not needs_language_model(run.stage.name):
         raise UserError(f"{run_folder}: the {run.stage.name} stage has no LLM and cannot translate")
     return run
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """A model that is asked to translate: that of a run, or one that stands alone.
+
+    Attributes:
+        folder: the model's.
+        usage: how clips are brought to it, with the decoding that is asked for.
+        run: None for a model that stands alone.
+    """
+
+    folder: Path
+    usage: Usage
+    run: RunConfig | None
+
+
+def ask_model(place: Path, overrides: Sequence[str] = ()) -> AskedModel:
+    """Return the model at ``place``: a run folder, a folder of a model, or a name of the model hub.
+
+    ``overrides`` are ``evaluation.key=value``; for a run, also what :func:`trained_run` takes.
+    Raises UserError when there is none that can translate, or an override is wrong.
+    """
+    if _is_of_a_run(place):
+        run, folder = trained_run(place, overrides), RunFolder(place).model
+        said = read_usage(folder)
+        extraction = (None, None) if said is None else (said.extractor, said.extractor_version)
+        return AskedModel(folder, Usage.of(run, *extraction), run)
+    folder = local(place)
+    usage = read_usage(folder)
+    if usage is None:
+        raise UserError(
+            f"{place}: a model that does not say how clips are brought to it, as those of earlier "
+            "versions do not: give the run folder that it is of, runs/EXPERIMENT/STAGE"
+        )
+    decoding = override_section("evaluation", usage.decoding, overrides, str(place))
+    return AskedModel(folder, replace(usage, decoding=decoding), None)
+
+
+def _is_of_a_run(place: Path) -> bool:
+    """Return whether a run is meant; what is no folder may be a model of the hub, OWNER/NAME."""
+    if place.is_dir():
+        return not is_model(place)
+    # Where OWNER is a folder here, such as runs, what is behind it is a folder that is not there.
+    return len(place.parts) != 2 or place.parent.exists()
 
 
 @dataclass(frozen=True)

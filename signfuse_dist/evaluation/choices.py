@@ -8,8 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from signfuse_dist.data.clock import VideoError
+
+
+def _decoding() -> Any:
+    return field(
+        default=(),
+        metadata={
+            "nargs": "+",
+            "metavar": "evaluation.key=value",
+            "help": "other decoding than that of training, such as evaluation.num_beams=8",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -34,14 +46,7 @@ class Choices:
         default=1,
         metadata={"help": "translations a video (default: %(default)s; at most the beams)"},
     )
-    decoding: Sequence[str] = field(
-        default=(),
-        metadata={
-            "nargs": "+",
-            "metavar": "evaluation.key=value",
-            "help": "other decoding than the run's, such as evaluation.num_beams=8",
-        },
-    )
+    decoding: Sequence[str] = _decoding()
     out: Path | None = field(
         default=None,
         metadata={
@@ -148,3 +153,4 @@ class Server:
             "(default: localhost, --host, and addresses in numbers)",
         },
     )
+    decoding: Sequence[str] = _decoding()

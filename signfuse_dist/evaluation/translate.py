@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import simplejpeg
@@ -19,7 +19,7 @@ import torch
 
 from signfuse_dist import device
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import DataConfig
+from signfuse_dist.config import Crop
 from signfuse_dist.corpora import VIDEO_SUFFIXES, Box, ClipRow, FolderFrames, boxed
 from signfuse_dist.data.clock import VideoError
 from signfuse_dist.data.encode import encode_clip
@@ -27,19 +27,21 @@ from signfuse_dist.data.frame_folder import IMAGE_SUFFIXES
 from signfuse_dist.data.joints import Joints, JointsFile, PoseExtractor
 from signfuse_dist.data.loader import collate
 from signfuse_dist.data.manifest import PackConfig, Packing
-from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.data.shard import Clip, EncodedClip
 from signfuse_dist.data.video import VideoFile, open_video
 from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
+from signfuse_dist.evaluation.extractors import difference, extractor_for
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
-from signfuse_dist.files import at_path, checksum, write_text
+from signfuse_dist.experiment import override_section
+from signfuse_dist.files import STATE, at_path, checksum, write_text
 from signfuse_dist.locks import held
+from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.model.usage import Usage
 from signfuse_dist.plan import spread_frames
 from signfuse_dist.progress import Progress
-from signfuse_dist.run_folder import RunFolder
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 _FLAGS = {
@@ -57,6 +59,8 @@ _FLAGS = {
     "the model was trained on are cut around boxes of the corpus",
     "hand_outside_box": "at times a hand lies outside the part of the picture that the model saw",
 }
+
+_TOGETHER = 4  # batches of clips that are read before they are translated
 
 
 def find_videos(places: Sequence[Path]) -> list[Path]:
@@ -144,11 +148,31 @@ class NewClip:
         return flag not in told and "no_person" in self.encoded.record["flags"]
 
 
+class ClipFormat(Protocol):
+    """How clips are packed: as a model's usage says it, or a run's section ``data``."""
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second; None: the rate of each video."""
+
+    @property
+    def frame_size(self) -> int:
+        """Side of the square, in pixels."""
+
+    @property
+    def crop(self) -> Crop:
+        """What of the picture is in it."""
+
+    @property
+    def max_frames(self) -> int:
+        """Longer clips are sampled down to as many."""
+
+
 @dataclass(frozen=True)
 class ClipReader:
     """Reads new clips as the packer would read them; picklable until its first clip."""
 
-    data: DataConfig
+    data: ClipFormat
     extractor: PoseExtractor | None
     """None: each clip comes with a file of joints."""
     folder_fps: float | None = None
@@ -231,8 +255,10 @@ def read_source(reader: ClipReader, source: Source, report: Report) -> NewClip |
         return str(e)
 
 
-def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices) -> int:
+def translate_videos(model: Path, places: Sequence[Path], choices: Choices) -> int:
     """Write a JSON line for each video at ``places``, in their order; return 0, or 1 after errors.
+
+    ``model`` is a run folder, the folder of a model, or a name of the model hub.
 
     A line holds ``video``, ``translation``, ``num_frames``, ``flags``, ``notes``, ``model`` (a
     checksum of it), ``decoding`` and, with ``nbest`` above 1, ``candidates`` with their scores.
@@ -242,20 +268,53 @@ def translate_videos(run_folder: Path, places: Sequence[Path], choices: Choices)
     candidates than beams.
     """
     sources = _sources(find_videos(places), choices)
-    translator = load_translator(run_folder, device.choose(), choices.decoding)
-    beams = translator.run.evaluation.num_beams
+    translator = load_translator(model, device.choose(), choices.decoding)
+    beams = translator.usage.decoding.num_beams
     if choices.nbest > beams:  # before minutes of reading videos
         raise UserError(
             f"--nbest {choices.nbest}: evaluation.num_beams is {beams}; add "
             f"--decoding evaluation.num_beams={choices.nbest}"
         )
-    if choices.box is not None and translator.run.data.crop != "box":
+    if choices.box is not None and translator.usage.crop != "box":
         raise UserError(
-            f"--box: data.crop of {run_folder} is {translator.run.data.crop}, so the model was not "
+            f"--box: data.crop of {model} is {translator.usage.crop}, so the model was not "
             "trained on boxes; leave it out"
         )
     with _writing_alone(choices.out):
-        return _translate(run_folder, translator, sources, choices)
+        return _translate(translator, sources, choices)
+
+
+def sentences(
+    model: SignFuse,
+    videos: Sequence[Path],
+    choices: Choices,
+    say: Callable[[str], object],
+) -> list[str]:
+    """Return the translation of each video: :meth:`.SignFuse.translate`.
+
+    ``choices.decoding`` differs from the decoding of training; of what a reader should know of the
+    clips each is said. Raises UserError for a model that does not say how clips are brought to it,
+    and naming the first video that cannot be read.
+    """
+    usage = model.usage
+    if usage is None:
+        raise UserError(
+            "the model does not say how clips are brought to it (usage.json): load the folder "
+            "model/ of a run that this version has trained"
+        )
+    decoding = override_section("evaluation", usage.decoding, choices.decoding, "translate")
+    translator = Translator(model, replace(usage, decoding=decoding))
+    reader = reader_for(usage, choices.pose_model, with_joints=choices.joints is not None, say=say)
+
+    def clips() -> Iterator[tuple[Path, NewClip]]:
+        for source, clip in _in_order(reader, _sources(videos, choices), choices.workers):
+            if not isinstance(clip, NewClip):
+                raise UserError(f"{source.video}: {_why(clip)}")
+            for note in clip.notes:
+                say(f"{source.video}: {note}")
+            yield source.video, clip
+
+    return [translation.text for _, _, translation in translated(translator, clips())]
 
 
 @contextmanager
@@ -270,22 +329,66 @@ def _writing_alone(out: Path | None) -> Iterator[None]:
         yield
 
 
-def _translate(
-    run_folder: Path, translator: Translator, sources: Sequence[Source], choices: Choices
-) -> int:
-    by = _made_by(run_folder, translator)
+def _translate(translator: Translator, sources: Sequence[Source], choices: Choices) -> int:
+    by = _made_by(translator)
     done = _already(choices.out, by, choices.nbest)
     waiting = [source for source in sources if str(source.video) not in done]
     if len(waiting) < len(sources):
         print(
             f"{choices.out}: holds {len(sources) - len(waiting)} of {len(sources)}", file=sys.stderr
         )
-    extractor = None if choices.joints is not None else choose_extractor(choices.pose_model)
-    reader = ClipReader(translator.run.data, extractor, choices.folder_fps)
+    reader = reader_for(
+        translator.usage,
+        choices.pose_model,
+        with_joints=choices.joints is not None,
+        folder_fps=choices.folder_fps,
+        say=lambda note: print(f"note: {note}", file=sys.stderr),
+    )
     with Progress("translating", len(waiting), "clip") as progress:
         clips = _read_all(reader, waiting, choices.workers, progress)
         failed = len(waiting) - _write_all(translator, clips, choices, by, progress)
     return 1 if failed else 0
+
+
+def reader_for(
+    usage: Usage,
+    pose_model: Path | None,
+    *,
+    say: Callable[[str], object],
+    with_joints: bool = False,
+    folder_fps: float | None = None,
+    limits: Limits | None = None,
+) -> ClipReader:
+    """Return what reads new clips for a model, and ``say`` where their joints come from elsewhere.
+
+    ``with_joints``: each clip comes with a file of them. Raises UserError when there is no pose
+    extractor.
+    """
+    extractor = None if with_joints else extractor_for(usage, pose_model)
+    differs = difference(usage, extractor)
+    if differs is not None:
+        say(differs)
+    return ClipReader(usage, extractor, folder_fps, limits)
+
+
+def translated(
+    translator: Translator, clips: Iterator[tuple[Path, NewClip]], nbest: int = 1
+) -> Iterator[tuple[Path, NewClip, Translation]]:
+    """Translate clips in batches of ``evaluation.batch_size``, and yield them in their order.
+
+    As an evaluation does, clips of like lengths are computed together, so that little is padding;
+    here among :data:`_TOGETHER` batches that were read.
+    """
+    size = translator.usage.decoding.batch_size
+    while read := list(islice(clips, size * _TOGETHER)):
+        longest_first = sorted(range(len(read)), key=lambda i: -len(read[i][1].chosen))
+        found: dict[int, Translation] = {}
+        for start in range(0, len(read), size):
+            places = longest_first[start : start + size]
+            batch = join([read[place][1] for place in places])
+            found.update(zip(places, translator.translate(batch, nbest), strict=True))
+        for place, (video, clip) in enumerate(read):
+            yield video, clip, found[place]
 
 
 def join(clips: Sequence[NewClip]) -> SignBatch:
@@ -315,11 +418,12 @@ def _box(text: str) -> Box | None:
         raise UserError(f"--box: {error}") from error
 
 
-def _made_by(run_folder: Path, translator: Translator) -> dict[str, Any]:
+def _made_by(translator: Translator) -> dict[str, Any]:
     """Return what every line says of the model and of how it was asked."""
-    asked = translator.run.evaluation
+    asked = translator.usage.decoding
+    assert translator.folder is not None
     return {
-        "model": checksum(RunFolder(run_folder).model_state)[:16],  # which holds those of its files
+        "model": checksum(translator.folder / STATE)[:16],  # which holds those of its files
         "decoding": {
             "num_beams": asked.num_beams,
             "length_penalty": asked.length_penalty,
@@ -354,6 +458,18 @@ def _read_all(
     progress: Progress,
 ) -> Iterator[tuple[Path, NewClip]]:
     """Yield the clips that can be read in the order of ``sources``, and name the others."""
+    for source, clip in _in_order(reader, sources, workers):
+        if isinstance(clip, NewClip):
+            yield source.video, clip
+            continue
+        progress.print(f"error: {source.video}: {_why(clip)}", sys.stderr)
+        progress.advance()
+
+
+def _in_order(
+    reader: ClipReader, sources: Sequence[Source], workers: int
+) -> Iterator[tuple[Source, NewClip | str | Death]]:
+    """Yield each source with its clip, or with what is wrong with it."""
     pool: WorkerPool[Source, NewClip | str] = WorkerPool(
         partial(read_source, reader), workers, lambda name, finished: None
     )
@@ -362,14 +478,12 @@ def _read_all(
     for number, result in pool.run(sources):
         early[number] = result
         while following in early:
-            clip, video = early.pop(following), sources[following].video
+            yield sources[following], early.pop(following)
             following += 1
-            if isinstance(clip, NewClip):
-                yield video, clip
-                continue
-            why = f"a process died ({clip.how})" if isinstance(clip, Death) else clip
-            progress.print(f"error: {video}: {why}", sys.stderr)
-            progress.advance()
+
+
+def _why(failure: str | Death) -> str:
+    return f"a process died ({failure.how})" if isinstance(failure, Death) else failure
 
 
 def _write_all(
@@ -386,13 +500,11 @@ def _write_all(
         if choices.out:
             opened.enter_context(at_path(choices.out))
             file = opened.enter_context(choices.out.open("a", encoding="utf-8"))
-        while batch := list(islice(clips, translator.run.evaluation.batch_size)):
-            translations = translator.translate(join([clip for _, clip in batch]), choices.nbest)
-            for (video, clip), translation in zip(batch, translations, strict=True):
-                line = json.dumps(_line(video, translation, clip, by), ensure_ascii=False)
-                progress.print(line, file)
-            progress.advance(len(batch))
-            written += len(batch)
+        for video, clip, translation in translated(translator, clips, choices.nbest):
+            line = json.dumps(_line(video, translation, clip, by), ensure_ascii=False)
+            progress.print(line, file)
+            progress.advance()
+            written += 1
     return written
 
 

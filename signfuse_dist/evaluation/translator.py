@@ -1,9 +1,9 @@
-"""A trained stage, loaded and ready to translate batches."""
+"""A trained model, loaded and ready to translate batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import RunConfig
-from signfuse_dist.evaluation.asked import trained_run
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.asked import ask_model
 from signfuse_dist.model import saved
 from signfuse_dist.model.attention import choose_for, recorded_weights
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.run_folder import RunFolder
+from signfuse_dist.model.usage import Usage
 
 # The directions of Eq. 8-9, as attention.npz and the fusions of one direction name them.
 DIRECTIONS = ("visual_from_skeletal", "skeletal_from_visual")
@@ -37,10 +37,17 @@ class Translation:
 
 
 class Translator:
-    """A trained stage, ready to translate batches."""
+    """A trained model, ready to translate batches.
 
-    def __init__(self, run: RunConfig, model: SignFuse) -> None:
-        self.run, self.model = run, model.eval()
+    Attributes:
+        model: in evaluation mode.
+        usage: how clips are brought to it and decoded.
+        folder: that it was loaded from; None for one that was handed over.
+        device: where it computes.
+    """
+
+    def __init__(self, model: SignFuse, usage: Usage, folder: Path | None = None) -> None:
+        self.model, self.usage, self.folder = model.eval(), usage, folder
         self.device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -53,7 +60,7 @@ class Translator:
         assert tokenizer is not None
         batch = batch.to(self.device)
         with self._precision():
-            decoded = self.model.decode(batch, self.run.evaluation, num_candidates)
+            decoded = self.model.decode(batch, self.usage.decoding, num_candidates)
         gates: list[NDArray[np.float32] | None] = [None] * len(batch.ids)
         if decoded.gate is not None:
             rows, lengths = decoded.gate.float().cpu().numpy(), decoded.step_lengths.tolist()
@@ -85,23 +92,29 @@ class Translator:
         }
 
     def _precision(self) -> torch.autocast:
-        bf16 = self.run.train.precision == "bf16"
+        bf16 = self.usage.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
 
-def load_translator(
-    run_folder: Path, device: torch.device, overrides: Sequence[str] = ()
-) -> Translator:
-    """Load ``RUN/model`` with the configuration of the run.
+def load_translator(place: Path, device: torch.device, overrides: Sequence[str] = ()) -> Translator:
+    """Load the model of a run folder, of a folder of its own or of the model hub.
 
-    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings, and
-    ``data.stage_to``, which is the machine's.
+    ``overrides`` are ``evaluation.key=value``, what differs from the run's decoding settings, and,
+    for a run, ``data.stage_to``, which is the machine's.
     Raises UserError when one is wrong, or the model is missing, damaged or of the first stage.
     """
-    run, folder = trained_run(run_folder, overrides), RunFolder(run_folder)
+    asked = ask_model(place, overrides)
+    if asked.run is not None:
+        # The LLM may have moved since: the run's configuration says where it is now.
+        config = asked.run.model
+        moved = {key: getattr(config, key) for key in saved.MOVABLE}
+    else:
+        # It may come from a machine with other attention kernels.
+        config = replace(saved.read_config(asked.folder).model, attention="auto")
+        moved = {"attention": "auto"}
     # Or say why not, at once.
-    choose_for(run.model, run.train.precision, device, run.data.max_frames)
-    # The LLM may have moved since: the run's configuration says where it is now.
-    moved = {key: getattr(run.model, key) for key in saved.MOVABLE}
-    model = SignFuse.from_pretrained(folder.model, **moved)
-    return Translator(run, model.to(device))
+    choose_for(config, asked.usage.precision, device, asked.usage.max_frames)
+    model = SignFuse.from_pretrained(asked.folder, **moved)
+    if model.tokenizer is None:
+        raise UserError(f"{place}: a model of the encoders alone, without LLM; it cannot translate")
+    return Translator(model.to(device), asked.usage, asked.folder)

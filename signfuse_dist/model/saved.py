@@ -20,8 +20,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
@@ -31,6 +29,7 @@ from signfuse_dist.errors import UserError, raise_together, refuse_unknown
 from signfuse_dist.files import read_state, write_folder
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
 from signfuse_dist.model.llm_identity import refer
+from signfuse_dist.model.place import ADAPTER, CONFIG, WEIGHTS, local
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.usage import USAGE, read_usage
 from signfuse_dist.weights import (
@@ -123,8 +122,7 @@ def read_config(folder: Any) -> SignFuseConfig:
         raise UserError(f"{folder}: its config.json cannot be read: {e}") from e
 
 
-_CONFIG, _WEIGHTS, _ADAPTER = "config.json", "model.safetensors", "adapter"
-_ADAPTER_WEIGHTS = f"{_ADAPTER}/adapter_model.safetensors"
+_ADAPTER_WEIGHTS = f"{ADAPTER}/adapter_model.safetensors"
 # What may differ where a model is loaded: where its LLM is and how the numbers are computed.
 MOVABLE = names_with("model", "load")
 # What a stage may change of the one before: also how the LLM is adapted and asked, and whose
@@ -174,12 +172,12 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any]) -> None:
         config.llm = str(Path(config.llm).absolute())  # read from other working folders too
     contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
     writers: dict[str, Any] = {
-        _CONFIG: lambda path: path.write_text(config.to_json_string(), encoding="utf-8"),
-        _WEIGHTS: lambda path: save_tensors(contiguous, path, {"format": "pt"}),
+        CONFIG: lambda path: path.write_text(config.to_json_string(), encoding="utf-8"),
+        WEIGHTS: lambda path: save_tensors(contiguous, path, {"format": "pt"}),
     }
     adapted = _peft(model)
     if adapted is not None:
-        writers[_ADAPTER] = lambda path: _save_adapter(adapted, config, path)
+        writers[ADAPTER] = lambda path: _save_adapter(adapted, config, path)
     usage = model.usage
     if usage is not None:
         writers[USAGE] = lambda path: path.write_text(usage.to_json(), encoding="utf-8")
@@ -191,7 +189,7 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
     unknown = sorted(changes.keys() - set(MOVABLE))
     if unknown:
         raise UserError(f"{unknown} cannot be changed where a model is loaded, only {MOVABLE}")
-    folder = _local(name, revision)
+    folder = local(name, revision)
     files, config = _read(folder)
     usage = read_usage(folder) if USAGE in files else None
     numbers = dataclasses.replace(config.model, **changes)
@@ -199,7 +197,7 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
         numbers = dataclasses.replace(numbers, llm_revision=config.llm_commit)
     model, _ = build(numbers, config.llm_fingerprint is not None, config.max_frames)
     _refuse_another_llm(model, config, folder)
-    load_exactly(load_tensors(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS)
+    load_exactly(load_tensors(folder / WEIGHTS), own_state(model), model, folder / WEIGHTS)
     if _ADAPTER_WEIGHTS in files:
         _load_adapter(folder, model)
     model.usage = usage
@@ -223,14 +221,14 @@ def load_into(folder: Path, model: SignFuse, may_miss: tuple[str, ...] = ()) -> 
     if _ADAPTER_WEIGHTS in files:
         raise UserError(f"{folder} holds LoRA matrices, which no stage starts from")
     load_exactly(
-        load_tensors(folder / _WEIGHTS), own_state(model), model, folder / _WEIGHTS, may_miss
+        load_tensors(folder / WEIGHTS), own_state(model), model, folder / WEIGHTS, may_miss
     )
 
 
 def _read(folder: Path) -> tuple[dict[str, str], SignFuseConfig]:
     """Return the files of a saved model, every checksum compared, and its configuration."""
     files = read_state(folder)["files"]
-    for name in (_CONFIG, _WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         if name not in files:
             raise UserError(f"{folder}: its state.json lists no {name}")
     return files, read_config(folder)
@@ -238,21 +236,10 @@ def _read(folder: Path) -> tuple[dict[str, str], SignFuseConfig]:
 
 def _is_saved_model(folder: Path) -> bool:
     try:
-        text = (folder / _CONFIG).read_text(encoding="utf-8")
+        text = (folder / CONFIG).read_text(encoding="utf-8")
         return json.loads(text)["model_type"] == SignFuseConfig.model_type  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-
-
-def _local(name: str | Path, revision: str | None) -> Path:
-    """Return the folder of a model, downloaded from the hub when it is no folder here."""
-    if Path(name).is_dir():
-        return Path(name)
-    patterns = [_CONFIG, _WEIGHTS, f"{_ADAPTER}/*", USAGE, "state.json"]
-    try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=patterns))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as e:
-        raise UserError(f"{name}: no folder of a saved model, nor one of the model hub") from e
 
 
 def _refuse_another_llm(model: SignFuse, config: SignFuseConfig, folder: Path) -> None:

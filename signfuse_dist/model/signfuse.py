@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -197,6 +198,46 @@ class SignFuse(nn.Module):
         if self.visual is None or self.skeletal is None:
             gate = None
         return self.adapter(self.temporal(fused, streams.step_lengths)), gate
+
+    def translate(
+        self,
+        videos: Sequence[str | Path],
+        *,
+        joints: Sequence[str | Path] | None = None,
+        pose_model: str | Path | None = None,
+        workers: int = 0,
+        **decoding: Any,
+    ) -> list[str]:
+        """Return the sentence of each clip; it is cut and scaled as the training clips were.
+
+        A warning says what a reader should know of a clip, and where joints come from elsewhere
+        than those of training.
+
+        Args:
+            videos: files, or folders of frames; a corpus is for `signfuse translate`, which goes on
+                after a clip that cannot be read.
+            joints: an ``.npz`` for each video, in place of MediaPipe.
+            pose_model: MediaPipe's model file, where it brings none.
+            workers: processes that decode and find joints; 0: none beside this one.
+            decoding: ``num_beams``, ``max_new_tokens``, ``length_penalty``, ``batch_size``, where
+                they differ from those of the run that trained the model.
+
+        Raises :class:`~signfuse_dist.errors.UserError` naming a clip that cannot be read, and for a
+        model without LLM, or one that was saved by no run: it knows no frame rate.
+        """
+        from signfuse_dist.evaluation.choices import Choices
+        from signfuse_dist.evaluation.translate import sentences  # which loads models
+
+        choices = Choices(
+            joints=None if joints is None else [Path(path) for path in joints],
+            decoding=[f"evaluation.{key}={value}" for key, value in decoding.items()],
+            workers=workers,
+            pose_model=None if pose_model is None else Path(pose_model),
+        )
+        if isinstance(videos, (str, Path)):
+            raise UserError(f"translate({str(videos)!r}): give a list of videos, [{videos!r}]")
+        paths = [Path(video) for video in videos]
+        return sentences(self, paths, choices, lambda note: warnings.warn(note, stacklevel=5))
 
     @torch.no_grad()
     def generate(self, batch: SignBatch, **settings: Any) -> Tensor:

@@ -14,16 +14,20 @@ from typing import Any, TypeVar
 from pydantic.dataclasses import dataclass
 
 from signfuse_dist.config import RunConfig
+from signfuse_dist.data.joints import JointsFile
+from signfuse_dist.data.manifest import NO_EXTRACTOR
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import in_order
 from signfuse_dist.evaluation.scores import Scores, SplitScores, read_split_scores
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import read_json, write_text
 from signfuse_dist.locks import held
+from signfuse_dist.model.usage import Usage, read_usage
 from signfuse_dist.records import read_record
 from signfuse_dist.report.inputs import PlanFacts, read_log, read_plan
 from signfuse_dist.report.markup import LANGUAGE, environment
 from signfuse_dist.run_folder import RunFolder
+from signfuse_dist.skeleton import JOINT_LAYOUT
 
 Rows = list[tuple[str, str]]
 _T = TypeVar("_T")
@@ -63,13 +67,15 @@ def _content(folder: Path) -> dict[str, Any]:
     plan = _attempt(files.plan, read_plan, PlanFacts(), missing)
     no_versions: dict[str, Any] = {}
     versions = _attempt(files.versions, _read_object, no_versions, missing)
+    usage = _attempt(files.model, read_usage, None, missing)
     translates = saved.llm_fingerprint is not None
     return {
         "front_matter": _front_matter(run, translates),
         "title": f"{run.name}, stage {run.stage.name}",
         "translates": translates,
         "adapted": (files.model / "adapter").is_dir(),
-        "data": _data(run, plan),
+        "joints_in_files": usage is not None and usage.extractor == JointsFile.name,
+        "data": _data(run, plan, usage),
         "training": _training(run, plan, _last_losses(folder)),
         "model": _model(run, saved, translates),
         "splits": _splits(folder, missing),
@@ -88,7 +94,7 @@ def _front_matter(run: RunConfig, translates: bool) -> str:
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in sorted(known.items()))
 
 
-def _data(run: RunConfig, plan: PlanFacts) -> Rows:
+def _data(run: RunConfig, plan: PlanFacts, usage: Usage | None) -> Rows:
     data = run.data
     return [
         ("corpus", data.corpus),
@@ -100,7 +106,20 @@ def _data(run: RunConfig, plan: PlanFacts) -> Rows:
             f"{'the rate of each video' if data.fps is None else f'{data.fps:g} a second'}",
         ),
         ("longest clip", f"{data.max_frames} frames; longer ones are sampled down"),
+        ("joints", _joints(usage)),
+        ("licence of the corpus", data.licence or "not stated"),
     ]
+
+
+def _joints(usage: Usage | None) -> str:
+    if usage is None or usage.extractor is None:
+        return JOINT_LAYOUT
+    found = f"found by {usage.joints_from}"
+    if usage.extractor == JointsFile.name:
+        found = "of files beside the clips"
+    elif usage.extractor == NO_EXTRACTOR:
+        found = "none"
+    return f"{usage.joint_layout}, {found}"
 
 
 def _training(run: RunConfig, plan: PlanFacts, losses: str) -> Rows:
@@ -152,6 +171,7 @@ def _model(run: RunConfig, saved: _SavedModel, translates: bool) -> Rows:
     if translates:
         rows += [
             ("language model", model.llm),
+            ("its licence", model.llm_licence or "not stated"),
             ("its revision", str(saved.llm_commit or "a folder, no revision")),
             ("its fingerprint", str(saved.llm_fingerprint)),
             ("prompt", model.prompt),

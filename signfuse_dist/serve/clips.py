@@ -106,7 +106,7 @@ class ClipTranslator:
         os.close(handle)
         try:
             clip = self._reading.read(Upload(video, Path(overlay)))
-            count = min(_NUM_CANDIDATES, self._translator.run.evaluation.num_beams)
+            count = min(_NUM_CANDIDATES, self._translator.usage.decoding.num_beams)
             (translation,) = self._translator.translate(join([clip]), count)
         except BaseException:
             Path(overlay).unlink(missing_ok=True)

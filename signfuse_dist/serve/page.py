@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from signfuse_dist import device
-from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Server
-from signfuse_dist.evaluation.translate import ClipReader
+from signfuse_dist.evaluation.translate import reader_for
 from signfuse_dist.evaluation.translator import load_translator
 from signfuse_dist.serve.clips import ClipTranslator, read_upload
 from signfuse_dist.serve.door import KEPT_SECONDS, Door, sweep
@@ -71,16 +71,21 @@ def _as_it_is(payload: Any) -> str | None:
     return None if payload is None else str(payload.path)
 
 
-def serve(run_folder: Path, server: Server, pose_model: Path | None) -> int:
+def serve(model: Path, server: Server, pose_model: Path | None) -> int:
     """Serve the page until ctrl-C or TERM, either of which is raised as KeyboardInterrupt.
 
-    Uploads are in a temporary folder that is removed at the end. Raises UserError when there is no
+    ``model`` is a run folder, the folder of a model, or a name of the model hub. Uploads are in a
+    temporary folder that is removed at the end. Raises UserError when there is no
     model, no MediaPipe, no gradio, or the port is taken.
     """
     _require_gradio()
-    translator = load_translator(run_folder, device.choose())
-    extractor = choose_extractor(pose_model)
-    reader = ClipReader(translator.run.data, extractor, limits=server.limits)
+    translator = load_translator(model, device.choose(), server.decoding)
+    reader = reader_for(
+        translator.usage,
+        pose_model,
+        limits=server.limits,
+        say=lambda note: print(f"note: {note}", file=sys.stderr),
+    )
     reading = ReadingProcess(partial(read_upload, reader), server.limits.max_work_seconds)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="signfuse-serve-") as folder, closing(reading):

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from helpers.project import Project
+from signfuse_dist.data.joints import JointsFile
 from signfuse_dist.experiment import load_run
 from signfuse_dist.model import saved
+from signfuse_dist.model.usage import Usage
 from signfuse_dist.objective import prepare
 from signfuse_dist.plan import make_plan
 from signfuse_dist.run_folder import begin
@@ -27,5 +29,6 @@ def write_run(project: Project, output: Path, *words: str, seed: int = 6) -> Pat
                 scale = 4.0 if "lora_" in name else 0.5
                 parameter.add_(scale * torch.randn_like(parameter))
     begin(run, make_plan(20, run.stage, run.train, 1), None, main=True)
+    model.usage = Usage.of(run, JointsFile.name, JointsFile.version)
     model.save_pretrained(run.folder / "model")
     return run.folder

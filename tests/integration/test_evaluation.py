@@ -25,6 +25,7 @@ from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import open_split
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation import evaluate as evaluate_module
+from signfuse_dist.evaluation.asked import trained_run
 from signfuse_dist.evaluation.evaluate import Processes, evaluate
 from signfuse_dist.evaluation.translator import Translator, load_translator
 from signfuse_dist.experiment import load_run
@@ -89,7 +90,7 @@ def test_evaluation_writes_sentences_scores_and_gates(folder: Path, evaluated: P
 
 
 def _split(folder: Path) -> tuple[str, Any]:
-    run = load_translator(folder, torch.device("cpu")).run
+    run = trained_run(folder)
     return run.shards("test"), run.data
 
 

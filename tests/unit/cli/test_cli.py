@@ -56,11 +56,11 @@ ARGUMENTS = {
         "--json --method --num-samples --seed --seeds --published --baselines",
     "report": "run_folder --split --name",
     "translate":
-        "run_folder videos --joints --box --nbest --decoding --out --workers --folder-fps "
+        "model videos --joints --box --nbest --decoding --out --workers --folder-fps "
         "--pose-model",
     "serve":
-        "run_folder --host --port --max-megabytes --max-waiting --max-kept-megabytes --allow-host "
-        "--max-seconds --max-work-seconds --max-pixels --max-frames --pose-model",
+        "model --host --port --max-megabytes --max-waiting --max-kept-megabytes --allow-host "
+        "--decoding --max-seconds --max-work-seconds --max-pixels --max-frames --pose-model",
     "ablate":
         "names experiment overrides --seeds --split --plan --collect --parameters --launch "
         "--num-processes --parallel --task-id --num-tasks",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import simplejpeg
 
 from helpers.little_clips import write_video
 from helpers.signers import InTheMiddle
+from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import DataConfig
 from signfuse_dist.corpora import Box
+from signfuse_dist.data.joints import NoJoints
 from signfuse_dist.data.video import VideoFile
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
-from signfuse_dist.evaluation.translate import ClipReader, _sources
+from signfuse_dist.evaluation.translate import ClipReader, NewClip, _sources, translated
+from signfuse_dist.evaluation.translator import Translation
 
 DATA = DataConfig(
     corpus="table",
@@ -116,3 +121,37 @@ def test_a_clip_of_more_frames_than_allowed_is_refused(video: Path) -> None:
     ClipReader(DATA, InTheMiddle(), limits=Limits(max_frames=6)).read(video)
     with pytest.raises(UserError, match="the clip has more than 5 frames"):
         ClipReader(DATA, InTheMiddle(), limits=Limits(max_frames=5)).read(video)
+
+
+class Counts:
+    """Stands for the translator: a sentence is the number of frames that it saw."""
+
+    usage = SimpleNamespace(decoding=SimpleNamespace(batch_size=2))
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def translate(self, batch: SignBatch, nbest: int) -> list[Translation]:
+        lengths = batch.frame_lengths.tolist()
+        self.batches.append(lengths)
+        return [Translation(i, str(n), None) for i, n in zip(batch.ids, lengths, strict=True)]
+
+
+def test_clips_of_like_lengths_are_computed_together_and_come_in_their_order(
+    tmp_path: Path,
+) -> None:
+    lengths = (1, 5, 2, 6, 1, 5, 2, 6, 3)
+    videos = [write_video(tmp_path / f"{i}.mp4", n) for i, n in enumerate(lengths)]
+    reader, translator = ClipReader(DATA, NoJoints()), Counts()
+    read: list[Path] = []
+
+    def clips() -> Iterator[tuple[Path, NewClip]]:
+        for video in videos:
+            read.append(video)
+            yield video, reader.read(video)
+
+    found = translated(translator, clips())
+    assert next(found)[0] == videos[0]
+    assert read == videos[:8]  # four batches, and not the ninth clip yet
+    assert translator.batches == [[6, 6], [5, 5], [2, 2], [1, 1]]
+    assert [t.text for _, _, t in found] == [str(n) for n in lengths[1:]]

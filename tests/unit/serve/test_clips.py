@@ -41,8 +41,8 @@ class Model:
     """Stands for the translator: keeps what it is shown."""
 
     seen: list[SignBatch] = field(default_factory=list)
-    run: Any = field(
-        default_factory=lambda: SimpleNamespace(evaluation=SimpleNamespace(num_beams=1))
+    usage: Any = field(
+        default_factory=lambda: SimpleNamespace(decoding=SimpleNamespace(num_beams=1))
     )
 
     def translate(self, batch: SignBatch, count: int) -> list[Translation]:
