@@ -15,7 +15,10 @@ from signfuse_dist.files import STATE
 from signfuse_dist.model.usage import USAGE
 
 CONFIG, WEIGHTS, ADAPTER, CARD = "config.json", "model.safetensors", "adapter", "README.md"
-_WANTED = [CONFIG, WEIGHTS, f"{ADAPTER}/*", USAGE, STATE, CARD]
+LLM = "llm"
+"""Folder of the LLM inside a model that it was copied into; ``config.json`` has OWN_LLM there."""
+OWN_LLM = f"./{LLM}"
+_WANTED = [CONFIG, WEIGHTS, f"{ADAPTER}/*", f"{LLM}/*", USAGE, STATE, CARD]
 
 
 def is_model(folder: Path) -> bool:

@@ -6,16 +6,18 @@ The folder of a model holds
     model.safetensors                    everything but the LLM
     adapter/                             LoRA as a folder of PEFT, after the last stage
     usage.json                           how clips are brought to it (:class:`.usage.Usage`)
+    llm/                                 the frozen LLM, where that was asked for
     state.json                           checksums of these files
     README.md                            the model card, written by the run
 
-The frozen LLM is not copied: ``config.json`` holds its name, revision and fingerprint.
+Else the frozen LLM is not copied: ``config.json`` holds its name, revision and fingerprint.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from signfuse_dist.config import ModelConfig, build_section, names_with
 from signfuse_dist.errors import UserError, raise_together, refuse_unknown
-from signfuse_dist.files import read_state, write_folder
+from signfuse_dist.files import read_state, write_folder, write_text
 from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
-from signfuse_dist.model.llm_identity import refer
-from signfuse_dist.model.place import ADAPTER, CONFIG, WEIGHTS, local
+from signfuse_dist.model.llm_identity import find_folder, refer
+from signfuse_dist.model.place import ADAPTER, CARD, CONFIG, LLM, OWN_LLM, WEIGHTS, local
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.usage import USAGE, read_usage
 from signfuse_dist.weights import (
@@ -123,6 +125,7 @@ def read_config(folder: Any) -> SignFuseConfig:
 
 
 _ADAPTER_WEIGHTS = f"{ADAPTER}/adapter_model.safetensors"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")  # or of other programs
 # What may differ where a model is loaded: where its LLM is and how the numbers are computed.
 MOVABLE = names_with("model", "load")
 # What a stage may change of the one before: also how the LLM is adapted and asked, and whose
@@ -155,10 +158,11 @@ def own_state(model: SignFuse) -> dict[str, Tensor]:
     }
 
 
-def save(model: SignFuse, folder: Path, said: dict[str, Any]) -> None:
+def save(model: SignFuse, folder: Path, said: dict[str, Any], with_llm: bool = False) -> None:
     """Write the folder of a model, whole or not at all; an earlier one is replaced.
 
-    ``said`` is what ``state.json`` holds beside the checksums.
+    ``said`` is what ``state.json`` holds beside the checksums. The card of a model that was loaded
+    goes with it; it may be edited, so it has no checksum.
 
     Raises UserError when something else is there, or the LLM is of no folder and no hub.
     """
@@ -168,7 +172,10 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any]) -> None:
     if model.language_model is not None and model.llm_reference is None:
         raise UserError("the model's LLM came from no folder and no hub, so it cannot be named")
     config, tensors = model.config, own_state(model)
-    if config.llm_fingerprint is not None and Path(config.llm).is_dir():
+    if with_llm:
+        source = _llm_folder(config)
+        config.llm = OWN_LLM
+    elif config.llm_fingerprint is not None and Path(config.llm).is_dir():
         config.llm = str(Path(config.llm).absolute())  # read from other working folders too
     contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
     writers: dict[str, Any] = {
@@ -178,10 +185,14 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any]) -> None:
     adapted = _peft(model)
     if adapted is not None:
         writers[ADAPTER] = lambda path: _save_adapter(adapted, config, path)
+    if with_llm:
+        writers[LLM] = lambda path: _copy_llm(source, path)
     usage = model.usage
     if usage is not None:
         writers[USAGE] = lambda path: path.write_text(usage.to_json(), encoding="utf-8")
     write_folder(folder, writers, said)
+    if model.card is not None:
+        write_text(folder / CARD, model.card)
 
 
 def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> SignFuse:
@@ -193,14 +204,16 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
     files, config = _read(folder)
     usage = read_usage(folder) if USAGE in files else None
     numbers = dataclasses.replace(config.model, **changes)
-    if numbers.llm == config.model.llm and numbers.llm_revision is None:
+    if numbers.llm == OWN_LLM:
+        numbers = dataclasses.replace(numbers, llm=str((folder / LLM).absolute()))
+    elif numbers.llm == config.model.llm and numbers.llm_revision is None:
         numbers = dataclasses.replace(numbers, llm_revision=config.llm_commit)
     model, _ = build(numbers, config.llm_fingerprint is not None, config.max_frames)
     _refuse_another_llm(model, config, folder)
     load_exactly(load_tensors(folder / WEIGHTS), own_state(model), model, folder / WEIGHTS)
     if _ADAPTER_WEIGHTS in files:
         _load_adapter(folder, model)
-    model.usage = usage
+    model.usage, model.card = usage, _read_card(folder)
     return model.eval()
 
 
@@ -240,6 +253,34 @@ def _is_saved_model(folder: Path) -> bool:
         return json.loads(text)["model_type"] == SignFuseConfig.model_type  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
+
+
+def _read_card(folder: Path) -> str | None:
+    """Return the text of the card, None where there is none that can be read as text."""
+    try:
+        return (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None  # nothing that is computed depends on it
+
+
+def _llm_folder(config: SignFuseConfig) -> Path:
+    """Return where the files of a model's LLM are; raise UserError where it has none."""
+    found = None
+    if config.llm_fingerprint is not None:
+        found = find_folder(config.llm, config.llm_commit)
+    if found is None:
+        raise UserError("with_llm: the model has no LLM whose files are here")
+    return found
+
+
+def _copy_llm(source: Path, path: Path) -> None:
+    """Copy the files that transformers reads, without what is pickled where that is not needed."""
+    files = [f for f in sorted(source.iterdir()) if f.is_file() and not f.name.startswith(".")]
+    if any(f.suffix == ".safetensors" for f in files):
+        files = [f for f in files if f.suffix not in _PICKLED]
+    path.mkdir()
+    for file in files:
+        shutil.copyfile(file, path / file.name)
 
 
 def _refuse_another_llm(model: SignFuse, config: SignFuseConfig, folder: Path) -> None:

@@ -39,11 +39,13 @@ class SignFuse(nn.Module):
         tokenizer: the LLM's, None without an LLM that was loaded by name.
         llm_reference: which LLM that was, None likewise.
         usage: how clips are brought to it; None where it was saved by no run.
+        card: the text of the model card that it was loaded with, None without one.
     """
 
     tokenizer: TextTokenizer | None = None
     llm_reference: LLMReference | None = None
     usage: Usage | None = None
+    card: str | None = None
 
     def __init__(
         self,
@@ -93,11 +95,37 @@ class SignFuse(nn.Module):
 
         return saved.load(name, revision, changes)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder for :meth:`from_pretrained`; see :mod:`signfuse_dist.model.saved`."""
+    def save_pretrained(self, folder: str | Path, *, with_llm: bool = False) -> None:
+        """Write a folder for :meth:`from_pretrained`; see :mod:`signfuse_dist.model.saved`.
+
+        ``with_llm`` copies the frozen LLM into it. Raises UserError where there is none.
+        """
         from signfuse_dist.model import saved
 
-        saved.save(self, Path(folder), {})
+        saved.save(self, Path(folder), {}, with_llm)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        with_llm: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Upload the model to the model hub, for :meth:`from_pretrained`; return its address there.
+
+        Args:
+            name: OWNER/NAME; a repository that is there gets another commit.
+            private: of a new repository; None: what its owner has chosen.
+            with_llm: whether the frozen LLM is uploaded too, where its licence lets it be passed
+                on. Without, it must have a name on the hub.
+            token: of the hub; None: that of `hf auth login`.
+
+        Raises UserError for an LLM in a folder that nobody else has, and where the hub refuses.
+        """
+        from signfuse_dist.model import hub
+
+        return hub.push(self, name, private, with_llm, token)
 
     @property
     def config(self) -> SignFuseConfig:

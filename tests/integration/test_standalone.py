@@ -16,6 +16,7 @@ import pytest
 
 from helpers.project import Project
 from helpers.repository import ROOT
+from helpers.stand_in_hub import TOKEN, stand_in_hub
 from helpers.untrained_run import write_run  # tests/helpers/untrained_run.py
 from signfuse_dist import SignFuse
 from signfuse_dist.cli import main
@@ -66,9 +67,10 @@ def python_in(page: Path, marker: str) -> str:
     return str(found)
 
 
-def run_elsewhere(program: str, folder: Path) -> str:
+def run_elsewhere(program: str, folder: Path, **variables: str) -> str:
     """Run a program in a fresh process whose working folder is ``folder``."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env |= variables
     words = [sys.executable, "-c", program]
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -169,3 +171,47 @@ def test_a_model_that_does_not_say_its_use_is_refused_with_what_to_give(
     (earlier / USAGE).unlink()
     assert main(["translate", str(earlier), "clip.mp4"]) == 2
     assert "give the run folder" in capsys.readouterr().err
+
+
+PUSH = """
+from signfuse_dist import SignFuse
+model = SignFuse.from_pretrained("ALONE")
+for _ in range(2):  # the second time the repository is there
+    print(model.push_to_hub("somebody/signer", with_llm=True, token="TOKEN"))
+"""
+FROM_THE_HUB = """
+import sys
+from signfuse_dist import SignFuse
+from signfuse_dist.cli import main
+model = SignFuse.from_pretrained("somebody/signer")
+print(model.translate(["clip.mp4"], joints=["clip.npz"]))
+sys.exit(main(["translate", "somebody/signer", "clip.mp4", "--joints", "clip.npz"]))
+"""
+
+
+@pytest.mark.long
+def test_a_model_that_was_pushed_translates_by_its_name(
+    alone: Path,
+    clips: tuple[list[Path], list[Path]],
+    hypotheses: list[str],
+    tmp_path: Path,
+) -> None:
+    """The LLM goes with it; no path of the machine that pushed it does."""
+    shutil.copy(clips[0][0], tmp_path / "clip.mp4")
+    shutil.copy(clips[1][0], tmp_path / "clip.npz")
+    with stand_in_hub() as hub:
+        variables = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        program = PUSH.replace("ALONE", str(alone)).replace("TOKEN", TOKEN)
+        printed = run_elsewhere(program, tmp_path, **variables, HF_HOME=str(tmp_path / "a"))
+        assert printed.split() == [f"{hub.address}/somebody/signer"] * 2
+        files = hub.files["somebody/signer"]
+        assert {"config.json", "model.safetensors", USAGE, "README.md"} < files.keys()
+        assert "llm/model.safetensors" in files
+        written = b"".join(text for name, text in files.items() if name.endswith("json"))
+        llm = json.loads((alone / "config.json").read_text(encoding="utf-8"))["llm"]
+        assert b'"./llm"' in files["config.json"]
+        assert llm.encode() not in written
+        told = run_elsewhere(FROM_THE_HUB, tmp_path, **variables, HF_HOME=str(tmp_path / "b"))
+    by_python, by_command = told.splitlines()
+    assert by_python == repr(hypotheses[:1])
+    assert json.loads(by_command)["translation"] == hypotheses[0]

@@ -23,7 +23,7 @@ from helpers.saved_models import MAX_FRAMES, config_of, finetuned, untrained, wr
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import STATE, read_state
-from signfuse_dist.model import saved
+from signfuse_dist.model import place, saved
 from signfuse_dist.model.llm_identity import LLMReference
 from signfuse_dist.model.saved import SignFuseConfig
 from signfuse_dist.model.signfuse import SignFuse
@@ -313,7 +313,7 @@ def test_a_name_of_the_hub_is_downloaded_at_its_revision(
         asked.append((name, revision))
         return str(folder)
 
-    monkeypatch.setattr(saved, "snapshot_download", download)
+    monkeypatch.setattr(place, "snapshot_download", download)
     assert SignFuse.from_pretrained("someone/signs", revision="v1").max_frames == MAX_FRAMES
     assert asked == [("someone/signs", "v1")]
 

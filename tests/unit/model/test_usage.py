@@ -81,3 +81,46 @@ def test_what_is_no_such_record_is_refused_by_name(
     with pytest.raises(UserError, match=words) as refused:
         read_usage(tmp_path)
     assert str(tmp_path / USAGE) in str(refused.value)
+
+
+def test_a_model_with_its_llm_loads_where_that_llm_is_no_more(tmp_path: Path) -> None:
+    """What transformers reads of it is copied, and nothing that is pickled."""
+    model = finetuned(config_of(tmp_path / "llm"))
+    (tmp_path / "llm" / "pytorch_model.bin").write_bytes(b"pickled")
+    (tmp_path / "llm" / ".cache").mkdir()
+    model.save_pretrained(tmp_path / "model", with_llm=True)
+    (tmp_path / "llm").rename(tmp_path / "gone")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    names = {p.name for p in (tmp_path / "moved" / "llm").iterdir()}
+    assert {"config.json", "model.safetensors"} < names
+    assert not names & {"pytorch_model.bin", ".cache"}
+    assert str(tmp_path) not in (tmp_path / "moved" / "config.json").read_text(encoding="utf-8")
+    loaded = SignFuse.from_pretrained(tmp_path / "moved")
+    assert loaded.llm_reference is not None
+    assert model.llm_reference is not None
+    assert loaded.llm_reference.fingerprint == model.llm_reference.fingerprint
+    loaded.save_pretrained(tmp_path / "again", with_llm=True)
+    ours, theirs = (read_state(tmp_path / name)["files"] for name in ("again", "moved"))
+    assert {**ours, "config.json": 0, "adapter/adapter_config.json": 0} == {
+        **theirs,
+        "config.json": 0,
+        "adapter/adapter_config.json": 0,
+    }
+
+
+def test_a_card_goes_with_the_model_and_may_be_edited(tmp_path: Path) -> None:
+    finetuned(config_of(tmp_path / "llm")).save_pretrained(tmp_path / "model")
+    card = tmp_path / "model" / "README.md"
+    card.write_text("# Signs", encoding="utf-8")
+    SignFuse.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "again")
+    edited = tmp_path / "again" / "README.md"
+    assert edited.read_text(encoding="utf-8") == "# Signs"
+    edited.write_text("# Signs of mine", encoding="utf-8")
+    assert SignFuse.from_pretrained(tmp_path / "again").card == "# Signs of mine"
+
+
+def test_an_llm_that_nobody_else_has_is_not_named_on_the_hub(tmp_path: Path) -> None:
+    model = finetuned(config_of(tmp_path / "llm"))
+    with pytest.raises(UserError, match="with_llm=True uploads it too") as refused:
+        model.push_to_hub("somebody/signer")
+    assert str(tmp_path / "llm") in str(refused.value)
