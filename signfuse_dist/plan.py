@@ -235,6 +235,25 @@ class MicroBatches:
         own = share_out(frames, plan.world_size)[self.rank]
         return MicroBatch(together[own].tolist(), epoch)
 
+    def fullest(self, epochs: int) -> int:
+        """Return the item with the most frames over all processes, of the next ``epochs`` epochs.
+
+        It is the same on every process.
+        """
+        plan, most, found = self.plan, -1, 0
+        first = self.start_step // plan.steps_per_epoch
+        last = min(first + epochs, plan.total_steps // plan.steps_per_epoch)
+        for epoch in range(first, last):
+            clips = epoch_order(self.seed, epoch, plan.num_clips)
+            frames = np.zeros(plan.steps_per_epoch * plan.global_batch_size, dtype=np.int64)
+            frames[: len(clips)] = self.frames_of(epoch, clips)
+            together = frames.reshape(-1, plan.num_together).sum(axis=1)
+            before = (epoch * plan.steps_per_epoch - self.start_step) * plan.accumulation
+            together[: max(0, -before)] = -1  # what was trained on
+            if together.max() > most:
+                most, found = int(together.max()), before + int(together.argmax())
+        return found
+
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:
             self._order = epoch_order(self.seed, epoch, self.plan.num_clips)

@@ -39,6 +39,7 @@ from signfuse_dist.engine.checkpoint_files import (
 )
 from signfuse_dist.engine.hang import watched
 from signfuse_dist.engine.loop import Loop, Step, make_optimizer
+from signfuse_dist.engine.rehearsal import rehearse
 from signfuse_dist.engine.stopping import REQUEUE
 from signfuse_dist.engine.timing import Marks, Startup
 from signfuse_dist.errors import MachineError, UserError, raise_together
@@ -70,6 +71,8 @@ from signfuse_dist.run_folder import (
     refuse_other_meeting,
 )
 from signfuse_dist.stages import loss_weights, needs_language_model, previous
+
+_EPOCHS_AHEAD = 8  # in which the fullest micro batch is looked for: more find hardly fuller ones
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,7 +200,8 @@ def _train_alone(job: _Job) -> int:
     model, tokenizer = _make_model(job)
     identity = identify(run, job.plan)
     resumed = _resume(job, model, identity)
-    finished = _run_loop(job, model, tokenizer, identity, resumed)
+    with memory.told_with_advice(run, job.plan.world_size):
+        finished = _run_loop(job, model, tokenizer, identity, resumed)
     job.marks.at("ending", job.plan.total_steps)
     if finished:
         processes.do_on_main(accelerator, lambda: _write_model(job, model))
@@ -279,6 +283,12 @@ def _run_loop(
         stage=run.stage,
         train=run.train,
     )
+    dataset, order = _clips(job, tokenizer, start_step, features)
+    if accelerator.device.type == "cuda" and start_step < job.plan.total_steps:
+        set_mode(model, run.stage.name)
+        fullest = dataset.load(order.fullest(_EPOCHS_AHEAD), map, pin_memory=False)
+        rehearse(model, objective, fullest, accelerator.device, run.train.precision == "bf16")
+        startup.lap("fullest batch")
     loop = Loop(
         step=step,
         folder=run.folder,
@@ -288,7 +298,6 @@ def _run_loop(
         meter=meter,
         startup=startup,
     )
-    dataset = _clips(job, tokenizer, start_step, features)
     source = batches(dataset, job.workers, device.has_gpu())
     if job.is_main:
         JobFolder.from_environment().take_steps()
@@ -386,8 +395,8 @@ def _build(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
 
 def _clips(
     job: _Job, tokenizer: TextTokenizer | None, start_step: int, features: FeatureSet | None
-) -> BatchSource:
-    """Return this process's micro batches from a step on, from frames or from cached features."""
+) -> tuple[BatchSource, MicroBatches]:
+    """Return this process's micro batches from a step on, and their order."""
     run, split = job.run, job.split
     frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, run.train.seed)
     order = MicroBatches(
@@ -396,8 +405,8 @@ def _clips(
     if features is not None:
         assert tokenizer is not None  # the alignment stage has an LLM
         stride = run.model.visual_stride
-        return FeatureBatches(features, split, order, frames, tokenizer.encode, stride)
-    return ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
+        return FeatureBatches(features, split, order, frames, tokenizer.encode, stride), order
+    return ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None), order
 
 
 def _describe(job: _Job, model: SignFuse) -> None:

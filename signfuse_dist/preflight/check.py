@@ -249,7 +249,7 @@ def _check_sizes(
         if run.model.streams != "skeletal":
             how = memory.say_chunk(run.model, resolved.model)
         need = memory.estimate(resolved, *given)
-        findings.append(memory.judge_gpu(run.stage.name, need, frames, gigabytes, how))
+        findings.append(memory.judge_gpu(resolved, need, frames, gigabytes, how, target.world_size))
     if known:
         findings.append(memory.judge_disk(known, [llms[run.stage.name] for run in known]))
     return findings

@@ -14,12 +14,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from signfuse_dist.config import SCALES, LossConfig, ModelConfig, RunConfig, StageName
 from signfuse_dist.errors import UserError
+from signfuse_dist.plan import divisors_that_fit
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.llm_files import LLMFiles
 from signfuse_dist.skeleton import NUM_JOINTS, PARTITIONS
@@ -417,6 +419,50 @@ def _with_chunk(run: RunConfig, chunk: int | None) -> RunConfig:
     return replace(run, model=replace(run.model, visual_chunk=chunk))
 
 
+def advise(run: RunConfig, world_size: int) -> str:
+    """Return what takes less memory than a run whose chunk is resolved: keys, and their values now.
+
+    All but the last may change where a stage goes on.
+    """
+    model, train, trains = run.model, run.train, run.stage.name != "alignment"
+    keys = []
+    chunk = None if model.visual_chunk == "auto" else model.visual_chunk
+    if model.streams != "skeletal" and model.visual_norm not in ("sync", "local"):
+        if chunk is None or chunk > _CHUNKS[-1]:
+            less = _MODEST if chunk is None or chunk > _MODEST else max(_CHUNKS[-1], chunk // 2)
+            now = "all frames at once" if chunk is None else chunk
+            keys.append(f"model.visual_chunk={less} (now {now})")
+        if trains and not model.visual_checkpoint:
+            keys.append("model.visual_checkpoint=true (now false)")
+    fits = divisors_that_fit(train.global_batch_size, world_size)
+    if smaller := [size for size in fits if size < train.micro_batch_size]:
+        now = train.micro_batch_size
+        keys.append(f"train.micro_batch_size={smaller[-1]} (now {now}; the rest is accumulated)")
+    if needs_language_model(run.stage.name) and model.llm_quantization == "none":
+        keys.append("model.llm_quantization=8bit (now none)")
+    keys.append(f"a data.max_frames below {run.data.max_frames}, in a run of its own")
+    return "; ".join(keys)
+
+
+@contextmanager
+def told_with_advice(run: RunConfig, world_size: int) -> Iterator[None]:
+    """Let a GPU's memory that is too small, inside the block, be an error that says what helps.
+
+    Raises UserError in the place of torch's error; the others of a job end by the launcher.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        if type(e).__name__ != "OutOfMemoryError":  # torch's; this module imports no torch
+            raise
+        said = str(e).partition(". GPU")[0].partition("\n")[0]
+        raise UserError(
+            f"stage {run.stage.name}: the GPU's memory is too small ({said}). What takes less: "
+            f"{advise(run, world_size)}. The same command with one of these goes on from the last "
+            "checkpoint"
+        ) from e
+
+
 def say_chunk(asked: ModelConfig, resolved: ModelConfig) -> str:
     """Return in words how many frames go through the ResNet at once, and what was asked for."""
     chunk, word = resolved.visual_chunk, asked.visual_chunk
@@ -425,21 +471,18 @@ def say_chunk(asked: ModelConfig, resolved: ModelConfig) -> str:
 
 
 def judge_gpu(
-    stage: str, need: Need, frames: int, gigabytes: float | None, how: str = ""
+    run: RunConfig, need: Need, frames: int, gigabytes: float | None, how: str, world_size: int
 ) -> Finding:
     """Compare a stage's need with a GPU's memory in GB, where that is known.
 
-    ``how`` says how the ResNet is run.
+    ``run`` has its chunk resolved, ``how`` says in words what it is.
     """
-    what = f"memory of a GPU in stage {stage}"
+    what = f"memory of a GPU in stage {run.stage.name}"
     said = f"about {need.total / 1e9:.1f} GB ({need}; {frames} frames at most){how and f', {how}'}"
     if gigabytes is None:
         return ok(what, f"{said}; no GPU here to compare with, --gpu-memory GB names one")
     said += f" of {gigabytes:.0f} GB"
-    fix = (
-        "A smaller train.micro_batch_size, model.visual_chunk=auto, model.visual_checkpoint=true, "
-        "a smaller data.max_frames or model.llm_quantization=8bit"
-    )
+    fix = f"What takes less: {advise(run, world_size)}"
     if need.total > gigabytes * 1e9:
         return error(what, said, fix)
     if need.total > gigabytes * 1e9 * _TIGHT:

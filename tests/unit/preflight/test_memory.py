@@ -214,7 +214,7 @@ def test_a_shipped_experiment_fits_into_80_gb_as_it_is(experiment: str, llama: L
         given = None if run.stage.name == "contrastive" else llama
         need = memory.estimate(resolved, given, frames, 4, 0)
         how = memory.say_chunk(run.model, resolved.model)
-        finding = memory.judge_gpu(run.stage.name, need, frames, 80.0, how)
+        finding = memory.judge_gpu(resolved, need, frames, 80.0, how, 4)
         assert finding.level == "ok", finding
         assert "model.visual_chunk: auto" in finding.value
 
