@@ -170,13 +170,18 @@ def _model(run: RunConfig, saved: _SavedModel, translates: bool) -> Rows:
     ]
     if translates:
         rows += [
-            ("language model", model.llm),
+            ("language model", _named(model.llm)),
             ("its licence", model.llm_licence or "not stated"),
             ("its revision", str(saved.llm_commit or "a folder, no revision")),
             ("its fingerprint", str(saved.llm_fingerprint)),
             ("prompt", model.prompt),
         ]
     return rows
+
+
+def _named(llm: str) -> str:
+    """Return the LLM's name; the folders above one are those of a machine, and a card travels."""
+    return f"{Path(llm).name}, a folder" if Path(llm).is_dir() else llm
 
 
 def _splits(folder: Path, missing: list[str]) -> list[dict[str, Any]]:

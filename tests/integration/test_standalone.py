@@ -207,7 +207,7 @@ def test_a_model_that_was_pushed_translates_by_its_name(
         files = hub.files["somebody/signer"]
         assert {"config.json", "model.safetensors", USAGE, "README.md"} < files.keys()
         assert "llm/model.safetensors" in files
-        written = b"".join(text for name, text in files.items() if name.endswith("json"))
+        written = b"".join(text for name, text in files.items() if name.endswith(("json", "md")))
         llm = json.loads((alone / "config.json").read_text(encoding="utf-8"))["llm"]
         assert b'"./llm"' in files["config.json"]
         assert llm.encode() not in written

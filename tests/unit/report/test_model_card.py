@@ -15,6 +15,7 @@ from helpers.repository import ROOT
 from signfuse_dist.config import RunConfig
 from signfuse_dist.evaluation.scores import Score, Scores, SplitScores, write_split_scores
 from signfuse_dist.experiment import load_run
+from signfuse_dist.model.usage import USAGE, Usage
 from signfuse_dist.report.model_card import write_card
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
@@ -143,3 +144,33 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_written(
     assert "scores.json" in card
     assert "unknown clips" in card
     assert "| last losses | unknown |" in card
+
+
+@pytest.mark.parametrize(
+    ("extractor", "joints", "words"),
+    [
+        ("mediapipe-holistic", "found by mediapipe-holistic 0.10.21", '(["clip.mp4"])'),
+        ("synthetic", "of files beside the clips", '(["clip.mp4"], joints=["clip.npz"])'),
+        ("none", "signfuse-75, none", '(["clip.mp4"])'),
+    ],
+)
+def test_a_card_says_what_found_the_joints_and_how_clips_are_translated(
+    tmp_path: Path, run: RunConfig, extractor: str, joints: str, words: str
+) -> None:
+    usage = Usage.of(run, extractor, "0.10.21")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / USAGE).write_text(usage.to_json(), encoding="utf-8")
+    card = written(tmp_path / "run", run)
+    assert joints in html.unescape(card)
+    assert f"model.translate{words})" in card
+
+
+def test_a_card_states_licences_and_no_folder_above_the_llm(tmp_path: Path, run: RunConfig) -> None:
+    (tmp_path / "private" / "signs").mkdir(parents=True)
+    model = replace(run.model, llm=str(tmp_path / "private" / "signs"), llm_licence=None)
+    data = replace(run.data, licence="mine alone")
+    card = written(tmp_path / "run", replace(run, model=model, data=data))
+    assert "| licence of the corpus | mine alone |" in card
+    assert "| its licence | not stated |" in card
+    assert "| language model | signs, a folder |" in card
+    assert "private" not in card
