@@ -11,9 +11,9 @@ import pytest
 import simplejpeg
 
 from helpers.little_clips import write_video
+from helpers.little_splits import data_config
 from helpers.signers import InTheMiddle
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import DataConfig
 from signfuse_dist.corpora import Box
 from signfuse_dist.data.joints import NoJoints
 from signfuse_dist.data.video import VideoFile
@@ -22,19 +22,7 @@ from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.translate import ClipReader, NewClip, _sources, translated
 from signfuse_dist.evaluation.translator import Translation
 
-DATA = DataConfig(
-    corpus="table",
-    shards="shards",
-    train_split="train",
-    dev_split="dev",
-    test_split="test",
-    fps=None,
-    frame_size=32,
-    max_frames=100,
-    language="de",
-    bleu_tokenizer="13a",
-    metric_preset="sacrebleu",
-)
+DATA = data_config(fps=None, frame_size=32, max_frames=100)
 
 
 @pytest.fixture

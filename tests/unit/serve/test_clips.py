@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from helpers.little_clips import write_video
+from helpers.little_splits import data_config
 from helpers.signers import InTheMiddle
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import DataConfig
 from signfuse_dist.data.clock import VideoError
 from signfuse_dist.evaluation.choices import Limits
 from signfuse_dist.evaluation.translate import ClipReader, NewClip, join
@@ -21,19 +21,7 @@ from signfuse_dist.evaluation.translator import Translation
 from signfuse_dist.serve.clips import ClipTranslator, read_upload
 from signfuse_dist.serve.reading import ReadingProcess, Upload
 
-DATA = DataConfig(
-    corpus="table",
-    shards="shards",
-    train_split="train",
-    dev_split="dev",
-    test_split="test",
-    fps=None,
-    frame_size=32,
-    max_frames=100,
-    language="de",
-    bleu_tokenizer="13a",
-    metric_preset="sacrebleu",
-)
+DATA = data_config(fps=None, frame_size=32, max_frames=100)
 
 
 @dataclass
