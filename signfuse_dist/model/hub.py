@@ -26,7 +26,7 @@ def push(
         )
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="signfuse-push-") as place:
-        folder = Path(place) / "model"
+        folder = Path(place) / "pushed"
         saved.save(model, folder, {}, with_llm)
         try:
             repository = api.create_repo(name, private=private, exist_ok=True)
