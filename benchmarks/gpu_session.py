@@ -307,11 +307,7 @@ def _steps(session: GpuSession, clock: Clock, size: Size) -> str:
         "whole, ZeRO-2": (*zero2, whole, "--profile"),
         "whole, plain": (whole,),
         "in chunks": (f"model.visual_chunk={size.chunk}",),
-        "channels last": (whole, "model.visual_channels_last=true"),
-        "channels last, in chunks": (
-            f"model.visual_chunk={size.chunk}",
-            "model.visual_channels_last=true",
-        ),
+        "channels first": (whole, "model.visual_channels_last=false"),
         "attention sdpa": (whole, "model.attention=sdpa"),
         "attention varlen": (whole, "model.attention=varlen"),
         "attention flash_attention_2": (whole, "model.attention=flash_attention_2"),

@@ -154,9 +154,9 @@ class ModelConfig:
     visual_checkpoint: bool = key(False, "resume", "load", "memory only")
     """Whether each residual block is computed again in the backward pass. Not with a `visual_norm`
     of `sync` or `local`."""
-    visual_channels_last: bool = key(False, "load", "memory only")
-    """Whether feature maps lie in memory with the channels last; needs a `visual_width` of 8 or
-    more."""
+    visual_channels_last: bool | Literal["auto"] = key("auto", "resume", "load", "memory only")
+    """Whether feature maps lie in memory with the channels last, as decoded frames do; `auto`: on a
+    GPU. `true` needs a `visual_width` of 8 or more."""
     visual_compile: bool = key(False, "load", "memory only")
     """Whether the ResNet is compiled by torch.compile. For GPUs: on one CPU, code that torch 2.15
     had compiled gave wrong gradients (docs/log.md)."""

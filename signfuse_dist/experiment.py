@@ -405,7 +405,7 @@ def _of_memory(model: ModelConfig) -> list[str]:
                     f"pass, which is exact only when they do not depend on the batch: write "
                     f"model.visual_norm=frozen or group, not {model.visual_norm}"
                 )
-    if model.visual_channels_last and model.visual_width < _CHANNELS_LAST_WIDTH:
+    if model.visual_channels_last is True and model.visual_width < _CHANNELS_LAST_WIDTH:
         errors.append(
             f"model.visual_channels_last=true needs model.visual_width of {_CHANNELS_LAST_WIDTH} "
             f"or more, not {model.visual_width}: torch's convolutions are unsound below"

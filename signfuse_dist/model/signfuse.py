@@ -402,7 +402,8 @@ def build_visual(config: ModelConfig) -> VisualStream:
         backbone.compile(dynamic=True)  # in place: the names of its parameters stay
     # What `auto` means is decided where the run is known; a model by itself is run whole.
     chunk = None if config.visual_chunk == "auto" else config.visual_chunk
-    budget = FrameBudget(chunk, config.visual_checkpoint, config.visual_channels_last)
+    last = None if config.visual_channels_last == "auto" else config.visual_channels_last
+    budget = FrameBudget(chunk, config.visual_checkpoint, last)
     return VisualStream(
         backbone,
         config.dim,

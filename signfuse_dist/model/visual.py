@@ -42,12 +42,13 @@ class FrameBudget:
         chunk: frames at once, None = all. In training each chunk is computed again in the
             backward pass, so its activations are all that is held.
         recompute_blocks: hold each residual block's input alone, and compute the block again.
-        channels_last: lay out feature maps with the channels last.
+        channels_last: lay out feature maps with the channels last, as decoded frames are; None =
+            on a GPU, whose kernels for bfloat16 want them so.
     """
 
     chunk: int | None
     recompute_blocks: bool
-    channels_last: bool
+    channels_last: bool | None
 
 
 WHOLE = FrameBudget(chunk=None, recompute_blocks=False, channels_last=False)
@@ -197,7 +198,10 @@ class VisualStream(nn.Module):
         )
 
     def _features(self, frames: Tensor) -> Tensor:
-        layout = torch.channels_last if self.budget.channels_last else torch.contiguous_format
+        last = self.budget.channels_last
+        if last is None:
+            last = frames.device.type == "cuda"
+        layout = torch.channels_last if last else torch.contiguous_format
         # Decoded frames arrive with the channels last, and torch 2.15 on CPU corrupts the heap in
         # the backward pass of a strided 1x1 convolution over 4 such channels.
         images = frames.contiguous(memory_format=layout).to(self.mean.dtype)

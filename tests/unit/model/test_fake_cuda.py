@@ -74,7 +74,7 @@ def _without_contrastive() -> LossConfig:
         pytest.param({"visual_chunk": 4, "visual_checkpoint": True}, marks=pytest.mark.long),
         {"visual_backbone": "resnet10", "visual_chunk": 4, "visual_checkpoint": True},
         pytest.param(
-            {"visual_backbone": "resnet10", "visual_channels_last": True, "norm": "local"},
+            {"visual_backbone": "resnet10", "visual_channels_last": False, "norm": "local"},
             marks=pytest.mark.long,
         ),
     ],
@@ -82,6 +82,26 @@ def _without_contrastive() -> LossConfig:
 )
 def test_each_backbone_norm_and_way_to_run_it_is_at_home_on_cuda(changes: dict[str, Any]) -> None:
     assert_trained(step("contrastive", **changes))
+
+
+@pytest.mark.parametrize(("asked", "last"), [("auto", True), (False, False)])
+def test_pictures_have_their_channels_last_on_a_gpu_unless_asked_otherwise(
+    asked: Any, last: bool
+) -> None:
+    config = table1(visual_backbone="resnet10", visual_channels_last=asked)
+    model, batch = build("contrastive", config, None, LOSS), clips([6, 3])
+    assert model.visual is not None
+    seen: list[bool] = []
+    # Of the first convolution's input: without a GPU, torch does not know what cuDNN makes of it.
+    model.visual.backbone.conv1.register_forward_pre_hook(
+        lambda module, inputs: seen.append(
+            inputs[0].is_contiguous(memory_format=torch.channels_last)
+        )
+    )
+    with fake_cuda() as mode:
+        mode.move(model)
+        take_step(mode, model, "contrastive", batch, LOSS)
+    assert seen == [last]
 
 
 def features(mode: FakeCuda, batch: SignBatch) -> Streams:
