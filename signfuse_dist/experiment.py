@@ -2,7 +2,8 @@
 
 An experiment file names one file of ``configs/data`` and one of ``configs/model`` (``use:``); the
 stage brings one of ``configs/stage``. Those files do not overlap. Only the experiment's own
-sections and ``section.key=value`` overrides on the command line replace a value. Imports no torch.
+sections and ``section.key=value`` overrides on the command line replace a value; of these
+``stage.NAME.key=value`` holds in the stage of that name alone. Imports no torch.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from signfuse_dist.errors import (
 from signfuse_dist.files import locate, package_files, parse_yaml, read_yaml, yaml_files
 
 _CHOICES = ("data", "model", "stage")
+_STAGE_KEYS = tuple(field.name for field in dataclasses.fields(StageConfig) if field.name != "name")
 T = TypeVar("T")
 
 
@@ -259,6 +261,13 @@ def _merge_overrides(
         elif dot and section not in SECTIONS:
             errors.append(f"{override!r}: no section {section!r}{suggest(section, SECTIONS)}")
         elif dot:
+            of, inner, rest = name.partition(".")
+            if section == "stage" and inner and of in STAGES:
+                if rest not in _STAGE_KEYS:
+                    errors.append(f"{override!r}: no key {rest!r}{suggest(rest, _STAGE_KEYS)}")
+                if of != values.get("stage", {}).get("name"):
+                    continue
+                name = rest
             try:
                 values.setdefault(section, {})[name] = parse_yaml(text, repr(shortened(override)))
             except UserError as e:

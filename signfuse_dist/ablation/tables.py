@@ -3,6 +3,11 @@
 Every row of the ablation is there, what is missing of it named. Values are means over the seeds,
 with the deviation where there are several; rows are compared with the full one, and with what the
 paper expects.
+
+A verdict is about trainings, so seeds are what is drawn: two trainings whose first weights differ
+by rounding are different trainings after a few hundred steps, and other sentences of one of them
+say nothing of that. With fewer than :data:`MIN_SEEDS` seeds there is no verdict. Sentences are
+drawn again where two given systems are compared (:mod:`signfuse_dist.evaluation.compare`).
 """
 
 from __future__ import annotations
@@ -16,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from signfuse_dist.ablation.results import (
     CHANNELS,
@@ -25,9 +32,7 @@ from signfuse_dist.ablation.results import (
     RowResult,
     TableResults,
 )
-from signfuse_dist.evaluation.metrics import build_measures
-from signfuse_dist.evaluation.protocols import BLEU_NAMES, Preset, prepare
-from signfuse_dist.evaluation.significance import Resampling, resample
+from signfuse_dist.evaluation.protocols import BLEU_NAMES
 from signfuse_dist.files import write_bytes, write_json
 from signfuse_dist.locks import held
 from signfuse_dist.report.markup import escape_markdown
@@ -35,9 +40,10 @@ from signfuse_dist.report.plots import DPI, LIGHT, Theme
 
 METRIC = "BLEU-4"
 SIGNIFICANT = 0.05
-VERSION = 1
+MIN_SEEDS = 3
+VERSION = 2  # 1 drew sentences, and had a p for one seed
 METRICS = (*BLEU_NAMES, "ROUGE-L", "METEOR")
-Verdict = Literal["agrees", "contradicts", "within noise", "not known"]
+Verdict = Literal["agrees", "contradicts", "within noise", "no verdict", "not known"]
 _NOTHING = "–"
 _PATIENCE = 60.0  # seconds for another task that writes the table
 
@@ -60,16 +66,30 @@ def write_table(results: TableResults, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """BLEU-4 of one row less that of another, over the seeds of both; p is two-sided."""
+    """Mean BLEU-4 of one row less that of another, over the seeds of both.
+
+    ``deviation`` is that of the difference between one training of each, None for one seed. ``p``
+    is Welch's, two-sided, None for fewer than :data:`MIN_SEEDS` seeds.
+    """
 
     value: float
-    p_value: float
+    deviation: float | None
+    p_value: float | None
     seeds: tuple[int, ...]
 
     @property
     def is_noise(self) -> bool:
-        """Whether another choice of sentences may turn it round."""
-        return self.p_value >= SIGNIFICANT
+        """Whether other seeds may turn it round; where that is not known, they may."""
+        return self.p_value is None or self.p_value >= SIGNIFICANT
+
+    @property
+    def without_verdict(self) -> str | None:
+        """Say why there is no verdict; None where there is one."""
+        if self.p_value is not None:
+            return None
+        if len(self.seeds) == 1:
+            return "one seed: no verdict"
+        return f"{len(self.seeds)} seeds: no verdict below {MIN_SEEDS}"
 
 
 @dataclass(frozen=True)
@@ -87,35 +107,48 @@ def compare_rows(results: TableResults) -> dict[str, RowFinding]:
     return {row.row.name: _compare_row(results, row) for row in results.rows}
 
 
-def compare_two_rows(ours: RowResult, others: RowResult, preset: Preset) -> Difference | None:
+def compare_two_rows(ours: RowResult, others: RowResult) -> Difference | None:
     """Compare two rows over the seeds that both have finished; None when there is none."""
-    first = {seed.seed: seed for seed in ours.seeds}
-    second = {seed.seed: seed for seed in others.seeds}
+    first, second = (
+        {seed.seed: seed.scores[METRIC].value for seed in row.seeds} for row in (ours, others)
+    )
     both = tuple(seed for seed in first if seed in second)
     if not both:
         return None
-    texts: tuple[list[str], list[str], list[str]] = ([], [], [])
-    for seed in both:
-        for name, reference in sorted(first[seed].references.items()):
-            texts[0].append(first[seed].hypotheses[name])
-            texts[1].append(second[seed].hypotheses[name])
-            texts[2].append(reference)
-    means = [
-        statistics.fmean(of_row[seed].scores[METRIC].value for seed in both)
-        for of_row in (first, second)
-    ]
-    return Difference(means[0] - means[1], p_value(*texts, preset), both)
+    mine, theirs = [first[seed] for seed in both], [second[seed] for seed in both]
+    deviation = None
+    if len(both) > 1:
+        deviation = math.hypot(statistics.stdev(mine), statistics.stdev(theirs))
+    p = welch_p(mine, theirs) if len(both) >= MIN_SEEDS else None
+    return Difference(statistics.fmean(mine) - statistics.fmean(theirs), deviation, p, both)
 
 
-def p_value(
-    ours: Sequence[str], others: Sequence[str], references: Sequence[str], preset: Preset
-) -> float:
-    """Return p of a difference in BLEU-4: sacrebleu's paired bootstrap, two-sided."""
-    prepared = prepare([others, ours], references, preset)
-    measure = build_measures(preset, None)[METRIC]
-    (_, tested), _ = resample(measure, prepared.systems, prepared.streams, Resampling())
-    assert tested.p_value is not None
-    return tested.p_value
+def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the two-sided p of Welch's t-test between two samples of two values or more.
+
+    Not paired: rows of one seed share the order of the clips and, where the model is the same,
+    its first weights, and both are without effect after some hundred steps. Samples that do not
+    vary at all differ for certain, or not at all.
+    """
+    parts = [statistics.variance(values) / len(values) for values in (first, second)]
+    apart = abs(statistics.fmean(first) - statistics.fmean(second))
+    if not sum(parts):
+        return float(apart == 0)
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
+    )
+    # Student's distribution in t = sqrt(freedom) tan(angle) is cos(angle)^(freedom - 1).
+    angle = math.atan(apart / math.sqrt(sum(parts) * freedom))
+    density = lambda x: np.cos(x) ** (freedom - 1)  # noqa: E731
+    beyond, whole = np.linspace(angle, math.pi / 2, 4097), np.linspace(0, math.pi / 2, 4097)
+    return float(_simpson(density(beyond), beyond) / _simpson(density(whole), whole))
+
+
+def _simpson(values: NDArray[np.float64], at: NDArray[np.float64]) -> float:
+    """Return the integral of values at an odd number of even places."""
+    weights = np.full(len(at), 2.0)
+    weights[1::2], weights[0], weights[-1] = 4.0, 1.0, 1.0
+    return float((values * weights).sum() * (at[1] - at[0]) / 3)
 
 
 def draw(results: TableResults, theme: Theme = LIGHT) -> bytes:
@@ -177,17 +210,19 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _compare_row(results: TableResults, row: RowResult) -> RowFinding:
-    full = None if row is results.full else compare_two_rows(row, results.full, results.preset)
+    full = None if row is results.full else compare_two_rows(row, results.full)
     expectation = row.row.expectation
     if expectation is None:
         return RowFinding(full, "", None, None)
-    other = compare_two_rows(row, results.row(expectation.other), results.preset)
+    other = compare_two_rows(row, results.row(expectation.other))
     return RowFinding(full, str(expectation), _verdict(other, expectation.side), other)
 
 
 def _verdict(difference: Difference | None, side: str) -> Verdict:
     if difference is None or math.isnan(difference.value):
         return "not known"
+    if difference.p_value is None:
+        return "no verdict"
     if difference.is_noise:
         return "within noise"
     return "agrees" if (difference.value > 0) == (side == "above") else "contradicts"
@@ -216,23 +251,43 @@ def _has_contrasts(results: TableResults) -> bool:
 
 def _cells(results: TableResults, row: RowResult, finding: RowFinding) -> list[str]:
     full = finding.against_full
-    verdict: str = finding.verdict or _NOTHING
-    if (other := finding.against_expected) is not None:
-        verdict += f" ({other.value:+.2f}, p {other.p_value:.3f})"
     cells = [
         row.row.name,
         *(_spread(row.values(metric)) for metric in METRICS),
-        f"{full.value:+.2f}" if full else _NOTHING,
-        f"{full.p_value:.3f}" if full else _NOTHING,
+        _apart(full),
+        _p(full),
         _once(f"{seed.trained:,}" for seed in row.seeds),
         _step(row),
         _seeds(row),
         finding.expected or _NOTHING,
-        verdict,
+        _found(finding),
     ]
     if _has_contrasts(results):
         cells += [_contrast(row.contrast(channel)) for channel in CHANNELS]
     return cells
+
+
+def _apart(difference: Difference | None) -> str:
+    if difference is None:
+        return _NOTHING
+    value = f"{difference.value:+.2f}"
+    return value if difference.deviation is None else f"{value} ± {difference.deviation:.2f}"
+
+
+def _p(difference: Difference | None) -> str:
+    if difference is None:
+        return _NOTHING
+    return difference.without_verdict or f"{difference.p_value:.3f}"
+
+
+def _found(finding: RowFinding) -> str:
+    """Say what was found of what the paper expects, with the difference that says it."""
+    other = finding.against_expected
+    if other is None:
+        return finding.verdict or _NOTHING
+    why = other.without_verdict
+    verdict = why or f"{finding.verdict}"
+    return f"{verdict} ({_apart(other)})" if why else f"{verdict} ({_apart(other)}, p {_p(other)})"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -303,9 +358,9 @@ def _notes(results: TableResults, findings: dict[str, RowFinding]) -> list[str]:
     }
     notes = [f"{name}: {signature}" for name, signature in signatures.items()]
     notes.append(
-        f"p: sacrebleu's paired bootstrap of {METRIC}, two-sided, over the sentences of "
-        "the seeds that both rows have finished; from 0.05 a difference is noise. With "
-        "one seed it says nothing about other seeds."
+        f"p: Welch's t-test of {METRIC} over the seeds that both rows have finished, two-sided, "
+        f"{MIN_SEEDS} seeds or more; from {SIGNIFICANT} a difference is noise between trainings. "
+        "The deviation of a difference is that between one training of each row."
     )
     if _has_contrasts(results):
         notes.append(

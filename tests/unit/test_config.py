@@ -72,6 +72,14 @@ def test_an_experiments_stage_section_has_one_part_a_stage() -> None:
     assert load_run(DEMO, "finetune", ["stage.epochs=3"]).stage.epochs == 3
 
 
+def test_a_word_for_one_stage_holds_in_that_stage_alone() -> None:
+    words = ["stage.alignment.epochs=7", "stage.contrastive.learning_rate=3e-4"]
+    runs = [load_run(DEMO, stage, words).stage for stage in STAGES]
+    assert [(run.epochs, run.learning_rate) for run in runs] == [(2, 3e-4), (7, 5e-5), (9, 1.5e-3)]
+    with pytest.raises(UserError, match="no key 'epoch'; did you mean 'epochs'"):
+        load_run(DEMO, "finetune", ["stage.alignment.epoch=7"])
+
+
 def test_the_stage_can_be_named_on_the_command_line() -> None:
     assert load_run(DEMO, None, ["stage=finetune"]).stage.name == "finetune"
     assert "stage: not chosen" in _errors(stage=None)

@@ -279,3 +279,15 @@ def test_rows_that_are_meant_to_differ_and_do_not_are_refused(tmp_path: Path) ->
     path = write(tmp_path / "own.yaml", rows=rows)
     with pytest.raises(UserError, match=r"'a' and 'b' differ in train\.log_steps alone"):
         plan(str(path))
+
+
+def test_the_table_of_progressive_training_has_the_papers_share_of_steps() -> None:
+    (table,) = read_ablations("configs/ablation/tiny/progressive.yaml")
+    (planned,) = make_plan([table], "ablation_demo", [], (0,), None).ablations
+    runs = {row.row.name: [run.run.stage for run in row.runs[0].chain()] for row in planned.rows}
+    first, second, last = runs[table.full]
+    assert (first.epochs + second.epochs) / last.epochs == pytest.approx((30 + 20) / 15, rel=0.02)
+    assert [stage.learning_rate for stage in (first, second)] == [2e-4, 5e-4]
+    (longest,) = runs["direct, as many epochs"]
+    assert longest.epochs == sum(stage.epochs for stage in runs[table.full])
+    assert last == runs["direct"][-1]
