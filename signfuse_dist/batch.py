@@ -79,6 +79,11 @@ def pooling_weights(lengths: Tensor, size: int, pooled_length: int) -> Tensor:
     return inside.double() / (stop - start)[:, :, None]
 
 
+def _where(has: Tensor | None, values: Tensor) -> Tensor:
+    """Return ``values`` ``[batch]``, 0 where a clip has not; None: every clip has."""
+    return values if has is None else values * has.to(values.dtype)
+
+
 _AUGMENTED_AT_ONCE = 64  # frames
 
 
@@ -98,11 +103,12 @@ class SignBatch:
     """Clips of different lengths, padded at the end.
 
     Only real frames are carried (``frames`` is the clips' frames one after the other), so nothing
-    downstream can compute on a padded picture.
+    downstream can compute on a padded picture. Of a clip without pictures there are none among
+    them, and its joints say how long it is.
 
     Attributes:
         ids: the clips' names, ``batch`` of them; "" for a place of weight zero.
-        frames: uint8 ``[sum(frame_lengths), 3, height, width]``.
+        frames: uint8 ``[sum(picture_lengths), 3, height, width]``.
         pose: float32 ``[batch, frames, joints, 2]``, x and y in the square frame; what stands
             where a joint is missing is not read.
         joint_mask: bool ``[batch, frames, joints]``, True = the landmark was found.
@@ -118,9 +124,15 @@ class SignBatch:
             before in place of the frames: then there are no frames and no joints, and the
             encoders are not run. None: not computed, or a model without this stream.
         skeletal: F^_s of Eq. 5, likewise.
+        has_visual: bool ``[batch]``, True = the clip has pictures; None: every clip has. Where a
+            clip has none, its skeletal features stand on both sides of CMFA.
+        has_skeletal: bool ``[batch]``, True = the clip has joints, whether or not any was found;
+            None: every clip has. Where a clip has none, its visual features stand on both sides.
         known_lengths: ``frame_lengths`` as the host knows them, filled in where the batch is made
             in its memory; None for one that was made on a device. Asking that would make the host
             wait.
+        known_visual: ``has_visual`` likewise, always None where that is.
+        known_skeletal: ``has_skeletal`` likewise.
     """
 
     ids: tuple[str, ...]
@@ -136,7 +148,33 @@ class SignBatch:
     colour: Tensor | None = None
     visual: Tensor | None = None
     skeletal: Tensor | None = None
+    has_visual: Tensor | None = None
+    has_skeletal: Tensor | None = None
     known_lengths: tuple[int, ...] | None = None
+    known_visual: tuple[bool, ...] | None = None
+    known_skeletal: tuple[bool, ...] | None = None
+
+    @property
+    def picture_lengths(self) -> Tensor:
+        """Int64 ``[batch]``: the frames that each clip has among ``frames``."""
+        return _where(self.has_visual, self.frame_lengths)
+
+    @property
+    def joint_lengths(self) -> Tensor:
+        """Int64 ``[batch]``: the frames of which each clip has joints."""
+        return _where(self.has_skeletal, self.frame_lengths)
+
+    @property
+    def has_both(self) -> Tensor | None:
+        """Bool ``[batch]``, True = the clip has both streams; None: every clip has."""
+        if self.has_visual is None or self.has_skeletal is None:
+            return self.has_skeletal if self.has_visual is None else self.has_visual
+        return self.has_visual & self.has_skeletal
+
+    @property
+    def pair_weight(self) -> Tensor:
+        """``weight`` in Eq. 21: 0 also for a clip of one stream, which is no pair."""
+        return _where(self.has_both, self.weight)
 
     def augmented(self) -> SignBatch:
         """Return the batch with ``colour`` and ``warp`` applied to its frames, on their device.
@@ -148,9 +186,11 @@ class SignBatch:
             return self
         count = len(self.frames)
         clip = torch.arange(len(self.warp), device=self.warp.device)
-        clip = clip.repeat_interleave(self.frame_lengths, output_size=count)
+        clip = clip.repeat_interleave(self.picture_lengths, output_size=count)
         frames = torch.empty_like(self.frames, memory_format=torch.contiguous_format)
         for part in torch.arange(count, device=clip.device).split(_AUGMENTED_AT_ONCE):
+            if not len(part):
+                break  # a batch without pictures
             which = clip[part]
             frames[part] = _changed(self.frames[part], self.warp[which], self.colour[which])
         return replace(self, frames=frames, warp=None, colour=None)
@@ -171,11 +211,17 @@ class SignBatch:
     def __post_init__(self) -> None:
         """Raise :class:`UserError` naming clips with a joint that was found and is not finite.
 
-        One such value would make every loss and weight not-a-number. Looked at on the CPU alone,
-        where every batch is made: asking a GPU would make it wait.
+        One such value would make every loss and weight not-a-number. Clips that count and have
+        neither stream are named as well. Looked at on the CPU alone, where every batch is made:
+        asking a GPU would make it wait.
         """
         if self.frame_lengths.device.type == "cpu":
             object.__setattr__(self, "known_lengths", tuple(self.frame_lengths.tolist()))
+            for name in ("visual", "skeletal"):
+                has: Tensor | None = getattr(self, f"has_{name}")
+                known = None if has is None else tuple(has.tolist())
+                object.__setattr__(self, f"known_{name}", known)
+            self._refuse_empty()
         # The sum of all is finite only if each of them is. By numpy: torch's threads cost loader
         # threads more than the sum does.
         if self.pose.device.type != "cpu" or math.isfinite(self.pose.detach().numpy().sum()):
@@ -185,6 +231,15 @@ class SignBatch:
         raise_together(
             [name for name, is_odd in zip(self.ids, odd, strict=True) if is_odd],
             "clips with joints that are not finite (mark missing ones in joint_mask)",
+        )
+
+    def _refuse_empty(self) -> None:
+        if self.known_visual is None or self.known_skeletal is None:
+            return
+        there = zip(self.ids, self.known_visual, self.known_skeletal, strict=True)
+        raise_together(
+            [name for name, seen, tracked in there if name and not (seen or tracked)],
+            "clips with neither pictures nor joints (give them weight 0)",
         )
 
     def to(self, device: torch.device) -> SignBatch:

@@ -128,7 +128,7 @@ class DevelopmentScore:
                 sums[1] += (batch.text_lengths * batch.weight).sum()
             if output.summaries is not None:
                 summaries.append(output.summaries)
-                weights.append(batch.weight)
+                weights.append(batch.pair_weight)
         if summaries:
             visual, skeletal = (torch.cat(part) for part in zip(*summaries, strict=True))
             weight = torch.cat(weights)

@@ -50,9 +50,15 @@ class StageObjective:
             self.contrastive_features = config.contrastive_features
 
     def counts(self, batch: SignBatch) -> dict[str, float]:
-        """Return what each loss is averaged over: real clips, or real tokens for ``language``."""
+        """Return what each loss is averaged over.
+
+        Real clips; of them those with both streams for ``contrastive``; real tokens for
+        ``language``.
+        """
         clips = float(batch.weight.sum())
         counts = dict.fromkeys(self.weights, clips)
+        if "contrastive" in counts and batch.has_both is not None:
+            counts["contrastive"] = float(batch.pair_weight.sum())
         if batch.text_lengths is not None:
             counts["language"] = float((batch.text_lengths * batch.weight).sum())
         return counts
@@ -73,7 +79,7 @@ class StageObjective:
     ) -> list[losses.Compared]:
         """Return each micro batch's part of Eq. 21 over the clips of all of them."""
         device = summaries[0][0].device
-        weights = [batch.weight.to(device) for batch in batches]
+        weights = [batch.pair_weight.to(device) for batch in batches]
         return losses.contrastive_in_parts(summaries, weights, self.config.temperature)
 
     def __call__(
@@ -88,7 +94,8 @@ class StageObjective:
         if output.summaries is not None and compared is not None:
             sums["contrastive"] = losses.replay(output.summaries, compared)
         elif output.summaries is not None:
-            terms = losses.contrastive(*output.summaries, batch.weight, self.config.temperature)
+            pairs = batch.pair_weight
+            terms = losses.contrastive(*output.summaries, pairs, self.config.temperature)
             sums["contrastive"] = terms.sum()
         if output.negative_log_likelihood is not None:
             assert output.sign_embeddings is not None

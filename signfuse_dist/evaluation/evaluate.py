@@ -477,13 +477,21 @@ def write_evaluation(
     sentences = result.sentences(AS_IS)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_hypotheses(folder.hypotheses, sentences, result.references)
-    gates = {t.id: t.gate for t in result.translations[AS_IS].values() if t.gate is not None}
-    _write_or_remove(folder.gates, gates)
+    _write_or_remove(folder.gates, _gates(result))
     _write_or_remove(folder.attention, _sample_maps(result, sentences, maps))
     results = _results(result, sentences)
     write_split_scores(folder.scores, results)
     write_card(run_folder)
     print(format_split_scores(results))
+
+
+def _gates(result: EvaluationResult) -> dict[str, NDArray[np.float32]]:
+    """Return the gate of each clip over time, empty for a clip of one stream among others."""
+    gates = {t.id: t.gate for t in result.translations[AS_IS].values()}
+    if all(gate is None for gate in gates.values()):
+        return {}
+    none = np.empty(0, dtype=np.float32)
+    return {name: none if gate is None else gate for name, gate in gates.items()}
 
 
 def _results(result: EvaluationResult, sentences: dict[str, str]) -> SplitScores:

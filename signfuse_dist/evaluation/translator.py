@@ -64,7 +64,11 @@ class Translator:
         gates: list[NDArray[np.float32] | None] = [None] * len(batch.ids)
         if decoded.gate is not None:
             rows, lengths = decoded.gate.float().cpu().numpy(), decoded.step_lengths.tolist()
-            gates = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+            both = _have_both(batch)
+            gates = [
+                row[:length] if gated else None
+                for row, length, gated in zip(rows, lengths, both, strict=True)
+            ]
         sentences = [
             [(tokenizer.decode(c.tokens), c.score) for c in of] for of in decoded.candidates
         ]
@@ -78,8 +82,11 @@ class Translator:
         """Return the weights of Eq. 8-9 of a batch of one clip, in the first CMFA layer.
 
         By name of :data:`DIRECTIONS`, float32 ``[query steps, key steps]``, averaged over heads;
-        only the directions that the model's fusion has.
+        only the directions that the model's fusion has. None for a clip of one stream, which
+        attends to itself.
         """
+        if not all(_have_both(batch)):
+            return {}
         batch = batch.to(self.device)
         with self._precision(), recorded_weights(self.model.fusion) as weights:
             streams = self.model.encode(batch)
@@ -94,6 +101,13 @@ class Translator:
     def _precision(self) -> torch.autocast:
         bf16 = self.usage.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
+
+def _have_both(batch: SignBatch) -> list[bool]:
+    """Return of each clip whether it has both streams, as the host knows it."""
+    every = (True,) * len(batch.ids)
+    known = zip(batch.known_visual or every, batch.known_skeletal or every, strict=True)
+    return [seen and tracked for seen, tracked in known]
 
 
 def load_translator(place: Path, device: torch.device, overrides: Sequence[str] = ()) -> Translator:

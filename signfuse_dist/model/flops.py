@@ -104,9 +104,10 @@ class StepFlops:
         costs: dict[str, Flops] = {}
         if batch.visual is None and batch.skeletal is None:
             if model.visual is not None:
-                costs["visual"] = self._visual_of(tuple(batch.frames.shape[2:])).sum(frames)
+                shown = _some(batch.has_visual, frames, real)
+                costs["visual"] = self._visual_of(tuple(batch.frames.shape[2:])).sum(shown)
             if model.skeletal is not None:
-                costs["skeletal"] = self._skeletal.sum(frames)
+                costs["skeletal"] = self._skeletal.sum(_some(batch.has_skeletal, frames, real))
         if "fusion" not in self.uncounted:
             costs["fusion"] = self._fusion.sum([-(-n // model.stride) for n in frames])
         if not self._language or model.language_model is None or batch.text_lengths is None:
@@ -174,6 +175,13 @@ class StepFlops:
             text = torch.zeros(1, tokens, dtype=torch.long, device=_META)
             lengths = torch.full((1,), tokens, device=_META)
             language.negative_log_likelihood(signs, text, lengths)
+
+
+def _some(has: Tensor | None, lengths: list[int], real: NDArray[np.bool_]) -> list[int]:
+    """Return those of the real clips' lengths whose clip has a stream."""
+    if has is None:
+        return lengths
+    return [n for n, there in zip(lengths, has.numpy()[real], strict=True) if there]
 
 
 class _ByLength:

@@ -28,7 +28,8 @@ def contrastive(
     Args:
         visual_summary: f_v, ``[batch, dim]``, the same batch size on every process.
         skeletal_summary: f_s, ``[batch, dim]``.
-        weight: ``[batch]``; a clip of weight 0 is neither a row nor a negative.
+        weight: ``[batch]``; a clip of weight 0 is neither a row nor a negative, nor is one of one
+            stream (:attr:`~signfuse_dist.batch.SignBatch.pair_weight`).
         temperature: tau.
     """
     dtype = torch.promote_types(visual_summary.dtype, torch.float32)

@@ -171,10 +171,13 @@ class SignFuse(nn.Module):
     def encode(self, batch: SignBatch) -> Streams:
         """Run the streams (Eq. 2-5); without a graph through a stream that is frozen.
 
-        Features that the batch brings are taken in their place. Raises UserError when a clip is
-        longer than ``max_frames``.
+        Features that the batch brings are taken in their place. Of a clip that lacks a stream, the
+        other's features stand on both sides, as in a model of one stream; its missing frames are
+        not there to be computed, and enter no statistic. Raises UserError when a clip is longer
+        than ``max_frames``, or lacks the one stream of this model.
         """
         self._refuse_long(batch)
+        self._refuse_unseen(batch)
         steps = torch.div(batch.frame_lengths + self.stride - 1, self.stride, rounding_mode="floor")
         streams = [features for features in (batch.visual, batch.skeletal) if features is not None]
         known = batch.known_lengths
@@ -183,16 +186,19 @@ class SignFuse(nn.Module):
             return Streams(streams[0], streams[-1], steps, count)
         if self.visual is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
-                longest = batch.pose.shape[1]
-                streams.append(
-                    self.visual(batch.frames, batch.frame_lengths, steps, batch.weight, longest)
-                )
+                longest, shown = batch.pose.shape[1], batch.picture_lengths
+                steps_shown = steps if shown is batch.frame_lengths else steps * (shown > 0)
+                streams.append(self.visual(batch.frames, shown, steps_shown, batch.weight, longest))
         if self.skeletal is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.skeletal)):
                 streams.append(
-                    self.skeletal(batch.pose, batch.joint_mask, batch.frame_lengths, batch.weight)
+                    self.skeletal(batch.pose, batch.joint_mask, batch.joint_lengths, batch.weight)
                 )
-        return Streams(streams[0], streams[-1], steps, count)
+        visual, skeletal = streams[0], streams[-1]
+        if len(streams) == 2:
+            visual = _replaced(visual, skeletal, batch.has_visual)
+            skeletal = _replaced(skeletal, streams[0], batch.has_skeletal)
+        return Streams(visual, skeletal, steps, count)
 
     def summarise(self, streams: Streams, features: str) -> tuple[Tensor, Tensor]:
         """Return f_v and f_s of Eq. 21, ``[batch, dim]`` each.
@@ -307,6 +313,17 @@ class SignFuse(nn.Module):
             sign_embeddings, decoding, self.tokenizer.end, num_candidates
         )
         return Decoded(candidates, gate, streams.step_lengths)
+
+    def _refuse_unseen(self, batch: SignBatch) -> None:
+        """A model of one stream has nothing to read of a clip without it; known on the host."""
+        known = batch.known_skeletal if self.visual is None else batch.known_visual
+        if known is None or (self.visual is not None and self.skeletal is not None):
+            return
+        named = ("skeletal", "joints") if self.visual is None else ("visual", "pictures")
+        raise_together(
+            [name for name, there in zip(batch.ids, known, strict=True) if name and not there],
+            f"a model of model.streams={named[0]} needs {named[1]}, and clips have none",
+        )
 
     def _refuse_long(self, batch: SignBatch) -> None:
         """The padded length is known on the host: nothing waits for a GPU."""
@@ -456,6 +473,13 @@ def _step_norm(config: ModelConfig) -> Callable[[int], nn.Module]:
 
 def _trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
+
+
+def _replaced(stream: Tensor, other: Tensor, has: Tensor | None) -> Tensor:
+    """Return ``[batch, steps, dim]``: of clips that have not this stream, the other."""
+    return (
+        stream if has is None else torch.where(has[:, None, None], stream, other.to(stream.dtype))
+    )
 
 
 def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:

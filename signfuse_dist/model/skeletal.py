@@ -114,7 +114,7 @@ class SkeletalStream(nn.Module):
         Args:
             pose: ``[batch, frames, joints, 2]`` in units of the square frame.
             joint_mask: bool ``[batch, frames, joints]``, True = the landmark was found.
-            frame_lengths: ``[batch]``.
+            frame_lengths: ``[batch]``, 0 for a clip without joints.
             weight: ``[batch]``; a clip of weight 0 enters no statistic.
 
         Returns:

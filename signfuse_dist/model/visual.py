@@ -159,7 +159,8 @@ class VisualStream(nn.Module):
 
         Args:
             frames: uint8 ``[sum(frame_lengths), 3, height, width]``: only real frames.
-            frame_lengths: ``[batch]``; step_lengths: ``[batch]``, ceil(T / 2).
+            frame_lengths: ``[batch]``, 0 for a clip without pictures.
+            step_lengths: ``[batch]``, ceil(T / 2).
             weight: ``[batch]``; a clip of weight 0 enters no statistic.
             longest: frames of the longest clip, as the host knows them: nothing waits for a device.
 

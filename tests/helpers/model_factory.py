@@ -63,7 +63,10 @@ def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
 
 @dataclass(frozen=True)
 class Example:
-    """One clip as the tests draw it; ``counted`` False makes its weight zero."""
+    """One clip as the tests draw it; ``counted`` False makes its weight zero.
+
+    ``has_visual`` and ``has_skeletal`` False leave a stream of it out of the batch.
+    """
 
     name: str
     frames: Tensor
@@ -71,6 +74,8 @@ class Example:
     joint_mask: Tensor
     tokens: Tensor
     counted: bool = True
+    has_visual: bool = True
+    has_skeletal: bool = True
 
 
 def draw_clips(lengths: Sequence[int], seed: int = 0) -> list[Example]:
@@ -88,25 +93,32 @@ def draw_clips(lengths: Sequence[int], seed: int = 0) -> list[Example]:
 
 
 def join(clips: Sequence[Example]) -> SignBatch:
-    """Collate clips; what lies beyond a clip's end is rubbish, so that reading it shows."""
+    """Collate clips; beyond a clip's end, and in joints that it lacks, stands rubbish."""
     longest = max(len(clip.pose) for clip in clips)
     most = max(len(clip.tokens) for clip in clips)
     pose = torch.full((len(clips), longest, NUM_JOINTS, 2), 7.0, dtype=clips[0].pose.dtype)
     mask = torch.ones(len(clips), longest, NUM_JOINTS, dtype=torch.bool)
     tokens = torch.full((len(clips), most), VOCABULARY - 1)
     for i, clip in enumerate(clips):
-        pose[i, : len(clip.pose)], mask[i, : len(clip.pose)] = clip.pose, clip.joint_mask
+        if clip.has_skeletal:
+            pose[i, : len(clip.pose)], mask[i, : len(clip.pose)] = clip.pose, clip.joint_mask
         tokens[i, : len(clip.tokens)] = clip.tokens
     return SignBatch(
         ids=tuple(clip.name if clip.counted else "" for clip in clips),
-        frames=torch.cat([clip.frames for clip in clips]),
+        frames=torch.cat([clip.frames[: None if clip.has_visual else 0] for clip in clips]),
         pose=pose,
         joint_mask=mask,
         frame_lengths=torch.tensor([len(clip.pose) for clip in clips]),
         weight=torch.tensor([float(clip.counted) for clip in clips]),
         tokens=tokens,
         text_lengths=torch.tensor([len(clip.tokens) for clip in clips]),
+        has_visual=_none_if_all([clip.has_visual for clip in clips]),
+        has_skeletal=_none_if_all([clip.has_skeletal for clip in clips]),
     )
+
+
+def _none_if_all(has: list[bool]) -> Tensor | None:
+    return None if all(has) else torch.tensor(has)
 
 
 def tiny_llama(dim: int = 12, seed: int = 0) -> Any:

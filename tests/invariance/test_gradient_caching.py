@@ -40,6 +40,8 @@ class Case:
     norm: str = "layer"
     caching: bool = True
     dropout: bool = False
+    one_stream: bool = False
+    """Whether the second clip has no pictures and the fourth no joints."""
 
     @property
     def key(self) -> str:
@@ -49,6 +51,8 @@ class Case:
 CASES = [
     *(Case(s, n) for s in ("contrastive", "alignment", "finetune") for n in (1, 2)),
     Case("finetune", 4),
+    Case("finetune", 4, one_stream=True),
+    Case("contrastive", 2, one_stream=True),
     Case("contrastive", 2, norm="sync"),
     Case("contrastive", 2, norm="sync", caching=False),
     Case("finetune", 2, dropout=True),
@@ -75,10 +79,13 @@ def _model(case: Case) -> Any:
     return model.double()
 
 
-def _batches(parts: int) -> list[SignBatch]:
+def _batches(case: Case, parts: int) -> list[SignBatch]:
     """The clips of the step in equal parts, in order."""
     clips = [replace(clip, pose=clip.pose.double()) for clip in draw_clips((5, 3, 2, 6))]
-    clips[2] = replace(clips[2], counted=False)
+    clips[2] = replace(clips[2], counted=case.one_stream)
+    if case.one_stream:
+        clips[1] = replace(clips[1], has_visual=False)
+        clips[3] = replace(clips[3], has_skeletal=False)
     size = CLIPS // parts
     return [join(clips[i : i + size]) for i in range(0, CLIPS, size)]
 
@@ -129,7 +136,7 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     optimizer = Gradients([p for p in model.parameters() if p.requires_grad], lr=1.0)
     prepared, wrapped = accelerator.prepare(model, optimizer)
     assert isinstance(prepared, nn.parallel.DistributedDataParallel) == (world > 1)
-    window = _batches(case.accumulation * world)[rank::world]
+    window = _batches(case, case.accumulation * world)[rank::world]
     interval = Interval(
         tuple(objective.weights), accelerator.device, NOTHING, Timeline(accelerator.device, {})
     )
@@ -142,7 +149,7 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
         stage=stage,
         train=train,
     )
-    step.take(3, window, objective.counts(_batches(1)[0]), interval)
+    step.take(3, window, objective.counts(_batches(case, 1)[0]), interval)
     return {
         "gradients": dict(zip(names, optimizer.found, strict=True)),
         "buffers": {name: value.clone() for name, value in model.named_buffers()},
@@ -186,13 +193,13 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
 def _totals(case: Case, batches: Sequence[SignBatch]) -> tuple[dict[str, Tensor], Any]:
     """Return losses and gradients, with the graphs of all ``batches`` held at the same time."""
     model, objective = _model(case), StageObjective(case.stage, LossConfig())
-    counts = objective.counts(_batches(1)[0])
+    counts = objective.counts(_batches(case, 1)[0])
     if len(batches) == 1:
         sums = objective(model, batches[0])
     else:
         pairs = [objective.summarise(model, batch) for batch in batches]
         sides = [torch.cat(side) for side in zip(*pairs, strict=True)]
-        weight = torch.cat([batch.weight for batch in batches])
+        weight = torch.cat([batch.pair_weight for batch in batches])
         sums = {"contrastive": contrastive(*sides, weight, LossConfig().temperature).sum()}  # type: ignore[misc]
     total = torch.stack([objective.weights[n] * sums[n] / counts[n] for n in sums]).sum()
     names, trained = zip(
@@ -215,13 +222,13 @@ def _close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize(
     ("world", "case"),
-    [w for w in WAYS if w[1] in CASES[:7]],
-    ids=[i for i, w in zip(ids, WAYS, strict=True) if w[1] in CASES[:7]],
+    [w for w in WAYS if w[1] in CASES[:9]],
+    ids=[i for i, w in zip(ids, WAYS, strict=True) if w[1] in CASES[:9]],
 )
 def test_gradients_and_losses_are_those_of_one_batch_in_one_process(
     steps: dict[int, list[Any]], world: int, case: Case
 ) -> None:
-    expected, losses = _totals(case, _batches(1))
+    expected, losses = _totals(case, _batches(case, 1))
     for rank in steps[world]:
         assert _close(rank[case.key]["gradients"], expected)
         norm = torch.stack([g.norm() for g in expected.values()]).norm()
@@ -235,10 +242,10 @@ def test_with_statistics_of_each_part_gradients_are_those_of_all_parts_held_at_o
     steps: dict[int, list[Any]], world: int
 ) -> None:
     case = Case("contrastive", 2, norm="sync")
-    expected, _ = _totals(case, _batches(2))
+    expected, _ = _totals(case, _batches(case, 2))
     for rank in steps[world]:
         assert _close(rank[case.key]["gradients"], expected)
-    assert not _close(steps[1][0][case.key]["gradients"], _totals(case, _batches(1))[0])
+    assert not _close(steps[1][0][case.key]["gradients"], _totals(case, _batches(case, 1))[0])
 
 
 @pytest.mark.parametrize("world", WORLDS)

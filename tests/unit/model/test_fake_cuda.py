@@ -104,6 +104,23 @@ def test_pictures_have_their_channels_last_on_a_gpu_unless_asked_otherwise(
     assert seen == [last]
 
 
+@pytest.mark.long
+def test_a_batch_of_clips_with_other_streams_runs_on_cuda() -> None:
+    """The first has no pictures, the second no joints: nothing asks the device which."""
+    stage: StageName = "contrastive"
+    batch = clips([6, 3])
+    batch = replace(
+        batch,
+        frames=batch.frames[:3],
+        has_visual=torch.tensor([False, True]),
+        has_skeletal=torch.tensor([True, False]),
+    )
+    model = build(stage, table1(visual_backbone="resnet10"), llm_config("llama"), LOSS)
+    with fake_cuda() as mode:
+        mode.move(model)
+        assert_trained((take_step(mode, model, stage, batch, LOSS), model))
+
+
 def features(mode: FakeCuda, batch: SignBatch) -> Streams:
     """What the encoders would give, a step a frame, on CUDA in bfloat16."""
     lengths = batch.known_lengths
