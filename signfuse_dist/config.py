@@ -31,6 +31,9 @@ TrackerName = Literal[
 # `auto` chooses among the others, see model/attention.py.
 AttentionName = Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"]
 
+# See model/positions.py.
+PositionsName = Literal["none", "sinusoidal", "rotary", "distance"]
+
 Property = Literal[
     "resume",  # may differ where a run goes on; every other key identifies the run
     "load",  # may differ where a saved model is loaded, and between stages
@@ -188,6 +191,10 @@ class ModelConfig:
     """Layers of CMFA (Table 1: 3); with 0, the mean of the streams."""
     fusion_gain: NonNegative = 0.1
     """Where the gain of the layer norm of Eq. 11 starts."""
+    positions: PositionsName = "none"
+    """What attention of CMFA and HTA knows of time: `none`, as the paper has it; `sinusoidal` or
+    `rotary` positions; or `distance`, which takes slope x |steps apart| from each head's scores,
+    and computes by `sdpa` or `eager`."""
     num_heads: Positive = 8
     """Heads of the attention in CMFA and HTA; divides `dim`."""
     ffn_multiplier: Positive = 4

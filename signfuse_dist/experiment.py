@@ -292,6 +292,7 @@ def contradictions(run: RunConfig) -> list[str]:
     """Return what no single field can say: values that exclude each other, by their keys."""
     return [
         *_of_lengths(run.model),
+        *_of_positions(run.model),
         *_of_scales(run.model),
         *_of_stages(run.train, run.stage),
         *_of_pairs(run),
@@ -330,6 +331,25 @@ def _of_lengths(model: ModelConfig) -> list[str]:
         errors.append(
             f"model.skeletal_strides shorten time {total_stride} times, "
             f"model.visual_stride {model.visual_stride} times: the streams would not align"
+        )
+    return errors
+
+
+def _of_positions(model: ModelConfig) -> list[str]:
+    """What positions need of widths and of the attention backend."""
+    errors = []
+    if model.positions == "distance" and model.attention not in ("auto", "sdpa", "eager"):
+        errors.append(
+            f"model.attention={model.attention}: its kernel adds nothing to the scores, which "
+            "model.positions=distance needs: write model.attention=auto, which is sdpa then, sdpa "
+            "or eager"
+        )
+    width = {"sinusoidal": model.dim, "rotary": model.dim // model.num_heads}
+    if width.get(model.positions, 0) % 2:
+        errors.append(
+            f"model.positions={model.positions} takes channels in pairs, and "
+            f"{'model.dim is' if model.positions == 'sinusoidal' else 'a head has'} "
+            f"{width[model.positions]} (model.dim {model.dim}, model.num_heads {model.num_heads})"
         )
     return errors
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from signfuse_dist.batch import TokenLayout
-from signfuse_dist.config import AttentionName, ModelConfig
+from signfuse_dist.config import AttentionName, ModelConfig, PositionsName
 from signfuse_dist.errors import UserError
+from signfuse_dist.model.positions import distance_bias, rotated, sinusoidal, step_times
 
 Backend = Literal["flash_attention_2", "varlen", "sdpa", "eager"]
 # In the order of `auto`: what computes no padding first, what keeps every weight last.
@@ -32,14 +33,32 @@ _LOG = logging.getLogger(__name__)
 
 
 class Attention(nn.Module):
-    """:func:`attend` as a part of a model, without parameters: it holds the setting."""
+    """:func:`attend` as a part of a model, without parameters: it holds the settings.
+
+    Attributes:
+        backend: ``model.attention``, see :func:`set_backend`.
+        positions: ``model.positions``, see :func:`set_positions`.
+    """
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.backend: AttentionName = "auto"
+        self.positions: PositionsName = "none"
         self.listener: Callable[[Tensor], None] | None = None
         self.told: Told | None = None
+        self.biases: dict[torch.dtype, Tensor] = {}  # of what was told, by their type
+
+    def placed(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+        """Return what queries and keys are projected from, with `sinusoidal` positions in it.
+
+        ``x`` is ``[batch, steps, dim]``, ``times`` as in :meth:`forward`.
+        """
+        if self.positions != "sinusoidal":
+            return x
+        times = step_times(x.shape[1], x.device) if times is None else times
+        at = sinusoidal(times.to(torch.promote_types(x.dtype, torch.float32)), x.shape[2])
+        return x + at.to(x.dtype)
 
     def forward(
         self,
@@ -48,18 +67,47 @@ class Attention(nn.Module):
         value: Tensor,
         key_mask: Tensor | None = None,
         query_mask: Tensor | None = None,
+        times: Tensor | None = None,
     ) -> Tensor:
-        """Arguments and result as of :func:`attend`."""
-        if self.listener is None:
-            known = None
-            if self.told is not None and key_mask is query_mask is self.told[0]:
-                known = self.told[1]
-            return attend(
-                query, key, value, self.num_heads, key_mask, query_mask, self.backend, known
-            )
-        out, weights = attend_eagerly(query, key, value, self.num_heads, key_mask, query_mask)
-        self.listener(weights.detach())
-        return out
+        """Arguments and result as of :func:`attend`, with the positions that are set.
+
+        ``times``, float ``[batch or 1, steps]``, are those of queries and keys alike, in steps;
+        None: 0, 1, 2, ...
+        """
+        heads, bias = self.num_heads, None
+        if times is None and self.positions in ("rotary", "distance"):
+            times = step_times(query.shape[1], query.device)
+        if self.positions == "rotary":
+            assert times is not None
+            query, key = rotated(query, times, heads), rotated(key, times, heads)
+        elif self.positions == "distance":
+            assert times is not None
+            bias, key_mask = self._bias(query, times, key_mask), None
+        if self.listener is not None:
+            out, weights = attend_eagerly(query, key, value, heads, key_mask, query_mask, bias)
+            self.listener(weights.detach())
+            return out
+        known = None
+        if self.told is not None and key_mask is query_mask is self.told[0]:
+            known = self.told[1]
+        return attend(query, key, value, heads, key_mask, query_mask, self.backend, known, bias)
+
+    def _bias(self, query: Tensor, times: Tensor, key_mask: Tensor | None) -> Tensor:
+        """Return what is added to the scores, -inf where a key is padding.
+
+        Inside :func:`laid_out` it is made once for all layers, which keep it until the backward
+        pass.
+        """
+        told = self.told is not None and key_mask is self.told[0]
+        if told and query.dtype in self.biases:
+            return self.biases[query.dtype]
+        exact = times.to(torch.promote_types(query.dtype, torch.float32))
+        bias = distance_bias(exact, self.num_heads).to(query.dtype)
+        if key_mask is not None:
+            bias = bias.masked_fill(~key_mask[:, None, None, :], -torch.inf)
+        if told:
+            self.biases[query.dtype] = bias
+        return bias
 
 
 def set_backend(model: nn.Module, backend: AttentionName) -> None:
@@ -67,6 +115,13 @@ def set_backend(model: nn.Module, backend: AttentionName) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.backend = backend
+
+
+def set_positions(model: nn.Module, positions: PositionsName) -> None:
+    """Let every :class:`Attention` of ``model`` know ``positions`` of its steps."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.positions = positions
 
 
 @contextmanager
@@ -77,13 +132,14 @@ def laid_out(model: nn.Module, told: Told) -> Iterator[None]:
     call of attention.
     """
     modules = [module for module in model.modules() if isinstance(module, Attention)]
+    biases: dict[int, dict[torch.dtype, Tensor]] = {}
     for module in modules:
-        module.told = told
+        module.told, module.biases = told, biases.setdefault(module.num_heads, {})
     try:
         yield
     finally:
         for module in modules:
-            module.told = None
+            module.told, module.biases = None, {}
 
 
 @contextmanager
@@ -112,6 +168,7 @@ def attend(
     query_mask: Tensor | None = None,
     backend: AttentionName = "auto",
     layout: Callable[[], TokenLayout] | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(Q K^T / sqrt(d_k)) V of Eq. 8-9 for ``num_heads`` heads, d_k = dim / heads.
 
@@ -126,18 +183,20 @@ def attend(
         backend: which kernel computes it; they differ by rounding only.
         layout: returns where the tokens are, the same for queries and keys, where that is known
             without looking at the masks.
+        bias: added to the scores, of the type of the queries, ``[batch or 1, heads, queries,
+            keys]``; -inf takes a key away, and each query keeps one at least. None = none.
 
     Returns:
         ``[batch, queries, dim]``, heads side by side, zero where a query is not real.
 
-    Raises UserError when the backend is not there.
+    Raises UserError when the backend is not there, or takes no bias and there is one.
     """
-    head_dim = query.shape[-1] // num_heads
-    chosen = choose_backend(backend, query.device, query.dtype, head_dim, key.shape[1])
+    head_dim, biased = query.shape[-1] // num_heads, bias is not None
+    chosen = choose_backend(backend, query.device, query.dtype, head_dim, key.shape[1], biased)
     if chosen == "eager":
-        return attend_eagerly(query, key, value, num_heads, key_mask, query_mask)[0]
+        return attend_eagerly(query, key, value, num_heads, key_mask, query_mask, bias)[0]
     if chosen == "sdpa":
-        return _attend_by_sdpa(query, key, value, num_heads, key_mask, query_mask)
+        return _attend_by_sdpa(query, key, value, num_heads, key_mask, query_mask, bias)
     kernel = kernel_of(chosen)
     return attend_packed(query, key, value, num_heads, key_mask, query_mask, kernel, layout)
 
@@ -149,6 +208,7 @@ def attend_eagerly(
     num_heads: int,
     key_mask: Tensor | None,
     query_mask: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do as :func:`attend`, in plain steps, and return the weights as well, for plots.
 
@@ -158,6 +218,8 @@ def attend_eagerly(
     head_dim = query.shape[-1] // num_heads
     scores = _split(query, num_heads) @ _split(key, num_heads).transpose(2, 3) / head_dim**0.5
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if bias is not None:
+        scores = scores + bias
     if key_mask is not None:
         scores = scores.masked_fill(~key_mask[:, None, None, :], -torch.inf)
     weights = scores.softmax(dim=-1).to(value.dtype)
@@ -203,7 +265,8 @@ def choose_for(
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     head_dim, steps = config.dim // config.num_heads, -(-max_frames // config.visual_stride)
-    return choose_backend(config.attention, device, dtype, head_dim, steps)
+    biased = config.positions == "distance"
+    return choose_backend(config.attention, device, dtype, head_dim, steps, biased)
 
 
 def choose_backend(
@@ -212,11 +275,13 @@ def choose_backend(
     dtype: torch.dtype,
     head_dim: int,
     steps: int | None = None,
+    biased: bool = False,
 ) -> Backend:
     """Return the backend that ``asked`` means here.
 
     `auto` is `sdpa` for at most 128 steps: packing costs some kernels, padding is cheap there, and
     nobody has measured on a GPU which is faster. Beyond, it is the first of BACKENDS that is there.
+    With a bias it is `sdpa`: the variable-length kernels take none.
 
     Args:
         asked: ``model.attention``.
@@ -224,19 +289,26 @@ def choose_backend(
         dtype: of queries, keys and values: float32, or bfloat16 under ``train.precision: bf16``.
         head_dim: channels a head.
         steps: that a query attends over; None = more than 128.
+        biased: whether something is added to the scores, as by ``model.positions: distance``.
 
     Raises UserError with the reason, and with what there is, when ``asked`` is not there.
     """
     short = steps is not None and steps <= _SHORT
-    return _choose(asked, device, dtype, head_dim, short)
+    return _choose(asked, device, dtype, head_dim, short, biased)
 
 
 def why_not(
-    backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int
+    backend: Backend,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    biased: bool = False,
 ) -> str | None:
     """Return why a backend cannot be used, or None when it can."""
     if backend in ("sdpa", "eager"):
         return None
+    if biased:
+        return "its kernel adds nothing to the scores, which model.positions=distance needs"
     return _why_no_flash_kernel(device, dtype, head_dim) or _why_no_package(backend)
 
 
@@ -264,15 +336,21 @@ def kernel_of(backend: Backend) -> Kernel:
 # Asked at every call of attention; the answer stays, and `auto` logs it once.
 @functools.cache
 def _choose(
-    asked: AttentionName, device: torch.device, dtype: torch.dtype, head_dim: int, short: bool
+    asked: AttentionName,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    short: bool,
+    biased: bool,
 ) -> Backend:
-    reason = None if asked == "auto" else why_not(asked, device, dtype, head_dim)
+    reason = None if asked == "auto" else why_not(asked, device, dtype, head_dim, biased)
     if asked != "auto" and reason is None:
         return asked
-    there = [b for b in BACKENDS if why_not(b, device, dtype, head_dim) is None]
+    there = [b for b in BACKENDS if why_not(b, device, dtype, head_dim, biased) is None]
     chosen: Backend = "sdpa" if short else there[0]
     if asked == "auto":
-        _LOG.info("attention on %s in %s: auto chose %s", device, dtype, chosen)
+        why = ", which model.positions=distance needs" if biased else ""
+        _LOG.info("attention on %s in %s: auto chose %s%s", device, dtype, chosen, why)
         return chosen
     raise UserError(
         f"model.attention={asked}: {reason}. Here there are: {', '.join(there)}; "
@@ -319,12 +397,13 @@ def _attend_by_sdpa(
     num_heads: int,
     key_mask: Tensor | None,
     query_mask: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    if bias is not None:  # it takes one tensor for both
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
     out = F.scaled_dot_product_attention(
-        _split(query, num_heads),
-        _split(key, num_heads),
-        _split(value, num_heads),
-        attn_mask=None if key_mask is None else key_mask[:, None, None, :],
+        _split(query, num_heads), _split(key, num_heads), _split(value, num_heads), attn_mask=mask
     )
     return _join(out, query_mask)
 

@@ -32,9 +32,9 @@ class CrossAttention(nn.Module):
 
         Both streams of a clip have the same steps, so one mask serves queries and keys.
         """
-        attended = self.attention(
-            self.query(queries_from), self.key(keys_from), self.value(keys_from), key_mask, key_mask
-        )
+        query = self.query(self.attention.placed(queries_from))
+        key = self.key(self.attention.placed(keys_from))
+        attended = self.attention(query, key, self.value(keys_from), key_mask, key_mask)
         projected: Tensor = self.output(attended)
         return projected
 

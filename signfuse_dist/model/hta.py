@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from signfuse_dist.batch import length_mask, pooling_weights
 from signfuse_dist.model.attention import Attention
+from signfuse_dist.model.positions import pooled_times
 
 
 class TimeScale(nn.Module):
@@ -73,10 +75,18 @@ class TemporalAggregation(nn.Module):
         """
         mask = length_mask(step_lengths, fused.shape[1])
         combined = self.combine(self.multi_scale(fused * mask[:, :, None], step_lengths))
-        query, key, value = self.query_key_value(combined).chunk(3, dim=-1)
-        attended = self.attention(query, key, value)  # every pooled position is real
+        times = pooled_times(step_lengths, self.pooled_length)
+        query, key, value = self._project(combined, times)
+        attended = self.attention(query, key, value, times=times)  # every pooled position is real
         temporal: Tensor = self.norm(combined + self.output(attended))
         return temporal
+
+    def _project(self, combined: Tensor, times: Tensor) -> Sequence[Tensor]:
+        placed = self.attention.placed(combined, times)
+        if placed is combined:
+            return self.query_key_value(combined).chunk(3, dim=-1)  # type: ignore[no-any-return]
+        both, own = self.query_key_value.weight.split((2 * combined.shape[2], combined.shape[2]))
+        return (*F.linear(placed, both).chunk(2, dim=-1), F.linear(combined, own))
 
     def multi_scale(self, fused: Tensor, step_lengths: Tensor) -> Tensor:
         """Return H_multi of Eq. 16, ``[batch, pooled_length, scales * dim]``."""

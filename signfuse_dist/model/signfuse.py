@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from signfuse_dist.batch import SignBatch, TokenLayout, lay_out, length_mask
 from signfuse_dist.config import SCALES, EvaluationConfig, ModelConfig, build_section
 from signfuse_dist.errors import UserError, raise_together
-from signfuse_dist.model.attention import laid_out, set_backend
+from signfuse_dist.model.attention import laid_out, set_backend, set_positions
 from signfuse_dist.model.cmfa import CrossModalFusion
 from signfuse_dist.model.hta import TemporalAggregation, TemporalPooling
 from signfuse_dist.model.llm import Candidate, LanguageModel, TextTokenizer
@@ -443,7 +443,7 @@ def build_skeletal(config: ModelConfig) -> SkeletalStream:
 
 def build_fusion(config: ModelConfig) -> CrossModalFusion:
     """Return Eq. 6-12."""
-    return CrossModalFusion(
+    fusion = CrossModalFusion(
         config.dim,
         config.fusion_layers,
         config.num_heads,
@@ -451,6 +451,8 @@ def build_fusion(config: ModelConfig) -> CrossModalFusion:
         config.fusion,
         config.fusion_gain,
     )
+    set_positions(fusion, config.positions)
+    return fusion
 
 
 def build_temporal(config: ModelConfig) -> TemporalAggregation | TemporalPooling:
@@ -458,13 +460,15 @@ def build_temporal(config: ModelConfig) -> TemporalAggregation | TemporalPooling
     if not config.scales:
         return TemporalPooling(config.pooled_length)
     places = [SCALES.index(name) for name in config.scales]
-    return TemporalAggregation(
+    temporal = TemporalAggregation(
         config.dim,
         [config.scale_kernels[i] for i in places],
         [config.scale_strides[i] for i in places],
         config.pooled_length,
         config.num_heads,
     )
+    set_positions(temporal, config.positions)
+    return temporal
 
 
 def _step_norm(config: ModelConfig) -> Callable[[int], nn.Module]:

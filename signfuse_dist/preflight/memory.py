@@ -338,15 +338,18 @@ def _fusion_bytes(run: RunConfig, frames: int, llm_dim: int) -> float:
     contrasts = run.stage.name == "contrastive" or (
         run.stage.name == "finetune" and run.loss.contrastive_weight > 0
     )
-    passes = int(translates)
+    passes = layouts = int(translates)
     if contrasts and model.streams == "both" and run.loss.contrastive_features == "unimodal":
         passes += 2
+        layouts += 1
     counts = parameters(model, llm_dim)
     parts = ("fusion", "temporal", "adapter") if translates else ("fusion",)
     weights = sum(counts[part] for part in parts)
     largest = max(model.ffn_multiplier * model.dim**2, llm_dim**2 if translates else 0)
     attention = _DIRECTIONS.get(model.fusion, 2)
     each = 36.0 + 17.0 * attention if bf16 else 53.0 + 30.0 * attention
+    if model.positions == "sinusoidal":  # the sums that are projected
+        each += attention * (1.5 if bf16 else 8.0)
     steps = frames / model.visual_stride
     pooled = run.train.micro_batch_size * model.pooled_length if translates else 0
     return (
@@ -354,7 +357,18 @@ def _fusion_bytes(run: RunConfig, frames: int, llm_dim: int) -> float:
         + 4.0 * largest
         + steps * model.dim * model.fusion_layers * passes * each
         + pooled * model.dim * (20.0 if bf16 else 100.0)
+        + _bias_bytes(run, frames, layouts)
     )
+
+
+def _bias_bytes(run: RunConfig, frames: int, layouts: int) -> float:
+    """Return the bytes of what `distance` adds to scores, kept once for all layers of a layout."""
+    if run.model.positions != "distance":
+        return 0.0
+    longest = min(frames, run.data.max_frames) / run.model.visual_stride
+    places = layouts * longest**2 + run.model.pooled_length**2
+    each = 2.0 if run.train.precision == "bf16" else 4.0
+    return run.train.micro_batch_size * run.model.num_heads * places * each
 
 
 def _language(run: RunConfig, llm: LLMFiles) -> float:

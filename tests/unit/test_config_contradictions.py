@@ -109,6 +109,23 @@ def test_channels_last_is_refused_where_torch_is_unsound() -> None:
     load_run(DEMO, "finetune", ["model.visual_channels_last=true", "model.visual_width=8"])
 
 
+@pytest.mark.parametrize("backend", ["flash_attention_2", "varlen"])
+def test_positions_by_distance_are_refused_with_a_kernel_that_takes_no_bias(backend: str) -> None:
+    message = refused("model.positions=distance", f"model.attention={backend}")
+    assert f"model.attention={backend}" in message
+    assert "write model.attention=auto" in message
+    load_run(DEMO, "finetune", [f"model.attention={backend}", "model.positions=rotary"])
+    for other in ("auto", "sdpa", "eager"):
+        load_run(DEMO, "finetune", [f"model.attention={other}", "model.positions=distance"])
+
+
+def test_rotary_positions_need_an_even_number_of_channels_in_a_head() -> None:
+    odd = ("model.dim=33", "model.num_heads=11", "model.skeletal_channels=[8,8,8,33]")
+    assert "a head has 3" in refused("model.positions=rotary", *odd)
+    assert "model.dim is 33" in refused("model.positions=sinusoidal", *odd)
+    load_run(DEMO, "finetune", ["model.positions=distance", *odd])
+
+
 def test_all_contradictions_are_reported_together() -> None:
     message = refused(
         "model.streams=visual",

@@ -121,6 +121,12 @@ def test_a_batch_of_clips_with_other_streams_runs_on_cuda() -> None:
         assert_trained((take_step(mode, model, stage, batch, LOSS), model))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "distance"])
+def test_positions_are_made_on_cuda(positions: str) -> None:
+    fuse("sdpa", [6, 3], positions=positions)
+
+
 def features(mode: FakeCuda, batch: SignBatch) -> Streams:
     """What the encoders would give, a step a frame, on CUDA in bfloat16."""
     lengths = batch.known_lengths

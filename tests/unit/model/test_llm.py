@@ -344,4 +344,6 @@ def test_the_choice_of_an_encoder_follows_precision(monkeypatch: pytest.MonkeyPa
     cpu = torch.device("cpu")
     for precision in ("fp32", "bf16"):
         attention_module.choose_for(small_config(attention="auto"), precision, cpu, 301)
-    assert seen == [("auto", cpu, dtype, 8, 151) for dtype in (torch.float32, torch.bfloat16)]
+    assert seen == [
+        ("auto", cpu, dtype, 8, 151, False) for dtype in (torch.float32, torch.bfloat16)
+    ]
