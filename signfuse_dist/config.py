@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from signfuse_dist.origin import Origin
 from signfuse_dist.records import explain
 
 StageName = Literal["contrastive", "alignment", "finetune"]
@@ -27,6 +28,10 @@ SCALES: tuple[ScaleName, ...] = ("frame", "segment", "sequence")
 # Accelerate's, see engine/tracker_packages.py.
 TrackerName = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
+# Of a model that a run starts from, see model/parts.py.
+StartPart = Literal[
+    "visual", "skeletal", "fusion", "temporal", "adapter", "statistics", "lora", "merged_lora"
 ]
 # `auto` chooses among the others, see model/attention.py.
 AttentionName = Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"]
@@ -277,6 +282,12 @@ class TrainConfig:
     stages: tuple[StageName, ...] = key(STAGES, "not in a name")
     """Which stages there are, in order; each starts from the one before it in this list (section
     5.4)."""
+    start: str | None = None
+    """What the first of `stages` starts from: a run folder, a model's folder, or a name of the
+    model hub (`OWNER/NAME` or `OWNER/NAME@REVISION`); null: from `model.visual_weights` alone."""
+    start_parts: tuple[StartPart, ...] | None = None
+    """Which parts of the start are taken: components, norm `statistics`, `lora` to go on training
+    it or `merged_lora` to keep it as it is; null: all, refused by name where one does not fit."""
     global_batch_size: Positive = 32
     """Clips of an optimizer step over all processes (Table 2: 32)."""
     gradient_caching: bool = True
@@ -366,6 +377,8 @@ class RunConfig:
     train: TrainConfig
     evaluation: EvaluationConfig
     augment: AugmentConfig = AugmentConfig()
+    origin: Origin | None = None
+    """Of a run that `train.start` started: from what. The trainer finds it; nobody types it."""
 
     @property
     def folder(self) -> Path:
@@ -378,12 +391,20 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, tuples as lists, as written to ``config.yaml``."""
-        return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+        values = typing.cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+        if self.origin is None:
+            del values["origin"]
+        return values
 
     def flat(self) -> dict[str, Any]:
-        """Return every value in plain containers by ``section.key``, and ``name``."""
+        """Return every value in plain containers by ``section.key``, and ``name``.
+
+        Of an origin that is its fingerprint, ``origin.fingerprint``.
+        """
         sections = self.to_dict()
         values = {"name": sections.pop("name")}
+        if sections.pop("origin", None) is not None and self.origin is not None:
+            values["origin.fingerprint"] = self.origin.fingerprint
         for section, keys in sections.items():
             values |= {f"{section}.{name}": value for name, value in keys.items()}
         return values
@@ -398,7 +419,7 @@ def _plain(value: Any) -> Any:
 SECTIONS: dict[str, type] = {
     f.name: typing.get_type_hints(RunConfig)[f.name]
     for f in dataclasses.fields(RunConfig)
-    if f.name != "name"
+    if f.name not in ("name", "origin")
 }
 
 

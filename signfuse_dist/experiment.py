@@ -34,6 +34,8 @@ from signfuse_dist.errors import (
     suggest,
 )
 from signfuse_dist.files import locate, package_files, parse_yaml, read_yaml, yaml_files
+from signfuse_dist.origin import Origin
+from signfuse_dist.records import build, dotted
 
 _CHOICES = ("data", "model", "stage")
 _STAGE_KEYS = tuple(field.name for field in dataclasses.fields(StageConfig) if field.name != "name")
@@ -80,9 +82,16 @@ def load_stages(experiment: str, overrides: Sequence[str] = ()) -> list[RunConfi
 
 def load_resolved(path: Path) -> RunConfig:
     """Read the ``config.yaml`` of a run folder; raise :class:`UserError` when it does not fit."""
-    raw = _read_mapping(path)
+    return resolve(_read_mapping(path), str(path))
+
+
+def resolve(raw: dict[str, Any], path: str) -> RunConfig:
+    """Return the run of a resolved mapping, which ``path`` names; raise :class:`UserError`."""
     errors: list[str] = []
-    name = raw.pop("name", None)
+    name, said = raw.pop("name", None), raw.pop("origin", None)
+    origin = (
+        None if said is None else build(Origin, said, errors, lambda at: f"origin.{dotted(at)}")
+    )
     refuse_unknown(raw, SECTIONS, f"{path}: section", errors)
     sections: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
@@ -94,7 +103,7 @@ def load_resolved(path: Path) -> RunConfig:
     if not isinstance(name, str):
         errors.append("name: missing")
     raise_together(errors, f"{path}: not the configuration of a run")
-    return RunConfig(name=str(name), **sections)
+    return RunConfig(name=str(name), origin=origin, **sections)
 
 
 def override(run: RunConfig, overrides: Sequence[str], section: str, *keys: str) -> RunConfig:
@@ -387,6 +396,16 @@ def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
         )
     elif stage.name not in train.stages:
         errors.append(f"stage {stage.name} is not among train.stages {list(train.stages)}")
+    if train.start_parts is not None and train.start is None:
+        errors.append(
+            f"train.start_parts {list(train.start_parts)} without train.start: say of what, "
+            "train.start=RUN"
+        )
+    if train.start_parts is not None and {"lora", "merged_lora"} <= {*train.start_parts}:
+        errors.append(
+            "train.start_parts: lora goes on with the start's LoRA matrices, merged_lora keeps "
+            "them as they are: give one of them"
+        )
     if train.select == "best" and not train.dev_epochs:
         errors.append(
             "train.select=best needs a development score: write train.dev_epochs=1 or more"

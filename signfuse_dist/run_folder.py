@@ -29,7 +29,8 @@ from signfuse_dist.stages import TRAINABLE, loss_weights, previous
 
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
 _BATCH_NORMS = {"sync", "local"}  # norms whose statistics are those of a batch
-_SHARED = ("data.", "model.")  # keys that all stages of an experiment have alike
+# Keys that all stages of an experiment have alike.
+_SHARED = ("data.", "model.", "train.start", "origin.")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a split, or of an evaluation of it
 
 
@@ -349,14 +350,15 @@ def identify(run: RunConfig, plan: Plan) -> dict[str, Any]:
 
     ``config`` is what may not change, key by key: a hash of it would refuse every checkpoint of a
     version with other keys. ``starts_from`` is the checksum of the checksums of the stage before,
-    ``meeting`` how many clips see each other in a step. What it was trained on stands beside these
-    (:func:`refuse_other_data`).
+    or of what ``train.start`` names (``origin`` of the run), ``meeting`` how many clips see each
+    other in a step. What it was trained on stands beside these (:func:`refuse_other_data`).
     """
     before = RunFolder.of(run).before(run)
+    start = None if run.origin is None else run.origin.fingerprint
     return {
         "stage": run.stage.name,
         "config": fixed(run),
-        "starts_from": None if before is None else checksum(before.model_state),
+        "starts_from": start if before is None else checksum(before.model_state),
         "meeting": _num_meeting(run, plan),
     }
 

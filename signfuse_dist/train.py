@@ -48,13 +48,14 @@ from signfuse_dist.files import faults_told, write_text
 from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.locks import held
 from signfuse_dist.metering import meter_of, say_what_is_unknown
-from signfuse_dist.model import saved
+from signfuse_dist.model import parts, saved
 from signfuse_dist.model.attention import choose_for
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.usage import Usage
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.objective import StageObjective, prepare, set_mode
+from signfuse_dist.origin import TrainedCorpus, TrainedStage
 from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, make_plan
 from signfuse_dist.preflight import memory
 from signfuse_dist.preflight.check import caveats
@@ -71,6 +72,7 @@ from signfuse_dist.run_folder import (
     refuse_other_meeting,
 )
 from signfuse_dist.stages import loss_weights, needs_language_model, previous
+from signfuse_dist.start import find_start, history_of, with_origin
 
 _EPOCHS_AHEAD = 8  # in which the fullest micro batch is looked for: more find hardly fuller ones
 
@@ -130,6 +132,7 @@ def train(run: RunConfig) -> int:
     """Train one stage to its end or to a requested stop; return the exit status."""
     startup = Startup()
     trackers.refuse_missing(run.train.trackers)
+    run = with_origin(run)
     split = open_split(run.shards(run.data.train_split), run.data)
     dev = open_development(run)  # or say that it is not packed, before a model is loaded
     startup.lap("data")
@@ -365,30 +368,56 @@ def _write_model(job: _Job, model: SignFuse) -> None:
         checkpoint.load_weights(best.path, model)
         score = best.state["score"]
         job.print_main(f"model of step {best.step}: its development score {score:.4g} is best")
-    model.usage = Usage.of(job.run, *job.split.extraction)
+    model.usage = Usage.of(job.run, *job.split.extraction, _history(job))
     saved.save(model, job.folder.model, {TRAINED_ON: asdict(job.split.content)})
     write_card(job.folder.path)
 
 
+def _history(job: _Job) -> tuple[TrainedStage, ...]:
+    """Return every training that went into the stage's model, this one the last."""
+    run, before = job.run, job.folder.before(job.run)
+    earlier = () if run.origin is None else run.origin.history
+    if before is not None:
+        earlier = history_of(before.model)
+    corpus = TrainedCorpus(
+        name=run.data.corpus, language=run.data.language, clips=job.plan.num_clips
+    )
+    name = f"{run.name}/{run.stage.name}"
+    own = TrainedStage(run=name, corpora=(corpus,), steps=job.plan.total_steps)
+    return (*earlier, own)
+
+
 def _build(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
-    """Build the stage's model from the stage before it, or from ImageNet weights."""
+    """Build the stage's model from the stage before it, ``train.start`` or ImageNet weights."""
     run, stage = job.run, job.run.stage.name
     model, tokenizer = saved.build(run.model, needs_language_model(stage), run.data.max_frames)
     job.startup.lap("model")
-    before = previous(stage, run.train.stages)
-    if before is None:
-        load_visual_weights(model, run.model)
-    else:
-        start = job.folder.beside(before)
-        if not start.is_finished:
+    before, chosen = previous(stage, run.train.stages), None
+    start = find_start(run)
+    if before is not None:
+        folder = job.folder.beside(before)
+        if not folder.is_finished:
             raise UserError(
-                f"stage {stage} starts from stage {before}, and {start.model} does not exist: "
+                f"stage {stage} starts from stage {before}, and {folder.model} does not exist: "
                 f"train it first (stage={before})"
             )
         # The contrastive stage has no LLM, so no adapter either.
         may_miss = () if needs_language_model(before) else ("adapter.",)
-        saved.load_into(start.model, model, may_miss)
+        saved.load_into(folder.model, model, may_miss)
+    elif start is None:
+        load_visual_weights(model, run.model)
+    else:
+        llm = model.llm_reference
+        of_llm = None if llm is None else llm.fingerprint
+        chosen = parts.choose(start.folder, run, saved.own_state(model), of_llm)
+        if chosen.needs_visual_weights:
+            load_visual_weights(model, run.model)
+        parts.load(chosen, model)
+        for line in chosen.describe():
+            job.print_main(line)
     prepare(model, stage, run.loss)
+    if chosen is not None:
+        parts.load_lora(chosen, model)
     job.startup.lap("weights")
     return model, tokenizer
 

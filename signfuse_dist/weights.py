@@ -71,7 +71,7 @@ def refuse_not_finite(found: Mapping[str, Tensor], path: Path) -> None:
 def refuse_difference(
     found: Mapping[str, Shaped],
     expected: Mapping[str, Shaped],
-    path: Path,
+    path: Path | str,
     may_miss: tuple[str, ...] = (),
 ) -> None:
     """Raise UserError when names or shapes differ; names that begin with ``may_miss`` may miss."""

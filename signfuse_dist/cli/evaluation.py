@@ -296,7 +296,7 @@ def _compare(options: argparse.Namespace) -> int:
     from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
     from signfuse_dist.evaluation.significance import Resampling
     from signfuse_dist.files import write_json
-    from signfuse_dist.report.published import format_table, table_for
+    from signfuse_dist.report.published import extra_data, format_table, table_for
 
     if len(options.systems) < 2 and not rows:
         raise UserError(
@@ -323,7 +323,8 @@ def _compare(options: argparse.Namespace) -> int:
             name: {metric: scores[place].value for metric, scores in comparison.scores.items()}
             for place, name in enumerate(comparison.systems)
         }
-        table = table_for(rows, ours, preset)
+        more = {system.name: extra_data(system.config, options.published) for system in systems}
+        table = table_for(rows, ours, preset, more)
         print(f"\namong the published results of {options.published}, ours by {preset.name}:\n")
         print(format_table(table))
         figures["published"] = [asdict(row) for row in table]

@@ -35,7 +35,7 @@ def push(
                 folder_path=folder,
                 commit_message="A SignFuse model",
                 # What an earlier one had and this one has not, such as an LLM of its own.
-                delete_patterns=["adapter/*", "llm/*", "usage.json"],
+                delete_patterns=["adapter/*", "merged/*", "llm/*", "usage.json"],
             )
         except (OSError, HfHubHTTPError, HFValidationError) as e:
             raise UserError(f"push_to_hub({name!r}): the hub does not take it: {e}") from e

@@ -6,15 +6,23 @@ encoder and writes the text with its decoder. Both give P(Y | V, S) of Eq. 20.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -36,6 +44,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.model.attention import choose_backend
 from signfuse_dist.model.llm_identity import find_folder
 from signfuse_dist.model.read_ahead import read_ahead
+from signfuse_dist.weights import refuse_difference
 
 
 class LanguageModel(nn.Module):
@@ -52,6 +61,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model: Any = model.requires_grad_(False)
         self.register_buffer("prompt", torch.tensor(prompt), persistent=False)
+        self.merged: list[MergedLora] = []
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.start: int | None = getattr(model.config, "decoder_start_token_id", None)
         if self.is_encoder_decoder and self.start is None:
@@ -102,6 +112,28 @@ class LanguageModel(nn.Module):
     def add_lora(self, config: ModelConfig) -> None:
         """Add trainable LoRA matrices of rank r and scale alpha / r (section 3.6)."""
         self.model = add_lora(self.model, config)
+
+    def merge(self, lora: MergedLora, config: ModelConfig) -> None:
+        """Add trained LoRA matrices to the frozen weights for good; LoRA can be added after that.
+
+        In the LLM's own precision: with bfloat16 the sum is rounded. Raises UserError for a
+        quantized LLM, and for matrices of another form than they say.
+        """
+        if config.llm_quantization != "none":
+            raise UserError(
+                f"LoRA matrices cannot be merged into model.llm_quantization="
+                f"{config.llm_quantization}"
+            )
+        of_its_form = dataclasses.replace(
+            config, lora_rank=lora.rank, lora_alpha=lora.alpha, lora_targets=lora.targets
+        )
+        adapted = add_lora(self.model, of_its_form)
+        refuse_difference(
+            lora.tensors, get_peft_model_state_dict(adapted), "LoRA matrices to be merged"
+        )
+        set_peft_model_state_dict(adapted, dict(lora.tensors))
+        self.model = adapted.merge_and_unload().requires_grad_(False)
+        self.merged.append(lora)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """``[..., tokens]`` to ``[..., tokens, llm_dim]``."""
@@ -248,6 +280,21 @@ class TextTokenizer:
             if self._tokenizer.unk_token_id in tokens:
                 unknown.append(name)
         return too_long, unknown
+
+
+@dataclass(frozen=True)
+class MergedLora:
+    """LoRA matrices that are part of the frozen LLM: their form, and tensors by PEFT's names."""
+
+    rank: int
+    alpha: int
+    targets: tuple[str, ...] | None
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, config: ModelConfig, tensors: Mapping[str, Tensor]) -> MergedLora:
+        """Return the matrices of a model of this configuration."""
+        return cls(config.lora_rank, config.lora_alpha, config.lora_targets, tensors)
 
 
 class Candidate(NamedTuple):

@@ -18,7 +18,9 @@ CONFIG, WEIGHTS, ADAPTER, CARD = "config.json", "model.safetensors", "adapter", 
 LLM = "llm"
 """Folder of the LLM inside a model that it was copied into; ``config.json`` has OWN_LLM there."""
 OWN_LLM = f"./{LLM}"
-_WANTED = [CONFIG, WEIGHTS, f"{ADAPTER}/*", f"{LLM}/*", USAGE, STATE, CARD]
+MERGED = "merged"
+"""Folder of LoRA matrices that were added to the LLM: it is not the one that is named without."""
+_WANTED = [CONFIG, WEIGHTS, f"{ADAPTER}/*", f"{MERGED}/*", f"{LLM}/*", USAGE, STATE, CARD]
 
 
 def is_model(folder: Path) -> bool:

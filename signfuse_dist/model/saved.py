@@ -6,6 +6,7 @@ The folder of a model holds
     model.safetensors                    everything but the LLM
     adapter/                             LoRA as a folder of PEFT, after the last stage
     usage.json                           how clips are brought to it (:class:`.usage.Usage`)
+    merged/                              LoRA of a start, added to the LLM (train.start_parts)
     llm/                                 the frozen LLM, where that was asked for
     state.json                           checksums of these files
     README.md                            the model card, written by the run
@@ -19,21 +20,33 @@ import dataclasses
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from signfuse_dist.config import ModelConfig, build_section, names_with
 from signfuse_dist.errors import UserError, raise_together, refuse_unknown
-from signfuse_dist.files import read_state, write_folder, write_text
-from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
+from signfuse_dist.files import read_json, read_state, write_folder, write_json, write_text
+from signfuse_dist.model.llm import MergedLora, TextTokenizer, load_language_model, load_tokenizer
 from signfuse_dist.model.llm_identity import find_folder, refer
-from signfuse_dist.model.place import ADAPTER, CARD, CONFIG, LLM, OWN_LLM, WEIGHTS, local
+from signfuse_dist.model.place import (
+    ADAPTER,
+    CARD,
+    CONFIG,
+    LLM,
+    MERGED,
+    OWN_LLM,
+    WEIGHTS,
+    local,
+)
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.usage import USAGE, read_usage
+from signfuse_dist.records import STRICT_KEYS, Whole, read_record
 from signfuse_dist.weights import (
     load_exactly,
     load_tensors,
@@ -124,13 +137,25 @@ def read_config(folder: Any) -> SignFuseConfig:
         raise UserError(f"{folder}: its config.json cannot be read: {e}") from e
 
 
-_ADAPTER_WEIGHTS = f"{ADAPTER}/adapter_model.safetensors"
+ADAPTER_WEIGHTS = f"{ADAPTER}/adapter_model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")  # or of other programs
 # What may differ where a model is loaded: where its LLM is and how the numbers are computed.
 MOVABLE = names_with("model", "load")
 # What a stage may change of the one before: also how the LLM is adapted and asked, and whose
 # statistics batch norms use (with others than batch norms, names of tensors differ).
-_FREE = names_with("model", "load", "stage")
+FREE = names_with("model", "load", "stage")
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class _MergedRecord:
+    """The form of LoRA matrices that were added to the LLM, beside their tensors."""
+
+    rank: Whole
+    alpha: Whole
+    targets: tuple[str, ...] | None
+
+    def values(self) -> dict[str, Any]:
+        return vars(self)
 
 
 def build(
@@ -182,6 +207,9 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any], with_llm: bool = F
         CONFIG: lambda path: path.write_text(config.to_json_string(), encoding="utf-8"),
         WEIGHTS: lambda path: save_tensors(contiguous, path, {"format": "pt"}),
     }
+    if model.language_model is not None and model.language_model.merged:
+        merged = model.language_model.merged
+        writers[MERGED] = lambda path: _save_merged(merged, path)
     adapted = _peft(model)
     if adapted is not None:
         writers[ADAPTER] = lambda path: _save_adapter(adapted, config, path)
@@ -201,7 +229,7 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
     if unknown:
         raise UserError(f"{unknown} cannot be changed where a model is loaded, only {MOVABLE}")
     folder = local(name, revision)
-    files, config = _read(folder)
+    files, config = read(folder)
     usage = read_usage(folder) if USAGE in files else None
     numbers = dataclasses.replace(config.model, **changes)
     if numbers.llm == OWN_LLM:
@@ -211,8 +239,12 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
     model, _ = build(numbers, config.llm_fingerprint is not None, config.max_frames)
     _refuse_another_llm(model, config, folder)
     load_exactly(load_tensors(folder / WEIGHTS), own_state(model), model, folder / WEIGHTS)
-    if _ADAPTER_WEIGHTS in files:
-        _load_adapter(folder, model)
+    _merge(folder, model)
+    if ADAPTER_WEIGHTS in files:
+        assert model.language_model is not None
+        model.language_model.add_lora(model.built_from)
+        load_adapter(folder, model)
+        model.language_model.requires_grad_(False)
     model.usage, model.card = usage, _read_card(folder)
     return model.eval()
 
@@ -223,22 +255,23 @@ def load_into(folder: Path, model: SignFuse, may_miss: tuple[str, ...] = ()) -> 
     ``may_miss``: components that the folder need not have. Raises UserError when a file is
     damaged or of another configuration.
     """
-    files, config = _read(folder)
+    files, config = read(folder)
     then, now = (
         json.loads(json.dumps(dataclasses.asdict(c))) for c in (config.model, model.built_from)
     )
-    differ = [k for k in now if k not in _FREE and then[k] != now[k]]
+    differ = [k for k in now if k not in FREE and then[k] != now[k]]
     errors = [f"model.{k} was {then[k]!r}, is {now[k]!r}" for k in differ]
     raise_together(errors, f"{folder} was trained with another model configuration")
     _refuse_another_llm(model, config, folder)
-    if _ADAPTER_WEIGHTS in files:
+    if ADAPTER_WEIGHTS in files:
         raise UserError(f"{folder} holds LoRA matrices, which no stage starts from")
     load_exactly(
         load_tensors(folder / WEIGHTS), own_state(model), model, folder / WEIGHTS, may_miss
     )
+    _merge(folder, model)
 
 
-def _read(folder: Path) -> tuple[dict[str, str], SignFuseConfig]:
+def read(folder: Path) -> tuple[dict[str, str], SignFuseConfig]:
     """Return the files of a saved model, every checksum compared, and its configuration."""
     files = read_state(folder)["files"]
     for name in (CONFIG, WEIGHTS):
@@ -310,13 +343,40 @@ def _save_adapter(adapted: Any, config: SignFuseConfig, path: Path) -> None:
     (path / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the card is the model's
 
 
-def _load_adapter(folder: Path, model: SignFuse) -> None:
-    """Add LoRA as the configuration says; nothing of the adapter's own configuration is run."""
+def load_adapter(folder: Path, model: SignFuse) -> None:
+    """Load LoRA matrices into those that a model has; nothing of the adapter's own code is run.
+
+    Raises UserError when they are of another configuration or damaged.
+    """
     assert model.language_model is not None
-    model.language_model.add_lora(model.built_from)
-    found = load_tensors(folder / _ADAPTER_WEIGHTS)
+    found = load_tensors(folder / ADAPTER_WEIGHTS)
     adapted = model.language_model.model
-    refuse_difference(found, get_peft_model_state_dict(adapted), folder / _ADAPTER_WEIGHTS)
-    refuse_not_finite(found, folder / _ADAPTER_WEIGHTS)
+    refuse_difference(found, get_peft_model_state_dict(adapted), folder / ADAPTER_WEIGHTS)
+    refuse_not_finite(found, folder / ADAPTER_WEIGHTS)
     set_peft_model_state_dict(adapted, found)
-    model.language_model.requires_grad_(False)
+
+
+def read_merged(folder: Path) -> list[MergedLora]:
+    """Return the LoRA matrices that were added to a model's LLM, in their order."""
+    return [
+        MergedLora(
+            **read_record(_MergedRecord, read_json(path), f"{path}: no LoRA matrices").values(),
+            tensors=load_tensors(path.with_suffix(".safetensors")),
+        )
+        for path in sorted((folder / MERGED).glob("*.json"))
+    ]
+
+
+def _merge(folder: Path, model: SignFuse) -> None:
+    """Add to the LLM what a model's folder says was added to it."""
+    if model.language_model is not None:
+        for merged in read_merged(folder):
+            model.language_model.merge(merged, model.built_from)
+
+
+def _save_merged(merged: Sequence[MergedLora], path: Path) -> None:
+    path.mkdir()
+    for number, lora in enumerate(merged):
+        described = dataclasses.asdict(_MergedRecord(lora.rank, lora.alpha, lora.targets))
+        write_json(path / f"{number:03d}.json", described)
+        save_tensors(dict(lora.tensors), path / f"{number:03d}.safetensors")

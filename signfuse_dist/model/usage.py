@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from signfuse_dist.config import Crop, EvaluationConfig, RunConfig, build_section
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import read_json
+from signfuse_dist.origin import TrainedStage
 from signfuse_dist.records import STRICT_KEYS, NonBlank, Number, Whole, read_record
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
@@ -40,6 +41,8 @@ class Usage:
         decoding: the run's.
         corpus_licence: under which terms the corpus may be used; None where nobody said.
         llm_licence: of the LLM, likewise.
+        history: every training that went into the model, oldest first, its own the last; empty
+            where an earlier version did not say.
     """
 
     corpus: NonBlank
@@ -55,9 +58,16 @@ class Usage:
     decoding: EvaluationConfig
     corpus_licence: str | None
     llm_licence: str | None
+    history: tuple[TrainedStage, ...] = ()
 
     @classmethod
-    def of(cls, run: RunConfig, extractor: str | None, extractor_version: str | None) -> Usage:
+    def of(
+        cls,
+        run: RunConfig,
+        extractor: str | None,
+        extractor_version: str | None,
+        history: tuple[TrainedStage, ...] = (),
+    ) -> Usage:
         """Return what a run's model is used with, whose joints ``extractor`` found."""
         return cls(
             corpus=run.data.corpus,
@@ -73,6 +83,7 @@ class Usage:
             decoding=run.evaluation,
             corpus_licence=run.data.licence,
             llm_licence=run.model.llm_licence,
+            history=history,
         )
 
     @property

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +57,7 @@ from signfuse_dist.run_folder import (
     trained_on,
 )
 from signfuse_dist.stages import needs_language_model, previous
+from signfuse_dist.start import find_start, with_origin
 from signfuse_dist.tensor_files import refuse_not_finite
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
@@ -271,8 +276,10 @@ def check_weights(
     findings = [*_check_start(runs[0], is_here), *_check_data(runs[-1])]
     for run in runs:
         what = f"run folder {run.folder}"
+        with suppress(UserError):  # a start that is not there is named above
+            run = with_origin(run)
         try:
-            if run is runs[0]:
+            if run.stage.name == runs[0].stage.name:
                 refuse_other_before(run)
             refuse_other(run)
         except UserError as e:
@@ -380,9 +387,46 @@ def _check_start(run: RunConfig, is_here: bool) -> list[Finding]:
         if fault is not None:
             return [error(what, fault, f"Remove {folder.model} and train again: {train}")]
         return [ok(what, str(folder.model))]
-    if run.model.visual_weights is None or run.model.streams == "skeletal":
-        return []
-    return [_check_visual(run.model, run.model.visual_weights, is_here)]
+    findings, needed = [], True
+    if run.train.start is not None:
+        finding, needed = _check_named_start(run)
+        findings = [finding]
+    if not needed or run.model.visual_weights is None or run.model.streams == "skeletal":
+        return findings
+    return [*findings, _check_visual(run.model, run.model.visual_weights, is_here)]
+
+
+def _check_named_start(run: RunConfig) -> tuple[Finding, bool]:
+    """Look at what ``train.start`` names; return also whether the ResNet's own weights are needed.
+
+    What fits is asked of a model without memory, in a process of its own, which imports torch.
+    """
+    what = f"train.start={run.train.start}"
+    try:
+        start = find_start(run)
+        assert start is not None
+        for path in start.folder.rglob("*.safetensors"):
+            refuse_not_finite(path)
+    except UserError as e:
+        refuse_machine(e, str(run.train.start))
+        fix = "Give runs/EXPERIMENT/STAGE of a trained stage, a model's folder, or OWNER/NAME"
+        return error(what, str(e).removeprefix(f"{what}: "), fix), False
+    done = subprocess.run(
+        [sys.executable, "-m", "signfuse_dist.preflight.start_fit"],
+        input=json.dumps(run.to_dict()),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["nothing was said"]
+        return warning(what, f"what of it fits was not found out: {last[0]}", "Look at it"), False
+    said = json.loads(done.stdout.splitlines()[-1])
+    if "error" in said:
+        fix = "Or another start"
+        return error(what, str(said["error"]).replace("\n  - ", "; "), fix), False
+    found = f"{'; '.join(said['taken'])}; {start.origin}"
+    return ok(what, printable(found)), bool(said["needs_visual_weights"])
 
 
 def _check_visual(model: ModelConfig, source: str, is_here: bool) -> Finding:

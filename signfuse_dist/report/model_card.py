@@ -139,6 +139,7 @@ def _training(run: RunConfig, plan: PlanFacts, losses: str) -> Rows:
         ("precision", train.precision),
         ("weight decay, clipping", f"{train.weight_decay:g}, {train.gradient_clipping:g}"),
         ("last losses", losses),
+        *([] if run.origin is None else [("started from", str(run.origin))]),
     ]
 
 

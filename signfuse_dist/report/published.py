@@ -12,14 +12,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainValidator
 from pydantic.dataclasses import dataclass
 
+from signfuse_dist.config import RunConfig
 from signfuse_dist.errors import raise_together, suggest
 from signfuse_dist.evaluation.protocols import PRESETS, Preset, find_preset
 from signfuse_dist.files import parse_yaml
+from signfuse_dist.origin import other_corpora
 from signfuse_dist.records import STRICT_KEYS, Flag, NonBlank, Place, Whole, build, dotted
 
 NO_MORE = "none"  # of `extra_data`: the corpus's own train split alone
@@ -214,15 +217,26 @@ def protocol_differences(row: Published, preset: str | Preset) -> list[str]:
     return differences
 
 
+def extra_data(run: RunConfig | None, corpus: str) -> list[str]:
+    """Return what a run was trained with beside ``corpus``, through ``train.start``."""
+    if run is None or run.origin is None:
+        return []
+    said = other_corpora(run.origin.history, corpus)
+    return (
+        said if run.origin.history else [f"{run.origin.start}, which says nothing of its corpora"]
+    )
+
+
 def table_for(
     rows: Sequence[Published],
     ours: Mapping[str, Mapping[str, float]],
     preset: str | Preset,
+    more: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[ResultRow]:
     """Return published results with ours among them, best BLEU-4 first.
 
     ``ours`` are scores by metric name of each system of ours, by its name; they were scored by
-    ``preset``.
+    ``preset``. ``more`` is the extra data that each of them was trained with (:func:`extra_data`).
     """
     table = [
         ResultRow(
@@ -238,7 +252,14 @@ def table_for(
         for row in rows
     ]
     table += [
-        ResultRow(name, "–", scores.get("BLEU-4"), scores.get("ROUGE-L"), True, ())
+        ResultRow(
+            name,
+            "–",
+            scores.get("BLEU-4"),
+            scores.get("ROUGE-L"),
+            True,
+            tuple(f"trained with more: {what}" for what in more.get(name, ())),
+        )
         for name, scores in ours.items()
     ]
     return sorted(table, key=lambda row: -1.0 if row.bleu4 is None else row.bleu4, reverse=True)

@@ -18,7 +18,7 @@ from signfuse_dist.evaluation.sentences import SentenceStatistics
 from signfuse_dist.report import plots
 from signfuse_dist.report.inputs import PackedSplit, ReportInputs
 from signfuse_dist.report.plots import Figure, Table, plot
-from signfuse_dist.report.published import ResultRow, results, shown, table_for
+from signfuse_dist.report.published import ResultRow, extra_data, results, shown, table_for
 
 NUM_BUCKETS = 4
 # Of a reference's length: the bins in which the field shows scores; above the last there is one.
@@ -255,7 +255,8 @@ def _published_table(run: ReportInputs, scores: Scores, preset: Preset | None) -
     if not published:
         return None
     ours = {"this run": {name: score.value for name, score in scores.scores.items()}}
-    rows = table_for(published, ours, preset)
+    more = {"this run": extra_data(run.config, run.config.data.corpus)}
+    rows = table_for(published, ours, preset, more)
     return Table(
         "This run among published gloss-free results, best BLEU-4 first, as they are printed. What "
         "the last column names keeps two results from being compared as they are.",

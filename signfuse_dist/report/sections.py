@@ -127,10 +127,32 @@ def run_tables(run: ReportInputs) -> list[Table]:
             ("stage", "optimizer steps", "time"),
             tuple(time),
         ),
+        Table(
+            "Trainings before this experiment's, the oldest first (train.start)",
+            ("run", "optimizer steps", "corpora"),
+            _origin(run),
+        ),
         Table("How it was evaluated (evaluation.json)", ("", "value"), _rows(run.evaluated)),
         Table("Versions (versions.json)", ("name", "value"), _rows(run.versions)),
     ]
     return [table for table in tables if table.rows]
+
+
+def _origin(run: ReportInputs) -> tuple[tuple[str, ...], ...]:
+    """Return a row for each training of the model that the run was started from."""
+    origin = None if run.config is None else run.config.origin
+    if origin is None:
+        return ()
+    named = (f"start {origin.start}", f"fingerprint {origin.fingerprint[:12]}", "")
+    rows = [
+        (
+            trained.run,
+            "unknown" if trained.steps is None else str(trained.steps),
+            ", ".join(f"{c.name} ({c.language})" for c in trained.corpora) or "unknown",
+        )
+        for trained in origin.history
+    ]
+    return (*rows, named)
 
 
 def _duration(rows: Sequence[LogRow], plan: PlanFacts) -> tuple[str, str]:
