@@ -23,6 +23,7 @@ from signfuse_dist.records import explain
 
 StageName = Literal["contrastive", "alignment", "finetune"]
 STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")
+PartName = Literal["visual", "skeletal", "fusion", "temporal", "adapter", "llm"]
 ScaleName = Literal["frame", "segment", "sequence"]
 SCALES: tuple[ScaleName, ...] = ("frame", "segment", "sequence")
 # Accelerate's, see engine/tracker_packages.py.
@@ -63,6 +64,7 @@ _STRICT = ConfigDict(strict=True, extra="forbid")
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False), _NUMBER]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False), _NUMBER]
 
 
 def key(default: Any, *properties: Property) -> Any:
@@ -246,6 +248,9 @@ class LossConfig:
     alignment_pooling: Literal["mean", "resample"] = key("mean", "unread by contrastive")
     """How Eq. 22 compares tensors of different lengths: both averaged (`mean`), or the text
     averaged into N_s slots (`resample`)."""
+    label_smoothing: BelowOne = key(0.0, "unread by contrastive")
+    """Share of each target token's probability that is spread over the whole vocabulary in L_LM
+    while training, 0.1 in most translation systems; 0: none. Development scores have none."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -260,6 +265,9 @@ class StageConfig:
     """Highest learning rate of the stage: after the warmup, before the cosine (Table 2)."""
     warmup_epochs: Count
     """Epochs in which the rate rises linearly; fewer than `epochs` (Table 2)."""
+    rates: dict[PartName, NonNegative] | None = None
+    """Factors of the learning rate by part, such as `{visual: 0.1, llm: 0.5}`; a part that is not
+    named has 1, and one that the stage does not train is refused. null: all alike."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

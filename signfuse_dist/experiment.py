@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from signfuse_dist.config import (
     SCALES,
@@ -20,6 +20,7 @@ from signfuse_dist.config import (
     STAGES,
     DataConfig,
     ModelConfig,
+    PartName,
     RunConfig,
     StageConfig,
     TrainConfig,
@@ -36,6 +37,7 @@ from signfuse_dist.errors import (
 from signfuse_dist.files import locate, package_files, parse_yaml, read_yaml, yaml_files
 from signfuse_dist.origin import Origin
 from signfuse_dist.records import build, dotted
+from signfuse_dist.stages import trained_parts
 
 _CHOICES = ("data", "model", "stage")
 _STAGE_KEYS = tuple(field.name for field in dataclasses.fields(StageConfig) if field.name != "name")
@@ -304,6 +306,7 @@ def contradictions(run: RunConfig) -> list[str]:
         *_of_positions(run.model),
         *_of_scales(run.model),
         *_of_stages(run.train, run.stage),
+        *_of_rates(run),
         *_of_pairs(run),
         *_of_memory(run.model),
         *_of_features(run),
@@ -411,6 +414,20 @@ def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
             "train.select=best needs a development score: write train.dev_epochs=1 or more"
         )
     return errors
+
+
+def _of_rates(run: RunConfig) -> list[str]:
+    """A rate can be given to what trains."""
+    named, stage = run.stage.rates or {}, run.stage.name
+    trained = {part.partition(".")[0] for part in trained_parts(stage, run.loss)}
+    others = [part for part in named if part not in trained]
+    if not others:
+        return []
+    there = ", ".join(part for part in get_args(PartName) if part in trained)
+    return [
+        f"stage.rates names {', '.join(others)}, which stage {stage} does not train: it trains "
+        f"{there}; stage.{stage}.rates holds in that stage alone"
+    ]
 
 
 def _of_staging(data: DataConfig) -> list[str]:

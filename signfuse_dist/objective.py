@@ -21,7 +21,7 @@ def prepare(model: SignFuse, stage: StageName, config: LossConfig) -> None:
     """Let exactly the stage's parameters train; the fine-tune stage adds LoRA to the LLM."""
     model.requires_grad_(False)
     for name in trained_parts(stage, config):
-        if name == "lora":
+        if name == "llm":
             if model.language_model is not None:
                 model.language_model.add_lora(model.built_from)
         elif getattr(model, name.partition(".")[0]) is not None:  # a stream may not be there
@@ -34,7 +34,7 @@ def set_mode(model: SignFuse, stage: StageName) -> None:
     for name, part in model.named_children():
         if name not in TRAINABLE[stage] and name != "language_model":
             part.eval()
-    if model.language_model is not None and "lora" not in TRAINABLE[stage]:
+    if model.language_model is not None and "llm" not in TRAINABLE[stage]:
         model.language_model.eval()
 
 
@@ -89,7 +89,12 @@ class StageObjective:
 
         Without ``compared``, Eq. 21 is over the clips of this batch on all processes.
         """
-        output: SignFuseOutput = model(batch.augmented(), self.contrastive_features, self.language)
+        output: SignFuseOutput = model(
+            batch.augmented(),
+            self.contrastive_features,
+            self.language,
+            self.config.label_smoothing,
+        )
         sums: dict[str, Tensor] = {}
         if output.summaries is not None and compared is not None:
             sums["contrastive"] = losses.replay(output.summaries, compared)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from signfuse_dist.config import LossConfig, StageName
+from signfuse_dist.config import LossConfig, PartName, StageConfig, StageName
 
-# Components of SignFuse that train; `lora` is the LLM's adapter. The LLM itself never trains.
-TRAINABLE: dict[StageName, tuple[str, ...]] = {
+# Parts of SignFuse that train; what of the `llm` does, is said by `model.llm_training`.
+TRAINABLE: dict[StageName, tuple[PartName, ...]] = {
     "contrastive": ("visual", "skeletal", "fusion"),
     "alignment": ("fusion", "temporal", "adapter"),
-    "finetune": ("visual", "skeletal", "fusion", "temporal", "adapter", "lora"),
+    "finetune": ("visual", "skeletal", "fusion", "temporal", "adapter", "llm"),
 }
+_COMPONENTS = {"language_model": "llm"}  # components of SignFuse whose part has another name
 # Part of CMFA that Eq. 21 reaches when its features are `attended`.
 _ATTENDED = ("fusion.layers.0.visual_from_skeletal", "fusion.layers.0.skeletal_from_visual")
 
@@ -38,6 +39,13 @@ def trained_parts(stage: StageName, config: LossConfig) -> tuple[str, ...]:
         return TRAINABLE[stage]
     reached = _ATTENDED if config.contrastive_features == "attended" else ()
     return (*(part for part in TRAINABLE[stage] if part != "fusion"), *reached)
+
+
+def rate_factor(parameter: str, config: StageConfig) -> float:
+    """Return the factor of the learning rate of a parameter of SignFuse, by its name."""
+    component = parameter.partition(".")[0]
+    part = _COMPONENTS.get(component, component)
+    return next((by for name, by in (config.rates or {}).items() if name == part), 1.0)
 
 
 def loss_weights(stage: StageName, config: LossConfig) -> dict[str, float]:

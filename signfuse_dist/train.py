@@ -71,7 +71,7 @@ from signfuse_dist.run_folder import (
     refuse_other_data,
     refuse_other_meeting,
 )
-from signfuse_dist.stages import loss_weights, needs_language_model, previous
+from signfuse_dist.stages import loss_weights, needs_language_model, previous, rate_factor
 from signfuse_dist.start import find_start, history_of, with_origin
 
 _EPOCHS_AHEAD = 8  # in which the fullest micro batch is looked for: more find hardly fuller ones
@@ -345,7 +345,13 @@ def _prepare(job: _Job, model: SignFuse, resumed: Checkpoint | None) -> tuple[An
     run = job.run
     # ZeRO has one flat partition, for which nothing is to be gained.
     fused = job.resolved is None and job.accelerator.device.type == "cuda"
-    optimizer = make_optimizer(model, run.stage.learning_rate, run.train.weight_decay, fused)
+    optimizer = make_optimizer(
+        model,
+        run.stage.learning_rate,
+        run.train.weight_decay,
+        fused,
+        lambda parameter: rate_factor(parameter, run.stage),
+    )
     prepared, wrapped = job.accelerator.prepare(model, optimizer)
     if job.resolved is not None:
         ds_config.verify_live(prepared, job.resolved, job.plan.world_size)
@@ -461,6 +467,7 @@ def _describe(job: _Job, model: SignFuse) -> None:
     for name, counts in parameters.items():
         job.print_main(
             f"  {name:15s} {counts['all']:>13,} parameters, {counts['trained']:>12,} train"
+            f"{_rate_of(run, name) if counts['trained'] else ''}"
         )
     job.print_main(
         f"attention: {attention['encoders']} in CMFA and HTA, {attention['llm'] or 'none'} in the "
@@ -469,6 +476,13 @@ def _describe(job: _Job, model: SignFuse) -> None:
     if job.is_main:
         write_text(job.folder.parameters, json.dumps(parameters, indent=1))
         write_text(job.folder.attention, json.dumps(attention, indent=1))
+
+
+def _rate_of(run: RunConfig, component: str) -> str:
+    """Say a component's rate where it has one of its own."""
+    factor = rate_factor(component, run.stage)
+    highest = factor * run.stage.learning_rate
+    return "" if factor == 1 else f" at {factor:g} of the rate, {highest:.3g} at most"
 
 
 def refuse_long_texts(

@@ -156,16 +156,19 @@ class Loop:
         if done % self._train.log_steps and done != self._plan.total_steps and not scores:
             return
         means, figures = self._since.close(self.step.accelerator.num_processes)
+        stage = self.step.stage
+        rate = learning_rate(done - 1, self._plan, stage.learning_rate)
         values = {
             "epoch": (done - 1) // self._plan.steps_per_epoch + 1,
             **(self.step.objective.report(means) if means else {}),
             **scores,
             "skipped": self._since.broken,
             "skipped_steps": self.step.finite.skipped,
-            "learning_rate": learning_rate(done - 1, self._plan, self.step.stage.learning_rate),
+            "learning_rate": rate,
+            **{f"learning_rate/{part}": rate * by for part, by in (stage.rates or {}).items()},
             **figures,
         }
-        log.write({"step": done, "stage": self.step.stage.name, **values})
+        log.write({"step": done, "stage": stage.name, **values})
         self.step.accelerator.log(values, step=done)
         self._since = self._new_interval()
         self.step.finite.skipped = 0
@@ -310,19 +313,35 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def make_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, fused: bool = False
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    fused: bool = False,
+    factor_of: Callable[[str], float] = lambda parameter: 1.0,
 ) -> torch.optim.AdamW:
     """Return torch's AdamW over the parameters of ``model`` that require a gradient.
+
+    ``factor_of`` gives the factor of the rate of a parameter, by its name; those of one factor
+    share their groups.
 
     Paper: "weight decay 0.01". Here: not on biases and norm gains. Because: decay there pulls a
     norm's gain, which starts at the LLM's own scale, to zero without any regularising effect.
     Groups without a parameter are left out: DeepSpeed fails on them. ``fused`` takes one kernel for
     all parameters, where a GPU would be given some for each.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            by_factor.setdefault(factor_of(name), []).append(parameter)
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in trained if (p.ndim > 1) == decays],
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr": learning_rate * factor,
+            _FACTOR: factor,
+        }
+        for factor, trained in by_factor.items()
+        for decays in (True, False)
     ]
     # Not foreach: one order of operations, whatever the sizes of ZeRO's partitions.
     return torch.optim.AdamW(
@@ -330,7 +349,13 @@ def make_optimizer(
     )
 
 
+_FACTOR = "rate_factor"  # entry of a parameter group
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the rate of every group; the schedule is a function of the step and has no state."""
+    """Set the rate of every group, ``value`` times its factor.
+
+    The schedule is a function of the step and has no state.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group[_FACTOR]

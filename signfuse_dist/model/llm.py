@@ -141,9 +141,16 @@ class LanguageModel(nn.Module):
         return embedded
 
     def negative_log_likelihood(
-        self, sign_embeddings: Tensor, tokens: Tensor, text_lengths: Tensor
+        self,
+        sign_embeddings: Tensor,
+        tokens: Tensor,
+        text_lengths: Tensor,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
         """Return -log P(Y | V, S) of Eq. 20, summed over each clip's real tokens: ``[batch]``.
+
+        With ``label_smoothing`` e, a token's term is (1 - e) times that of its target and e times
+        the mean of all tokens of the vocabulary (Szegedy et al., 2016), as in torch.
 
         Labels are masked by length, never by id: the padding id may be the end token's. Padding
         comes last where tokens see only those before them, so no real position sees it.
@@ -157,7 +164,9 @@ class LanguageModel(nn.Module):
         else:
             logits = self._causal_logits(prefix, tokens, real)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nll = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+        nll = F.cross_entropy(
+            logits.transpose(1, 2), tokens, reduction="none", label_smoothing=label_smoothing
+        )
         return (nll * real).sum(dim=1)
 
     def _causal_logits(self, prefix: Tensor, tokens: Tensor, real: Tensor) -> Tensor:

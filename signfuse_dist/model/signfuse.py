@@ -141,7 +141,11 @@ class SignFuse(nn.Module):
         )
 
     def forward(
-        self, batch: SignBatch, contrastive_features: str | None, language: bool
+        self,
+        batch: SignBatch,
+        contrastive_features: str | None,
+        language: bool,
+        label_smoothing: float = 0.0,
     ) -> SignFuseOutput:
         """Compute what a stage's losses need.
 
@@ -149,6 +153,7 @@ class SignFuse(nn.Module):
             batch: clips; with ``tokens`` when ``language``.
             contrastive_features: which features Eq. 21 compares, or None for no contrastive loss.
             language: whether to run HTA, SLA and the LLM.
+            label_smoothing: of the targets of Eq. 20; what training asks for, and no score.
         """
         streams = self.encode(batch)
         summaries = None
@@ -164,7 +169,7 @@ class SignFuse(nn.Module):
             sign_embeddings,
             self.language_model.embed(batch.tokens),
             self.language_model.negative_log_likelihood(
-                sign_embeddings, batch.tokens, batch.text_lengths
+                sign_embeddings, batch.tokens, batch.text_lengths, label_smoothing
             ),
         )
 

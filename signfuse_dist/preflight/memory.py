@@ -148,7 +148,7 @@ def count_trained(
     config: ModelConfig, loss: LossConfig, stage: StageName, llm_dim: int, lora: int
 ) -> int:
     """Return how many parameters of a stage train; ``lora`` are those of LoRA."""
-    counts = parameters(config, llm_dim) | {"lora": lora}
+    counts = parameters(config, llm_dim) | {"llm": lora}
     # Of CMFA "attended" features reach the first layer's attention alone, named below it.
     return sum(
         counts.get(part, _attention(config.dim) if "." in part else 0)

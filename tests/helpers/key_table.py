@@ -76,15 +76,23 @@ def allowed(hint: Any) -> str:
         return ", ".join(f"`{option}`" for option in options)
     if origin is tuple:
         return f"list of: {allowed(options[0])}"
+    if origin is dict:
+        return f"mapping of {allowed(options[0])} to: {allowed(options[1])}"
     if origin is typing.Annotated:
         return " ".join([allowed(options[0]), *_limits(options[1:])])
     return _NAMES[hint]
 
 
 def _limits(metadata: tuple[Any, ...]) -> list[str]:
-    """Return the least value that the constraints of a type allow."""
+    """Return the bounds that the constraints of a type set."""
     limits = [limit for item in metadata if isinstance(item, FieldInfo) for limit in item.metadata]
-    return [f"of at least {limit.ge:g}" for limit in limits if hasattr(limit, "ge")]
+    words = {"ge": "of at least", "gt": "above", "lt": "below"}
+    return [
+        f"{said} {getattr(limit, bound):g}"
+        for limit in limits
+        for bound, said in words.items()
+        if hasattr(limit, bound)
+    ]
 
 
 def _default(value: Any) -> str:

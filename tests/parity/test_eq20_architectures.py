@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.model_factory import (
@@ -75,6 +76,29 @@ def test_the_likelihood_is_the_product_over_tokens_with_its_gradient(name: str) 
     (b,) = torch.autograd.grad((expected * probe).sum(), sign)
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert a.abs().amax(dim=(1, 2)).min() > 1e-4  # every clip's sign tokens are read
+
+
+@each_llm
+def test_label_smoothing_is_torchs_over_the_real_tokens_whatever_stands_behind_them(
+    name: str,
+) -> None:
+    """(1 - e) of the target's term and e of the vocabulary's mean, a token; padding has none."""
+    model, smoothing = LLMS[name](), 0.3
+    llm = LanguageModel(model, PROMPT)
+    sign, tokens, lengths = _inputs()
+    for i, text in enumerate(TEXTS):
+        tokens[i, len(text) :] = VOCABULARY - 1
+    found = llm.negative_log_likelihood(sign, tokens, lengths, smoothing)
+    for clip, text, value in zip(sign, TEXTS, found, strict=True):
+        logits = torch.stack([_next_logits(model, clip, text[:n]) for n in range(len(text))])
+        target = torch.tensor(text)
+        expected = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="sum")
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+        log_p = logits.log_softmax(dim=1)
+        by_hand = -(1 - smoothing) * log_p.gather(1, target[:, None]) - smoothing * log_p.mean(
+            dim=1, keepdim=True
+        )
+        torch.testing.assert_close(value, by_hand.sum(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["t5", "mt5"])

@@ -18,27 +18,30 @@ from helpers.model_factory import (
     tiny_llama,
     tiny_tokenizer,
 )
-from signfuse_dist.config import LossConfig, StageName
+from signfuse_dist.config import LossConfig, StageConfig, StageName
+from signfuse_dist.engine.loop import make_optimizer, set_learning_rate
+from signfuse_dist.errors import UserError
+from signfuse_dist.experiment import load_run
 from signfuse_dist.model import llm as llm_module
 from signfuse_dist.model import saved
 from signfuse_dist.model.losses import contrastive
 from signfuse_dist.model.norm import ImageBatchNorm
 from signfuse_dist.model.signfuse import SignFuse, Streams
 from signfuse_dist.objective import StageObjective, prepare, set_mode
-from signfuse_dist.stages import needs_language_model, previous
+from signfuse_dist.stages import needs_language_model, previous, rate_factor
 
 # Section 3.7, by the names of Figure 1: CNN, ST-GCN, CMFA, HTA, SLA, LoRA.
 TABLE: dict[StageName, set[str]] = {
     "contrastive": {"visual.", "skeletal.", "fusion."},
     "alignment": {"fusion.", "temporal.", "adapter."},
-    "finetune": {"visual.", "skeletal.", "fusion.", "temporal.", "adapter.", "lora"},
+    "finetune": {"visual.", "skeletal.", "fusion.", "temporal.", "adapter.", "llm"},
 }
 CLIPS = (5, 3, 8)
 
 
 def _belongs(name: str, stage: StageName) -> bool:
     if name.startswith("language_model."):
-        return "lora_" in name and "lora" in TABLE[stage]
+        return "lora_" in name and "llm" in TABLE[stage]
     return name.startswith(tuple(TABLE[stage]))
 
 
@@ -68,7 +71,8 @@ def test_exactly_the_parameters_of_the_table_train_and_each_gets_a_gradient(
     }
     assert found == trained
     assert all(p.grad is None for n, p in model.named_parameters() if n not in trained)
-    assert all(any(n.startswith(part) or part in n for n in trained) for part in TABLE[stage])
+    named = {"llm": "language_model."}
+    assert all(any(n.startswith(named.get(p, p)) for n in trained) for p in TABLE[stage])
 
 
 @pytest.mark.parametrize("stage", TABLE)
@@ -88,7 +92,7 @@ def test_what_is_frozen_is_in_evaluation_mode(stage: StageName) -> None:
     modes = {name: part.training for name, part in model.named_children()}
     assert modes == {
         **{n: f"{n}." in TABLE[stage] for n in modes if n != "language_model"},
-        "language_model": "lora" in TABLE[stage],
+        "language_model": "llm" in TABLE[stage],
     }
     norms = [m for m in model.visual.backbone.modules() if isinstance(m, ImageBatchNorm)]
     assert norms
@@ -204,3 +208,49 @@ def test_attended_summaries_meet_the_loss_by_leakage(features: str, leaks: bool)
         held_out = float(contrastive(*summaries, torch.ones(64), 0.07).mean())
     chance = math.log(64)
     assert (held_out < chance - 0.5) if leaks else (held_out > chance - 0.1)
+
+
+def test_training_smooths_labels_and_a_score_does_not() -> None:
+    model, batch = small_model(), join(draw_clips(CLIPS))
+    config = LossConfig(label_smoothing=0.2)
+    prepare(model, "finetune", config)
+    plain = model(batch, None, True).negative_log_likelihood.sum()
+    smoothed = StageObjective("finetune", config)(model, batch)["language"]
+    unsmoothed = StageObjective("finetune", LossConfig())(model, batch)["language"]
+    assert torch.equal(unsmoothed, plain)
+    assert abs(smoothed.item() - plain.item()) > 0.01
+
+
+def test_a_part_has_its_own_rate_and_the_schedule_acts_on_all() -> None:
+    model = small_model()
+    prepare(model, "finetune", LossConfig())
+    stage = StageConfig(
+        name="finetune",
+        epochs=1,
+        learning_rate=0.01,
+        warmup_epochs=0,
+        rates={"visual": 0.1, "llm": 0.0, "temporal": 0.1},
+    )
+    optimizer = make_optimizer(model, 0.01, 0.3, factor_of=lambda n: rate_factor(n, stage))
+    set_learning_rate(optimizer, 0.004)
+    rates = {p: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    decays = {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    factors = {"visual": 0.1, "language_model": 0.0, "temporal": 0.1}
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert rates.keys() == set(trained.values())
+    for name, parameter in trained.items():
+        assert rates[parameter] == pytest.approx(0.004 * factors.get(name.split(".")[0], 1.0))
+        assert decays[parameter] == (0.3 if parameter.ndim > 1 else 0.0)
+    assert len(optimizer.param_groups) == 5  # LoRA's matrices have no gain and no bias
+
+
+def test_parts_that_a_stage_does_not_train_have_no_rate() -> None:
+    with pytest.raises(
+        UserError, match=r"stage\.rates names temporal, llm, which stage contrastive"
+    ):
+        load_run("demo", "contrastive", ["stage.rates={temporal: 2, llm: 1, visual: 0.1}"])
+    words = ["stage.finetune.rates={llm: 1, visual: 0.1}"]
+    assert load_run("demo", "contrastive", words).stage.rates is None
+    assert load_run("demo", "finetune", words).stage.rates == {"llm": 1.0, "visual": 0.1}
+    with pytest.raises(UserError, match=r"stage\.rates: 'eyes' is not one of visual,"):
+        load_run("demo", "finetune", ["stage.rates={eyes: 1}"])
