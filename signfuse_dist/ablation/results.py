@@ -19,7 +19,7 @@ from signfuse_dist.ablation.runs import AblationPlan, PlannedAblation, PlannedRo
 from signfuse_dist.ablation.workers import scores_file
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.protocols import Preset, find_preset
-from signfuse_dist.evaluation.scores import Scores, read_split_scores
+from signfuse_dist.evaluation.scores import NearAttention, Scores, read_split_scores
 from signfuse_dist.evaluation.translations import read_pairs
 from signfuse_dist.report.inputs import read_log, read_parameters, read_plan
 from signfuse_dist.run_folder import RunFolder
@@ -84,6 +84,7 @@ class SeedResult:
     step_seconds: float
     world_size: int
     contrasts: Mapping[Channel, Contrast] = field(default_factory=dict)
+    near: NearAttention | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def read_seed(run: StageRun, seed: int, split: str) -> SeedResult:
     path = scores_file(run, split)
     if not path.is_file():
         raise UserError(f"not evaluated on {split}")
-    scores = read_split_scores(path).scores
+    of_split = read_split_scores(path)
+    scores = of_split.scores
     hypotheses, references = read_pairs(folder.evaluation(split).hypotheses, None)
     if len(hypotheses) != scores.num_samples:
         raise UserError(f"{path} is of other translations than those beside it: evaluate again")
@@ -158,6 +160,7 @@ def read_seed(run: StageRun, seed: int, split: str) -> SeedResult:
         _step_seconds(folder.metrics, plan.global_batch_size),
         plan.world_size,
         count_contrasts(hypotheses, references) if is_drawn else {},
+        of_split.near_attention,
     )
 
 

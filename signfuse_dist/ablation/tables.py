@@ -242,7 +242,13 @@ def _header(results: TableResults) -> list[str]:
     ]
     if _has_contrasts(results):
         header += ["words only the picture shows", "words only the joints show"]
+    if _has_near(results):
+        header.append("attention within a step (by chance)")
     return header
+
+
+def _has_near(results: TableResults) -> bool:
+    return any(seed.near for row in results.rows for seed in row.seeds)
 
 
 def _has_contrasts(results: TableResults) -> bool:
@@ -264,7 +270,18 @@ def _cells(results: TableResults, row: RowResult, finding: RowFinding) -> list[s
     ]
     if _has_contrasts(results):
         cells += [_contrast(row.contrast(channel)) for channel in CHANNELS]
+    if _has_near(results):
+        cells.append(_near(row))
     return cells
+
+
+def _near(row: RowResult) -> str:
+    """Return the mean over directions and seeds, beside what attention without an aim has."""
+    found = [seed.near for seed in row.seeds if seed.near]
+    if not found:
+        return _NOTHING
+    share = statistics.fmean(share for near in found for share in near.shares.values())
+    return f"{share:.2f} ({statistics.fmean(near.chance for near in found):.2f})"
 
 
 def _apart(difference: Difference | None) -> str:

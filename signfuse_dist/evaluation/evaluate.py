@@ -16,10 +16,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,6 +41,7 @@ from signfuse_dist.evaluation.asked import AskedEvaluation, ask
 from signfuse_dist.evaluation.controls import CONTROLS, hidden, score_control, why_inapplicable
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import (
+    NearAttention,
     Scores,
     SplitScores,
     format_split_scores,
@@ -57,6 +59,7 @@ from signfuse_dist.evaluation.translations import (
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.files import at_path, checksum, told, write_json
 from signfuse_dist.locks import held
+from signfuse_dist.model.positions import near_diagonal
 from signfuse_dist.plan import ClipFrames, MicroBatch
 from signfuse_dist.progress import Progress, print_line
 from signfuse_dist.report.model_card import write_card
@@ -478,8 +481,9 @@ def write_evaluation(
     folder.path.mkdir(parents=True, exist_ok=True)
     write_hypotheses(folder.hypotheses, sentences, result.references)
     _write_or_remove(folder.gates, _gates(result))
-    _write_or_remove(folder.attention, _sample_maps(result, sentences, maps))
-    results = _results(result, sentences)
+    of_samples = _sample_maps(result, sentences, maps)
+    _write_or_remove(folder.attention, of_samples)
+    results = replace(_results(result, sentences), near_attention=near_attention(of_samples))
     write_split_scores(folder.scores, results)
     write_card(run_folder)
     print(format_split_scores(results))
@@ -519,6 +523,20 @@ def _sample_maps(
     ranked = rank_samples(sentences, result.references)
     chosen = spread_samples(ranked, result.asked.run.evaluation.num_samples)
     return {f"{way}/{s.id}": array for s in chosen for way, array in maps(s.id).items()}
+
+
+def near_attention(maps: Mapping[str, NDArray[np.float32]]) -> NearAttention | None:
+    """Return how near attention stays to the diagonal of maps by ``DIRECTION/ID``; None of none."""
+    shares: dict[str, list[float]] = {}
+    chances = []
+    for name, weights in maps.items():
+        share, chance = near_diagonal(torch.from_numpy(weights))
+        shares.setdefault(name.partition("/")[0], []).append(share)
+        chances.append(chance)
+    if not chances:
+        return None
+    means = {way: fmean(values) for way, values in shares.items()}
+    return NearAttention(means, fmean(chances), len(next(iter(shares.values()))))
 
 
 def _write_or_remove(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:

@@ -11,7 +11,7 @@ they follow from besides, by name (:mod:`signfuse_dist.evaluation.asked`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,14 +72,36 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class NearAttention:
+    """How much of cross-attention stays near its own moment: of the first CMFA layer, Eq. 8-9.
+
+    ``shares`` is, by direction, the share of a query's attention that falls within one step of its
+    own, averaged over heads, queries and ``clips`` samples; ``chance`` that of attention which is
+    the same everywhere. A correspondence "at each temporal position" (section 6.1) is well above.
+    """
+
+    shares: Mapping[str, float]
+    chance: float
+    clips: int
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{share:.2f} {way}" for way, share in self.shares.items())
+        return f"{shares}; {self.chance:.2f} by chance; {self.clips} clips"
+
+
+@dataclass(frozen=True)
 class SplitScores:
-    """Scores, those of each control by name, and why a control that was asked for has none."""
+    """Scores, those of each control by name, and why a control that was asked for has none.
+
+    ``near_attention`` is None for a fusion that does not attend.
+    """
 
     scores: Scores
     controls: Mapping[str, Scores] = field(default_factory=dict)
     inapplicable: Mapping[str, str] = field(default_factory=dict)
     decoding: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    near_attention: NearAttention | None = None
 
 
 def score(
@@ -251,6 +273,8 @@ def format_split_scores(split_scores: SplitScores) -> str:
         if name in split_scores.controls:
             parts.append(f"{title}:\n{format_scores(split_scores.controls[name])}")
     parts += [f"no control {name}: {why}" for name, why in split_scores.inapplicable.items()]
+    if split_scores.near_attention is not None:
+        parts.append(f"attention within one step of its own: {split_scores.near_attention}")
     return "\n\n".join(parts)
 
 
@@ -263,6 +287,7 @@ def write_split_scores(path: Path, split_scores: SplitScores) -> None:
         "inapplicable": dict(split_scores.inapplicable),
         "decoding": dict(split_scores.decoding),
         "settings": dict(split_scores.settings),
+        "near_attention": split_scores.near_attention and asdict(split_scores.near_attention),
     }
     write_json(path, value)
 
@@ -283,6 +308,7 @@ def read_split_scores(path: Path) -> SplitScores:
         record.inapplicable,
         record.decoding,
         record.settings,
+        record.near_attention,
     )
 
 
@@ -331,6 +357,7 @@ class _SplitScoresRecord:
     inapplicable: dict[str, str]
     decoding: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)  # earlier files have none
+    near_attention: NearAttention | None = None  # nor this
 
 
 def _to_dict(scores: Scores) -> dict[str, Any]:

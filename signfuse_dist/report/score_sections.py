@@ -236,6 +236,9 @@ def _notes(run: ReportInputs, split_scores: SplitScores) -> list[str]:
             f"95% intervals by resampling the sentences ({scores.resampling}): they say how much "
             "the choice of sentences moves a score, not how much another training would."
         )
+    near = split_scores.near_attention
+    if near is not None:
+        notes.append(f"Attention within one step of its own, in the first layer of CMFA: {near}.")
     for control in CONTROLS:
         if control in split_scores.controls:
             notes.append(about_control(control, split_scores))

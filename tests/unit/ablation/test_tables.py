@@ -24,7 +24,7 @@ from signfuse_dist.ablation.tables import (
     write_table,
 )
 from signfuse_dist.cli import main
-from signfuse_dist.evaluation.scores import SplitScores, score, write_split_scores
+from signfuse_dist.evaluation.scores import NearAttention, SplitScores, score, write_split_scores
 from signfuse_dist.evaluation.translations import write_hypotheses
 from signfuse_dist.synthetic.language import all_sentences
 
@@ -69,7 +69,9 @@ def leave(run: StageRun, translate: Translate, seed: int) -> None:
     folder = run.folder / "evaluation" / "dev"
     folder.mkdir(parents=True)
     write_hypotheses(folder / "hypotheses.jsonl", hypotheses, REFERENCES)
-    results = SplitScores(score(hypotheses, REFERENCES, "sacrebleu"))
+    near = NearAttention({"visual_from_skeletal": 0.2, "skeletal_from_visual": 0.4}, 0.25, 8)
+    scores = score(hypotheses, REFERENCES, "sacrebleu")
+    results = SplitScores(scores, near_attention=near if translate is exact else None)
     write_split_scores(folder / "scores.json", results)
     (run.folder / "plan.json").write_text('{"global_batch_size": 8, "world_size": 2}')
     (run.folder / "parameters.json").write_text(
@@ -112,6 +114,18 @@ def test_a_row_shows_what_its_run_has_left(tmp_path: Path) -> None:
     assert seed.trained == 905
     assert seed.step_seconds == pytest.approx(8 / 20)  # the first line holds the warming up
     assert seed.world_size == 2
+
+
+def test_how_near_attention_stays_is_printed_beside_the_score(tmp_path: Path) -> None:
+    _, found = filled(tmp_path, {"full": exact, "c": worse})
+    text = write_table(found, tmp_path / "out")
+    assert "attention within a step (by chance)" in text
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").open(encoding="utf-8")))
+    shown = {row["row"]: row["attention within a step (by chance)"] for row in rows}
+    assert shown["full"] == "0.30 (0.25)"
+    assert shown["c"] == "–"  # its fusion does not attend, or it was evaluated before
+    _, found = filled(tmp_path, {"c": worse})
+    assert "attention within" not in write_table(found, tmp_path / "out")
 
 
 def test_what_the_paper_expects_is_compared_with_what_was_found(tmp_path: Path) -> None:

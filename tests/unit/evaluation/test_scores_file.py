@@ -11,9 +11,11 @@ import pytest
 
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.scores import (
+    NearAttention,
     Score,
     Scores,
     SplitScores,
+    format_split_scores,
     read_split_scores,
     score_with_intervals,
     write_split_scores,
@@ -46,7 +48,10 @@ def test_scores_are_read_as_they_were_written(path: Path) -> None:
     references = {"a": "today rain comes", "b": "fog in the north"}
     scores = score_with_intervals(dict.fromkeys(references, "today fog"), references, "unisign")
     assert scores.intervals != {}
-    for split_scores in (SplitScores(scores), SPLIT_SCORES):
+    near = NearAttention({"visual_from_skeletal": 0.5}, 0.25, 8)
+    attending = SplitScores(scores, near_attention=near)
+    assert "step of its own: 0.50 visual_from_skeletal; 0.25" in format_split_scores(attending)
+    for split_scores in (SplitScores(scores), SPLIT_SCORES, attending):
         write_split_scores(path, split_scores)
         assert read_split_scores(path) == split_scores
 
