@@ -148,11 +148,19 @@ def _add_split(command: argparse.ArgumentParser) -> None:
 
 
 def _add_extractor(command: argparse.ArgumentParser, choices: Sequence[str]) -> None:
+    from signfuse_dist.corpora import POSE_FORMATS
+
     command.add_argument(
         "--extractor",
         choices=choices,
-        help="where joints come from (default: the table's column `joints` where it has one, "
-        "else mediapipe)",
+        help="where joints come from (default: the table's column `joints` or `poses` where it has "
+        "one, else mediapipe)",
+    )
+    command.add_argument(
+        "--poses",
+        choices=POSE_FORMATS,
+        help="the corpus's published poses in the place of an extractor, written in this way "
+        "(docs/poses.md; of a table, default: what the endings in its column `poses` say)",
     )
     add_pose_model(command)
 
@@ -169,6 +177,11 @@ def _extractor(options: argparse.Namespace) -> PoseExtractor | None:
 
     if options.pose_model and options.extractor == "none":
         raise UserError("--pose-model has no use with --extractor none; leave one of them out")
+    if options.poses and (options.extractor or options.pose_model):
+        raise UserError(
+            f"--poses {options.poses}: the joints are the published ones, so --extractor and "
+            "--pose-model have no use; leave one of them out"
+        )
     if options.extractor == "none":
         return NoJoints()
     if options.extractor == "mediapipe" or options.pose_model:
@@ -227,6 +240,7 @@ def _pack_split(options: argparse.Namespace, split: str, out: Path) -> PackSumma
         task_id=options.task_id,
         num_tasks=options.num_tasks,
         extractor=_extractor(options),
+        poses=options.poses,
         retry_dropped=options.retry_dropped,
     )
 
@@ -244,6 +258,7 @@ def _pose(options: argparse.Namespace) -> int:
         task_id=options.task_id,
         num_tasks=options.num_tasks,
         extractor=_extractor(options),
+        poses=options.poses,
     )
     print(summary)
     return 0

@@ -16,6 +16,7 @@ from signfuse_dist.corpora.characters import script_of
 from signfuse_dist.corpora.csl_daily import read_csl_daily
 from signfuse_dist.corpora.how2sign import read_how2sign, read_how2sign_precut
 from signfuse_dist.corpora.phoenix14t import read_phoenix14t
+from signfuse_dist.corpora.poses import POSE_FORMATS
 from signfuse_dist.corpora.rows import (
     VIDEO_SUFFIXES,
     Box,
@@ -34,6 +35,7 @@ from signfuse_dist.synthetic.language import SPLITS
 
 __all__ = [
     "CORPORA",
+    "POSE_FORMATS",
     "VIDEO_SUFFIXES",
     "Box",
     "ClipRow",
@@ -62,12 +64,28 @@ _READERS: Mapping[str, Callable[[Path, str], Corpus]] = {
 }
 CORPORA = tuple(_READERS)
 
+_WITH_POSES: Mapping[str, Callable[[Path, str, str], Corpus]] = {
+    "table": lambda root, split, poses: read_table(root, split, poses=poses),
+}
 
-def read_corpus(corpus: str, root: Path, split: str) -> Corpus:
-    """Read the rows of ``split``. Raises :class:`CorpusError` when there is no such corpus."""
+
+def read_corpus(corpus: str, root: Path, split: str, poses: str | None = None) -> Corpus:
+    """Read the rows of ``split``, with ``poses`` as they are published for it where that is asked.
+
+    Raises :class:`CorpusError` when there is no such corpus, or none of its own with such poses.
+    """
     _refuse_unknown(corpus)
     with uncollected():
-        return _READERS[corpus](root, split)
+        if poses is None:
+            return _READERS[corpus](root, split)
+        if poses not in POSE_FORMATS:
+            raise CorpusError(f"poses {poses!r}: unknown; known are {', '.join(POSE_FORMATS)}")
+        if corpus not in _WITH_POSES:
+            raise CorpusError(
+                f"--poses {poses}: it is not known where {corpus} keeps such files; write a table "
+                "with a column `poses` (shards/table.md)"
+            )
+        return _WITH_POSES[corpus](root, split, poses)
 
 
 _SPLITS: Mapping[str, Callable[[Path], Sequence[str]]] = {

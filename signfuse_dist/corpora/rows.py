@@ -52,6 +52,9 @@ VIDEO_SUFFIXES = (
 )
 """Endings of the files in a folder that are videos; a video named by itself may have any."""
 
+MOST_FPS = 1000.0
+"""Frames a second; more is no film of a person."""
+
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_~-]+")
 _PLAIN_PATH = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _KEY_BYTES = 240  # a member's file name is the key and at most 12 bytes, and 255 is the limit
@@ -95,9 +98,10 @@ class ClipRow:
     row: int
     """Line number in the table, the header being line 1."""
     id: str
-    video: Path
+    video: Path | None
+    """None: a clip of joints alone, of which nobody has pictures."""
     source: str
-    """The video as the table writes it, or its path inside the corpus's folder."""
+    """The video, else the joints, as the table writes it, or its path in the corpus's folder."""
     text: str
     start: float | None
     end: float | None
@@ -107,9 +111,24 @@ class ClipRow:
     joints: Path | None
     flags: tuple[str, ...] = ()
     folder: FolderFrames | None = None
-    """None where the corpus does not know the rate of a folder's frames."""
+    """None where the corpus does not know the rate of a folder's frames, or of joints alone."""
     box: Box | None = None
     """Where the signer is, as the corpus says; None: it does not."""
+    corpus: str | None = None
+    """Which corpus the row is from, where a table holds several; None: it does not say."""
+    size: tuple[int, int] | None = None
+    """Width and height in pixels of the picture that the joints are in; None: their file's, or
+    the video's."""
+    joints_start: float | None = None
+    """Second of the video that the first row of the joints shows; None: they begin with it."""
+
+    @property
+    def named_file(self) -> Path:
+        """The video, else the file of joints: what an error is about."""
+        path = self.video or self.joints
+        if path is None:
+            raise ValueError(f"row {self.row} has neither a video nor joints")
+        return path
 
 
 @dataclass(frozen=True)
@@ -146,6 +165,9 @@ class Corpus:
     orphans: tuple[Orphan, ...] = ()
     notes: tuple[str, ...] = ()
     """What a user must know of the corpus as a whole; printed when it is packed."""
+    pose_format: str | None = None
+    """How the files of joints are written (:mod:`signfuse_dist.corpora.poses`); None: as this
+    package's own ``.npz``."""
 
 
 def key_of(clip_id: str) -> str:
@@ -436,7 +458,7 @@ def unmatched(
     missing = [
         Orphan(f"no video: {row.source} is not there", row.id)
         for row in rows
-        if row.video.name not in on_disk
+        if row.video is not None and row.video.name not in on_disk
     ]
     return [*strays, *missing]
 

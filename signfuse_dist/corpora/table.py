@@ -1,9 +1,13 @@
 """The corpora ``table`` and ``synthetic``.
 
-``table``: ROOT is a table (:mod:`signfuse_dist.corpora.tables`) with a header: ``id``, ``video`` (a
-file or a folder of frames, relative to the table), ``text``, and optionally ``start``, ``end``
-(seconds), ``signer``, ``split``, ``language``, ``joints`` (an ``.npz`` relative to the table) and
-``box`` (where the signer is: ``x0 y0 x1 y1`` as shares of the picture).
+``table``: ROOT is a table (:mod:`signfuse_dist.corpora.tables`) with a header: ``id``, ``text``,
+and ``video`` (a file or a folder of frames, relative to the table), ``joints`` (an ``.npz``
+relative to it), ``poses`` (a file or folder as others publish them:
+:mod:`signfuse_dist.corpora.poses`) or a video and one of these. Optionally ``start``, ``end``
+(seconds), ``signer``, ``split``, ``language``, ``corpus`` (where the table holds several), ``box``
+(where the signer is: ``x0 y0 x1 y1`` as shares of the picture), ``fps`` (of a folder of frames, or
+of joints that do not say it) and ``size`` (``WIDTHxHEIGHT`` of the picture that poses in pixels are
+in). A row whose ``video`` is empty has joints alone.
 
 ``synthetic``: ROOT is a folder where the invented corpus is written on first use; it ends as a
 table of the same form.
@@ -11,19 +15,23 @@ table of the same form.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from signfuse_dist.corpora.characters import visible
+from signfuse_dist.corpora.poses import pose_format
 from signfuse_dist.corpora.rows import (
     EMPTY_WORDS,
+    MOST_FPS,
     VIDEO_SUFFIXES,
     ClipRow,
     Corpus,
     CorpusError,
     Fields,
+    FolderFrames,
     Orphan,
     TextReader,
     Tree,
@@ -37,21 +45,32 @@ from signfuse_dist.corpora.rows import (
     unmatched,
 )
 from signfuse_dist.corpora.tables import Lines, read_lines
+from signfuse_dist.errors import shortened
 
-_REQUIRED = ("id", "video", "text")
-_OPTIONAL = ("start", "end", "signer", "language", "split", "joints", "box")
+_REQUIRED = ("id", "text")
+_FILES = ("video", "joints", "poses")
+_OPTIONAL = (
+    *_FILES,
+    *("start", "end", "signer", "language", "corpus", "split", "box", "fps", "size"),
+)
+_SIZE = re.compile(r"([1-9][0-9]{0,4})\s*[x\u00d7]\s*([1-9][0-9]{0,4})")
 
 
 def read_table(
-    table: Path, split: str, name: str = "table", root_name: str | None = None
+    table: Path,
+    split: str,
+    name: str = "table",
+    root_name: str | None = None,
+    poses: str | None = None,
 ) -> Corpus:
     """Read a table. Without a ``split`` column its rows belong to whatever split is asked for.
 
     A row that is malformed or names no split may belong to any, so each split lists it as rejected.
+    ``poses`` says how the files of its column ``poses`` are written; None: their endings do.
     Raises :class:`CorpusError` when the table cannot be read, has no row of ``split``, or has
     splits whose names differ by case alone.
     """
-    content = read_lines(table, _REQUIRED, _OPTIONAL)
+    content = _read(table)
     splits = Counter(_split(fields, split) for _, fields in content.fields)
     _refuse_alike(content, splits)
     chosen = [
@@ -62,16 +81,41 @@ def read_table(
     tree, texts = Tree(table.parent), TextReader()
     rows, rejected = accept(chosen, "id", lambda n, fields: _row(n, fields, tree, texts, split))
     flagged = flag_scripts(rows, (fields["text"] for _, fields in content.fields))
+    written = None
+    if "poses" in content.columns:
+        files = [f["poses"] for _, f in content.fields if _optional(f, "poses")]
+        written = pose_format(files, poses, f"table {table}")
+    elif poses is not None:
+        raise CorpusError(f"table {table}: has no column `poses`, so --poses {poses} has no use")
+    alone = sum(row.video is None for row in flagged)
+    notes = [f"{alone} of {len(flagged)} clips have joints alone, and no video"] if alone else []
     return Corpus(
         name=name,
         root=root_name or table.name,
         split=split,
         rows=flagged,
         rejected=tuple(rejected),
-        has_joints="joints" in content.columns,
-        orphans=_orphans(table.parent, flagged, (f["video"] for _, f in content.fields)),
-        notes=(*content.notes, *texts.notes, *_other_splits(splits, split)),
+        has_joints=bool({"joints", "poses"} & set(content.columns)),
+        orphans=_orphans(
+            table.parent, flagged, (v for _, f in content.fields if (v := _optional(f, "video")))
+        ),
+        notes=(*content.notes, *texts.notes, *notes, *_other_splits(splits, split)),
+        pose_format=written,
     )
+
+
+def _read(table: Path) -> Lines:
+    """Read the table; raise CorpusError for one that names no files, or joints in two ways."""
+    content = read_lines(table, _REQUIRED, _OPTIONAL)
+    there = [column for column in _FILES if column in content.columns]
+    if not there:
+        raise CorpusError(
+            f"table {table}: no column video, and neither joints nor poses, in its header "
+            f"{list(content.columns)!r:.300}"
+        )
+    if {"joints", "poses"} <= set(there):
+        raise CorpusError(f"table {table}: has columns `joints` and `poses`; leave one of them out")
+    return content
 
 
 def splits_of_table(table: Path) -> tuple[str, ...]:
@@ -79,7 +123,7 @@ def splits_of_table(table: Path) -> tuple[str, ...]:
 
     Raises :class:`CorpusError` for a table without that column, or without a row.
     """
-    content = read_lines(table, _REQUIRED, _OPTIONAL)
+    content = _read(table)
     if "split" not in content.columns:
         raise CorpusError(
             f"table {table}: has no column `split`, so all its rows belong to any split that is "
@@ -140,15 +184,18 @@ def _other_splits(splits: Mapping[str, int], asked: str) -> list[str]:
 def _row(number: int, fields: Fields, tree: Tree, texts: TextReader, split: str) -> ClipRow:
     if not _split(fields, split):
         raise CorpusError("empty split: it may belong to any")
-    video = tree.find(fields["video"], "video")
-    joints = tree.find(fields["joints"], "joints") if "joints" in fields else None
+    video = None
+    if _optional(fields, "video") or not {"joints", "poses"} & fields.keys():
+        video = tree.find(fields["video"], "video")
+    column = "poses" if "poses" in fields else "joints"
+    joints = tree.find(fields[column], column) if column in fields else None
     start, end = seconds(fields, "start"), seconds(fields, "end")
     check_window(start, end)
     return ClipRow(
         row=number,
         id=fields["id"],
         video=video,
-        source=fields["video"],
+        source=fields["video" if video else column],
         text=texts.read(fields["text"]),
         start=start,
         end=end,
@@ -156,8 +203,31 @@ def _row(number: int, fields: Fields, tree: Tree, texts: TextReader, split: str)
         language=_optional(fields, "language"),
         split=split,
         joints=joints,
+        folder=_folder(fields),
         box=boxed(fields.get("box", "")),
+        corpus=_optional(fields, "corpus"),
+        size=_size(fields),
     )
+
+
+def _folder(fields: Fields) -> FolderFrames | None:
+    """Return the rate that a row names, for what has none of its own."""
+    fps = seconds(fields, "fps")
+    if fps is None:
+        return None
+    if not 0 < fps <= MOST_FPS:
+        raise CorpusError(f"bad rate: fps {fps:g} is not above 0 and at most {MOST_FPS:g}")
+    return FolderFrames(fps, None)
+
+
+def _size(fields: Fields) -> tuple[int, int] | None:
+    written = _optional(fields, "size")
+    if written is None:
+        return None
+    sides = _SIZE.fullmatch(written)
+    if sides is None:
+        raise CorpusError(f"bad size: {shortened(written)!r} is not WIDTHxHEIGHT in pixels")
+    return int(sides[1]), int(sides[2])
 
 
 def _optional(fields: Fields, column: str) -> str | None:
@@ -176,10 +246,12 @@ def _orphans(folder: Path, rows: Sequence[ClipRow], written: Iterable[str]) -> t
             named[str(part.parent)].add(part.name)
     by_place: dict[str, list[ClipRow]] = defaultdict(list)
     for row in rows:
-        by_place[_place(row.source)[0]].append(row)
+        if row.video is not None:
+            by_place[_place(row.source)[0]].append(row)
     orphans: list[Orphan] = []
     for place, beside in by_place.items():
-        there = _videos_in(beside[0].video.parent, {row.video.name for row in beside})
+        folder = beside[0].named_file.parent
+        there = _videos_in(folder, {row.named_file.name for row in beside})
         orphans += unmatched(beside, there, named[place], place)
     return tuple(sorted(orphans))
 

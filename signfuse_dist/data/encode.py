@@ -5,7 +5,7 @@ the signer is known only when the joints of the last frame are, so such a clip i
 once for the joints, in the whole picture, and once for its frames. To keep the pictures in between
 would take gigabytes of memory, to extract the joints twice would take the time of everything else
 together many times over; a second decoding takes a few hundredths of it. The joints are moved into
-the square by arithmetic.
+the square by arithmetic. Of a clip of joints alone nothing is decoded: its joints are its film.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from signfuse_dist.corpora import Box, ClipRow, FolderFrames
 from signfuse_dist.data.clock import VideoError
 from signfuse_dist.data.crop import NOT_CROPPED, hands_cut, moved, signer_box
 from signfuse_dist.data.frame_folder import FrameFolder
-from signfuse_dist.data.joints import Joints, JointsFile, NoJoints, PoseExtractor
+from signfuse_dist.data.joints import Joints, JointsFile, NoJoints, PoseError, PoseExtractor
 from signfuse_dist.data.manifest import Packing
 from signfuse_dist.data.picture import Placement, VideoFrame, squared
+from signfuse_dist.data.published_poses import PUBLISHED, read_published
 from signfuse_dist.data.shard import EncodedClip, EncodedPose
+from signfuse_dist.data.tracks import TrackJoints, TrackSource
 from signfuse_dist.data.video import FrameReader, VideoFile, open_video
 from signfuse_dist.skeleton import LEFT_HAND, RIGHT_HAND
 
@@ -43,14 +45,14 @@ def encode_clip(row: ClipRow, packing: Packing, extractor: PoseExtractor | None)
     less than a pixel among it.
     """
     quality, crop = packing.settings.jpeg_quality, packing.settings.crop
-    finder = _finder(row, extractor)
+    finder = _finder(row, packing, extractor)
     jpegs: list[bytes] = []
     sizes: Sizes = []
     box = row.box if crop == "box" else None
-    with _open(row, packing) as source:
+    with _open(row, packing, finder) as source:
         reader = _frames(source, row, packing, finder, box)
         frames = _sized(reader, sizes)
-        if crop != "signer":
+        if crop != "signer" and row.video is not None:
             frames = _compressing(frames, quality, jpegs)
         joints = finder.extract(frames)
     if not len(sizes) == len(joints.pose) == len(joints.mask):
@@ -60,7 +62,8 @@ def encode_clip(row: ClipRow, packing: Packing, extractor: PoseExtractor | None)
     if crop == "signer":
         box = _signer(joints, sizes, packing)
         joints = _moved(joints, sizes, packing, box)
-        with _open(row, packing) as source:
+    if crop == "signer" and row.video is not None:
+        with _open(row, packing, finder) as source:
             for _ in _compressing(_frames(source, row, packing, finder, box), quality, jpegs):
                 pass
         if len(jpegs) != len(sizes):
@@ -69,6 +72,8 @@ def encode_clip(row: ClipRow, packing: Packing, extractor: PoseExtractor | None)
                 f"found, and {len(jpegs)} when it was read again"
             )
     record = _record(row, reader.fps) | _pose_record(row, packing, joints, finder)
+    if row.video is None:
+        record["pictures"] = False
     if crop != "none":
         record["box"] = None if box is None else list(box)
     record["flags"] = [
@@ -88,10 +93,10 @@ def encode_pose(
     ``box`` is the square of the packed clip where that was cut around its signer: joints of another
     extractor do not move it. Raises as that does.
     """
-    finder = _finder(row, extractor)
+    finder = _finder(row, packing, extractor)
     sizes: Sizes = []
     own = row.box if packing.settings.crop == "box" else None
-    with _open(row, packing) as source:
+    with _open(row, packing, finder) as source:
         joints = finder.extract(_sized(_frames(source, row, packing, finder, own), sizes))
     if packing.settings.crop == "signer":
         joints = _moved(joints, sizes, packing, box)
@@ -99,34 +104,53 @@ def encode_pose(
     return EncodedPose(record, joints.pose, joints.mask, joints.failure)
 
 
-def _finder(row: ClipRow, extractor: PoseExtractor | None) -> PoseExtractor:
+def _finder(row: ClipRow, packing: Packing, extractor: PoseExtractor | None) -> PoseExtractor:
+    """Return what gives the joints of a row: ``extractor``, else a reader of the row's own file."""
     if extractor is not None:
         return extractor
     if row.joints is None:
         raise ValueError("a row without joints needs a pose extractor")
-    return JointsFile(row.joints)
+    if packing.extractor not in PUBLISHED:
+        return JointsFile(row.joints)
+    return TrackJoints(read_published(row, packing), packing.extractor, row.joints_start)
 
 
-def _open(row: ClipRow, packing: Packing) -> VideoFile | FrameFolder:
+def _open(
+    row: ClipRow, packing: Packing, finder: PoseExtractor
+) -> VideoFile | FrameFolder | TrackSource:
+    """Open the film of a row: its video, or where it has none its joints."""
     known = row.folder or FolderFrames(packing.settings.fps, None)
-    return open_video(row.video, known.fps, known.suffix)
+    if row.video is not None:
+        return open_video(row.video, known.fps, known.suffix)
+    if isinstance(finder, TrackJoints):
+        track = finder.track
+    elif isinstance(finder, JointsFile):
+        track = finder.track(packing.settings.frame_size)
+        return TrackSource(track, row.named_file, known.fps, None)
+    else:
+        raise PoseError(
+            f"no video: {row.source} is joints alone, and {finder.name} looks at pictures"
+        )
+    return TrackSource(track, row.named_file, known.fps, row.size)
 
 
 def _frames(
-    source: VideoFile | FrameFolder,
+    source: VideoFile | FrameFolder | TrackSource,
     row: ClipRow,
     packing: Packing,
     finder: PoseExtractor,
     box: Box | None,
 ) -> FrameReader:
     settings = packing.settings
+    if isinstance(finder, TrackJoints):
+        finder.compare(source.rates[0], whole=row.start is None and row.end is None)
     return FrameReader(
         source,
         settings.frame_size,
         row.start,
         row.end,
         settings.fps,
-        exact_index=isinstance(finder, JointsFile),
+        exact_index=isinstance(finder, (JointsFile, TrackJoints)),
         max_gap=settings.max_gap,
         box=box,
     )
@@ -193,6 +217,7 @@ def _record(row: ClipRow, fps: float) -> dict[str, Any]:
         "signer": row.signer,
         "language": row.language,
         "split": row.split,
+        **({} if row.corpus is None else {"corpus": row.corpus}),
     }
 
 
@@ -208,6 +233,7 @@ def _pose_record(
         "failed_frames": joints.failed_frames,
         "found_frames": int(joints.mask.any(axis=1).sum()),
         "flags": _flags(joints, finder),
+        **({"pose_layout": finder.layout} if isinstance(finder, TrackJoints) else {}),
     }
 
 

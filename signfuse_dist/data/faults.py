@@ -72,23 +72,26 @@ def reason_of(error: Exception, row: ClipRow, places: Places) -> str:
     decoder = next((cause for cause in _causes(error) if isinstance(cause, av.FFmpegError)), None)
     cause = machine_cause(error)
     if cause is not None and (decoder is None or decoder.errno not in _OF_DAMAGE_TOO):
-        raise machine_error(cause, getattr(cause, "filename", None) or row.video) from error
+        raise machine_error(cause, getattr(cause, "filename", None) or row.named_file) from error
     places.refuse_vanished(row)
     if decoder is not None and decoder.errno == errno.ENOMEM and not _has_memory():
-        raise machine_error(decoder, row.video) from error
+        raise machine_error(decoder, row.named_file) from error
     if decoder is not None or str(error).startswith(_ENDED_EARLY):
-        _refuse_unreadable(row.video)
+        _refuse_unreadable(row.named_file)
     if decoder is not None and cause is not None:
-        return f"unreadable video: {row.video.name} ({decoder.strerror}); is the file complete?"
+        return (
+            f"unreadable video: {row.named_file.name} ({decoder.strerror}); is the file complete?"
+        )
     if isinstance(error, UserError):
         return str(error)
     # Decoders and MediaPipe raise types of their own on bad input.
-    words = str(error).replace(str(row.video.absolute()), row.source).splitlines()
+    words = str(error).replace(str(row.named_file.absolute()), row.source).splitlines()
     return f"not packable: {type(error).__name__} {words[0] if words else ''}".strip()
 
 
 def _files(row: ClipRow) -> Iterator[Path]:
-    yield row.video
+    if row.video is not None:
+        yield row.video
     if row.joints is not None:
         yield row.joints
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.data.loader import Each, Encode, MicroBatchSequence, tokens_of
+from signfuse_dist.data.loader import Each, Encode, MicroBatchSequence, pictures_of, tokens_of
 from signfuse_dist.data.manifest import Count, ShardError, parse_json
 from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
@@ -174,6 +174,7 @@ class FeatureBatches:
         features = [clip if isinstance(clip, ClipFeatures) else None for clip in read]
         texts = ["" if f is None else self._texts[p] for f, p in zip(features, places, strict=True)]
         tokens, text_lengths = tokens_of(texts, self._encode)
+        shown = pictures_of(self._split, clips)
         batch = SignBatch(
             ids=tuple(
                 "" if f is None else self._split.ids[p]
@@ -189,6 +190,10 @@ class FeatureBatches:
             tokens=tokens,
             text_lengths=text_lengths,
             faults=tuple(fault for fault in read if isinstance(fault, str)),
+            has_visual=None if shown is None else torch.from_numpy(shown),
+            has_skeletal=(
+                None if self._split.has_joints else torch.zeros(len(clips), dtype=torch.bool)
+            ),
             **self._padded(features, lengths),
         )
         return batch.pin_memory() if pin_memory else batch

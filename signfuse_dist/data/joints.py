@@ -32,7 +32,14 @@ from signfuse_dist.data.manifest import NO_EXTRACTOR
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import machine_fault, special_kind
-from signfuse_dist.skeleton import BODY, FACE_MESH, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
+from signfuse_dist.skeleton import (
+    BODY,
+    FACE_MESH,
+    JOINT_LAYOUT,
+    LEFT_HAND,
+    NUM_JOINTS,
+    RIGHT_HAND,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,30 @@ class Joints:
     """Frames at which the extractor failed: all their joints are masked."""
     failure: str = ""
     """What it said at the first of them."""
+
+
+@dataclass(frozen=True)
+class PoseTrack:
+    """The joints of one film as a file gives them."""
+
+    name: str
+    """Of the file, for errors."""
+    points: NDArray[np.float64]
+    """float64 ``[frames, 75, 2]``, NaN where a joint is missing: in units of the upright picture
+    (0 to 1), or in pixels of it where ``in_pixels``."""
+    layout: str
+    """Which points the file has, in words: goes into the clip's record."""
+    fps: float | None = None
+    """Rows a second; None: the file does not say."""
+    size: tuple[int, int] | None = None
+    """Width and height in pixels of the picture that the points are in; None: not said."""
+    in_pixels: bool = False
+
+    def shares(self, width: int, height: int) -> NDArray[np.float64]:
+        """Return the points in units of a picture of this size, in pixels."""
+        if not self.in_pixels:
+            return self.points
+        return self.points / np.array(self.size or (width, height), dtype=np.float64)
 
 
 class PoseError(UserError):
@@ -187,7 +218,7 @@ class JointsFile(PoseExtractor):
 
     def extract(self, frames: Iterable[VideoFrame]) -> Joints:
         """Return the rows of the frames that were chosen; their pictures are not looked at."""
-        pose, mask = self._read()
+        pose, mask = self.read()
         chosen, placed = [], []
         for frame in frames:
             chosen.append(frame.index)
@@ -204,7 +235,14 @@ class JointsFile(PoseExtractor):
         ]
         return Joints(*stacked(rows))
 
-    def _read(self) -> tuple[NDArray[Any], NDArray[Any]]:
+    def track(self, side: int) -> PoseTrack:
+        """Return the whole file, as the film of a clip whose picture is a square of ``side``."""
+        pose, mask = self.read()
+        points = np.where(mask[..., None], pose.astype(np.float64), math.nan)
+        return PoseTrack(self._path.name, points, JOINT_LAYOUT, size=(side, side))
+
+    def read(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return ``pose`` and ``mask`` as the file has them; raise :class:`PoseError`."""
         name = self._path.name
         kind = special_kind(self._path)
         if kind:

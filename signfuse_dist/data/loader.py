@@ -76,30 +76,43 @@ class ClipBatches:
         lengths = np.ones(len(clips), dtype=np.int64)
         lengths[real] = self.frames.counts(epoch, clips[real])
         drawn = self.frames.draw(epoch, np.where(real, clips, 0))
-        frames = self._memory.take(int(lengths.sum()), self.split.frame_size, pin_memory)
-        parts = np.split(frames.numpy(), np.cumsum(lengths)[:-1])
-        read = list(each(self._read_or_name, places, parts))
+        shown = pictures_of(self.split, clips)
+        counts = lengths if shown is None else lengths * shown
+        frames = self._memory.take(int(counts.sum()), self.split.frame_size, pin_memory)
+        parts = np.split(frames.numpy(), np.cumsum(counts)[:-1])
+        read = list(each(self._read_or_name, places, parts, lengths.tolist()))
         faults = [what for what in read if isinstance(what, str)]
         whole = [None if isinstance(what, str) else what for what in read]
         with self._tokenising:
-            batch = collate(whole, frames, lengths, self.encode, faults, drawn)
+            batch = collate(
+                whole,
+                frames,
+                lengths,
+                self.encode,
+                faults,
+                drawn,
+                shown,
+                tracked=self.split.has_joints,
+            )
         return batch.pin_memory() if pin_memory else batch
 
-    def _read_or_name(self, place: int, into: NDArray[np.uint8]) -> Clip | str | None:
+    def _read_or_name(self, place: int, into: NDArray[np.uint8], length: int) -> Clip | str | None:
         """Read a clip; return None for a place of weight zero, or what is wrong with the clip."""
         if place == PADDING:
             into.fill(0)
             return None
         try:
-            return self._read_clip(place, into)
+            return self._read_clip(place, into, length)
         except UserError as error:
             into.fill(0)
             return f"{self.split.ids[place]}: {error}"
 
-    def _read_clip(self, place: int, into: NDArray[np.uint8]) -> Clip:
-        """Read as many frames of a clip as ``into`` holds; raise ShardError when it is damaged."""
+    def _read_clip(self, place: int, into: NDArray[np.uint8], length: int) -> Clip:
+        """Read ``length`` frames of a clip, its pictures into ``into``, which of joints alone is
+        empty; raise ShardError when it is damaged.
+        """
         split, shard = self.split, self.split.shard_of(place)
-        indices = spread_frames(int(split.lengths[place]), len(into))
+        indices = spread_frames(int(split.lengths[place]), length)
         members = split.members_of(place)
         clip = read_clip(split.folder, shard, members, indices, cache=split.cache, into=into)
         record = clip.record
@@ -122,6 +135,15 @@ def _read_joints(poses: Split, place: int, indices: list[int]) -> ClipPose:
     return joints
 
 
+def pictures_of(split: Split, clips: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """Return which clips of a batch have pictures, None where all have.
+
+    A place of weight zero is like the first clip of the split: one of pictures costs a picture.
+    """
+    shown = split.has_pictures[np.where(clips == PADDING, 0, clips)]
+    return None if shown.all() else shown
+
+
 def collate(
     clips: Sequence[Clip | None],
     frames: Tensor,
@@ -129,11 +151,15 @@ def collate(
     encode: Encode | None,
     faults: Sequence[str] = (),
     drawn: Draw | None = None,
+    shown: NDArray[np.bool_] | None = None,
+    *,
+    tracked: bool = True,
 ) -> SignBatch:
     """Put clips into one batch; None is a place of weight zero, without joints and text.
 
-    ``frames`` uint8 ``[sum(lengths), height, width, 3]`` are those of all clips, one clip after
-    the other. ``drawn`` moves the joints, and goes with the batch for the frames.
+    ``frames`` uint8 ``[sum(lengths), height, width, 3]`` are those of all clips that are ``shown``
+    (None: of all), one clip after the other. ``drawn`` moves the joints, and goes with the batch
+    for the frames. Where nobody has looked for joints, the clips are not ``tracked``.
     """
     longest = int(lengths.max())
     pose = np.zeros((len(clips), longest, NUM_JOINTS, 2), dtype=np.float32)
@@ -157,6 +183,8 @@ def collate(
         faults=tuple(faults),
         warp=None if drawn is None else torch.from_numpy(drawn.warps()),
         colour=None if drawn is None else torch.from_numpy(drawn.colours()),
+        has_visual=None if shown is None else torch.from_numpy(shown),
+        has_skeletal=None if tracked else torch.zeros(len(clips), dtype=torch.bool),
     )
 
 

@@ -11,7 +11,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -60,11 +60,20 @@ class SplitStats:
     """Frames in which any landmark of a group was found, ``[n, groups]``."""
     signers: Mapping[str, int]
     flags: Mapping[str, int]
+    pictureless: int = 0
+    """Clips of joints alone."""
+    corpora: Mapping[str, int] = field(default_factory=dict)
+    """Clips of each corpus, where records name one."""
+    languages: Mapping[str, int] = field(default_factory=dict)
+    """Clips in each language."""
 
     def __str__(self) -> str:
         signers = f"signers: {len(self.signers)}" if self.signers else "signers: none is named"
         parts = [*self._head(), "", *self._lengths(), "", *self._detections(), "", signers]
         parts += _counts(self.signers)
+        for title, counts in (("languages", self.languages), ("corpora", self.corpora)):
+            if len(counts) > 1 or (title == "corpora" and counts):
+                parts += ["", title, *_counts(counts)]
         if self.flags:
             parts += ["", "clips flagged", *_counts(self.flags)]
         return printable("\n".join(parts), several_lines=True)
@@ -82,7 +91,13 @@ class SplitStats:
             f"{self.seconds.sum() / 3600:.2f} h, {len(manifest.shards)} shards",
             f"  {packing.settings.frame_size} pixels{cropped}, {rate}; joints by {poses.extractor} "
             f"{poses.extractor_version}, which failed at {self.poses.num_failed_frames:,} frames",
+            *([self._alone()] if self.pictureless else []),
         ]
+
+    def _alone(self) -> str:
+        every = self.pictureless == len(self.frames)
+        which = "all clips are" if every else f"{self.pictureless:,} clips are"
+        return f"  {which} joints alone, without pictures"
 
     def _lengths(self) -> list[str]:
         rows: dict[str, NDArray[Any]] = {
@@ -137,10 +152,15 @@ def collect(folder: Folder, poses: str | None = None) -> SplitStats:
         raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")
     joints = folder if poses is None else folder / pose_path(poses)
     entries, rates, frames_found = [], [], []
+    corpora: Counter[str] = Counter()
+    languages: Counter[str] = Counter()
     for entry, own, other in _clips(folder, manifest, joints):
         entries.append(entry)
         rates.append(float(own.record["fps"]))
         frames_found.append(_found(other.mask))
+        for counts, key in ((corpora, "corpus"), (languages, "language")):
+            if own.record.get(key):
+                counts[str(own.record[key])] += 1
     frames = np.array([entry.num_frames for entry in entries])
     return SplitStats(
         name=str(folder),
@@ -153,6 +173,9 @@ def collect(folder: Folder, poses: str | None = None) -> SplitStats:
         found=np.array(frames_found),
         signers=Counter(entry.signer for entry in entries if entry.signer),
         flags=Counter(flag for entry in entries for flag in entry.flags),
+        pictureless=sum(not entry.has_pictures for entry in entries),
+        corpora=corpora,
+        languages=languages,
     )
 
 
@@ -194,6 +217,7 @@ def _counts(counts: Mapping[str, int]) -> list[str]:
 
 # Smaller frames are enlarged by a whole factor, or the skeleton would cover the signer.
 _READABLE_SIDE = 192  # pixels
+_BLANK = 40  # grey of the ground that joints without pictures are drawn on
 
 
 def show(
@@ -243,13 +267,16 @@ def spread(num_frames: int, wanted: int) -> list[int]:
 
 
 def sheet(clip: Clip, columns: int) -> Image.Image:
-    """Return the frames of a clip in a grid, each with its skeleton.
+    """Return the frames of a clip in a grid, each with its skeleton; of joints alone on dark grey.
 
     Joints far outside the frame are drawn at its rim, and those that are not finite are left out:
     a shard is anybody's file, and the drawing library takes neither.
     """
-    factor = max(1, _READABLE_SIDE // clip.frames.shape[1])
-    frames = clip.frames.repeat(factor, axis=1).repeat(factor, axis=2)
+    pictures = clip.frames
+    if not len(pictures):  # joints alone
+        pictures = np.full((len(clip.pose), _READABLE_SIDE, _READABLE_SIDE, 3), _BLANK, np.uint8)
+    factor = max(1, _READABLE_SIDE // pictures.shape[1])
+    frames = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
     finite = np.isfinite(clip.pose).all(axis=-1)
     pose = np.clip(np.nan_to_num(clip.pose), -1.0, 2.0)
     return contact_sheet(frames, pose, clip.mask & finite, columns)

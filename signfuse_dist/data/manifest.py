@@ -39,6 +39,8 @@ MEMBERS = ("json", "jpegs", "offsets.npy", "pose.npy", "mask.npy")
 POSE_MEMBERS = ("json", "pose.npy", "mask.npy")
 NO_EXTRACTOR = "none"
 """The extractor of a set in which nobody has looked for joints."""
+POSE_CONFIDENCE = 0.2
+"""Below it a point of published poses is missing, unless something else is asked for."""
 FEW_JOINTS = 0.5
 """Share of frames: with joints in fewer of them, somebody should look."""
 Contents = Literal["clips", "poses"]
@@ -112,6 +114,13 @@ class PackConfig:
         },
     )
     """Shards that were packed before there was a choice hold whole pictures."""
+    pose_confidence: float = field(
+        default=POSE_CONFIDENCE,
+        metadata={
+            "help": "a point of published poses whose confidence is below it is missing (default: "
+            "%(default)s)"
+        },
+    )
 
     def __post_init__(self) -> None:
         wrong = []
@@ -125,6 +134,8 @@ class PackConfig:
             wrong.append(f"max_gap {self.max_gap}: must be 0 or more seconds")
         if self.clips_per_shard < 1:
             wrong.append(f"clips_per_shard {self.clips_per_shard}: must be at least 1")
+        if not (math.isfinite(self.pose_confidence) and 0 <= self.pose_confidence <= 1):
+            wrong.append(f"pose_confidence {self.pose_confidence}: must lie between 0 and 1")
         raise_together(wrong, "packing settings")
 
 
@@ -182,6 +193,11 @@ class SampleEntry:
     """Digest of the JPEGs and where each begins; None in pose sets, and in sets of before."""
     joints_sha256: str | None = None
     """Digest of the joints and their mask; None in sets of before there was one."""
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there are frames; a pose set, and a clip of joints alone, has none."""
+        return self.members.get("jpegs", (0, 0))[1] > 0
 
 
 @dataclass(frozen=True)
@@ -521,6 +537,7 @@ class _Settings(TypedDict):
     max_gap: NotRequired[float]
     clips_per_shard: Count
     crop: NotRequired[Crop]
+    pose_confidence: NotRequired[float]
 
 
 class _Packing(TypedDict):
@@ -606,9 +623,14 @@ def index_bytes(index: ShardIndex) -> bytes:
 
 
 def _written(packing: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the crop of whole pictures: such shards are those of before there was a choice."""
+    """Leave out the crop of whole pictures, and the usual threshold of published poses.
+
+    Such shards are those of before there was a choice.
+    """
     if packing["settings"]["crop"] == "none":
         del packing["settings"]["crop"]
+    if packing["settings"]["pose_confidence"] == POSE_CONFIDENCE:
+        del packing["settings"]["pose_confidence"]
     return packing
 
 

@@ -44,6 +44,7 @@ from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
 from signfuse_dist.data.pack_workers import ClipError, Division, make_shards
 from signfuse_dist.data.planned import PlannedRows, forget, plan_rows
 from signfuse_dist.data.shard import EncodedClip, EncodedPose, read_record
+from signfuse_dist.data.tracks import TrackJoints
 from signfuse_dist.files import machine_error, machine_fault, what_helps, write_bytes
 from signfuse_dist.locks import Share, held_share
 from signfuse_dist.skeleton import JOINT_LAYOUT
@@ -65,6 +66,7 @@ def pack(
     task_id: int = 0,
     num_tasks: int = 1,
     extractor: PoseExtractor | None = None,
+    poses: str | None = None,
     retry_dropped: bool = False,
 ) -> PackSummary:
     """Pack ``split`` of the corpus at ``root`` into the folder ``out``.
@@ -73,7 +75,8 @@ def pack(
     :class:`~signfuse_dist.data.pack_workers.Division`; the task that completes the set writes the
     manifest. Shards that are there already are kept when their checksums agree and they hold their
     rows; with ``retry_dropped``, those with dropped rows are made again. Without an ``extractor``,
-    joints are those that the corpus brings, else MediaPipe's.
+    joints are those that the corpus brings, else MediaPipe's; ``poses`` says as which published
+    files it brings them.
 
     Raises :class:`PackError` when ``out`` holds something else, when no clip could be packed, when
     a worker process died (after all other shards are done), and when a shard is lost on the way; a
@@ -83,7 +86,7 @@ def pack(
     """
     division = Division(workers, task_id, num_tasks)
     with ExitStack() as planning:
-        planned = planning.enter_context(plan_rows(corpus, root, split, out, num_tasks))
+        planned = planning.enter_context(plan_rows(corpus, root, split, out, num_tasks, poses))
         rows = planned.rows
         extractor = extractor or _own_or_mediapipe(rows)
         _refuse_no_crop(rows, config, extractor)
@@ -115,6 +118,7 @@ def extract_poses(
     task_id: int = 0,
     num_tasks: int = 1,
     extractor: PoseExtractor | None = None,
+    poses: str | None = None,
 ) -> PackSummary:
     """Extract the joints of the clips packed in ``shards`` again, into the pose set ``name``.
 
@@ -130,12 +134,11 @@ def extract_poses(
     division, out = Division(workers, task_id, num_tasks), shards / pose_path(name)
     manifest = load_manifest(shards)
     with ExitStack() as planning:
-        planned = planning.enter_context(plan_rows(corpus, root, split, out, num_tasks))
+        planned = planning.enter_context(plan_rows(corpus, root, split, out, num_tasks, poses))
         rows = planned.rows
         _refuse_other_rows(shards, manifest.packing, planned)
         extractor = extractor or _own_or_mediapipe(rows)
-        source = extractor or JointsFile
-        packing = manifest.packing.of_poses(source.name, source.version)
+        packing = manifest.packing.of_poses(*_source(rows, extractor))
         tasks, num_frames = _packed_rows(shards, manifest, rows)
         boxes = _packed_boxes(shards, manifest)
 
@@ -211,6 +214,15 @@ def _own_or_mediapipe(rows: Corpus) -> PoseExtractor | None:
     return None if rows.has_joints else choose_extractor()
 
 
+def _source(rows: Corpus, extractor: PoseExtractor | None) -> tuple[str, str]:
+    """Return name and version of what the joints come from."""
+    if extractor is not None:
+        return extractor.name, extractor.version
+    if rows.pose_format is not None:
+        return rows.pose_format, TrackJoints.version
+    return JointsFile.name, JointsFile.version
+
+
 def _refuse_no_crop(rows: Corpus, config: PackConfig, extractor: PoseExtractor | None) -> None:
     """Raise :class:`PackError` where there is nothing that any clip could be cropped by."""
     if config.crop == "signer" and isinstance(extractor, NoJoints):
@@ -226,14 +238,15 @@ def _refuse_no_crop(rows: Corpus, config: PackConfig, extractor: PoseExtractor |
 
 
 def _packing(planned: PlannedRows, config: PackConfig, extractor: PoseExtractor | None) -> Packing:
-    source, rows = extractor or JointsFile, planned.rows
+    rows = planned.rows
+    source, version = _source(rows, extractor)
     return Packing(
         corpus=rows.name,
         root=rows.root,
         split=rows.split,
         joint_layout=JOINT_LAYOUT,
-        extractor=source.name,
-        extractor_version=source.version,
+        extractor=source,
+        extractor_version=version,
         settings=config,
         rows_sha256=planned.digest,
     )

@@ -30,6 +30,7 @@ from signfuse_dist.corpora import (
     Box,
     ClipRow,
     Corpus,
+    FolderFrames,
     Orphan,
     Rejected,
     Tree,
@@ -41,7 +42,7 @@ from signfuse_dist.locks import HeldError, held
 
 PLANNED_NAME = "planned.jsonl"
 _LOCK_NAME = ".planning.lock"
-_VERSION = 1
+_VERSION = 2
 _ROWS_A_LINE = 1000
 _WAIT_SECONDS = 600.0  # for a task that plans now
 
@@ -49,7 +50,7 @@ _Edges = tuple[float, float, float, float]
 _Row = tuple[
     int,  # its line in the table
     str,  # id
-    str,  # video, as the table writes it
+    str,  # video, else joints, as the table writes it
     str,  # text
     float | None,  # start
     float | None,  # end
@@ -58,6 +59,10 @@ _Row = tuple[
     str | None,  # joints, relative to the table
     list[str],  # flags
     _Edges | None,  # box
+    bool,  # whether there is a video
+    float | None,  # frames a second, of a folder or of joints alone
+    tuple[int, int] | None,  # size of the picture that the joints are in
+    str | None,  # corpus
 ]
 _ROWS = TypeAdapter(list[_Row])
 
@@ -77,6 +82,7 @@ class _Head:
     num_rows: int
     rejected: list[Rejected]
     has_joints: bool
+    pose_format: str | None
     orphans: list[Orphan]
     notes: list[str]
     rest_sha256: str
@@ -99,7 +105,7 @@ class PlannedRows:
 
 @contextmanager
 def plan_rows(
-    corpus: str, root: Path, split: str, out: Path, num_tasks: int
+    corpus: str, root: Path, split: str, out: Path, num_tasks: int, poses: str | None = None
 ) -> Iterator[PlannedRows]:
     """Give the rows of a split: read from the table, or from what another task planned in ``out``.
 
@@ -110,13 +116,15 @@ def plan_rows(
     :class:`~signfuse_dist.errors.MachineError` when the disk of ``out`` fails.
     """
     if num_tasks == 1 or corpus != "table" or not root.is_file() or not _is_place(out):
-        rows = read_corpus(corpus, root, split)
+        rows = read_corpus(corpus, root, split, poses)
         yield PlannedRows(rows, rows_digest(rows))
         return
     with _one_at_a_time(out):
         table = _identity(root)
         try:
             planned = _read(out / PLANNED_NAME, table, root, split)
+            if poses is not None and planned.rows.pose_format != poses:
+                raise _StaleError("was planned for another way of writing poses")
         except FileNotFoundError:
             planned = None
         except _StaleError as why:
@@ -126,7 +134,7 @@ def plan_rows(
             yield planned
             return
         began = time.time_ns()
-        rows = read_corpus(corpus, root, split)
+        rows = read_corpus(corpus, root, split, poses)
         planned = PlannedRows(rows, rows_digest(rows))
         folders = _folders(rows.rows)
         yield planned
@@ -148,6 +156,8 @@ def rows_digest(rows: Corpus) -> str:
             [r.row, r.id, r.source, r.text, r.start, r.end, r.signer, r.language, r.flags]
             + ([list(r.folder)] if r.folder else [])
             + ([{"box": list(r.box)}] if r.box else [])
+            + ([{"corpus": r.corpus}] if r.corpus else [])
+            + ([{"size": list(r.size)}] if r.size else [])
             for r in rows.rows[start : start + _ROWS_A_LINE]
         ]
         # A piece at a time: lists of a million rows would be looked through as garbage.
@@ -195,7 +205,7 @@ def _folders(rows: Sequence[ClipRow]) -> dict[str, int | None]:
     for row in rows:
         place = row.source.rpartition("/")[0]
         if place not in folders:
-            folders[place] = row.video.parent
+            folders[place] = row.named_file.parent
     return {place: _changed(folder) for place, folder in folders.items()}
 
 
@@ -234,6 +244,7 @@ def _write(
         num_rows=len(rows.rows),
         rejected=list(rows.rejected),
         has_joints=rows.has_joints,
+        pose_format=rows.pose_format,
         orphans=list(rows.orphans),
         notes=list(rows.notes),
         rest_sha256=sha256.hexdigest(),
@@ -248,7 +259,8 @@ def _fields(row: ClipRow, skipped: int) -> list[Any]:
     box = None if row.box is None else list(row.box)
     return [
         *(row.row, row.id, row.source, row.text, row.start, row.end, row.signer, row.language),
-        *(joints, list(row.flags), box),
+        *(joints, list(row.flags), box, row.video is not None),
+        *(row.folder and row.folder.fps, row.size, row.corpus),
     ]
 
 
@@ -286,6 +298,7 @@ def _read(path: Path, table: dict[str, str | int], root: Path, split: str) -> Pl
         rows=rows,
         rejected=tuple(head.rejected),
         has_joints=head.has_joints,
+        pose_format=head.pose_format,
         orphans=tuple(head.orphans),
         notes=tuple(head.notes),
     )
@@ -296,12 +309,13 @@ def _rows(rest: bytes, head: _Head, root: Path) -> tuple[ClipRow, ...]:
     tree, rows = Tree(root.parent), []
     for line in rest.splitlines():
         for fields in _ROWS.validate_json(line, strict=True):
-            number, clip_id, source, text, start, end, signer, language, joints, flags, box = fields
+            number, clip_id, source, text, start, end, signer, language = fields[:8]
+            joints, flags, box, has_video, fps, size, name = fields[8:]
             rows.append(
                 ClipRow(
                     row=number,
                     id=clip_id,
-                    video=tree.find(source, "video"),
+                    video=tree.find(source, "video") if has_video else None,
                     source=source,
                     text=text,
                     start=start,
@@ -311,7 +325,10 @@ def _rows(rest: bytes, head: _Head, root: Path) -> tuple[ClipRow, ...]:
                     split=head.split,
                     joints=None if joints is None else tree.find(joints, "joints"),
                     flags=tuple(flags),
+                    folder=None if fps is None else FolderFrames(fps, None),
                     box=None if box is None else Box(*box),
+                    corpus=name,
+                    size=size,
                 )
             )
     if len(rows) != head.num_rows:

@@ -77,7 +77,10 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip ready to be written: its record, a JPEG a frame, and its joints."""
+    """A clip ready to be written: its record, a JPEG a frame, and its joints.
+
+    Without any JPEG it is a clip of joints alone, and its record says ``pictures: false``.
+    """
 
     record: Mapping[str, Any]
     jpegs: Sequence[bytes]
@@ -88,7 +91,8 @@ class EncodedClip:
 
     def members(self) -> dict[str, bytes]:
         """Return the bytes of each member, in the order of the tar."""
-        offsets = np.cumsum([0, *(len(jpeg) for jpeg in self.jpegs)], dtype=np.int64)
+        sizes = [len(jpeg) for jpeg in self.jpegs] or [0] * len(self.pose)
+        offsets = np.cumsum([0, *sizes], dtype=np.int64)
         return {
             "json": _json(self.record),
             "jpegs": b"".join(self.jpegs),
@@ -123,7 +127,7 @@ class Clip:
 
     record: dict[str, Any]
     frames: NDArray[np.uint8]
-    """uint8 ``[n, size, size, 3]``, RGB."""
+    """uint8 ``[n, size, size, 3]``, RGB; ``[0, size, size, 3]`` of a clip of joints alone."""
     pose: NDArray[np.float32]
     """float32 ``[n, 75, 2]`` in units of the square frame, 0 where the mask is False."""
     mask: NDArray[np.bool_]
@@ -235,9 +239,9 @@ def read_clip(
     ``members`` is :attr:`SampleEntry.members`; ``frame_indices`` may repeat and go in any order.
     Of a local shard only the bytes between the first and the last chosen frame are read; a clip of
     a remote one is fetched whole, through ``cache``. The frames are decoded ``into`` uint8
-    ``[n, size, size, 3]`` where it is given; else, with a ``frame_size``, frames of another one are
-    refused before there is memory for them. Raises :class:`ShardError` naming shard, clip and
-    damage.
+    ``[n, size, size, 3]`` where it is given, ``n`` being 0 for a clip of joints alone; else, with a
+    ``frame_size``, frames of another one are refused before there is memory for them. Raises
+    :class:`ShardError` naming shard, clip and damage.
     """
     try:
         with open_ranges(folder / shard, span_of(members), cache) as read:
@@ -293,8 +297,26 @@ class _ClipReader:
         joints, chosen = self._joints(frame_indices)
         count = joints.record["num_frames"]
         offsets = self._array("offsets.npy", np.dtype("<i8"), (count + 1,))
+        if not self._has_pictures(joints.record, offsets):
+            side = (frame_size or 0) if into is None else into.shape[1]
+            if into is not None and len(into):
+                self._refuse(f"is joints alone, and {len(into)} frames of it are asked for")
+            frames = np.empty((0, side, side, 3), dtype=np.uint8)
+            return Clip(joints.record, frames, joints.pose, joints.mask)
         frames = self._frames(offsets, chosen, frame_size, into)
         return Clip(joints.record, frames, joints.pose, joints.mask)
+
+    def _has_pictures(self, record: Mapping[str, Any], offsets: NDArray[np.int64]) -> bool:
+        """Say whether the clip has pictures; record, JPEGs and offsets must say the same."""
+        there = self._members["jpegs"][1] > 0
+        if there is not record.get("pictures", True):
+            self._refuse(
+                f"pictures of the record is {record.get('pictures', True)!r}, and there are "
+                f"{self._members['jpegs'][1]} bytes of JPEGs"
+            )
+        if not there and offsets.any():
+            self._refuse("the offsets cut JPEGs that are not there")
+        return there
 
     def read_pose(self, frame_indices: Sequence[int] | None) -> ClipPose:
         return self._joints(frame_indices)[0]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from signfuse_dist.config import DataConfig
 from signfuse_dist.data.manifest import (
+    NO_EXTRACTOR,
     Manifest,
     SampleEntry,
     load_index,
@@ -95,6 +97,19 @@ class Split:
     def frame_size(self) -> int:
         """Side of the stored square, in pixels."""
         return self.manifest.packing.settings.frame_size
+
+    @cached_property
+    def has_pictures(self) -> NDArray[np.bool_]:
+        """Whether each clip has frames and not joints alone, ``[clips]``."""
+        names = self.manifest.packing.members
+        if "jpegs" not in names:
+            return np.zeros(len(self), dtype=np.bool_)
+        return np.asarray(self.members[:, names.index("jpegs"), 1] > 0)
+
+    @property
+    def has_joints(self) -> bool:
+        """Whether anybody has looked for joints, in these shards or for the pose set in use."""
+        return self.extraction[0] != NO_EXTRACTOR
 
     def shard_of(self, place: int) -> str:
         """Return the name of the tar that holds a clip."""

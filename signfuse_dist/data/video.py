@@ -17,7 +17,7 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import av
 import numpy as np
@@ -370,6 +370,20 @@ def open_video(
     return VideoFile(path)
 
 
+class FrameSource(Protocol):
+    """What a clip's frames come from: a video, a folder of frames, or joints alone."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def rates(self) -> tuple[float, ...]: ...
+    @property
+    def tick(self) -> float: ...
+    @property
+    def flags(self) -> tuple[str, ...]: ...
+    def pictures(self, start: float | None, exact_index: bool) -> Iterator[TimedPicture]: ...
+
+
 class FrameReader:
     """Reads the frames of a clip, once; then it is known at which rate they came.
 
@@ -384,7 +398,7 @@ class FrameReader:
 
     def __init__(
         self,
-        source: VideoFile | FrameFolder,
+        source: FrameSource,
         frame_size: int,
         start: float | None = None,
         end: float | None = None,

@@ -193,6 +193,8 @@ def _look_at(run: RunConfig, split: str, role: str, missing: _Level) -> _SplitSe
         findings.append(_check_poses(run, folder, location, missing))
     elif manifest.num_samples and run.model.streams != "visual":
         findings += _check_joints(what, manifest, samples)
+    if manifest.packing.contents == "clips":
+        findings += _check_pictures(run, what, samples)
     return _SplitSeen(role, location, findings, {sample.id: sample.text for sample in samples})
 
 
@@ -209,6 +211,27 @@ def _check_joints(
         yield error(what, "has no joint in any frame, and the model has a skeletal stream", fix)
     elif share is not None and share < FEW_JOINTS:
         yield warning(what, f"has joints in {share:.1%} of its frames", f"Look at it, or {fix}")
+
+
+def _check_pictures(run: RunConfig, what: str, samples: Sequence[SampleEntry]) -> Iterator[Finding]:
+    """Say where the visual stream would be shown nothing, or not everything."""
+    alone = sum(not sample.has_pictures for sample in samples)
+    if not alone or run.model.streams == "skeletal":
+        return
+    fix = "model.streams=skeletal"
+    if run.model.streams == "visual":
+        which = f"{alone} of {len(samples)} clips are joints alone"
+        yield error(what, f"{which}, and the model has no skeletal stream", fix)
+    elif alone == len(samples):
+        yield warning(
+            what,
+            "all clips are joints alone: the visual stream is not run, nothing of it is learned, "
+            "and Eq. 21 has no pairs here",
+            f"{fix}, or keep it for a later stage of training with pictures",
+        )
+    else:
+        which = f"{alone} of {len(samples)} clips are joints alone"
+        yield ok(what, f"{which}; their joints stand on both sides of CMFA")
 
 
 def _check_packing(run: RunConfig, what: str, manifest: Manifest) -> Finding:

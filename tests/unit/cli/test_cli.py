@@ -38,11 +38,11 @@ ARGUMENTS = {
     "check": "experiment overrides --world-size --launch --gpu-memory --parameters",
     "pack":
         "corpus --root --split --out --retry-dropped --workers --task-id --num-tasks "
-        "--frame-size --fps --jpeg-quality --max-gap --clips-per-shard --crop --extractor "
-        "--pose-model",
+        "--frame-size --fps --jpeg-quality --max-gap --clips-per-shard --crop "
+        "--pose-confidence --extractor --poses --pose-model",
     "pose":
         "corpus --root --split --shards --name --workers --task-id --num-tasks --extractor "
-        "--pose-model",
+        "--poses --pose-model",
     "verify": "folder --workers",
     "stats": "folder --poses --plot",
     "show": "folder --poses id --frames --out",

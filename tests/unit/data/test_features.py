@@ -30,6 +30,8 @@ def split() -> Any:
     return _Split(
         ids=tuple(clip.name for clip in CLIPS),
         frame_size=FRAME_SIZE,
+        has_pictures=torch.ones(3, dtype=torch.bool).numpy(),
+        has_joints=True,
         lengths=torch.tensor([9, 4, 7]).numpy(),
         entries=lambda: [SimpleNamespace(text=clip.name) for clip in CLIPS],
     )

@@ -50,9 +50,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The tables that were read, each time."""
     read: list[Path] = []
 
-    def noting(corpus: str, root: Path, split: str) -> Corpus:
+    def noting(corpus: str, root: Path, split: str, poses: str | None) -> Corpus:
         read.append(root)
-        return read_corpus(corpus, root, split)
+        return read_corpus(corpus, root, split, poses)
 
     monkeypatch.setattr(module, "read_corpus", noting)
     return read
@@ -142,7 +142,7 @@ def damages(content: bytes) -> dict[str, bytes]:
         "empty": b"",
         "a changed text": content.replace(b"regen", b"nebel"),
         "a changed head": content.replace(b'"num_rows": 3', b'"num_rows": 2'),
-        "another version": sealed(body.replace(b'"version": 1', b'"version": 2')),
+        "another version": sealed(body.replace(b'"version": 2', b'"version": 3')),
         "another form": sealed(b'{"version": 1, "signfuse": "0.1.0"}'),
         "no object": sealed(b"[]"),
         "other fields": sealed(body.replace(b'"notes": [', b'"notes": [7, ')),
