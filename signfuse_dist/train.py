@@ -364,7 +364,8 @@ def _prepare(job: _Job, model: SignFuse, resumed: Checkpoint | None) -> tuple[An
 
 def _write_model(job: _Job, model: SignFuse) -> None:
     """Write ``model/`` from the weights that ``train.select`` asks for."""
-    if job.run.train.select == "best":
+    run = job.run
+    if run.train.select == "best":
         best = find_best(job.folder.checkpoints, job.print_main)
         if best is None:
             raise UserError(
@@ -374,8 +375,10 @@ def _write_model(job: _Job, model: SignFuse) -> None:
         checkpoint.load_weights(best.path, model)
         score = best.state["score"]
         job.print_main(f"model of step {best.step}: its development score {score:.4g} is best")
-    model.usage = Usage.of(job.run, *job.split.extraction, _history(job))
-    saved.save(model, job.folder.model, {TRAINED_ON: asdict(job.split.content)})
+    model.usage = Usage.of(run, *job.split.extraction, _history(job))
+    is_last = run.stage.name == run.train.stages[-1] and model.language_model is not None
+    with_llm = is_last and saved.is_nowhere_else(run.model.llm)
+    saved.save(model, job.folder.model, {TRAINED_ON: asdict(job.split.content)}, with_llm)
     write_card(job.folder.path)
 
 

@@ -223,6 +223,14 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any], with_llm: bool = F
         write_text(folder / CARD, model.card)
 
 
+def is_nowhere_else(llm: str) -> bool:
+    """Return whether ``model.llm`` is a relative folder, which means nothing to another machine.
+
+    A name of the hub does, and a whole path is where somebody keeps an LLM for many models.
+    """
+    return not Path(llm).is_absolute() and Path(llm).is_dir()
+
+
 def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> SignFuse:
     """Load a saved model; see :meth:`SignFuse.from_pretrained`."""
     unknown = sorted(changes.keys() - set(MOVABLE))

@@ -368,3 +368,13 @@ def test_pickled_weights_in_the_folder_are_never_opened(folder: Path, tmp_path: 
     with pytest.raises(UserError, match="is missing"):
         SignFuse.from_pretrained(folder)
     assert not hit.exists()
+
+
+def test_only_a_relative_folder_of_an_llm_is_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llm").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert saved.is_nowhere_else("llm")
+    assert not saved.is_nowhere_else(str(tmp_path / "llm"))
+    assert not saved.is_nowhere_else("owner/llm")
