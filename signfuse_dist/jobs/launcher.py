@@ -156,11 +156,13 @@ def _none_left() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         raise SignalException(f"{signal.Signals(number).name}", signal.Signals(number))
 
+    others = set(psutil.Process().children(recursive=True))
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        end_processes(psutil.Process().children(recursive=True))
+        started = psutil.Process().children(recursive=True)
+        end_processes([process for process in started if process not in others])
         signal.signal(signal.SIGTERM, before)
 
 
