@@ -11,7 +11,7 @@ Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes
 (typed YAML and JSON), ``config`` (what a run is), ``experiment`` (reading one), ``run_folder``
 (what RUN holds), ``progress`` (the only bars), ``device`` and ``nvidia`` (where it computes).
 Data and model do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which
-clips and frames at which step) on one side and ``stages``, ``objective`` (section 3.7: what trains,
+clips and frames at which step) and ``blend`` (of which corpus) on one side and ``stages``, ``objective`` (section 3.7: what trains,
 which losses) on the other.
 
 ============== ===================================================================================

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,14 +191,23 @@ def _levelled(frames: NDArray[np.int64], shares: NDArray[np.int64]) -> NDArray[n
     return shares
 
 
+Times = int | NDArray[np.int64]
+"""How often clips were drawn before: the epoch, or one number a clip of a blend, ``[clips]``."""
+
+
+def times_at(times: Times, chosen: NDArray[Any]) -> Times:
+    """Return the times of some of the clips."""
+    return times if isinstance(times, int) else times[chosen]
+
+
 class MicroBatch(NamedTuple):
     """Clips that one process holds at once; a place of weight zero is :data:`PADDING`."""
 
     clips: list[int]
-    epoch: int
+    epoch: Times
 
 
-FramesOf = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]
+FramesOf = Callable[[Times, NDArray[np.int64]], NDArray[np.int64]]
 """Returns how many frames each of some clips has in an epoch."""
 
 
@@ -227,13 +236,14 @@ class MicroBatches:
         plan = self.plan
         steps, part = divmod(item, plan.accumulation)
         epoch, step = divmod(self.start_step + steps, plan.steps_per_epoch)
-        batch = global_batch(self._order_of(epoch), step, plan.global_batch_size)
-        together = batch.reshape(plan.accumulation, plan.num_together)[part]
+        batch, times = self._drawn(epoch, step)
+        those = np.arange(plan.global_batch_size).reshape(plan.accumulation, -1)[part]
+        together, times = batch[those], times_at(times, those)
         real = together != PADDING
         frames = np.zeros(len(together), dtype=np.int64)
-        frames[real] = self.frames_of(epoch, together[real])
+        frames[real] = self.frames_of(times_at(times, real), together[real])
         own = share_out(frames, plan.world_size)[self.rank]
-        return MicroBatch(together[own].tolist(), epoch)
+        return MicroBatch(together[own].tolist(), times_at(times, own))
 
     def fullest(self, epochs: int) -> int:
         """Return the item with the most frames over all processes, of the next ``epochs`` epochs.
@@ -253,6 +263,10 @@ class MicroBatches:
             if together.max() > most:
                 most, found = int(together.max()), before + int(together.argmax())
         return found
+
+    def _drawn(self, epoch: int, step: int) -> tuple[NDArray[np.int64], Times]:
+        """Return the clips of a step, padded, and how often each was drawn before."""
+        return global_batch(self._order_of(epoch), step, self.plan.global_batch_size), epoch
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:
@@ -322,12 +336,12 @@ class ClipFrames:
         self.lengths, self.max_frames = lengths, max_frames
         self.augment, self.seed = augment, seed
 
-    def draw(self, epoch: int, clips: NDArray[np.int64]) -> Draw | None:
+    def draw(self, epoch: Times, clips: NDArray[np.int64]) -> Draw | None:
         """Return what is drawn for these clips in this epoch; None when augmentation is off."""
         c = self.augment
         if not (c.crop or c.scale or c.colour or c.speed):
             return None
-        v = _uniforms(self.seed, epoch, len(self.lengths))[clips].astype(np.float64)
+        v = self._numbers(epoch, clips)
         return Draw(
             zoom=(1 + c.scale) ** v[:, 0],
             shift_x=c.crop * v[:, 1],
@@ -338,7 +352,15 @@ class ClipFrames:
             speed=(1 + c.speed) ** v[:, 6],
         )
 
-    def counts(self, epoch: int, clips: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _numbers(self, epoch: Times, clips: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the numbers of these clips, from -1 to 1, ``[clips, 7]``."""
+        assert isinstance(epoch, int)
+        drawn: NDArray[np.float64] = _uniforms(self.seed, epoch, len(self.lengths))[clips].astype(
+            np.float64
+        )
+        return drawn
+
+    def counts(self, epoch: Times, clips: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many frames each of these clips has in this epoch, 1 to ``max_frames``."""
         stored = self.lengths[clips]
         drawn = self.draw(epoch, clips)

@@ -21,7 +21,7 @@ from signfuse_dist.data.manifest import ShardError
 from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
-from signfuse_dist.plan import PADDING, ClipFrames, Draw, MicroBatch, spread_frames
+from signfuse_dist.plan import PADDING, ClipFrames, Draw, MicroBatch, spread_frames, times_at
 from signfuse_dist.skeleton import NUM_JOINTS
 
 Encode = Callable[[str], list[int]]
@@ -74,7 +74,7 @@ class ClipBatches:
         clips = np.array(places)
         real = clips != PADDING
         lengths = np.ones(len(clips), dtype=np.int64)
-        lengths[real] = self.frames.counts(epoch, clips[real])
+        lengths[real] = self.frames.counts(times_at(epoch, real), clips[real])
         drawn = self.frames.draw(epoch, np.where(real, clips, 0))
         shown = pictures_of(self.split, clips)
         counts = lengths if shown is None else lengths * shown
