@@ -11,8 +11,8 @@ Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes
 (typed YAML and JSON), ``config`` (what a run is), ``experiment`` (reading one), ``run_folder``
 (what RUN holds), ``progress`` (the only bars), ``device`` and ``nvidia`` (where it computes).
 Data and model do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which
-clips and frames at which step) and ``blend`` (of which corpus) on one side and ``stages``, ``objective`` (section 3.7: what trains,
-which losses) on the other.
+clips and frames at which step) and ``blend`` (of which corpus) on one side and ``stages``,
+``objective`` (section 3.7: what trains, which losses) on the other.
 
 ============== ===================================================================================
 cli/           ``signfuse``: options in, errors and exit statuses out

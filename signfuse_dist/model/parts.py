@@ -210,7 +210,7 @@ def _unfit_lora(
         if now.llm_quantization == "none":
             return []
         return [f"{part}: model.llm_quantization={now.llm_quantization} holds no such sum"]
-    if "lora" not in TRAINABLE[stage]:
+    if "llm" not in TRAINABLE[stage]:
         return [
             f"{part}: stage {stage} trains no LoRA matrices; merged_lora in place of lora keeps "
             "them as they are"
