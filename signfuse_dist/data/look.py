@@ -13,12 +13,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -37,6 +34,9 @@ from signfuse_dist.data.storage import Folder
 from signfuse_dist.errors import UserError, printable
 from signfuse_dist.progress import Progress
 from signfuse_dist.skeleton import BODY, BONES, FACE, JOINT_INDEX, JOINTS, LEFT_HAND, RIGHT_HAND
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _QUANTILES = {"min": 0, "1%": 1, "median": 50, "99%": 99, "max": 100}
 _SHOWN = 12  # signers with the most clips
@@ -125,6 +125,9 @@ class SplitStats:
 
     def plot(self) -> bytes:
         """Return four panels as a PNG: lengths, texts, detections, signers."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(11, 7), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
         lengths, texts, detections, signers = figure.subplots(2, 2).flatten()

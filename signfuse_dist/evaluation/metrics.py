@@ -2,7 +2,7 @@
 
 sacrebleu's resampling and signatures thus serve them all. BLEU and chrF are sacrebleu's own.
 ROUGE-L is computed here, or by the package `rouge` where a protocol takes it from there; METEOR is
-nltk's.
+nltk's, and imported when it is asked for: nltk brings scipy's statistics, a second of processor.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
-import nltk
 import numpy as np
-from nltk.corpus import wordnet
-from nltk.translate.meteor_score import single_meteor_score
 from sacrebleu.metrics.base import Metric, Score, Signature
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
@@ -317,13 +314,15 @@ def _meteor(preset: Preset, language: str | None) -> SentenceMean:
     # One character is no English word: WordNet would only be asked in vain.
     synonyms, steps = find_wordnet("char" if preset.units == "characters" else language)
     facts = {"case": "lc", **_cut(preset), "match": steps, "mean": "sentences"}
-    facts["version"] = f"nltk-{nltk.__version__}"
+    facts["version"] = f"nltk-{version('nltk')}"
     of_tokens = partial(sentence_meteor, synonyms=synonyms)
     return SentenceMean("METEOR", _on_tokens(of_tokens, preset), facts)
 
 
 def sentence_meteor(hypothesis: Sequence[str], reference: Sequence[str], synonyms: Any) -> float:
     """Return METEOR of one sentence's tokens in 0..1; 0.0 for an empty hypothesis."""
+    from nltk.translate.meteor_score import single_meteor_score
+
     if not hypothesis:
         return 0.0
     return float(single_meteor_score(reference, hypothesis, wordnet=synonyms))
@@ -338,9 +337,11 @@ def find_wordnet(language: str | None) -> tuple[Any, str]:
     """
     if language is not None and language.lower().replace("_", "-").split("-")[0] != "en":
         return _NoSynonyms(), "exact+stem"
+    from nltk.corpus import wordnet
+
     try:
         wordnet.ensure_loaded()
-        version = wordnet.get_version()
+        edition = wordnet.get_version()
     except LookupError:
         return _NoSynonyms(), "exact+stem"
     except (OSError, ValueError, zipfile.BadZipFile) as e:
@@ -348,7 +349,7 @@ def find_wordnet(language: str | None) -> tuple[Any, str]:
             f"METEOR: nltk finds a WordNet but cannot read it ({e}). "
             "Replace corpora/wordnet.zip under NLTK_DATA, or remove it to score without synonyms"
         ) from e
-    return wordnet, f"exact+stem+wordnet{version}"
+    return wordnet, f"exact+stem+wordnet{edition}"
 
 
 class _NoSynonyms:

@@ -7,7 +7,7 @@ import re
 
 import jinja2
 
-from signfuse_dist.report.plots import data_uri
+from signfuse_dist.report.figures import data_uri
 
 # Control characters, direction overrides that reorder what follows them, and halves of pairs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

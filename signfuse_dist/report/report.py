@@ -15,9 +15,9 @@ from signfuse_dist import __version__
 from signfuse_dist.evaluation.translations import rank_samples, spread_samples
 from signfuse_dist.files import checksum, write_bytes
 from signfuse_dist.locks import held
+from signfuse_dist.report.figures import Figure
 from signfuse_dist.report.inputs import ReportInputs, read_run
 from signfuse_dist.report.markup import LANGUAGE, environment
-from signfuse_dist.report.plots import Figure
 from signfuse_dist.report.score_sections import (
     Breakdown,
     count_sentences,

@@ -16,8 +16,9 @@ from signfuse_dist.evaluation.protocols import Preset, find_preset, in_order
 from signfuse_dist.evaluation.scores import Scores, SplitScores
 from signfuse_dist.evaluation.sentences import SentenceStatistics
 from signfuse_dist.report import plots
+from signfuse_dist.report.figures import Figure, Table
 from signfuse_dist.report.inputs import PackedSplit, ReportInputs
-from signfuse_dist.report.plots import Figure, Table, plot
+from signfuse_dist.report.plots import plot
 from signfuse_dist.report.published import ResultRow, extra_data, results, shown, table_for
 
 NUM_BUCKETS = 4

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from signfuse_dist.evaluation.translations import Sample
 from signfuse_dist.report import plots
+from signfuse_dist.report.figures import Figure, Table
 from signfuse_dist.report.inputs import (
     LogRow,
     PackedSplit,
@@ -21,7 +22,7 @@ from signfuse_dist.report.inputs import (
     Sheet,
     open_packed,
 )
-from signfuse_dist.report.plots import Figure, Table, plot, thinned
+from signfuse_dist.report.plots import plot, thinned
 
 CURVE_STEPS = 16  # rows of the tables of what a curve draws
 _PLAN = {

@@ -21,8 +21,9 @@ from signfuse_dist.data.shard import EncodedClip
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.translate import ClipReader, NewClip, Source, join, read_source
 from signfuse_dist.evaluation.translator import Translation, Translator
+from signfuse_dist.report.figures import data_uri
 from signfuse_dist.report.markup import visible
-from signfuse_dist.report.plots import DARK, LIGHT, data_uri, gate_over_time
+from signfuse_dist.report.plots import DARK, LIGHT, gate_over_time
 from signfuse_dist.serve.door import KEPT_SECONDS
 from signfuse_dist.serve.reading import ReadingProcess, Upload
 

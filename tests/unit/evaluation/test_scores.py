@@ -12,7 +12,6 @@ from nltk.corpus.reader import WordNetCorpusReader
 from nltk.corpus.util import LazyCorpusLoader
 
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation import metrics as meteor_module
 from signfuse_dist.evaluation.metrics import tokens
 from signfuse_dist.evaluation.protocols import METRICS, PRESETS, find_preset
 from signfuse_dist.evaluation.scores import format_scores, score, score_files, score_with_intervals
@@ -35,7 +34,7 @@ def without_wordnet(monkeypatch):
     def missing():
         raise LookupError("Resource wordnet not found")
 
-    monkeypatch.setattr(meteor_module, "wordnet", type("Absent", (), {"ensure_loaded": missing}))
+    monkeypatch.setattr("nltk.corpus.wordnet", type("Absent", (), {"ensure_loaded": missing}))
 
 
 def test_perfect_translations_score_one_hundred():
@@ -218,7 +217,7 @@ def test_other_languages_than_english_do_not_ask_the_english_wordnet(monkeypatch
         def ensure_loaded(self):
             raise AssertionError("asked")
 
-    monkeypatch.setattr(meteor_module, "wordnet", Wordnet())
+    monkeypatch.setattr("nltk.corpus.wordnet", Wordnet())
     scores = score(HYPOTHESES, REFERENCES, "sacrebleu", language="de-DE")
     assert "match:exact+stem|" in scores["METEOR"].signature
 
@@ -245,7 +244,7 @@ def test_a_wordnet_gives_synonyms_and_its_version_is_in_the_signature(monkeypatc
         def synsets(self, word):
             return [Synset()] if word in ("car", "auto") else []
 
-    monkeypatch.setattr(meteor_module, "wordnet", Wordnet())
+    monkeypatch.setattr("nltk.corpus.wordnet", Wordnet())
     scores = score({"x": "my red car"}, {"x": "my red auto"}, "sacrebleu", language="en")
     assert scores["METEOR"].value > 90
     assert "match:exact+stem+wordnet3.0" in scores["METEOR"].signature
@@ -256,7 +255,7 @@ def test_a_wordnet_that_cannot_be_read_is_an_error_not_a_lower_score(monkeypatch
         def ensure_loaded(self):
             raise zipfile.BadZipFile("File is not a zip file")
 
-    monkeypatch.setattr(meteor_module, "wordnet", Torn())
+    monkeypatch.setattr("nltk.corpus.wordnet", Torn())
     with pytest.raises(UserError, match="cannot read it"):
         score(HYPOTHESES, REFERENCES, "sacrebleu")
 
@@ -281,7 +280,7 @@ def test_the_real_wordnet_is_used_where_nltk_finds_it(shared, tmp_path, monkeypa
     shutil.copyfile(archive, tmp_path / "corpora" / "wordnet.zip")
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     fresh = LazyCorpusLoader("wordnet", WordNetCorpusReader, None)
-    monkeypatch.setattr(meteor_module, "wordnet", fresh)
+    monkeypatch.setattr("nltk.corpus.wordnet", fresh)
     scores = score({"x": "the car is quick"}, {"x": "the automobile is fast"}, "sacrebleu")
     assert "wordnet3.0" in scores["METEOR"].signature
     assert scores["METEOR"].value > 60
