@@ -177,12 +177,23 @@ class ModelConfig:
     visual_stride: Positive = key(2, "encoders")
     """Stride of the temporal convolution of Eq. 3: T' = ceil(T / stride)."""
     skeletal_channels: tuple[int, ...] = (64, 128, 256, 512)
-    """Output channels of each ST-GCN layer, after the two input coordinates; the last is `dim`."""
+    """Output channels of each ST-GCN layer, after the channels of a joint; the last is `dim`."""
     skeletal_kernel: Positive = key(9, "encoders")
     """Temporal kernel of each ST-GCN layer, in frames; odd (Table 1: 9)."""
     skeletal_strides: tuple[int, ...] = key((1, 1, 2, 1), "encoders")
     """Temporal stride of each ST-GCN layer; their product is `visual_stride`, so that the streams
     align."""
+    joint_frame: Literal["image", "body"] = key("image", "encoders")
+    """Where a joint's coordinates are measured: in the `image`, or in the frame of the `body`, from
+    between the shoulders in units of their distance, with hands relative to their wrists too."""
+    joint_velocity: bool = key(False, "encoders")
+    """Whether a joint's change since the frame before is told as well, two channels more."""
+    joint_presence: bool = key(False, "encoders")
+    """Whether a channel says which joints are there: a lost one is at 0, as another may really
+    be."""
+    joint_statistics: Literal["all", "present"] = key("all", "encoders")
+    """What the ST-GCN's norms and its mean over the joints count: `all` joints, lost ones as 0, or
+    those that are `present`."""
     norm: Literal["frozen", "sync", "local", "layer"] = key("sync", "stage", "encoders")
     """Policy of the norms along time, in Eq. 3 and the ST-GCN: batch statistics of all processes
     (`sync`), of each (`local`), stored (`frozen`), or `layer`, which depends on no other clip."""

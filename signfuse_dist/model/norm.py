@@ -24,10 +24,20 @@ class StepNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, counted: Tensor) -> Tensor:
-        """Return ``x`` normalised; ``counted`` is not needed and taken for one signature."""
+        """Return ``x`` normalised.
+
+        ``counted``, bool of as many axes as ``x``, says which of a step's values are counted; a
+        step without any counts all. One of two axes, as :class:`BatchNorm` takes it, is not needed.
+        """
         over = (1, *range(3, x.ndim))
         values = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(values, dim=over, correction=0, keepdim=True)
+        if counted.ndim == x.ndim:
+            keep = (counted | ~counted.any(over, keepdim=True)).to(values.dtype).expand_as(values)
+            count = keep.sum(over, keepdim=True)
+            mean = (values * keep).sum(over, keepdim=True) / count
+            variance = ((values - mean) * keep).square().sum(over, keepdim=True) / count
+        else:
+            variance, mean = torch.var_mean(values, dim=over, correction=0, keepdim=True)
         scaled = (values - mean) * torch.rsqrt(variance + self.eps)
         return (scaled * _per_channel(self.weight, x) + _per_channel(self.bias, x)).to(x.dtype)
 
@@ -40,7 +50,8 @@ class BatchNorm(nn.Module):
     `local`: in training those of this process alone, so the result depends on how many there are.
     `frozen`: the stored statistics always; untrained ones are mean 0 and variance 1.
 
-    Input ``[batch, channels, steps, ...]``; ``counted`` is bool ``[batch, steps]``.
+    Input ``[batch, channels, steps, ...]``; ``counted`` is bool ``[batch, steps]``, or of as many
+    axes as the input, each of its length or 1, where not all of a step is there.
     """
 
     running_mean: Tensor
@@ -72,16 +83,19 @@ class BatchNorm(nn.Module):
         return self.running_mean, self.running_var
 
     def _statistics(self, x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (len(counted), 1, counted.shape[1], *(1,) * (x.ndim - 3))
-        keep = counted.view(shape).to(self.weight.dtype)
+        if counted.ndim == 2:
+            counted = counted.view(len(counted), 1, counted.shape[1], *(1,) * (x.ndim - 3))
+        keep = counted.to(self.weight.dtype)
         over = (0, *range(2, x.ndim))
         values = x.to(self.weight.dtype)
-        places = keep.sum() * math.prod(x.shape[3:])
+        # One for all channels, or one a channel.
+        spread = math.prod(x.shape[i] for i in range(3, x.ndim) if keep.shape[i] == 1)
+        places = keep.sum(over) * spread
         # Two passes: the one-pass formula loses the variance of channels with a large mean.
-        sums = self._together(torch.cat(((values * keep).sum(over), places.view(1))))
-        places_of_all = sums[-1].detach()
+        sums = self._together(torch.cat(((values * keep).sum(over), places)))
+        places_of_all = sums[x.shape[1] :].detach()
         count = places_of_all.clamp(min=1)
-        mean = sums[:-1] / count
+        mean = sums[: x.shape[1]] / count
         centred = (values - _per_channel(mean, x)) * keep
         variance = self._together(centred.square().sum(over)) / count
         with torch.no_grad():
@@ -89,7 +103,8 @@ class BatchNorm(nn.Module):
             momentum = self.momentum * (places_of_all > 0).to(self.running_mean.dtype)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-        # The last micro batches of an epoch can hold no real clip: nothing is learned from them,
+        # The last micro batches of an epoch can hold no real clip, and all clips of a step may lack
+        # a joint: nothing is learned from them,
         # and a variance of zero would blow them up to infinity through a chain of norms.
         return (
             torch.where(places_of_all > 0, mean, self.running_mean),

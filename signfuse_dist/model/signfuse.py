@@ -18,6 +18,7 @@ from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.model.attention import laid_out, set_backend, set_positions
 from signfuse_dist.model.cmfa import CrossModalFusion
 from signfuse_dist.model.hta import TemporalAggregation, TemporalPooling
+from signfuse_dist.model.joint_channels import JointChannels
 from signfuse_dist.model.llm import Candidate, LanguageModel, TextTokenizer
 from signfuse_dist.model.llm_identity import LLMReference
 from signfuse_dist.model.norm import BatchNorm, StepNorm
@@ -443,6 +444,8 @@ def build_skeletal(config: ModelConfig) -> SkeletalStream:
         config.skeletal_strides,
         config.skeletal_kernel,
         _step_norm(config),
+        JointChannels.of(config),
+        config.joint_statistics,
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from signfuse_dist.batch import length_mask
+from signfuse_dist.model.joint_channels import PRINTED, JointChannels
 from signfuse_dist.skeleton import NUM_JOINTS, normalized_adjacency
 
 
@@ -68,14 +70,22 @@ class SpatialTemporalBlock(nn.Module):
         if in_channels != out_channels or stride != 1:
             self.residual = nn.Conv2d(in_channels, out_channels, 1, (stride, 1))
 
-    def forward(self, x: Tensor, lengths: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``[batch, out_channels, ceil(frames / stride), joints]`` and the new lengths."""
+    def forward(
+        self, x: Tensor, lengths: Tensor, weight: Tensor, there: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``[batch, out_channels, ceil(frames / stride), joints]`` and the new lengths.
+
+        ``there``, bool ``[batch, frames, joints]``, are the joints that the norms count; None: all.
+        """
         mask, counted = _masks(lengths, x.shape[2], weight)
-        inner = torch.relu(self.spatial_norm(self.spatial(x), counted)) * mask[:, None, :, None]
+        inner = self.spatial_norm(self.spatial(x), _of_joints(counted, there))
+        inner = torch.relu(inner) * mask[:, None, :, None]
         lengths = torch.div(lengths + self.stride - 1, self.stride, rounding_mode="floor")
         inner = self.temporal(inner)
         mask, counted = _masks(lengths, inner.shape[2], weight)
-        out = torch.relu(self.temporal_norm(inner, counted) + self.residual(x))
+        there = shortened(there, self.stride)
+        inner = self.temporal_norm(inner, _of_joints(counted, there))
+        out = torch.relu(inner + self.residual(x))
         return out * mask[:, None, :, None], lengths
 
 
@@ -85,6 +95,12 @@ class SkeletalStream(nn.Module):
     Paper: the joints enter the first layer as they are. Here: each joint's coordinates are
     normalised first. Because: so does the ST-GCN it cites [25]; every joint shares the weights of
     Eq. 4, and beside the spread over the body the movements of one joint are too small to learn.
+
+    Paper: Eq. 5 is a mean over all joints. Here: so by default, and a missing joint counts in every
+    norm, at 0 in the first. With ``model.joint_statistics: present`` norms and mean count the
+    joints that are there; after a stride, those of any of a step's frames. A step without any joint
+    has the mean over all. Because: with 30 % of a joint missing at 0, its real values come out of
+    the first norm with a deviation of 0.41 and a mean of +0.62.
     """
 
     def __init__(
@@ -93,11 +109,14 @@ class SkeletalStream(nn.Module):
         strides: Sequence[int],
         kernel: int,
         make_norm: Callable[[int], nn.Module],
+        inputs: JointChannels = PRINTED,
+        statistics: str = "all",
     ) -> None:
         super().__init__()
+        self.inputs, self.statistics, self.strides = inputs, statistics, tuple(strides)
         adjacency = torch.from_numpy(normalized_adjacency()).float()
-        self.input_norm = make_norm(2 * NUM_JOINTS)
-        widths = [2, *channels]
+        self.input_norm = make_norm(inputs.num_coordinates * NUM_JOINTS)
+        widths = [inputs.count, *channels]
         self.blocks = nn.ModuleList(
             SpatialTemporalBlock(a, b, kernel, stride, adjacency, make_norm)
             for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True)
@@ -122,15 +141,41 @@ class SkeletalStream(nn.Module):
         """
         real = joint_mask & length_mask(frame_lengths, pose.shape[1])[:, :, None]
         _, counted = _masks(frame_lengths, pose.shape[1], weight)
-        # Not a product: what stands in the place of a missing joint is not read, NaN or not.
-        centred = torch.where(real[..., None], 2 * pose - 1, 0).flatten(2).transpose(1, 2)
-        x = self.input_norm(centred, counted).transpose(1, 2).unflatten(2, (NUM_JOINTS, 2))
-        x = (x * real[..., None]).permute(0, 3, 1, 2)
-        lengths = frame_lengths
-        for block in self.blocks:
-            x, lengths = block(x, lengths, weight)
-        skeletal: Tensor = x.mean(dim=3).transpose(1, 2)
+        there = real if self.statistics == "present" else None
+        values, known = self.inputs.coordinates(pose, real)
+        if there is not None:
+            counted = counted[:, None] & known.flatten(2).transpose(1, 2)
+        x = self.input_norm(values.flatten(2).transpose(1, 2), counted).transpose(1, 2)
+        x = x.unflatten(2, (NUM_JOINTS, -1)) * known
+        if self.inputs.presence:
+            x = torch.cat((x, real[..., None].to(x.dtype)), dim=3)
+        x, lengths = x.permute(0, 3, 1, 2), frame_lengths
+        for block, stride in zip(self.blocks, self.strides, strict=True):
+            x, lengths = block(x, lengths, weight, there)
+            there = shortened(there, stride)
+        skeletal: Tensor = _mean_over_joints(x, there).transpose(1, 2)
         return skeletal
+
+
+def shortened(there: Tensor | None, stride: int) -> Tensor | None:
+    """Return which joints are there in any of a step's frames, ``[batch, steps, joints]``."""
+    if there is None or stride == 1:
+        return there
+    rows = there.transpose(1, 2).float()
+    any_of = F.max_pool1d(rows, stride, ceil_mode=True)
+    return any_of.transpose(1, 2) > 0
+
+
+def _of_joints(counted: Tensor, there: Tensor | None) -> Tensor:
+    return counted if there is None else (counted[:, :, None] & there)[:, None]
+
+
+def _mean_over_joints(x: Tensor, there: Tensor | None) -> Tensor:
+    """Return ``[batch, channels, steps]``."""
+    if there is None:
+        return x.mean(dim=3)
+    keep = (there | ~there.any(dim=2, keepdim=True))[:, None].to(x.dtype)
+    return (x * keep).sum(dim=3) / keep.sum(dim=3)
 
 
 def _masks(lengths: Tensor, size: int, weight: Tensor) -> tuple[Tensor, Tensor]:

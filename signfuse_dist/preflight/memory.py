@@ -164,7 +164,9 @@ def _visual(config: ModelConfig) -> int:
 
 
 def _skeletal(config: ModelConfig) -> int:
-    count, before = 2 * 2 * NUM_JOINTS, 2
+    body, more = config.joint_frame == "body", config.joint_velocity
+    coordinates = 2 + 2 * body + 2 * more
+    count, before = 2 * coordinates * NUM_JOINTS, coordinates + config.joint_presence
     for width, stride in zip(config.skeletal_channels, config.skeletal_strides, strict=True):
         count += len(PARTITIONS) * before * width + 2 * width
         count += width * width * config.skeletal_kernel + 2 * width

@@ -62,39 +62,58 @@ def _temporal(frames: Tensor, conv: nn.Conv2d, stride: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _norm(clips: list[Tensor], norm: Any) -> list[Tensor]:
-    every = torch.cat([clip.flatten(0, 1) for clip in clips])
+def _norm(clips: list[Tensor], norm: Any, there: list[Tensor] | None = None) -> list[Tensor]:
+    """``there``: bool of a clip's frames and joints, or of its very shape; None: all count."""
+    if there is None:
+        there = [torch.ones(clip.shape[:2], dtype=torch.bool) for clip in clips]
+    there = [
+        t.reshape(*t.shape, *(1,) * (3 - t.ndim)).expand(c.shape)
+        for c, t in zip(clips, there, strict=True)
+    ]
     out = []
-    for clip in clips:
+    for clip, kept in zip(clips, there, strict=True):
         if isinstance(norm, StepNorm):
-            mean = clip.mean((1, 2), keepdim=True)
-            variance = clip.var((1, 2), correction=0, keepdim=True)
+            values = [f[k] if k.any() else f.flatten() for f, k in zip(clip, kept, strict=True)]
+            mean = torch.stack([v.mean() for v in values])[:, None, None]
+            variance = torch.stack([v.var(correction=0) for v in values])[:, None, None]
         elif norm.training:
-            mean, variance = every.mean(0), every.var(0, correction=0)
+            every = [
+                torch.cat([c[..., i][k[..., i]] for c, k in zip(clips, there, strict=True)])
+                for i in range(clip.shape[2])
+            ]
+            mean = torch.stack([v.mean() for v in every])
+            variance = torch.stack([v.var(correction=0) for v in every])
         else:
             mean, variance = norm.running_mean, norm.running_var
         out.append((clip - mean) / (variance + 1e-5) ** 0.5 * norm.weight + norm.bias)
     return out
 
 
-def _block(clips: list[Tensor], block: Any) -> list[Tensor]:
+def _block(
+    clips: list[Tensor], block: Any, there: list[Tensor] | None = None
+) -> tuple[list[Tensor], list[Tensor] | None]:
     """One ST-GCN layer, ``[frames, joints, in]`` each, all clips for the norms' statistics."""
-    inner = _norm([_spatial(clip, block.spatial) for clip in clips], block.spatial_norm)
+    inner = _norm([_spatial(clip, block.spatial) for clip in clips], block.spatial_norm, there)
     inner = [_temporal(torch.relu(x), block.temporal, block.stride) for x in inner]
+    if there is not None:
+        there = [torch.stack([p.any(dim=0) for p in t.split(block.stride)]) for t in there]
     out = []
-    for clip, x in zip(clips, _norm(inner, block.temporal_norm), strict=True):
+    for clip, x in zip(clips, _norm(inner, block.temporal_norm, there), strict=True):
         skip = clip
         if isinstance(block.residual, nn.Conv2d):
             matrix = block.residual.weight[:, :, 0, 0].T
             skip = torch.stack([f @ matrix + block.residual.bias for f in clip[:: block.stride]])
         out.append(torch.relu(x + skip))
-    return out
+    return out, there
 
 
-def _coordinates(clips: list[Any], norm: Any) -> list[Tensor]:
+def _coordinates(clips: list[Any], norm: Any, present: bool) -> list[Tensor]:
     """Joints from -1 to 1 in the square frame, each coordinate normalised; a missing joint is 0."""
     inputs = [(2 * c.pose.double() - 1) * c.joint_mask[..., None] for c in clips]
-    normalised = _norm([x.reshape(-1, 1, 2 * NUM_JOINTS) for x in inputs], norm)
+    there = None
+    if present:
+        there = [c.joint_mask.repeat_interleave(2, dim=1)[:, None] for c in clips]
+    normalised = _norm([x.reshape(-1, 1, 2 * NUM_JOINTS) for x in inputs], norm, there)
     return [
         x.reshape(-1, NUM_JOINTS, 2) * clip.joint_mask[..., None]
         for x, clip in zip(normalised, clips, strict=True)
@@ -127,7 +146,7 @@ def test_a_layer_is_spatial_then_temporal_with_norms_and_a_residual(
     scramble(block.double()).eval()
     x = torch.randn(num_frames, NUM_JOINTS, 3, dtype=torch.float64, requires_grad=True)
     found, lengths = block(x.permute(2, 0, 1)[None], torch.tensor([num_frames]), torch.ones(1))
-    (expected,) = _block([x], block)
+    ((expected,), _) = _block([x], block)
     assert lengths.tolist() == [-(-num_frames // stride)]
     real = found[0].permute(1, 2, 0)
     torch.testing.assert_close(real, expected, rtol=1e-9, atol=1e-9)
@@ -141,20 +160,30 @@ def test_a_layer_is_spatial_then_temporal_with_norms_and_a_residual(
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("statistics", ["all", "present"])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", [SYNC, StepNorm])
 def test_equation_5_of_clips_of_odd_lengths(
-    kind: Callable[[int], nn.Module], training: bool
+    kind: Callable[[int], nn.Module], training: bool, statistics: str
 ) -> None:
-    stream = SkeletalStream((4, 3, 5, 6), (1, 1, 2, 1), KERNEL, kind).double()
+    """Of clips with joints missing, and of a frame in which none is found."""
+    stream = SkeletalStream(
+        (4, 3, 5, 6), (1, 1, 2, 1), KERNEL, kind, statistics=statistics
+    ).double()
     scramble(_make_exact(stream)).train(training)
-    clips = draw_clips([7, 1, 3])
+    clips, present = draw_clips([7, 1, 3]), statistics == "present"
+    clips[2].joint_mask[2] = False
     batch = join(clips)
     found = stream(batch.pose.double(), batch.joint_mask, batch.frame_lengths, batch.weight)
-    layers = _coordinates(clips, stream.input_norm)
+    layers = _coordinates(clips, stream.input_norm, present)
+    there = [clip.joint_mask for clip in clips] if present else None
     for block in stream.blocks:
-        layers = _block(layers, block)
-    expected = [layer.mean(dim=1) for layer in layers]
+        layers, there = _block(layers, block, there)
+    kept = there or [torch.ones(layer.shape[:2], dtype=torch.bool) for layer in layers]
+    expected = [
+        torch.stack([s[k].mean(0) if k.any() else s.mean(0) for s, k in zip(x, t, strict=True)])
+        for x, t in zip(layers, kept, strict=True)
+    ]
     assert found.shape == (3, 4, 6)
     probes = [torch.randn_like(e) for e in expected]
     ours, naive = torch.zeros(()).double(), torch.zeros(()).double()

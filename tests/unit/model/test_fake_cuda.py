@@ -71,6 +71,16 @@ def _without_contrastive() -> LossConfig:
     "changes",
     [
         {"visual_backbone": "resnet18", "visual_norm": "group", "norm": "layer"},
+        pytest.param(
+            {
+                "visual_backbone": "resnet10",
+                "joint_frame": "body",
+                "joint_velocity": True,
+                "joint_presence": True,
+                "joint_statistics": "present",
+            },
+            marks=pytest.mark.long,
+        ),
         pytest.param({"visual_chunk": 4, "visual_checkpoint": True}, marks=pytest.mark.long),
         {"visual_backbone": "resnet10", "visual_chunk": 4, "visual_checkpoint": True},
         pytest.param(

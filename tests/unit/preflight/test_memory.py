@@ -45,6 +45,8 @@ WORDS = {row.overrides for row in ROWS} | {
     ("model.visual_backbone=resnet18", "model.visual_weights=null"),
     ("model.visual_backbone=resnet10", "model.visual_weights=null", "model.visual_width=16"),
     ("model.visual_norm=group", "model.norm=layer"),
+    ("model.joint_frame=body", "model.joint_presence=true"),
+    ("model.joint_velocity=true",),
     ("model.skeletal_channels=[512,512,512,512]", "model.ffn_multiplier=2"),
 }
 
@@ -158,9 +160,19 @@ def test_the_resnet_takes_what_fake_tensors_find(way: str) -> None:
     assert kept + again - pictures == pytest.approx(peak(run, "visual").most, rel=0.1)
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])
-def test_the_st_gcn_takes_what_fake_tensors_find(precision: str) -> None:
-    run = last_stage(f"train.precision={precision}")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train.precision=bf16",),
+        pytest.param(("train.precision=fp32",), marks=pytest.mark.long),
+        pytest.param(
+            ("model.joint_frame=body", "model.joint_statistics=present"), marks=pytest.mark.long
+        ),
+    ],
+    ids=str,
+)
+def test_the_st_gcn_takes_what_fake_tensors_find(words: tuple[str, ...]) -> None:
+    run = last_stage(*words)
     estimated = memory._skeletal_bytes(run, CLIPS * FRAMES)
     assert estimated == pytest.approx(peak(run, "skeletal").most, rel=0.1)
 
