@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import random
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import yaml
+from PIL import Image
 from sacrebleu.metrics.chrf import CHRF
 
 from helpers.lock_holder import lock_holder
@@ -36,6 +38,7 @@ from signfuse_dist.evaluation.translations import (
 )
 from signfuse_dist.experiment import load_run
 from signfuse_dist.locks import HeldError
+from signfuse_dist.report import plots
 from signfuse_dist.report.inputs import read_run
 from signfuse_dist.report.markup import escape_markdown
 from signfuse_dist.report.report import write_report
@@ -130,9 +133,18 @@ def make_run(root, stages, num_samples):
 
 
 @pytest.fixture
-def run(tmp_path):
+def drawn(tmp_path):
     """A run to damage; small, because every report draws its plots anew."""
     return make_run(tmp_path, ["finetune"], 1)
+
+
+@pytest.fixture
+def run(drawn, monkeypatch):
+    """The same for tests that look at no plot: each is a grey pixel."""
+    pixel = io.BytesIO()
+    Image.new("L", (1, 1), 128).save(pixel, "PNG")
+    monkeypatch.setattr(plots, "_png", lambda figure: pixel.getvalue())
+    return drawn
 
 
 @pytest.fixture(scope="module")
@@ -257,11 +269,11 @@ def test_a_second_report_into_one_folder_is_refused_and_an_evaluation_beside_it_
     assert not folder.report_lock.exists()
 
 
-def test_writing_again_gives_the_same_bytes_and_leaves_no_old_pictures(run):
-    first = read(run)
-    old = run / "evaluation" / "test" / "figures" / "sample-09-gate.png"
+def test_writing_again_gives_the_same_bytes_and_leaves_no_old_pictures(drawn):
+    first = read(drawn)
+    old = drawn / "evaluation" / "test" / "figures" / "sample-09-gate.png"
     old.write_bytes(b"old")
-    assert read(run) == first
+    assert read(drawn) == first
     assert not old.exists()
 
 
@@ -321,17 +333,17 @@ def test_after_a_resume_the_later_row_of_a_step_counts(run):
     assert "finetune: total from 4 to 0.5 in 30 steps" in Page(read(run)[0]).text
 
 
-def test_scores_of_the_development_split_are_drawn_and_told(run):
-    figure = run / "evaluation" / "test" / "figures" / "losses.png"
+def test_scores_of_the_development_split_are_drawn_and_told(drawn):
+    figure = drawn / "evaluation" / "test" / "figures" / "losses.png"
     # The same losses, so that only the scores differ:
-    with (run / "metrics.jsonl").open("a") as log:
+    with (drawn / "metrics.jsonl").open("a") as log:
         log.write('{"step": 7, "total": 0.6}\n{"step": 30, "total": 0.5}\n')
-    read(run)
+    read(drawn)
     without = figure.read_bytes()
-    with (run / "metrics.jsonl").open("a") as log:
+    with (drawn / "metrics.jsonl").open("a") as log:
         log.write('{"step": 7, "total": 0.6, "dev_language": 2.25}\n')
         log.write('{"step": 30, "total": 0.5, "dev_language": 1.125}\n')
-    page = Page(read(run)[0])
+    page = Page(read(drawn)[0])
     assert "total from 4 to 0.5, dev_language from 2.25 to 1.12 in 30 steps" in page.text
     for told in ("dev language", "2.25", "1.125"):
         assert told in page.text  # the table, though it shows one step in two
