@@ -350,6 +350,17 @@ class TrainConfig:
     select: Literal["last", "best"] = key("last", "resume")
     """Whose weights become the stage's model: those of the `last` step, or of the checkpoint with
     the `best` development score."""
+    select_by: Literal["loss", "bleu", "chrf"] = "loss"
+    """What the development score is: the `loss`, or BLEU-4 or chrF of the split, decoded with one
+    beam. The contrastive stage has no translations and goes by its loss."""
+    patience: Positive | None = key(None, "resume")
+    """Development scores in a row that may be no better than the best before the stage ends; null:
+    it always has all its epochs."""
+    weight_average: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False), _NUMBER] | None = (
+        None
+    )
+    """Decay of a running mean of the weights (EMA), such as 0.999, which is scored and becomes the
+    stage's model in their place; null: none."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -1,13 +1,16 @@
-"""The development score: how well a stage does what it minimises, on clips that it does not see.
+"""The development score: how well a stage does, on clips that it does not see.
 
 Paper: names no model selection. Here: the contrastive stage is scored by Eq. 21, the others by
-L_LM, nats a token, both lower is better. Because: BLEU needs beam search, which for a 7B LLM costs
-more than the epoch it would judge; a loss is one pass without a gradient, 2 to 3% of an epoch on
-the paper's corpora. L_LM rises before BLEU falls, so it chooses early; `signfuse evaluate` decodes.
+L_LM, nats a token, both lower is better; or by BLEU-4 or chrF where that is asked for. Because:
+beam search for a 7B LLM costs more than the epoch it would judge; a loss is one pass without a
+gradient, 2 to 3% of an epoch on the paper's corpora. L_LM rises before BLEU falls, so it chooses
+early. With ``train.select_by`` of ``bleu`` or ``chrf`` the split is decoded with one beam, as
+``signfuse evaluate`` would with ``evaluation.num_beams=1``, and scored by the run's protocol.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,10 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import AugmentConfig, RunConfig
+from signfuse_dist.config import AugmentConfig, EvaluationConfig, RunConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.engine.processes import gather_patiently
 from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.protocols import find_preset
+from signfuse_dist.evaluation.scores import score_one
 from signfuse_dist.model import losses
 from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.norm import BatchNorm
@@ -31,6 +37,10 @@ from signfuse_dist.objective import set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatches, make_plan
 from signfuse_dist.progress import print_line
 from signfuse_dist.stages import needs_language_model
+
+_METRICS = {"bleu": "BLEU-4", "chrf": "chrF"}
+RISING = frozenset(f"dev_{name}" for name in _METRICS)
+"""Figures of which higher is better."""
 
 
 def open_development(run: RunConfig) -> Split | None:
@@ -60,7 +70,10 @@ class DevelopmentScore:
         tokenizer: TextTokenizer | None,
         accelerator: Any,
     ) -> None:
-        """``model`` is the bare one: neither DDP nor DeepSpeed may see calls that do not train."""
+        """``model`` is the bare one: neither DDP nor DeepSpeed may see calls that do not train.
+
+        Raises UserError where translations would not fit into the LLM's context.
+        """
         self._run, self._model, self._accelerator = run, model, accelerator
         once = replace(run.stage, epochs=1, warmup_epochs=0)
         self._plan = make_plan(len(split), once, run.train, accelerator.num_processes)
@@ -70,14 +83,29 @@ class DevelopmentScore:
         )
         self._clips = ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
         self._language = needs_language_model(run.stage.name)
+        self._decoding: EvaluationConfig | None = None
+        if self._language and run.train.select_by != "loss":
+            self._decoding = replace(run.evaluation, num_beams=1)
+            assert tokenizer is not None
+            assert model.language_model is not None
+            model.language_model.refuse_beyond_context(
+                run.model.num_sign_tokens,
+                run.evaluation.max_new_tokens,
+                "evaluation.max_new_tokens",
+            )
+        self._tokenizer, self._split = tokenizer, split
+        self._translations: dict[str, str] = {}
+        self._times = 0
 
     def __call__(self) -> dict[str, float]:
         """Return `dev_contrastive` or `dev_language`, the same on every process.
 
-        Empty, with a message, when clips cannot be read or the score is not finite: a score over
-        fewer clips than before would compare with nothing.
+        Before it stands `dev_bleu` or `dev_chrf`, where ``train.select_by`` asks for one. Empty,
+        with a message, when clips cannot be read or the score is not finite: a score over fewer
+        clips than before would compare with nothing.
         """
         self._share_statistics()
+        self._translations = {}
         self._model.eval()
         try:
             with torch.no_grad():
@@ -93,8 +121,31 @@ class DevelopmentScore:
         elif not math.isfinite(total / count):
             self._print_main(f"no development score: {name} is {total / count}")
         else:
-            return {name: total / count}
+            return {**self._scored(), name: total / count}
         return {}
+
+    def _scored(self) -> dict[str, float]:
+        """Return the score of the translations of all processes, where they are asked for."""
+        if self._decoding is None:
+            return {}
+        run, metric = self._run, self._run.train.select_by
+        self._times += 1
+        topic = f"development translations {self._times}"
+        parts = gather_patiently(topic, json.dumps(self._translations), lambda: None)
+        translations = {name: text for part in parts for name, text in json.loads(part).items()}
+        references = {entry.id: entry.text for entry in self._split.entries()}
+        preset = find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
+        return {f"dev_{metric}": score_one(_METRICS[metric], translations, references, preset)}
+
+    def _translate(self, batch: SignBatch) -> None:
+        """Keep the translations of a batch's real clips."""
+        assert self._decoding is not None
+        assert self._tokenizer is not None
+        with self._autocast():
+            rows = self._model.decode(batch, self._decoding).tokens
+        for name, row in zip(batch.ids, rows, strict=True):
+            if name:
+                self._translations[name] = self._tokenizer.decode(row)
 
     def _print_main(self, text: str) -> None:
         if self._accelerator.is_main_process:
@@ -126,6 +177,9 @@ class DevelopmentScore:
                 assert batch.text_lengths is not None
                 sums[0] += (output.negative_log_likelihood * batch.weight).sum()
                 sums[1] += (batch.text_lengths * batch.weight).sum()
+                # Sign tokens that are not finite have no translation, and their loss says so.
+                if self._decoding is not None and bool(sums[0].isfinite()):
+                    self._translate(batch)
             if output.summaries is not None:
                 summaries.append(output.summaries)
                 weights.append(batch.pair_weight)
@@ -139,10 +193,13 @@ class DevelopmentScore:
 
     def _forward(self, batch: SignBatch) -> SignFuseOutput:
         features = None if self._language else self._run.loss.contrastive_features
-        bf16 = self._run.train.precision == "bf16"
-        with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=bf16):
+        with self._autocast():
             output: SignFuseOutput = self._model(batch, features, self._language)
         return output
+
+    def _autocast(self) -> torch.autocast:
+        bf16 = self._run.train.precision == "bf16"
+        return torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=bf16)
 
     def _share_statistics(self) -> None:
         """Give all processes the norm statistics that are saved: `local` ones are the first's."""

@@ -413,6 +413,11 @@ def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
         errors.append(
             "train.select=best needs a development score: write train.dev_epochs=1 or more"
         )
+    if train.patience is not None and not train.dev_epochs:
+        errors.append(
+            f"train.patience={train.patience} counts development scores: write train.dev_epochs=1 "
+            "or more"
+        )
     return errors
 
 

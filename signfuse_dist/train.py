@@ -29,8 +29,9 @@ from signfuse_dist.data.features import FeatureBatches, FeatureSet
 from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.data.staging import stage
-from signfuse_dist.development import DevelopmentScore, open_development
+from signfuse_dist.development import RISING, DevelopmentScore, open_development
 from signfuse_dist.engine import checkpoint, ds_config, processes, trackers
+from signfuse_dist.engine.average import WeightAverage
 from signfuse_dist.engine.checkpoint_files import (
     Checkpoint,
     find_best,
@@ -40,6 +41,7 @@ from signfuse_dist.engine.checkpoint_files import (
 from signfuse_dist.engine.hang import watched
 from signfuse_dist.engine.loop import Loop, Step, make_optimizer
 from signfuse_dist.engine.rehearsal import rehearse
+from signfuse_dist.engine.selection import Selection
 from signfuse_dist.engine.stopping import REQUEUE
 from signfuse_dist.engine.timing import Marks, Startup
 from signfuse_dist.errors import MachineError, UserError, raise_together
@@ -204,10 +206,10 @@ def _train_alone(job: _Job) -> int:
     identity = identify(run, job.plan)
     resumed = _resume(job, model, identity)
     with memory.told_with_advice(run, job.plan.world_size):
-        finished = _run_loop(job, model, tokenizer, identity, resumed)
+        finished, steps = _run_loop(job, model, tokenizer, identity, resumed)
     job.marks.at("ending", job.plan.total_steps)
     if finished:
-        processes.do_on_main(accelerator, lambda: _write_model(job, model))
+        processes.do_on_main(accelerator, lambda: _write_model(job, model, steps))
     if job.is_main:
         notes.end(finished=finished)
     accelerator.wait_for_everyone()
@@ -241,7 +243,7 @@ def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> Checkpoint 
         refuse_other_meeting(job.run, job.plan, found.state["run"].get("meeting"))
         refuse_other_run(found, {"run": identity})
         refuse_other_position(found, job.plan, job.run.train.seed)
-        checkpoint.refuse_other_tensors(found, model)
+        checkpoint.refuse_other_tensors(found, model, job.run.train.weight_average is not None)
 
     folder = job.folder.checkpoints
     newest = checkpoint.agree_on_latest(folder, job.accelerator, job.print_main, fits)
@@ -258,8 +260,12 @@ def _run_loop(
     tokenizer: TextTokenizer | None,
     identity: dict[str, Any],
     resumed: Checkpoint | None,
-) -> bool:
-    """Train from the checkpoint ``resumed``, or from the start; return whether it is finished."""
+) -> tuple[bool, int]:
+    """Train from the checkpoint ``resumed``, or from the start.
+
+    Return whether the stage is finished, when the model has the weights that are to be written,
+    and how many steps are done.
+    """
     job = _stage_shards(job)
     run, accelerator, startup = job.run, job.accelerator, job.startup
     start_step, broken = (resumed.step, resumed.broken_clips) if resumed else (0, 0)
@@ -274,6 +280,11 @@ def _run_loop(
     development = None
     if job.dev is not None:
         development = DevelopmentScore(run, model, job.dev, tokenizer, accelerator)
+    average = None
+    if run.train.weight_average is not None:
+        average = WeightAverage(model, run.train.weight_average)
+        if resumed is not None:
+            average.load(checkpoint.read_average(resumed.path))
     objective = StageObjective(run.stage.name, run.loss)
     meter = meter_of(model, objective, run, accelerator.device)
     say_what_is_unknown(meter, accelerator.device, job.print_main)
@@ -285,6 +296,7 @@ def _run_loop(
         plan=job.plan,
         stage=run.stage,
         train=run.train,
+        average=average,
     )
     dataset, order = _clips(job, tokenizer, start_step, features)
     if accelerator.device.type == "cuda" and start_step < job.plan.total_steps:
@@ -298,13 +310,18 @@ def _run_loop(
         marks=job.marks,
         identity={**identity, TRAINED_ON: asdict(job.split.content)},
         development=development,
+        rising=RISING,
+        selection=Selection(run.train.patience, **(resumed.selection if resumed else {})),
         meter=meter,
         startup=startup,
     )
     source = batches(dataset, job.workers, device.has_gpu())
     if job.is_main:
         JobFolder.from_environment().take_steps()
-    return loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
+    finished = loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)
+    if finished and average is not None:
+        average.apply()
+    return finished, loop.done
 
 
 def _stage_shards(job: _Job) -> _Job:
@@ -362,8 +379,8 @@ def _prepare(job: _Job, model: SignFuse, resumed: Checkpoint | None) -> tuple[An
     return prepared, wrapped
 
 
-def _write_model(job: _Job, model: SignFuse) -> None:
-    """Write ``model/`` from the weights that ``train.select`` asks for."""
+def _write_model(job: _Job, model: SignFuse, steps: int) -> None:
+    """Write ``model/`` from the weights that ``train.select`` asks for; it has those of the end."""
     run = job.run
     if run.train.select == "best":
         best = find_best(job.folder.checkpoints, job.print_main)
@@ -372,17 +389,18 @@ def _write_model(job: _Job, model: SignFuse) -> None:
                 f"{job.folder.path}: train.select=best, and no checkpoint has a development score; "
                 "the same command with train.select=last takes the last"
             )
-        checkpoint.load_weights(best.path, model)
-        score = best.state["score"]
-        job.print_main(f"model of step {best.step}: its development score {score:.4g} is best")
-    model.usage = Usage.of(run, *job.split.extraction, _history(job))
+        checkpoint.load_weights(best.path, model, run.train.weight_average is not None)
+        name, value = next(iter(best.state["development"].items()))
+        job.print_main(f"model of step {best.step}: its {name} of {value:.4g} is best")
+        steps = best.step
+    model.usage = Usage.of(run, *job.split.extraction, _history(job, steps))
     is_last = run.stage.name == run.train.stages[-1] and model.language_model is not None
     with_llm = is_last and saved.is_nowhere_else(run.model.llm)
     saved.save(model, job.folder.model, {TRAINED_ON: asdict(job.split.content)}, with_llm)
     write_card(job.folder.path)
 
 
-def _history(job: _Job) -> tuple[TrainedStage, ...]:
+def _history(job: _Job, steps: int) -> tuple[TrainedStage, ...]:
     """Return every training that went into the stage's model, this one the last."""
     run, before = job.run, job.folder.before(job.run)
     earlier = () if run.origin is None else run.origin.history
@@ -392,7 +410,7 @@ def _history(job: _Job) -> tuple[TrainedStage, ...]:
         name=run.data.corpus, language=run.data.language, clips=job.plan.num_clips
     )
     name = f"{run.name}/{run.stage.name}"
-    own = TrainedStage(run=name, corpora=(corpus,), steps=job.plan.total_steps)
+    own = TrainedStage(run=name, corpora=(corpus,), steps=steps)
     return (*earlier, own)
 
 

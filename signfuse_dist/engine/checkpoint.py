@@ -9,9 +9,9 @@ is gone on from, is known to :mod:`signfuse_dist.engine.checkpoint_files`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from signfuse_dist.engine.checkpoint_files import (
+    AVERAGE,
     MOMENTS,
     OPTIMIZER,
     STEPS_TAKEN,
@@ -52,16 +53,23 @@ class Snapshot:
         weights: trained parameters and buffers by name.
         moments: Adam's, by parameter name and key.
         state: what else ``state.json`` says.
+        average: of the weights over the last steps, by name; empty where none is kept.
     """
 
     step: int
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     state: dict[str, Any]
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 def take_snapshot(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any, step: int, state: dict[str, Any]
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    step: int,
+    state: dict[str, Any],
+    average: Mapping[str, Tensor] | None = None,
 ) -> Snapshot:
     """Copy the state after ``step`` finished steps out of the device; every process calls this.
 
@@ -70,8 +78,13 @@ def take_snapshot(
     """
     module = accelerator.unwrap_model(model)
     moments = _gather_moments(accelerator, module, optimizer)
-    weights = trained_state(module) if accelerator.is_main_process else {}
-    return Snapshot(step, {name: _copied(t) for name, t in weights.items()}, moments, state)
+    weights, mean = {}, {}
+    if accelerator.is_main_process:
+        weights, mean = (
+            {name: _copied(tensor) for name, tensor in tensors.items()}
+            for tensors in (trained_state(module), average or {})
+        )
+    return Snapshot(step, weights, moments, state, mean)
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, keep: int) -> None:
@@ -84,6 +97,8 @@ def write_snapshot(folder: Path, snapshot: Snapshot, keep: int) -> None:
         WEIGHTS: partial(save_tensors, snapshot.weights),
         OPTIMIZER: partial(save_tensors, snapshot.moments),
     }
+    if snapshot.average:
+        writers[AVERAGE] = partial(save_tensors, snapshot.average)
     state = {**snapshot.state, "step": snapshot.step}
     write_folder(path_of(folder, snapshot.step), writers, state)
     known = list_checkpoints(folder)
@@ -214,23 +229,35 @@ def agree_on_latest(
     return do_on_main(accelerator, lambda: find_latest(folder, print_main, fits))
 
 
-def refuse_other_tensors(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Raise DamagedError unless a checkpoint has the tensors of ``model``, as it trains."""
+def refuse_other_tensors(checkpoint: Checkpoint, model: nn.Module, averaged: bool = False) -> None:
+    """Raise DamagedError unless a checkpoint has the tensors of ``model``, as it trains.
+
+    ``averaged``: whether it must have an average of the weights.
+    """
+    if averaged and not checkpoint.has_average:
+        raise DamagedError(f"{checkpoint.path} is damaged: it has no {AVERAGE}")
     trained = dict(trained_parameters(model))
     moments = {f"{name}.{key}": p for name, p in trained.items() for key in MOMENTS}
     stored = read_infos(checkpoint.path / OPTIMIZER)
     stored.pop(STEPS_TAKEN, None)
     try:
-        path = checkpoint.path / WEIGHTS
-        refuse_difference(read_infos(path), trained_state(model), path)
+        for name in (WEIGHTS, AVERAGE) if averaged else (WEIGHTS,):
+            path = checkpoint.path / name
+            refuse_difference(read_infos(path), trained_state(model), path)
         refuse_difference(stored, moments, checkpoint.path / OPTIMIZER)
     except UserError as e:
         raise DamagedError(str(e)) from e
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Put a checkpoint's weights into a model that has not been prepared yet."""
-    load_exactly(load_tensors(path / WEIGHTS), trained_state(model), model, path / WEIGHTS)
+def load_weights(path: Path, model: nn.Module, averaged: bool = False) -> None:
+    """Put a checkpoint's weights, or their average, into a model that is not prepared yet."""
+    file = path / (AVERAGE if averaged else WEIGHTS)
+    load_exactly(load_tensors(file), trained_state(model), model, file)
+
+
+def read_average(path: Path) -> dict[str, Tensor]:
+    """Return the average of the weights in a checkpoint."""
+    return load_tensors(path / AVERAGE)
 
 
 def load_optimizer(

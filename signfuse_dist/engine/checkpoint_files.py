@@ -24,6 +24,7 @@ from signfuse_dist.tensor_files import TensorInfo, read_floats, read_infos, refu
 
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "average.safetensors"  # of the weights over the last steps, where one is kept
 STEPS_TAKEN = "steps_taken"  # in the moments' file: steps of Adam, fewer where some were skipped
 _NAME = re.compile(r"step_([0-9]{8,18})")
 _Count = Annotated[Whole, Field(ge=0)]
@@ -39,6 +40,12 @@ class _Position:
 
 
 @record(frozen=True, kw_only=True)
+class _Selected:
+    best: Number | None
+    waited: _Count
+
+
+@record(frozen=True, kw_only=True)
 class _State:
     """``state.json``, as far as every checkpoint has it alike."""
 
@@ -50,6 +57,8 @@ class _State:
     score: Number | None
     run: dict[str, Any]
     files: dict[str, str]
+    selection: _Selected | None = None
+    """Of engine/selection.py; None in a checkpoint of an earlier version."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,16 @@ class Checkpoint:
     def step(self) -> int:
         """Optimizer steps done."""
         return int(self.state["step"])
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """The best development score so far, and how many came after it."""
+        return dict(self.state.get("selection") or {})
+
+    @property
+    def has_average(self) -> bool:
+        """Whether it holds an average of the weights."""
+        return AVERAGE in self.state["files"]
 
     @property
     def broken_clips(self) -> int:
@@ -167,7 +186,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise DamagedError(f"{path / STATE} is damaged: it lists no {name}")
     _refuse_impossible(known, path / STATE)
     _refuse_other_moments(path)
-    _refuse_numbers(path, known.step)
+    _refuse_numbers(path, known.step, AVERAGE in known.files)
     return Checkpoint(path, state)
 
 
@@ -248,9 +267,11 @@ def _refuse_other_moments(path: Path) -> None:
         )
 
 
-def _refuse_numbers(path: Path, step: int) -> None:
+def _refuse_numbers(path: Path, step: int, averaged: bool) -> None:
     """Raise DamagedError for numbers that no step leaves behind."""
     refuse_not_finite(path / WEIGHTS)
+    if averaged:
+        refuse_not_finite(path / AVERAGE)
     for name, tensor in read_floats(path / OPTIMIZER):
         if name.endswith(MOMENTS[1]) and tensor.size and tensor.min() < 0:
             raise DamagedError(f"{path / OPTIMIZER} is damaged: {name} has negative squares")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint
+from signfuse_dist.engine.average import WeightAverage
 from signfuse_dist.engine.checkpoint import CheckpointWriter
 from signfuse_dist.engine.guards import Agreement, BrokenClips, FiniteSteps, marked
 from signfuse_dist.engine.metrics import Interval, MetricsLog
 from signfuse_dist.engine.objective import NOTHING, Meter, Objective, TrainingBatch
+from signfuse_dist.engine.selection import Selection
 from signfuse_dist.engine.stopping import StopRequest, stop_file
 from signfuse_dist.engine.timing import OPTIMIZER, OTHER, WAITING, Marks, Phase, Startup, Timeline
 from signfuse_dist.plan import Plan, data_position, learning_rate
@@ -28,7 +30,7 @@ from signfuse_dist.run_folder import RunFolder
 
 Development = Callable[[], dict[str, float]]
 """Scores the development split on every process: the same figures on each, the first of them the
-score by which checkpoints are compared (lower is better); none when it could not be scored."""
+score by which checkpoints are compared; none when it could not be scored."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +44,8 @@ class Loop:
         identity: what checkpoints say of the run, to be compared when it goes on.
         development: called every ``train.dev_epochs`` epochs; it must leave the model as it was and
             draw nothing, so that a run is the same with it and without.
+        rising: names of figures of the development split of which higher is better.
+        selection: what is known of the scores so far.
         meter: what of the model its figures are divided into.
         startup: where the time before the first step went so far.
     """
@@ -51,6 +55,8 @@ class Loop:
     marks: Marks
     identity: Mapping[str, Any]
     development: Development | None = None
+    rising: Collection[str] = ()
+    selection: Selection = field(default_factory=Selection)
     meter: Meter = NOTHING
     startup: Startup = field(default_factory=Startup)
 
@@ -59,6 +65,8 @@ class Loop:
         self._broken = BrokenClips(self._plan.num_clips, self._train.max_broken_share)
         self._timeline = Timeline(self.step.accelerator.device, self.meter.components)
         self._since = self._new_interval()
+        self.done = 0
+        """Optimizer steps of the stage that were done when :meth:`run` ended."""
 
     def run(
         self,
@@ -98,7 +106,7 @@ class Loop:
                 return stop.asked or writer.has_given_up
 
             done = saved = start_step
-            while done < self._plan.total_steps:
+            while done < self._plan.total_steps and not self.selection.is_over:
                 computing: Phase = "first step" if done == start_step else "computing"
                 if not self._take_step(done, batches, stop_asked, computing):
                     break
@@ -107,6 +115,8 @@ class Loop:
                 log.advance()
                 scores = self._score(done)
                 self._report(done, log, scores)
+                if scores:
+                    self.selection.note(self._compared(scores))
                 if scores or done % self._train.checkpoint_steps == 0:
                     self._save(done, writer, scores)
                     saved = done
@@ -114,8 +124,16 @@ class Loop:
                 self._save(done, writer, {})
             self.marks.at("saving", done)
             writer.finish()
+        early = done < self._plan.total_steps and self.selection.is_over
+        if early:
+            log.print_main(
+                f"the stage ends after step {done} of {self._plan.total_steps}: "
+                f"{self.selection.waited} development scores in a row were not better than the "
+                "best (train.patience)"
+            )
         log.close()
-        return done == self._plan.total_steps
+        self.done = done
+        return early or done == self._plan.total_steps
 
     def _take_step(
         self,
@@ -149,8 +167,14 @@ class Loop:
         if self.development is None or within or (epoch % self._train.dev_epochs and not last):
             return {}
         self.marks.at("scoring", done)
-        with self._since.paused():
+        average = self.step.average
+        with self._since.paused(), nullcontext() if average is None else average.in_place():
             return self.development()
+
+    def _compared(self, scores: Mapping[str, float]) -> float:
+        """Return the score by which checkpoints are compared, so that lower is better."""
+        name, value = next(iter(scores.items()))
+        return -value if name in self.rising else value
 
     def _report(self, done: int, log: MetricsLog, scores: dict[str, float]) -> None:
         if done % self._train.log_steps and done != self._plan.total_steps and not scores:
@@ -191,13 +215,17 @@ class Loop:
             "data": data_position(self._plan, self._train.seed, step),
             "broken_clips": self._broken.count,
             "development": scores,
-            "score": next(iter(scores.values()), None),
+            "score": self._compared(scores) if scores else None,
+            "selection": self.selection.state(),
             "run": dict(self.identity),
         }
         self.marks.at("saving", step)
         writer.wait()  # before the copy: two at once would need the host's memory twice
         model, optimizer = self.step.model, self.step.optimizer
-        snapshot = checkpoint.take_snapshot(self.step.accelerator, model, optimizer, step, state)
+        average = None if self.step.average is None else self.step.average.tensors
+        snapshot = checkpoint.take_snapshot(
+            self.step.accelerator, model, optimizer, step, state, average
+        )
         writer.start(snapshot)
 
 
@@ -207,6 +235,7 @@ class Step:
 
     Attributes:
         model: prepared by the accelerator, as is the optimizer.
+        average: of the model's weights, renewed after each step; None: none is kept.
         agreement: what the processes exchange before each step.
         finite: refuses steps that are not finite.
     """
@@ -218,6 +247,7 @@ class Step:
     plan: Plan
     stage: StageConfig
     train: TrainConfig
+    average: WeightAverage | None = None
 
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.objective, self.accelerator.num_processes)
@@ -264,6 +294,8 @@ class Step:
             self.finite.refuse(step + 1, window, [list(of.values()) for of in losses])
             return
         self.finite.note_taken()
+        if self.average is not None:
+            self.average.update(step + 1)
         interval.gradient_norm = norm
         for sums in losses:
             interval.add(sums, counts)

@@ -146,6 +146,19 @@ def score(
     )
 
 
+def score_one(
+    metric: str, hypotheses: Mapping[str, str], references: Mapping[str, str], preset: Preset
+) -> float:
+    """Return one metric of translations, by its name, as :func:`score` finds it."""
+    ours = comparable(hypotheses, "hypotheses", [])
+    theirs = comparable_references(references, "references", [])
+    check_ids(ours, theirs)
+    ids = sorted(theirs)
+    prepared = prepare([[ours[i] for i in ids]], [theirs[i] for i in ids], preset)
+    measure = build_measures(preset, None)[metric].metric
+    return float(measure.corpus_score(prepared.systems[0], prepared.streams).score)
+
+
 def score_with_intervals(
     hypotheses: Mapping[str, str],
     references: Mapping[str, str],

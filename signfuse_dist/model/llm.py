@@ -156,7 +156,7 @@ class LanguageModel(nn.Module):
         comes last where tokens see only those before them, so no real position sees it.
         Raises UserError when the text does not fit into the context.
         """
-        self._refuse_beyond_context(sign_embeddings.shape[1], tokens.shape[1], "a text")
+        self.refuse_beyond_context(sign_embeddings.shape[1], tokens.shape[1], "a text")
         prefix = self._prefix(sign_embeddings)
         real = length_mask(text_lengths, tokens.shape[1])
         if self.is_encoder_decoder:
@@ -206,7 +206,7 @@ class LanguageModel(nn.Module):
         Raises UserError when ``max_new_tokens`` do not fit into the context, or the beams are fewer
         than what is asked for.
         """
-        self._refuse_beyond_context(
+        self.refuse_beyond_context(
             sign_embeddings.shape[1], config.max_new_tokens, "evaluation.max_new_tokens"
         )
         if count > config.num_beams:
@@ -240,7 +240,8 @@ class LanguageModel(nn.Module):
         prompt = self.embed(self.prompt).expand(len(sign_embeddings), -1, -1)
         return torch.cat((sign_embeddings.to(prompt.dtype), prompt), dim=1)
 
-    def _refuse_beyond_context(self, num_sign_tokens: int, num_tokens: int, what: str) -> None:
+    def refuse_beyond_context(self, num_sign_tokens: int, num_tokens: int, what: str) -> None:
+        """Raise UserError where ``what``, of so many tokens, does not fit into the context."""
         room = self.room(num_sign_tokens)
         if room is not None and num_tokens > room:
             raise UserError(

@@ -285,6 +285,7 @@ def estimate(
     lora = llm.lora_parameters(run.model) if llm and run.stage.name == "finetune" else 0
     every = sum(parameters(run.model, llm_dim).values()) + lora
     trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, lora)
+    average = 0.0 if run.train.weight_average is None else 4.0 * trained
     shared = 4 + 8 + 4  # gradients, moments, and ZeRO's copy of the weights, in float32
     buckets = trained * 4 + trained * 12 if bucket is None else 2 * 4 * bucket
     sharded = 0 if bucket is None else shared * trained / world_size
@@ -293,7 +294,7 @@ def estimate(
         kept += _skeletal_bytes(run, frames)
     return Need(
         llm=llm.bytes_loaded(run.model) if llm else 0.0,
-        weights=4.0 * every,
+        weights=4.0 * every + average,
         optimizer=buckets + sharded,
         kept=kept + _fusion_bytes(run, frames, llm_dim),
         again=again,
@@ -514,8 +515,9 @@ def judge_disk(runs: Sequence[RunConfig], llms: Sequence[LLMFiles | None]) -> Fi
         lora = llm.lora_parameters(run.model) if llm and run.stage.name == "finetune" else 0
         trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, lora)
         every = sum(parameters(run.model, llm_dim).values()) + lora
+        each = 12.0 if run.train.weight_average is None else 16.0
         # One more while it is written, one more for the best; then the stage's model.
-        needed += (run.train.keep_checkpoints + 2) * 12.0 * trained + 4.0 * every
+        needed += (run.train.keep_checkpoints + 2) * each * trained + 4.0 * every
     place = Path(runs[0].train.output).absolute()
     while not place.exists():
         place = place.parent

@@ -226,3 +226,35 @@ def test_in_bfloat16_zero2_sums_gradients_as_plain_ddp_does(
     for name, expected in moments["node_ddp"].items():
         apart = (moments["cpu_zero2"][name] - expected).norm()
         assert float(apart) <= 1e-5 * float(expected.norm()), name
+
+
+@pytest.mark.long
+def test_rates_by_part_and_an_average_of_the_weights_are_the_same_under_zero2(
+    project: Project, tmp_path: Path
+) -> None:
+    """The model is the average, the last checkpoint has both, and a rate of 0 moves nothing."""
+    words = (
+        "stage.rates={visual: 0, llm: 3}",
+        "train.weight_average=0.5",
+        "train.keep_checkpoints=1",
+    )
+    before, _ = trained_bare(project)
+    runs = {}
+    for launch, processes in (("cpu_zero2", 2), ("node_ddp", 2), ("gpu", 1)):
+        launcher = accelerate(launch, processes, "--main_process_port", str(free_port()))
+        (tmp_path / launch).mkdir()
+        micro = f"train.micro_batch_size={BATCH // processes}"
+        runs[launch] = trained(project, tmp_path / launch, [launcher], micro, *words).weights
+    for launch in ("cpu_zero2", "node_ddp"):
+        assert furthest(runs[launch], runs["gpu"]) <= TOLERANCE
+        (step,) = (tmp_path / launch / "small" / "finetune" / "checkpoints").glob("step_*")
+        average, last = (load_file(step / f"{n}.safetensors") for n in ("average", "weights"))
+        for name, value in runs[launch].items():
+            if name in average:
+                assert torch.equal(value, average[name]), name
+        assert furthest(average, last) > 2 * TOLERANCE
+    for name, value in before.items():
+        if name.startswith("visual.") and not name.endswith(("running_mean", "running_var")):
+            assert torch.equal(runs["cpu_zero2"][name], value), name
+        elif name.startswith("skeletal.") and name.endswith("weight"):
+            assert not torch.equal(runs["cpu_zero2"][name], value), name

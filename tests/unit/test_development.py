@@ -26,6 +26,7 @@ from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.development import DevelopmentScore, open_development
 from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.scores import score
 from signfuse_dist.experiment import load_run
 from signfuse_dist.model import losses
 from signfuse_dist.model.signfuse import SignFuse
@@ -34,6 +35,7 @@ from signfuse_dist.plan import ClipFrames, MicroBatch, epoch_order
 
 LENGTHS = (4, 9, 6, 3, 5)
 GROUP = 4
+DECODING = EvaluationConfig(max_new_tokens=6)
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 
 
@@ -42,7 +44,10 @@ def encode(text: str) -> list[int]:
 
 
 def make(
-    tmp_path: Path, stage: StageName, **train: Any
+    tmp_path: Path,
+    stage: StageName,
+    evaluation: EvaluationConfig = DECODING,
+    **train: Any,
 ) -> tuple[DevelopmentScore, SignFuse, Split]:
     split = open_split(write_split(tmp_path / "dev", LENGTHS), data_config())
     values = {"micro_batch_size": 2, "global_batch_size": GROUP, "num_workers": 0, **train}
@@ -53,7 +58,7 @@ def make(
         loss=LossConfig(),
         stage=StageConfig(name=stage, epochs=3, learning_rate=1e-3, warmup_epochs=0),
         train=TrainConfig(precision="fp32", gradient_clipping=1.0, **values),
-        evaluation=EvaluationConfig(),
+        evaluation=evaluation,
         augment=AugmentConfig(speed=0.5, colour=0.5),
     )
     model = small_model(norm="sync")
@@ -97,6 +102,51 @@ def test_the_contrastive_stage_compares_groups_whatever_the_micro_batch(tmp_path
     assert scores == {"dev_contrastive": pytest.approx(total / len(LENGTHS), rel=1e-5)}
     whole, *_ = make(tmp_path, "contrastive", micro_batch_size=GROUP)
     assert whole()["dev_contrastive"] == pytest.approx(total / len(LENGTHS), rel=1e-5)
+
+
+@pytest.mark.parametrize(("select_by", "metric"), [("bleu", "BLEU-4"), ("chrf", "chrF")])
+def test_translations_with_one_beam_are_scored_by_the_protocol_of_the_run(
+    tmp_path: Path, select_by: str, metric: str
+) -> None:
+    """First stands what checkpoints are compared by; padding of the last group has no translation.
+
+    The tokenizer of the test makes the references' first words of some tokens, so that the score
+    is neither 0 nor 100.
+    """
+    development, model, split = make(tmp_path, "finetune", select_by=select_by)
+    texts = {entry.id: entry.text for entry in split.entries()}
+    words = [word for text in texts.values() for word in text.split()]
+    decoded: list[list[int]] = []
+
+    def decode(row: list[int]) -> str:
+        decoded.append(row)
+        return " ".join(words[token % len(words)] for token in row)
+
+    development._tokenizer.decode = decode  # type: ignore[union-attr,method-assign]
+    development._tokenizer.end = 1  # type: ignore[union-attr]
+    model.tokenizer = development._tokenizer
+    scores = development()
+    assert list(scores) == [f"dev_{select_by}", "dev_language"]
+    assert len(decoded) == len(LENGTHS)
+    model.eval()
+    decoding = EvaluationConfig(num_beams=1, max_new_tokens=6)
+    expected = {}
+    for place, name in enumerate(split.ids):
+        (row,) = model.decode(batch_of(split, [place]), decoding).tokens
+        expected[name] = decode(row)
+    whole = score(expected, texts, "sacrebleu")
+    assert scores[f"dev_{select_by}"] == pytest.approx(whole[metric].value)
+    assert development() == scores
+
+
+def test_the_contrastive_stage_goes_by_its_loss_whatever_the_others_go_by(tmp_path: Path) -> None:
+    development, *_ = make(tmp_path, "contrastive", select_by="bleu")
+    assert list(development()) == ["dev_contrastive"]
+
+
+def test_translations_that_do_not_fit_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluation\.max_new_tokens of 128 tokens does not fit"):
+        make(tmp_path, "finetune", EvaluationConfig(), select_by="bleu")
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "alignment", "finetune"])

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from helpers.lone_objective import LoneObjective  # tests/helpers/lone_objective.py
 from signfuse_dist.config import StageConfig, TrainConfig
 from signfuse_dist.engine import checkpoint, checkpoint_files
+from signfuse_dist.engine.average import WeightAverage
 from signfuse_dist.engine.checkpoint import Snapshot
 from signfuse_dist.engine.loop import Loop, Step, make_optimizer
+from signfuse_dist.engine.selection import Selection
 from signfuse_dist.engine.timing import Marks
-from signfuse_dist.errors import MachineError, UserError
+from signfuse_dist.errors import DamagedError, MachineError, UserError
 from signfuse_dist.files import read_state
 from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.plan import make_plan
@@ -89,9 +91,11 @@ class Network(nn.Module):
         return out
 
 
-def clips(start: int, faults: dict[int, str] | None = None) -> Iterator[Numbers]:
+def clips(
+    start: int, faults: dict[int, str] | None = None, steps: int = STEPS
+) -> Iterator[Numbers]:
     """Each step's clips are a function of the step."""
-    for step in range(start, STEPS):
+    for step in range(start, steps):
         generator = torch.Generator().manual_seed(step)
         named = (faults or {}).get(step)
         yield Numbers(torch.randn(BATCH, 4, 3, generator=generator), (named,) if named else ())
@@ -113,6 +117,7 @@ class Run:
         accelerator: Accelerator,
         policy: str = "sync",
         development: Callable[[], dict[str, float]] | None = None,
+        epochs: int = EPOCHS,
         **train: Any,
     ) -> None:
         values = {"checkpoint_steps": 2, "log_steps": 1, "keep_checkpoints": 9, **train}
@@ -123,7 +128,7 @@ class Run:
             gradient_clipping=1.0,
             **values,
         )
-        stage = StageConfig(name="finetune", epochs=EPOCHS, learning_rate=1e-2, warmup_epochs=1)
+        stage = StageConfig(name="finetune", epochs=epochs, learning_rate=1e-2, warmup_epochs=1)
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         folder.mkdir(exist_ok=True)
         torch.manual_seed(0)
@@ -137,6 +142,11 @@ class Run:
         self.start = self.found.step if self.found else 0
         if self.found:
             checkpoint.load_optimizer(self.found.path, accelerator, prepared, optimizer, self.start)
+        self.average = None
+        if config.weight_average is not None:
+            self.average = WeightAverage(self.model, config.weight_average)
+            if self.found:
+                self.average.load(checkpoint.read_average(self.found.path))
         self.loop = Loop(
             step=Step(
                 accelerator=accelerator,
@@ -146,11 +156,14 @@ class Run:
                 plan=make_plan(CLIPS, stage, config, 1),
                 stage=stage,
                 train=config,
+                average=self.average,
             ),
             folder=folder,
             marks=Marks(),
             identity={"stage": "finetune"},
             development=development,
+            rising={"rises"},
+            selection=Selection(config.patience, **(self.found.selection if self.found else {})),
         )
 
     def train(self, source: Iterator[Numbers] | None = None) -> bool:
@@ -164,6 +177,9 @@ class Run:
         folder = self.checkpoints / f"step_{step:08d}"
         names = ("weights.safetensors", "optimizer.safetensors")
         return {key: value for name in names for key, value in load_file(folder / name).items()}
+
+    def averaged(self, step: int) -> dict[str, Tensor]:
+        return load_file(self.checkpoints / f"step_{step:08d}" / "average.safetensors")
 
     def lines(self) -> list[dict[str, Any]]:
         text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
@@ -485,3 +501,105 @@ def test_no_development_score_is_no_candidate(tmp_path: Path, accelerator: Accel
     run = Run(tmp_path / "run", accelerator, development=dict)
     assert run.train()
     assert checkpoint_files.find_best(run.checkpoints, pytest.fail) is None
+
+
+def test_an_average_of_the_weights_is_that_of_the_steps_and_goes_on_to_the_bit(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    plain = Run(tmp_path / "plain", accelerator, checkpoint_steps=1, keep_checkpoints=STEPS)
+    assert plain.train()
+    run = Run(tmp_path / "whole", accelerator, weight_average=0.4)
+    start = {name: value.clone() for name, value in run.model.named_parameters()}
+    start |= {name: value.clone() for name, value in run.model.named_buffers()}
+    assert run.train()
+    mean = start
+    for step in range(1, STEPS + 1):
+        weights = load_file(plain.checkpoints / f"step_{step:08d}" / "weights.safetensors")
+        decay = min(0.4, (1 + step) / (10 + step))  # 2/11, 3/12, 4/13, 5/14, 0.4, ...
+        mean = {n: decay * mean[n] + (1 - decay) * weights[n] for n in weights}
+    found = run.averaged(STEPS)
+    assert found.keys() == mean.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, mean[name])
+    assert_same(run.tensors(STEPS), plain.tensors(STEPS))  # training does not notice it
+    for step in (3, 9):
+        part = Run(tmp_path / "parts", accelerator, weight_average=0.4)
+        with pytest.raises(Interrupted):
+            part.train(interrupted_after(step, part.start))
+    last = Run(tmp_path / "parts", accelerator, weight_average=0.4)
+    assert last.start == 8
+    assert last.train()
+    assert_same(last.averaged(STEPS), found)
+    assert last.average is not None
+    last.average.apply()
+    assert all(torch.equal(p, found[name]) for name, p in last.model.named_parameters())
+
+
+def test_a_score_is_of_the_average_and_training_has_its_own_weights_back(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def look() -> dict[str, float]:
+        seen.append({n: t.clone() for n, t in checkpoint.trained_state(run.model).items()})
+        return {"dev": 1.0}
+
+    run = Run(tmp_path / "run", accelerator, development=look, weight_average=0.9)
+    plain = Run(tmp_path / "plain", accelerator)
+    assert run.train()
+    assert plain.train()
+    assert_same(run.tensors(STEPS), plain.tensors(STEPS))
+    assert len(seen) == EPOCHS
+    assert_same(seen[-1], run.averaged(STEPS))
+    assert not torch.equal(seen[-1]["first.weight"], run.tensors(STEPS)["first.weight"])
+
+
+def test_a_checkpoint_without_the_average_that_a_run_keeps_is_damaged(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    run = Run(tmp_path / "run", accelerator)
+    assert run.train()
+    found = checkpoint_files.find_latest(run.checkpoints, pytest.fail)
+    assert found is not None
+    checkpoint.refuse_other_tensors(found, run.model)
+    with pytest.raises(DamagedError, match=r"it has no average\.safetensors"):
+        checkpoint.refuse_other_tensors(found, run.model, averaged=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("falls", (3.0, 3.0, 4.0, 1.0)), ("rises", (3.0, 3.0, 2.0, 9.0))]
+)
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_stage_ends_when_no_score_was_better_for_so_long_also_where_it_was_stopped_between(
+    tmp_path: Path,
+    accelerator: Accelerator,
+    name: str,
+    values: tuple[float, ...],
+    stopped: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Scores of the epochs are no better than the first; with patience 2 the third is the last."""
+    scored: list[float] = []
+
+    def development() -> dict[str, float]:
+        scored.append(values[len(scored)])
+        return {name: scored[-1], "beside": 0.0}
+
+    def run() -> Run:
+        return Run(tmp_path / "run", accelerator, development=development, patience=2, epochs=4)
+
+    if stopped:  # after the second score, which counts as one that was waited for
+        first = run()
+        with pytest.raises(Interrupted):
+            first.train(interrupted_after(9, 0))
+        assert first.state(8)["selection"]["waited"] == 1
+    last = run()
+    assert last.start == (8 if stopped else 0)
+    assert last.train(clips(last.start, steps=16))
+    assert last.loop.done == 12
+    assert scored == list(values[:3])
+    assert last.state(12)["score"] == (-values[2] if name == "rises" else values[2])
+    assert "the stage ends after step 12 of 16: 2 development scores" in capsys.readouterr().out
+    again = run()  # a run that was killed before its model was written has nothing left to train
+    assert again.train(iter(()))
+    assert again.loop.done == 12
