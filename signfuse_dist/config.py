@@ -136,9 +136,11 @@ class ModelConfig:
         MISSING, "load", "unread by contrastive"
     )
     """Type of the frozen LLM's weights."""
-    lora_targets: tuple[str, ...] | None = key(MISSING, "stage", "unread by contrastive")
-    """Layers of the LLM that get LoRA; null: every projection of its attention blocks, found in the
-    model."""
+    lora_targets: tuple[str, ...] | Literal["all"] | None = key(
+        MISSING, "stage", "unread by contrastive"
+    )
+    """Layers of the LLM that get LoRA, by name; `all`: every linear layer but the output layer;
+    null: every projection of its attention blocks. Both are found in the model."""
     attention: AttentionName = key(MISSING, "load")
     """Attention backend of CMFA, HTA and the LLM; `auto` is `sdpa` over at most 128 steps (256
     frames) and in the LLM, else the first that is available. `varlen` of torch 2.15 takes cuDNN
@@ -240,7 +242,14 @@ class ModelConfig:
         "stage",
         "unread by contrastive",
     )
-    """Instruction to the LLM between sign tokens and text (section 3.6)."""
+    """Instruction to the LLM between sign tokens and text (section 3.6). `{language}` stands for
+    the English name of `data.language`, `{own_language}` for its name in that language."""
+    start_token: Literal["after", "before"] = key("after", "stage", "unread by contrastive")
+    """Where the token stands with which the LLM's tokenizer begins a text (`<s>`): `after` the sign
+    tokens, before the prompt, or `before` all."""
+    leading_space: bool = key(False, "stage", "unread by contrastive")
+    """Whether the first word of a text is cut into tokens as a word inside a text is, for
+    tokenizers that tell the two apart (GPT-2, Qwen, LLaMA-3); others do so anyway."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -35,6 +35,7 @@ from signfuse_dist.errors import (
     suggest,
 )
 from signfuse_dist.files import locate, package_files, parse_yaml, read_yaml, yaml_files
+from signfuse_dist.languages import fill_prompt
 from signfuse_dist.origin import Origin
 from signfuse_dist.records import build, dotted
 from signfuse_dist.stages import trained_parts
@@ -307,6 +308,7 @@ def contradictions(run: RunConfig) -> list[str]:
         *_of_scales(run.model),
         *_of_stages(run.train, run.stage),
         *_of_rates(run),
+        *_of_prompt(run),
         *_of_pairs(run),
         *_of_memory(run.model),
         *_of_features(run),
@@ -419,6 +421,14 @@ def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
             "or more"
         )
     return errors
+
+
+def _of_prompt(run: RunConfig) -> list[str]:
+    try:
+        fill_prompt(run.model.prompt, run.data.language)
+    except UserError as e:
+        return [str(e)]
+    return []
 
 
 def _of_rates(run: RunConfig) -> list[str]:

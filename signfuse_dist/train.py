@@ -48,6 +48,7 @@ from signfuse_dist.errors import MachineError, UserError, raise_together
 from signfuse_dist.experiment import load_run
 from signfuse_dist.files import faults_told, write_text
 from signfuse_dist.jobs.folder import JobFolder
+from signfuse_dist.languages import fill_prompt
 from signfuse_dist.locks import held
 from signfuse_dist.metering import meter_of, say_what_is_unknown
 from signfuse_dist.model import parts, saved
@@ -417,7 +418,8 @@ def _history(job: _Job, steps: int) -> tuple[TrainedStage, ...]:
 def _build(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     """Build the stage's model from the stage before it, ``train.start`` or ImageNet weights."""
     run, stage = job.run, job.run.stage.name
-    model, tokenizer = saved.build(run.model, needs_language_model(stage), run.data.max_frames)
+    config = replace(run.model, prompt=fill_prompt(run.model.prompt, run.data.language))
+    model, tokenizer = saved.build(config, needs_language_model(stage), run.data.max_frames)
     job.startup.lap("model")
     before, chosen = previous(stage, run.train.stages), None
     start = find_start(run)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +55,18 @@ class LanguageModel(nn.Module):
     a step depend on how the batch is shared out.
     """
 
+    opening: Tensor
     prompt: Tensor
 
-    def __init__(self, model: PreTrainedModel, prompt: list[int]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompt: list[int], opening: Sequence[int] = ()
+    ) -> None:
+        """Put ``opening`` before the sign tokens and ``prompt`` behind them, as ids."""
         super().__init__()
         self.model: Any = model.requires_grad_(False)
-        self.register_buffer("prompt", torch.tensor(prompt), persistent=False)
+        for name, ids in (("opening", opening), ("prompt", prompt)):
+            tokens = torch.tensor(list(ids), dtype=torch.long)
+            self.register_buffer(name, tokens, persistent=False)
         self.merged: list[MergedLora] = []
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.start: int | None = getattr(model.config, "decoder_start_token_id", None)
@@ -106,7 +112,7 @@ class LanguageModel(nn.Module):
         """Return how many tokens of text the context leaves; None without a limit."""
         if self.context is None:
             return None
-        left = self.context - num_sign_tokens - len(self.prompt)
+        left = self.context - num_sign_tokens - len(self.opening) - len(self.prompt)
         return self.context if self.is_encoder_decoder and left >= 0 else left
 
     def add_lora(self, config: ModelConfig) -> None:
@@ -237,8 +243,11 @@ class LanguageModel(nn.Module):
         return [every[i : i + count] for i in range(0, len(every), count)]
 
     def _prefix(self, sign_embeddings: Tensor) -> Tensor:
-        prompt = self.embed(self.prompt).expand(len(sign_embeddings), -1, -1)
-        return torch.cat((sign_embeddings.to(prompt.dtype), prompt), dim=1)
+        opening, prompt = (
+            self.embed(tokens).expand(len(sign_embeddings), -1, -1)
+            for tokens in (self.opening, self.prompt)
+        )
+        return torch.cat((opening, sign_embeddings.to(prompt.dtype), prompt), dim=1)
 
     def refuse_beyond_context(self, num_sign_tokens: int, num_tokens: int, what: str) -> None:
         """Raise UserError where ``what``, of so many tokens, does not fit into the context."""
@@ -251,23 +260,50 @@ class LanguageModel(nn.Module):
 
 
 class TextTokenizer:
-    """The LLM's tokenizer as this project uses it."""
+    """The LLM's tokenizer as this project uses it.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
+    Attributes:
+        end: the token that ends a text.
+        opening: what stands before the sign tokens.
+        prompt: what stands behind them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: str,
+        start_token: str = "after",
+        leading_space: bool = False,
+    ) -> None:
+        """Take ``model.prompt``, ``model.start_token`` and ``model.leading_space``.
+
+        Raises UserError for a tokenizer without an end token, and for a start token that is to
+        stand before the sign tokens and is not there.
+        """
         self._tokenizer = tokenizer
+        self._before = " " if leading_space and not _marks_first_words(tokenizer) else ""
         if tokenizer.eos_token_id is None:
             raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no end-of-text token")
         self.end: int = tokenizer.eos_token_id
         # With the special tokens the LLM has around a text: <s> before it for LLaMA, </s> after it
         # for T5.
         self.prompt: list[int] = tokenizer(prompt).input_ids
+        self.opening: list[int] = []
+        if start_token == "before":
+            if self.prompt[:1] != [tokenizer.bos_token_id]:
+                raise UserError(
+                    f"model.start_token=before: the tokenizer of {tokenizer.name_or_path} puts no "
+                    "start token before a text; write model.start_token=after"
+                )
+            self.opening, self.prompt = self.prompt[:1], self.prompt[1:]
 
     def encode(self, text: str) -> list[int]:
         """Return the target tokens of a sentence with the end token, without a start token.
 
         An empty text is the end token alone: the model is taught to say nothing.
         """
-        return [*self._tokenizer(text, add_special_tokens=False).input_ids, self.end]
+        tokens = self._tokenizer(self._spaced(text), add_special_tokens=False).input_ids
+        return [*tokens, self.end]
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text up to the first end token; padding may share the end token's id."""
@@ -283,13 +319,28 @@ class TextTokenizer:
             room: most tokens that a text may have with its end token; None = no limit.
         """
         too_long, unknown = [], []
-        rows = self._tokenizer(list(texts.values()), add_special_tokens=False).input_ids
+        spaced = [self._spaced(text) for text in texts.values()]
+        rows = self._tokenizer(spaced, add_special_tokens=False).input_ids
         for name, tokens in zip(texts, rows, strict=True):
             if room is not None and len(tokens) + 1 > room:
                 too_long.append(f"{name}: {len(tokens) + 1} tokens, and there is room for {room}")
             if self._tokenizer.unk_token_id in tokens:
                 unknown.append(name)
         return too_long, unknown
+
+    def _spaced(self, text: str) -> str:
+        return f"{self._before}{text}" if text else text
+
+
+def _marks_first_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a word has the same tokens at the beginning of a text and inside it.
+
+    SentencePiece's tokenizers put a space before a text by themselves.
+    """
+    alone, twice = (
+        tokenizer(text, add_special_tokens=False).input_ids for text in ("the", "the the")
+    )
+    return bool(twice == alone * 2)
 
 
 @dataclass(frozen=True)
@@ -298,7 +349,7 @@ class MergedLora:
 
     rank: int
     alpha: int
-    targets: tuple[str, ...] | None
+    targets: tuple[str, ...] | Literal["all"] | None
     tensors: Mapping[str, Tensor]
 
     @classmethod
@@ -318,12 +369,13 @@ class Candidate(NamedTuple):
 
 def load_language_model(config: ModelConfig, tokenizer: TextTokenizer) -> LanguageModel:
     """Load the frozen LLM; raise :class:`UserError` without it, or without room for a text."""
-    llm = LanguageModel(load_frozen(config), tokenizer.prompt)
+    llm = LanguageModel(load_frozen(config), tokenizer.prompt, tokenizer.opening)
     room = llm.room(config.num_sign_tokens)
     if room is not None and room < 1:
         raise UserError(
             f"model.llm {config.llm!r} has a context of {llm.context}: model.num_sign_tokens "
-            f"{config.num_sign_tokens} and the {len(tokenizer.prompt)} tokens of model.prompt "
+            f"{config.num_sign_tokens} and the {len(tokenizer.opening) + len(tokenizer.prompt)} "
+            "tokens of model.prompt "
             "leave no room for a text"
         )
     return llm
@@ -333,7 +385,7 @@ def load_tokenizer(config: ModelConfig) -> TextTokenizer:
     """Load the LLM's tokenizer; raise :class:`UserError` when it is not there."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.llm_revision)
-        return TextTokenizer(tokenizer, config.prompt)
+        return TextTokenizer(tokenizer, config.prompt, config.start_token, config.leading_space)
     except (OSError, ValueError, ImportError) as e:
         raise not_found(config, e) from e
 
@@ -381,10 +433,11 @@ def without_bars() -> Iterator[None]:
 def add_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
     """Return ``model`` with trainable LoRA matrices of rank r and scale alpha / r.
 
-    On the layers of ``config.lora_targets``, or where it is None on every projection of the
-    attention blocks. Raises UserError for a target that matches no layer.
+    On the layers of ``config.lora_targets``; where it is None on every projection of the attention
+    blocks, with `all` on every linear layer but the output layer. Raises UserError for a target
+    that matches no layer.
     """
-    targets = config.lora_targets
+    targets = find_linear(model) if config.lora_targets == "all" else config.lora_targets
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -425,6 +478,16 @@ def find_projections(model: nn.Module) -> list[str]:
     return projections
 
 
+def find_linear(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the full names of all linear layers of an LLM but the one that gives the logits."""
+    output = model.get_output_embeddings()
+    return tuple(
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, Conv1D)) and layer is not output
+    )
+
+
 def attention_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Return the innermost modules that say whether they are causal.
 
@@ -460,7 +523,8 @@ def _refuse_unmatched(model: nn.Module, targets: Sequence[str]) -> None:
         there = sorted({name.rpartition(".")[2] for name in find_projections(model)})
         raise UserError(
             f"model.lora_targets: {type(model).__name__} has no layers called "
-            f"{', '.join(unmatched)}; its attention has {', '.join(there)} (null takes them all)"
+            f"{', '.join(unmatched)}; its attention has {', '.join(there)} (null takes them all, "
+            "and all takes every linear layer)"
         )
 
 

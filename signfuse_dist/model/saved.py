@@ -22,7 +22,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic.dataclasses import dataclass
@@ -152,7 +152,7 @@ class _MergedRecord:
 
     rank: Whole
     alpha: Whole
-    targets: tuple[str, ...] | None
+    targets: tuple[str, ...] | Literal["all"] | None
 
     def values(self) -> dict[str, Any]:
         return vars(self)

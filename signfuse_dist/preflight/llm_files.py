@@ -14,12 +14,20 @@ from signfuse_dist.files import read_json
 from signfuse_dist.preflight.finding import Finding, error, ok
 from signfuse_dist.preflight.network import hub_file, missing_file
 from signfuse_dist.stages import needs_language_model
+from signfuse_dist.tensor_files import read_infos
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # Of each weight when loaded; 4 bits carry the scales of their blocks.
 _QUANTIZED = {"8bit": 1.0, "4bit": 0.56}
+
+
+_TABLES = ("embed", "wpe", "wte", "shared", "position", "relative_attention_bias")
+
+
+def _endings(targets: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f".{target}" for target in targets)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,18 @@ class LLMFiles:
                 return int(self.config[name])
         raise KeyError(names[0])
 
+    def _linear_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each linear layer but the output layer, by the layer's name."""
+        vocabulary = self.config.get("vocab_size")
+        return {
+            name.removesuffix(".weight"): tuple(info.shape)
+            for path in _weights(self.folder)
+            if path.suffix == ".safetensors"
+            for name, info in read_infos(path).items()
+            if name.endswith(".weight") and len(info.shape) == 2
+            if vocabulary not in info.shape and not any(part in name for part in _TABLES)
+        }
+
     @property
     def num_weights(self) -> float:
         """Weights by the size of the files, as they are stored."""
@@ -57,11 +77,17 @@ class LLMFiles:
         return self.num_weights * each
 
     def lora_parameters(self, model: ModelConfig) -> int:
-        """Return the parameters of LoRA on the attention blocks (``model.lora_targets`` null).
+        """Return the parameters of LoRA on ``model.lora_targets``.
 
-        Exact for attention of queries, keys, values and output, with grouped keys or without. An
-        encoder-decoder has three such blocks for each pair of layers.
+        On the attention blocks (null) exact for queries, keys, values and output, with grouped keys
+        or without; an encoder-decoder has three such blocks for each pair of layers. Named layers,
+        and `all`, are counted by the shapes in the headers of safetensors files; of pickled
+        weights, which are not opened, the attention blocks are counted in their place.
         """
+        targets, shapes = model.lora_targets, self._linear_shapes()
+        if targets is not None and shapes:
+            names = [n for n in shapes if targets == "all" or f".{n}".endswith(_endings(targets))]
+            return model.lora_rank * sum(sum(shapes[name]) for name in names)
         dim = self.llm_dim
         heads = int(self.config.get("num_attention_heads") or self.config.get("num_heads") or 1)
         head = int(self.config.get("head_dim") or self.config.get("d_kv") or dim // heads)

@@ -21,6 +21,7 @@ from signfuse_dist.evaluation.protocols import in_order
 from signfuse_dist.evaluation.scores import Scores, SplitScores, read_split_scores
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import read_json, write_text
+from signfuse_dist.languages import fill_prompt
 from signfuse_dist.locks import held
 from signfuse_dist.model.usage import Usage, read_usage
 from signfuse_dist.records import read_record
@@ -175,7 +176,7 @@ def _model(run: RunConfig, saved: _SavedModel, translates: bool) -> Rows:
             ("its licence", model.llm_licence or "not stated"),
             ("its revision", str(saved.llm_commit or "a folder, no revision")),
             ("its fingerprint", str(saved.llm_fingerprint)),
-            ("prompt", model.prompt),
+            ("prompt", fill_prompt(model.prompt, run.data.language)),
         ]
     return rows
 

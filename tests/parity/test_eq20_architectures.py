@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from helpers.model_factory import (
 from signfuse_dist.config import EvaluationConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.llm import LanguageModel, find_projections
+from signfuse_dist.preflight.llm_files import find_llm_files
 
 PROMPT = [3, 2, 4]
 # 1 is the end token, 0 the padding of T5: both stand inside texts and are learned there.
@@ -240,6 +243,63 @@ def test_lora_trains_its_own_matrices_alone_and_starts_as_nothing(name: str) -> 
     assert all(torch.equal(dict(llm.named_parameters())[n], p) for n, p in frozen.items())
     rows = llm.generate(sign.detach(), EvaluationConfig(num_beams=2, max_new_tokens=4), end=1)
     assert len(rows) == 3
+
+
+MLP = {
+    "llama": ("gate_proj", "up_proj", "down_proj"),
+    "qwen": ("gate_proj", "up_proj", "down_proj"),
+    "gpt2": ("c_fc", "mlp.c_proj"),
+    "t5": ("wi_0", "wi_1", "wo"),
+    "mt5": ("wi_0", "wi_1", "wo"),
+}
+
+
+@each_llm
+@pytest.mark.parametrize("which", ["mlp", "all"])
+def test_lora_on_the_feed_forward_layers_or_on_all_of_them_trains(
+    name: str, which: str, tmp_path: Path
+) -> None:
+    """Two layers, T5 two on each side; and `signfuse check` counts the same without torch."""
+    model = LLMS[name]()
+    model.save_pretrained(tmp_path)
+    llm, layers = LanguageModel(model, PROMPT), 4 if name.endswith("t5") else 2
+    config = small_config(lora_targets="all" if which == "all" else MLP[name])
+    llm.add_lora(config)
+    llm.train()
+    trained = {n: p for n, p in llm.named_parameters() if p.requires_grad}
+    wrapped = {n.partition(".lora_")[0] for n in trained}
+    attention = BLOCKS[name] * len(PROJECTIONS[name]) if which == "all" else 0
+    assert len(wrapped) == layers * len(MLP[name]) + attention
+    assert not any("lm_head" in n for n in wrapped)
+    sign, tokens, lengths = _inputs()
+    optimizer = torch.optim.Adam(trained.values(), lr=0.05)
+    for _ in range(2):  # B starts at zero, so A's first gradient is zero
+        optimizer.zero_grad()
+        llm.negative_log_likelihood(sign.detach(), tokens, lengths).sum().backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.any() for p in trained.values())
+    files = find_llm_files(dataclasses.replace(config, llm=str(tmp_path)))
+    assert files is not None
+    assert files.lora_parameters(config) == sum(p.numel() for p in trained.values())
+
+
+@each_llm
+def test_the_start_token_may_stand_before_the_sign_tokens(name: str) -> None:
+    """[<s>; E_sign; prompt; text]: another likelihood, and the same by hand; room counts it."""
+    model, sign, tokens, lengths = LLMS[name](), *_inputs()
+    llm = LanguageModel(model, PROMPT[1:], PROMPT[:1])
+    found = llm.negative_log_likelihood(sign, tokens, lengths)
+    table = model.get_input_embeddings().weight
+    moved = torch.cat((table[torch.tensor(PROMPT[:1])].expand(3, 1, -1), sign), dim=1)
+    expected = LanguageModel(model, PROMPT[1:]).negative_log_likelihood(moved, tokens, lengths)
+    torch.testing.assert_close(found, expected)
+    after = LanguageModel(model, PROMPT)
+    assert not torch.allclose(found, after.negative_log_likelihood(sign, tokens, lengths))
+    assert llm.room(4) == after.room(4)
+    config = EvaluationConfig(num_beams=2, max_new_tokens=4)
+    assert llm.generate(sign, config, end=1) == LanguageModel(model, PROMPT[1:]).generate(
+        moved, config, end=1
+    )
 
 
 def test_lora_targets_can_be_named_and_each_must_be_there() -> None:

@@ -347,3 +347,43 @@ def test_the_choice_of_an_encoder_follows_precision(monkeypatch: pytest.MonkeyPa
     assert seen == [
         ("auto", cpu, dtype, 8, 151, False) for dtype in (torch.float32, torch.bfloat16)
     ]
+
+
+def _byte_level(add_prefix_space: bool) -> Any:
+    """Return a tokenizer as GPT-2's, in which a word after a space is another token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "a", "Ġa", "t", "h", "e", "Ġ", "the", "Ġthe", "th"]
+    merges = [("Ġ", "a"), ("t", "h"), ("th", "e"), ("Ġ", "the")]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=add_prefix_space, use_regex=True
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def test_the_first_word_may_be_cut_as_one_inside_a_text() -> None:
+    plain = TextTokenizer(_byte_level(False), "the")
+    spaced = TextTokenizer(_byte_level(False), "the", leading_space=True)
+    assert plain.encode("the a") == [8, 3, 1]
+    assert spaced.encode("the a") == [9, 3, 1]
+    assert plain.decode([8, 3, 1]) == spaced.decode([9, 3, 1]) == "the a"
+    assert spaced.encode("") == [1]
+    assert spaced.prompt == plain.prompt
+    assert spaced.find_unfit({"x": "the a"}, 2) == (["x: 3 tokens, and there is room for 2"], [])
+
+
+def test_a_tokenizer_that_marks_first_words_itself_gets_no_second_space() -> None:
+    marked = TextTokenizer(_byte_level(True), "the", leading_space=True)
+    assert marked.encode("the a") == [9, 3, 1]
+
+
+def test_a_start_token_before_the_sign_tokens_must_be_there() -> None:
+    tokenizer = TextTokenizer(tiny_tokenizer(), "translate the sign", "before")
+    assert (tokenizer.opening, tokenizer.prompt) == ([0], [2, 3, 4])
+    with pytest.raises(UserError, match=r"model\.start_token=before: the tokenizer of .* puts no"):
+        TextTokenizer(tiny_t5_tokenizer(), "translate the sign", "before")
