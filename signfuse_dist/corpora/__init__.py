@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from signfuse_dist.corpora import csl_daily, how2sign, phoenix14t
+from signfuse_dist.corpora import boston104, csl_daily, how2sign, phoenix14t
+from signfuse_dist.corpora.boston104 import read_boston104
 from signfuse_dist.corpora.characters import script_of
 from signfuse_dist.corpora.csl_daily import read_csl_daily
 from signfuse_dist.corpora.how2sign import read_how2sign, read_how2sign_precut
@@ -61,6 +62,7 @@ _READERS: Mapping[str, Callable[[Path, str], Corpus]] = {
     "csl_daily": read_csl_daily,
     "how2sign": read_how2sign,
     "how2sign_precut": read_how2sign_precut,
+    "boston104": read_boston104,
 }
 CORPORA = tuple(_READERS)
 
@@ -95,6 +97,7 @@ _SPLITS: Mapping[str, Callable[[Path], Sequence[str]]] = {
     "csl_daily": lambda root: tuple(csl_daily.ROWS),
     "how2sign": lambda root: tuple(how2sign.ROWS),
     "how2sign_precut": lambda root: tuple(how2sign.ROWS),
+    "boston104": lambda root: tuple(boston104.ROWS),
 }
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from signfuse_dist.corpora import ClipRow
-from signfuse_dist.corpora.poses import OPENPOSE
+from signfuse_dist.corpora.poses import BOSTON104, OPENPOSE
+from signfuse_dist.data.boston104_tracks import read_boston104_track
 from signfuse_dist.data.joints import PoseError, PoseTrack
 from signfuse_dist.data.manifest import Packing
 from signfuse_dist.data.openpose import read_openpose
@@ -20,7 +21,7 @@ from signfuse_dist.data.tracks import with_size
 _READERS: Mapping[str, Callable[[Path, float], PoseTrack]] = {
     OPENPOSE: read_openpose,
 }
-PUBLISHED = frozenset(_READERS)
+PUBLISHED = frozenset((*_READERS, BOSTON104))
 """Names of the formats, which stand in the place of an extractor's in a set of shards."""
 
 
@@ -32,5 +33,7 @@ def read_published(row: ClipRow, packing: Packing) -> PoseTrack:
     path = row.joints
     if path is None or not path.exists():
         raise PoseError(f"no poses: {path.name if path else row.source} is not there")
+    if packing.extractor == BOSTON104:
+        return read_boston104_track(path, row.id)
     track = _READERS[packing.extractor](path, packing.settings.pose_confidence)
     return with_size(track, row.size)
