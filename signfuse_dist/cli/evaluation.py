@@ -68,6 +68,13 @@ def add_score(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--intervals", action="store_true", help="give 95%% intervals by bootstrap as well"
     )
+    command.add_argument(
+        "--trained",
+        type=Path,
+        metavar="TEXTS",
+        help="texts of training, to score the other sentences apart: a packed split, a table with "
+        "a column `text`, or a .txt of a sentence a line (an evaluation has them in its scores)",
+    )
     command.set_defaults(run=_score)
 
 
@@ -257,14 +264,16 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    _refuse_absent(options.hypotheses, *(options.references or ()))
+    _refuse_absent(options.hypotheses, *(options.references or ()), options.trained)
     from signfuse_dist.evaluation.scores import (
         SplitScores,
-        format_scores,
+        format_split_scores,
         score_files,
         write_split_scores,
     )
+    from signfuse_dist.evaluation.seen import read_texts, score_unseen, unseen_ids
     from signfuse_dist.evaluation.significance import Resampling
+    from signfuse_dist.evaluation.translations import read_scored
 
     protocol = from_options(Protocol, options)
     file, language = options.hypotheses, protocol.language
@@ -284,9 +293,18 @@ def _score(options: argparse.Namespace) -> int:
         resampling=Resampling() if options.intervals else None,
         bleurt=protocol.bleurt,
     )
-    print(format_scores(scores))
+    unseen = None
+    if options.trained is not None:
+        ours, theirs = read_scored(file, protocol.references or (), [])
+        texts = read_texts(options.trained)
+        unseen = score_unseen(ours, theirs, texts, protocol.find_preset(), language)
+        if unseen is None:
+            known = len(theirs) - len(unseen_ids(theirs, texts))
+            print(f"{known} of {len(theirs)} references are sentences of training\n")
+    scored = SplitScores(scores, unseen=unseen)
+    print(format_split_scores(scored))
     if protocol.json is not None:
-        write_split_scores(protocol.json, SplitScores(scores))
+        write_split_scores(protocol.json, scored)
     return 0
 
 

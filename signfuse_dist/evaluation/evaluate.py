@@ -35,6 +35,7 @@ from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.manifest import manifest_bytes
 from signfuse_dist.data.split import Split
 from signfuse_dist.data.staging import stage
+from signfuse_dist.data.storage import is_local, open_folder
 from signfuse_dist.device import has_gpu
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.asked import AskedEvaluation, ask
@@ -50,6 +51,7 @@ from signfuse_dist.evaluation.scores import (
     score_with_intervals,
     write_split_scores,
 )
+from signfuse_dist.evaluation.seen import packed_texts, score_unseen
 from signfuse_dist.evaluation.translations import (
     rank_samples,
     spread_samples,
@@ -513,7 +515,19 @@ def _results(result: EvaluationResult, sentences: dict[str, str]) -> SplitScores
             controls[control] = score(result.sentences(control), references, preset, language)
     inapplicable = {name: reason for name, reason in result.reasons.items() if reason}
     decoding, settings = asdict(run.evaluation), result.asked.settings
-    return SplitScores(scores, controls, inapplicable, decoding, settings)
+    trained = _training_texts(run)
+    unseen = score_unseen(sentences, references, trained, preset, language) if trained else None
+    return SplitScores(scores, controls, inapplicable, decoding, settings, unseen=unseen)
+
+
+def _training_texts(run: RunConfig) -> set[str]:
+    """Return the texts of the training split; none where it is not on this machine any more."""
+    try:
+        folder = open_folder(run.shards(run.data.train_split))
+        return packed_texts(folder) if is_local(folder) else set()
+    except UserError as error:
+        print_line(f"sentences of training are not scored apart: {error}")
+        return set()
 
 
 def _sample_maps(

@@ -1,4 +1,4 @@
-"""Each metric as one of sacrebleu: BLEU, chrF, ROUGE-L and METEOR; BLEURT is beside it.
+"""Each metric as one of sacrebleu: BLEU, chrF, ROUGE-L, METEOR and WER; BLEURT is beside it.
 
 sacrebleu's resampling and signatures thus serve them all. BLEU and chrF are sacrebleu's own.
 ROUGE-L is computed here, or by the package `rouge` where a protocol takes it from there; METEOR is
@@ -27,7 +27,7 @@ from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 
 from signfuse_dist import __version__
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.protocols import BLEU_NAMES, Beta, Preset
+from signfuse_dist.evaluation.protocols import BLEU_NAMES, WER, Beta, Preset
 
 # Of the table of a longest common subsequence: what the package `rouge` is given, and what is
 # computed at all (a byte each).
@@ -61,6 +61,8 @@ def build_measures(preset: Preset, language: str | None) -> dict[str, Measure]:
     measures["chrF"] = Measure(CHRF(lowercase=preset.lowercase), suffix)
     measures["ROUGE-L"] = Measure(_rouge_l(preset))
     measures["METEOR"] = Measure(_meteor(preset, language))
+    if preset.word_errors:
+        measures[WER] = Measure(WordErrors(preset))
     return measures
 
 
@@ -117,6 +119,68 @@ class SentenceMean(Metric):
 
     def _aggregate_and_compute(self, stats: Any) -> Score:
         return self._compute_score_from_stats(np.sum(np.asarray(stats, np.float64), axis=0))
+
+
+class WordErrors(Metric):
+    """The word error rate: edits that make a hypothesis of its reference, over reference words.
+
+    Substitutions, deletions and insertions count one each, and sums are taken over the corpus
+    before they are divided; times 100, and above 100 where more is written than was to be. Of
+    several references the one with the lowest rate counts.
+    """
+
+    _SIGNATURE_TYPE = _FactsSignature
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.name, self._preset = WER, preset
+        self.facts = {
+            "case": "lc" if preset.lowercase else "mixed",
+            **_cut(preset),
+            "version": f"signfuse-{__version__}",
+        }
+
+    def _preprocess_segment(self, sent: str) -> str:
+        return sent
+
+    def _extract_reference_info(self, refs: Sequence[str]) -> dict[str, Any]:
+        return {"refs": refs}
+
+    def _compute_segment_statistics(
+        self, hypothesis: str, ref_kwargs: dict[str, Any]
+    ) -> list[float]:
+        ours = tokens(hypothesis, self._preset)
+        counted: list[list[float]] = []
+        for reference in ref_kwargs["refs"]:
+            words = tokens(reference, self._preset)
+            counted.append([float(num_edits(words, ours)), float(len(words))])
+        return min(counted, key=lambda one: (one[0] / max(one[1], 1.0), one[0]))
+
+    def _compute_score_from_stats(self, stats: Any) -> Score:
+        edits, words = map(float, stats)
+        return Score(self.name, 100.0 * edits / max(words, 1.0))
+
+    def _aggregate_and_compute(self, stats: Any) -> Score:
+        return self._compute_score_from_stats(np.sum(np.asarray(stats, np.float64), axis=0))
+
+
+def num_edits(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return the fewest substitutions, deletions and insertions that make ``b`` of ``a``.
+
+    Levenshtein's recurrence, a row of the table at once, a row a token of the shorter list: what
+    is cheapest from the row above is taken first, then what tokens of this row add from the left.
+    """
+    shorter, longer = sorted((a, b), key=len)
+    numbers = {token: number for number, token in enumerate(dict.fromkeys((*shorter, *longer)))}
+    other = np.array([numbers[token] for token in longer], dtype=np.int64)
+    places = np.arange(len(longer) + 1)
+    row = places.copy()
+    for token in shorter:
+        above = row
+        row = above + 1
+        row[1:] = np.minimum(row[1:], above[:-1] + (other != numbers[token]))
+        row = np.minimum.accumulate(row - places) + places
+    return int(row[-1])
 
 
 def _bleu(preset: Preset, order: int) -> BLEU:

@@ -31,7 +31,10 @@ RougeL = float | Literal["p/r", "package"]
 
 BLEU_NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 _ALL_WORDS = "all"
-METRICS = (*BLEU_NAMES, "chrF", "ROUGE-L", "METEOR", "BLEURT")
+WER = "WER"
+METRICS = (WER, *BLEU_NAMES, "chrF", "ROUGE-L", "METEOR", "BLEURT")
+ERRORS = frozenset((WER,))
+"""Metrics that count what is wrong: lower is better, and more than 100 is possible."""
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -61,6 +64,7 @@ class _Protocol:
     append: str
     seeds: Annotated[int, Field(strict=True, ge=1)]
     about: str
+    word_errors: Flag = False
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT_KEYS)

@@ -102,6 +102,9 @@ class SplitScores:
     decoding: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     near_attention: NearAttention | None = None
+    unseen: Scores | None = None
+    """Of the sentences whose reference is no sentence of the training split; None where none of
+    them is one, where all are, and where that is not known."""
 
 
 def score(
@@ -286,6 +289,9 @@ def format_split_scores(split_scores: SplitScores) -> str:
         if name in split_scores.controls:
             parts.append(f"{title}:\n{format_scores(split_scores.controls[name])}")
     parts += [f"no control {name}: {why}" for name, why in split_scores.inapplicable.items()]
+    if split_scores.unseen is not None:
+        title = "the sentences whose reference is no sentence of the training split"
+        parts.insert(1, f"{title}:\n{format_scores(split_scores.unseen)}")
     if split_scores.near_attention is not None:
         parts.append(f"attention within one step of its own: {split_scores.near_attention}")
     return "\n\n".join(parts)
@@ -302,6 +308,8 @@ def write_split_scores(path: Path, split_scores: SplitScores) -> None:
         "settings": dict(split_scores.settings),
         "near_attention": split_scores.near_attention and asdict(split_scores.near_attention),
     }
+    if split_scores.unseen is not None:
+        value["unseen"] = _to_dict(split_scores.unseen)
     write_json(path, value)
 
 
@@ -322,6 +330,7 @@ def read_split_scores(path: Path) -> SplitScores:
         record.decoding,
         record.settings,
         record.near_attention,
+        None if record.unseen is None else record.unseen.to_scores(),
     )
 
 
@@ -371,6 +380,7 @@ class _SplitScoresRecord:
     decoding: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)  # earlier files have none
     near_attention: NearAttention | None = None  # nor this
+    unseen: _ScoresRecord | None = None  # only where there are some of both
 
 
 def _to_dict(scores: Scores) -> dict[str, Any]:

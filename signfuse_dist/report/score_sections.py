@@ -12,7 +12,7 @@ import numpy as np
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.controls import CONTROLS
 from signfuse_dist.evaluation.metrics import tokens
-from signfuse_dist.evaluation.protocols import Preset, find_preset, in_order
+from signfuse_dist.evaluation.protocols import ERRORS, Preset, find_preset, in_order
 from signfuse_dist.evaluation.scores import Scores, SplitScores
 from signfuse_dist.evaluation.sentences import SentenceStatistics
 from signfuse_dist.report import plots
@@ -203,18 +203,33 @@ def _scores_table(split_scores: SplitScores) -> Table:
     scores, controls = split_scores.scores, split_scores.controls
     shown = [name for name in CONTROLS if name in controls]
     spans = ("95% interval",) if scores.intervals else ()
+    apart = split_scores.unseen
+    unseen = () if apart is None else (f"{apart.num_samples} unseen sentences",)
     rows = []
     for name in in_order(scores.scores):
         value, signature = scores[name]
-        interval = (_interval(scores, name),) if spans else ()
+        interval = [_interval(scores, name)] if spans else []
+        interval += [] if apart is None else [_value(apart, name)]
         others = (_value(controls[control], name) for control in shown)
         rows.append((name, f"{value:.2f}", *interval, *others, signature))
     return Table(
         f"Scores under the preset “{scores.preset}” beside the controls. Higher is better; 100 is "
-        "the most.",
-        ("Metric", "Score", *spans, *(_TITLES[name].capitalize() for name in shown), "Signature"),
+        f"the most.{_lower(scores)}",
+        (
+            "Metric",
+            "Score",
+            *spans,
+            *unseen,
+            *(_TITLES[name].capitalize() for name in shown),
+            "Signature",
+        ),
         tuple(rows),
     )
+
+
+def _lower(scores: Scores) -> str:
+    errors = [name for name in in_order(scores.scores) if name in ERRORS]
+    return f" Of {', '.join(errors)} lower is better." if errors else ""
 
 
 def _interval(scores: Scores, name: str) -> str:
@@ -236,6 +251,12 @@ def _notes(run: ReportInputs, split_scores: SplitScores) -> list[str]:
         notes.append(
             f"95% intervals by resampling the sentences ({scores.resampling}): they say how much "
             "the choice of sentences moves a score, not how much another training would."
+        )
+    apart = split_scores.unseen
+    if apart is not None:
+        notes.append(
+            f"Unseen are the {apart.num_samples} sentences whose reference is no sentence of the "
+            f"training split; {scores.num_samples - apart.num_samples} are one."
         )
     near = split_scores.near_attention
     if near is not None:

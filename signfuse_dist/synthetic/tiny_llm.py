@@ -42,6 +42,7 @@ from transformers import (
 from signfuse_dist.answer import answer
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.corpora.tables import read_lines
+from signfuse_dist.data.manifest import load_index, load_manifest
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import part_of
 from signfuse_dist.model.llm import without_bars
@@ -58,12 +59,19 @@ Sample = tuple[list[int], list[int]]
 def read_texts(table: Path, split: str) -> list[str]:
     """Return the texts of ``split`` in a table with the columns ``text`` and ``split``.
 
-    The table is read as the packer reads it. Raises :class:`UserError` for a table
-    that is missing or lacks a column, for lines that are malformed, and for a split that has no
-    text in it.
+    The table is read as the packer reads it; a folder is that of packed splits. Raises
+    :class:`UserError` for a table that is missing or lacks a column, for lines that are malformed,
+    and for a split that has no text in it.
     """
+    if table.is_dir():
+        packed = load_manifest(table / split)
+        indexes = [load_index(table / split, shard) for shard in packed.shards]
+        return [sample.text for index in indexes for sample in index.samples]
     if not table.is_file():
-        raise UserError(f"there is no table {table}; --text names a table with columns text, split")
+        raise UserError(
+            f"there is no table {table}; --text names a table with columns text, split, or the "
+            "folder of packed splits"
+        )
     read = read_lines(table, ("text", "split"))
     malformed = [f"line {number}: {what}" for number, what in read.lines if isinstance(what, str)]
     raise_together(malformed, f"table {table}: malformed lines")
@@ -412,7 +420,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m signfuse_dist.synthetic.tiny_llm",
         description="Pre-train a small Llama or T5 on the texts of a corpus.",
     )
-    parser.add_argument("--text", type=Path, required=True, metavar="TSV", help="table of a corpus")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        required=True,
+        metavar="TSV",
+        help="table of a corpus, or the folder of its packed splits",
+    )
     parser.add_argument("--split", default="train", help="trained on (default: %(default)s)")
     parser.add_argument("--held-out", default="dev", help="measured only (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")

@@ -153,3 +153,32 @@ def write_how2sign(
             folder = root / "How2Sign" / level / split / "rgb_front/raw_videos"
             write_video(folder / f"{name}.mp4", count)
     return table
+
+
+# RWTH-BOSTON-104's tracks ------------------------------------------------------------------------
+
+BOSTON_TRACKS = "video,frame,left-x,left-y,right-x,right-y,nose-x,nose-y"
+BOSTON_WORDS = "video,speaker,word,startframe,endframe"
+Words = Sequence[tuple[str, int, int]]
+
+
+def write_boston104(root: Path, sentences: Mapping[str, Mapping[str, Words]], frames: int) -> Path:
+    """Write tracks of ``frames`` frames and words of clips, ``{split: {clip: words}}``.
+
+    Return the folder that holds the tables. Frame f of clip v has its left hand at (200 + f, 150),
+    its right hand at (100, 150 + v) and the nose at (160, 60).
+    """
+    anchor = root / "data"
+    tracks, speakers = [BOSTON_TRACKS], ["video,speaker"]
+    for split, clips in sentences.items():
+        lines = [BOSTON_WORDS]
+        for clip, words in clips.items():
+            speakers.append(f"{clip},woman-1")
+            lines += [f"{clip},woman-1,{word},{start},{end}" for word, start, end in words]
+            tracks += [
+                f"{clip},{f},{200 + f},150,100,{150 + int(clip)},160,60" for f in range(frames)
+            ]
+        write_lines(anchor / f"{split}_words.csv", lines)
+    write_lines(anchor / "hands_condensed.csv", tracks)
+    write_lines(anchor / "speaker.csv", speakers)
+    return anchor

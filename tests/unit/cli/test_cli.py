@@ -50,7 +50,7 @@ ARGUMENTS = {
     "evaluate": "run_folder overrides --split --name --controls",
     "score":
         "--hypotheses --split --references --preset --tokenizer --language --bleurt --allow-empty "
-        "--json --intervals",
+        "--json --intervals --trained",
     "compare":
         "systems --split --references --preset --tokenizer --language --bleurt --allow-empty "
         "--json --method --num-samples --seed --seeds --published --baselines",
