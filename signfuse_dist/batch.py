@@ -246,6 +246,11 @@ class SignBatch:
         """Copy to ``device`` without waiting (the loader pins the memory)."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
     def pin_memory(self) -> SignBatch:
         """Return the batch in page-locked memory; what is there already is not copied."""
         return self._with_each(lambda tensor: tensor.pin_memory())

@@ -316,7 +316,7 @@ def _run_loop(
         meter=meter,
         startup=startup,
     )
-    source = batches(dataset, job.workers, device.has_gpu())
+    source = batches(dataset, job.workers, device.has_gpu(), window=job.plan.accumulation)
     if job.is_main:
         JobFolder.from_environment().take_steps()
     finished = loop.run(source, start_step, lambda: set_mode(model, run.stage.name), broken)

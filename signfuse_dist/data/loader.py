@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -27,7 +28,8 @@ from signfuse_dist.skeleton import NUM_JOINTS
 Encode = Callable[[str], list[int]]
 Each = Callable[..., Iterable[Any]]
 """``map``, or the same of a pool of threads."""
-_AHEAD = 2  # batches that are made while one is trained on
+_AHEAD = 2  # batches that are made at once, beyond those that a step takes
+_AHEAD_BYTES = 2 << 30  # of batches that wait; those beyond _AHEAD keep below it
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -189,12 +191,18 @@ def collate(
 
 
 def batches(
-    dataset: BatchSource, num_workers: int, pin_memory: bool, items: Iterable[int] | None = None
+    dataset: BatchSource,
+    num_workers: int,
+    pin_memory: bool,
+    items: Iterable[int] | None = None,
+    window: int = 1,
 ) -> Iterator[SignBatch]:
     """Yield the batches in order, read ahead by ``num_workers`` threads (0: none, when asked for).
 
     ``items`` says which, None all. Each is taken from it only when its reading begins, so it may
-    be a generator that several processes share.
+    be a generator that several processes share. ``window`` batches are taken at once: an optimizer
+    step needs what all of its micro batches hold before the first of them is computed, to divide
+    by. So many wait while a step computes, and two more, as far as 2 GiB hold them.
 
     Threads, not processes: JPEGs are decoded without Python's lock, straight into the memory that
     goes to the device. A process would have to copy every frame out again. ``pin_memory`` makes it
@@ -208,12 +216,17 @@ def batches(
     ahead = ThreadPoolExecutor(_AHEAD, "collate")
     try:
         waiting: deque[Future[SignBatch]] = deque()
-        for item in items:
-            waiting.append(ahead.submit(dataset.load, item, readers.map, pin_memory))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        depth, largest = _AHEAD, 0
+        rest = iter(items)
+        while True:
+            for item in islice(rest, max(0, depth - len(waiting))):
+                waiting.append(ahead.submit(dataset.load, item, readers.map, pin_memory))
+            if not waiting:
+                return
+            batch = waiting.popleft().result()
+            largest = max(largest, batch.nbytes)
+            depth = max(_AHEAD, min(window + _AHEAD, _AHEAD_BYTES // largest))
+            yield batch
     finally:
         ahead.shutdown(cancel_futures=True)
         readers.shutdown(cancel_futures=True)

@@ -385,9 +385,9 @@ _FACTOR = "rate_factor"  # entry of a parameter group
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the rate of every group, ``value`` times its factor.
+    """Set the rate of every group, ``value`` times its factor, which is 1 where it has none.
 
     The schedule is a function of the step and has no state.
     """
     for group in optimizer.param_groups:
-        group["lr"] = value * group[_FACTOR]
+        group["lr"] = value * group.get(_FACTOR, 1.0)

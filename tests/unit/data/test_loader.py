@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,6 +222,40 @@ def test_threads_give_the_batches_of_none_in_order(split: Split) -> None:
     assert len(alone) == len(ahead) == len(places)
     assert all(same(one, two) for one, two in zip(alone, ahead, strict=True))
     assert len(ahead[2].faults) == 1
+
+
+class Recorded:
+    """Batches of any number of bytes, and how many were begun."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.begun = threading.Semaphore(0)
+        self.batch = SimpleNamespace(nbytes=nbytes)
+
+    def __len__(self) -> int:
+        return 100
+
+    def load(self, item: int, each: Any, pin_memory: bool) -> Any:
+        self.begun.release()
+        return self.batch
+
+    def count(self, most: int) -> int:
+        """Return how many were begun, no more than ``most``, for which it waits a moment."""
+        return sum(self.begun.acquire(timeout=0.3) for _ in range(most))
+
+
+@pytest.mark.parametrize(
+    ("window", "nbytes", "begun"),
+    [(1, 1, 2), (4, 1, 5), (4, 1 << 40, 1), (8, 1 << 29, 3)],
+    ids=["a batch", "a window", "no window fits", "four fit"],
+)
+def test_a_window_waits_while_the_one_before_is_computed_as_far_as_memory_holds_it(
+    window: int, nbytes: int, begun: int
+) -> None:
+    dataset: Any = Recorded(nbytes)
+    source = batches(dataset, 1, False, window=window)
+    taken = [next(source) for _ in range(2 * window)]
+    assert dataset.count(200) == len(taken) + begun
+    source.close()
 
 
 def test_reading_ahead_can_be_given_up(split: Split) -> None:
