@@ -38,6 +38,7 @@ from signfuse_dist.cli.training import add_run
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_stages
+from signfuse_dist.model.dropout import drawn
 from signfuse_dist.model.llm import LanguageModel
 from signfuse_dist.model.signfuse import SignFuse, build_skeletal, build_visual
 from signfuse_dist.skeleton import NUM_JOINTS
@@ -371,9 +372,10 @@ def fusion_part(config: ModelConfig, llm_dim: int) -> tuple[nn.Module, Loss]:
     model.visual, model.skeletal = nn.Identity(), nn.Identity()  # type: ignore[assignment]
 
     def loss(batch: SignBatch) -> Tensor:
-        streams = model.encode(batch)
-        visual, skeletal = model.summarise(streams, "unimodal")
-        signs, _ = model.embed_signs(streams)
+        with drawn(model, batch.draws):
+            streams = model.encode(batch)
+            visual, skeletal = model.summarise(streams, "unimodal")
+            signs, _ = model.embed_signs(streams)
         return visual.float().sum() + skeletal.float().sum() + signs.float().sum()
 
     return model, loss
@@ -432,6 +434,7 @@ def blank_batch(config: ModelConfig, clips: int, frames: int, tokens: int, size:
         weight=torch.ones(clips),
         tokens=torch.zeros(clips, tokens, dtype=torch.long),
         text_lengths=torch.full((clips,), tokens),
+        draws=torch.arange(clips),
     )
 
 

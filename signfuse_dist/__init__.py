@@ -12,7 +12,8 @@ Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes
 (what RUN holds), ``progress`` (the only bars), ``device`` and ``nvidia`` (where it computes),
 ``languages`` (their names, for prompts).
 Data and model do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which
-clips and frames at which step) and ``blend`` (of which corpus) on one side and ``stages``,
+clips and frames at which step), ``blend`` (of which corpus) and ``draws`` (numbers by the clip) on
+one side and ``stages``,
 ``objective`` (section 3.7: what trains, which losses) on the other.
 
 ============== ===================================================================================

@@ -124,6 +124,9 @@ class SignBatch:
             before in place of the frames: then there are no frames and no joints, and the
             encoders are not run. None: not computed, or a model without this stream.
         skeletal: F^_s of Eq. 5, likewise.
+        spans: float32 ``[batch, 2, 2]``, where a span of the visual and one of the skeletal
+            features is hidden, as shares of the clip; None: nowhere.
+        draws: int64 ``[batch]``, from which dropout draws; None: it cannot.
         has_visual: bool ``[batch]``, True = the clip has pictures; None: every clip has. Where a
             clip has none, its skeletal features stand on both sides of CMFA.
         has_skeletal: bool ``[batch]``, True = the clip has joints, whether or not any was found;
@@ -148,6 +151,8 @@ class SignBatch:
     colour: Tensor | None = None
     visual: Tensor | None = None
     skeletal: Tensor | None = None
+    spans: Tensor | None = None
+    draws: Tensor | None = None
     has_visual: Tensor | None = None
     has_skeletal: Tensor | None = None
     known_lengths: tuple[int, ...] | None = None

@@ -22,16 +22,13 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from signfuse_dist.draws import CLIPS, GOLDEN, NUMBERS, SUBSET, hashed, mixed
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import PADDING, ClipFrames, FramesOf, MicroBatches, Plan, Times
 
 _ROUNDS = 10  # of the permutation; four are the least that look like chance
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN
-_MIXERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+_ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * GOLDEN
 _ORDER = 2  # streams of numpy's generator: 1 is the augmentation of a single corpus
-_SUBSET, _CLIPS, _NUMBERS = 1, 2, 3  # keys of the hash: what is drawn with it
 _COLUMNS = 7  # numbers that augmentation takes
 _STEPS_AHEAD = 2000  # in which the fullest micro batch is looked for
 
@@ -115,7 +112,7 @@ class Blend:
         sizes = np.array(self.sizes)
         times, place = np.divmod(passed[corpus] + within, sizes[corpus])
         order = np.random.default_rng([self.seed, epoch, step, _ORDER]).permutation(size)
-        key = _hash(self.seed, _CLIPS, corpus, times)
+        key = hashed(self.seed, CLIPS, corpus, times)
         clips = np.full(size, PADDING, dtype=np.int64)
         clips[order[: len(corpus)]] = (np.cumsum(sizes) - sizes)[corpus] + permuted(
             place, sizes[corpus], key
@@ -130,7 +127,7 @@ def choose_clips(num_clips: int, count: int) -> Places:
 
     The same for every seed, and more of them hold those of fewer.
     """
-    key = _hash(0, _SUBSET, np.zeros(count, dtype=np.int64))
+    key = hashed(0, SUBSET, np.zeros(count, dtype=np.int64))
     return permuted(np.arange(count), np.full(count, num_clips), key)
 
 
@@ -157,25 +154,10 @@ def _round_trip(
     digits = list(np.divmod(places.astype(np.uint64), bases[0]))[::-1]
     for number in range(_ROUNDS):
         moved, other = number % 2, 1 - number % 2
-        by = _mixed(keys + _ROUND_KEYS[number] + digits[other])
+        by = mixed(keys + _ROUND_KEYS[number] + digits[other])
         digits[moved] = (digits[moved] + by % bases[moved]) % bases[moved]
     result: Places = (digits[1] * bases[0] + digits[0]).astype(np.int64)
     return result
-
-
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the finaliser of splitmix64 (Steele et al., 2014) of each."""
-    x = (x ^ (x >> _SHIFTS[0])) * _MIXERS[0]
-    x = (x ^ (x >> _SHIFTS[1])) * _MIXERS[1]
-    return x ^ (x >> _SHIFTS[2])
-
-
-def _hash(seed: int, kind: int, *parts: Places) -> NDArray[np.uint64]:
-    """Return a key for each row of ``parts``, ``[n]`` or ``[n, k]`` by numpy's broadcasting."""
-    words: NDArray[np.uint64] = np.random.SeedSequence([seed, kind]).generate_state(1, np.uint64)  # type: ignore[assignment]
-    for part in parts:
-        words = _mixed((words + _GOLDEN) ^ _mixed(part.astype(np.uint64) * _GOLDEN + _GOLDEN))
-    return words
 
 
 class BlendedMicroBatches(MicroBatches):
@@ -224,5 +206,5 @@ class BlendFrames(ClipFrames):
     def _numbers(self, times: Times, clips: Places) -> NDArray[np.float64]:
         columns = np.arange(_COLUMNS)[None, :]
         often = np.broadcast_to(times, clips.shape)
-        words = _hash(self.seed, _NUMBERS, clips[:, None], often[:, None], columns)
+        words = hashed(self.seed, NUMBERS, clips[:, None], often[:, None], columns)
         return (words >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0

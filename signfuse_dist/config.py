@@ -230,6 +230,9 @@ class ModelConfig:
     """Length T'' to which every time scale is pooled, in steps (Eq. 16)."""
     num_sign_tokens: Positive = 32
     """Number N_s of sign tokens that the SLA gives to the LLM (Eq. 18)."""
+    dropout: BelowOne = key(0.0, "stage")
+    """Share of the values that dropout zeroes while training, in CMFA, HTA, the SLA and the ST-GCN;
+    0: none."""
     adapter_gain: Literal["embeddings", "one"] = "embeddings"
     """Where the gain of the SLA's norm starts: at the RMS of the LLM's `embeddings`, or at
     `one`."""
@@ -237,6 +240,8 @@ class ModelConfig:
     """Rank of the LoRA matrices (Table 1: 16)."""
     lora_alpha: Positive = key(32, "stage", "unread by contrastive")
     """Scale alpha of LoRA (Table 1: 32)."""
+    lora_dropout: BelowOne = key(0.0, "stage", "unread by contrastive")
+    """Share of the inputs of the LoRA matrices that dropout zeroes while training; 0: none."""
     prompt: str = key(
         "Translate the following sign language video into a spoken language sentence:",
         "stage",
@@ -385,6 +390,15 @@ class AugmentConfig:
     none."""
     speed: NonNegative = 0.0
     """Largest change of the playback speed: 0.25 draws factors from 1 / 1.25 to 1.25; 0: none."""
+    drop_stream: BelowOne = 0.0
+    """Share of the clips with both streams that lose one of them, the other standing on both sides
+    as in a model of one stream; Eq. 21 leaves them out. 0: none."""
+    mask_spans: BelowOne = 0.0
+    """Largest share of a clip's steps that is hidden, one span in either stream's features; 0:
+    none."""
+    joint_noise: NonNegative = 0.0
+    """Standard deviation by which each joint is moved in each frame, as a share of the picture's
+    side; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

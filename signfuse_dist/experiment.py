@@ -305,6 +305,7 @@ def contradictions(run: RunConfig) -> list[str]:
     return [
         *_of_lengths(run.model),
         *_of_positions(run.model),
+        *_of_dropped_streams(run),
         *_of_scales(run.model),
         *_of_stages(run.train, run.stage),
         *_of_rates(run),
@@ -366,6 +367,15 @@ def _of_positions(model: ModelConfig) -> list[str]:
             f"{width[model.positions]} (model.dim {model.dim}, model.num_heads {model.num_heads})"
         )
     return errors
+
+
+def _of_dropped_streams(run: RunConfig) -> list[str]:
+    if run.model.streams == "both" or not run.augment.drop_stream:
+        return []
+    return [
+        f"augment.drop_stream={run.augment.drop_stream}: a clip of model.streams="
+        f"{run.model.streams} has no other stream: write augment.drop_stream=0"
+    ]
 
 
 def _in_order(chosen: tuple[str, ...], known: tuple[str, ...]) -> bool:

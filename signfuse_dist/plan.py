@@ -4,12 +4,13 @@ Everything here is a pure function of the configuration, the clip lengths, the s
 of processes. The order of the clips does not depend on the number of processes, so the state of the
 data is ``(seed, epoch, step)``. What augmentation draws is a function of (seed, epoch, place of the
 clip in its split): any number of processes and workers draws the same, and a run that goes on draws
-what it would have drawn. One draw holds for a whole clip, and for its picture and its joints alike;
+what it would have drawn. So are the keys from which :mod:`signfuse_dist.model.dropout` draws. One
+draw holds for a whole clip, and for its picture and its joints alike;
 :meth:`signfuse_dist.batch.SignBatch.augmented` applies it to the pictures. Importing this module
 imports no torch.
 
 Paper: names no augmentation.
-Here: four kinds, each off by default. There is no mirroring.
+Here: seven kinds, each off by default. There is no mirroring.
 Because: labs use them, and which suits a corpus is theirs to say; but a mirrored signer signs with
 the other hand.
 """
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
+from signfuse_dist.draws import KEYS, LOST, SPANS, hashed, uniform
 from signfuse_dist.errors import UserError
 
 PADDING = -1  # the place of a clip of weight zero: keeps every process in step at the epoch's tail
@@ -326,6 +328,20 @@ class Draw:
         return np.asarray(np.concatenate([gain * mix, bias], axis=2), dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """What n clips do not show while training.
+
+    ``pictures`` and ``joints`` are bool ``[n]``: which clips lose that stream, where they have both
+    (no clip loses both). ``spans`` is float32 ``[n, 2, 2]``, where a span of the pictures' features
+    and one of the joints' begins and ends, as shares of the clip; None: nowhere.
+    """
+
+    pictures: NDArray[np.bool_]
+    joints: NDArray[np.bool_]
+    spans: NDArray[np.float32] | None
+
+
 class ClipFrames:
     """How many frames each clip of a split has in an epoch, and which; with what was drawn."""
 
@@ -351,6 +367,27 @@ class ClipFrames:
             saturation=1 + c.colour * v[:, 5],
             speed=(1 + c.speed) ** v[:, 6],
         )
+
+    def keys(self, times: Times, clips: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what all that is random inside these clips is drawn from, ``[clips]``, from 0."""
+        words = hashed(self.seed, KEYS, clips, np.broadcast_to(times, clips.shape))
+        return (words >> np.uint64(1)).astype(np.int64)
+
+    def hidden(self, times: Times, clips: NDArray[np.int64]) -> Hidden | None:
+        """Return what these clips do not show this time; None when nothing is hidden."""
+        c = self.augment
+        if not (c.drop_stream or c.mask_spans):
+            return None
+        often, spans = np.broadcast_to(times, clips.shape), None
+        lost = uniform(hashed(self.seed, LOST, clips, often))
+        if c.mask_spans:
+            columns = np.arange(4)[None, :]
+            v = uniform(hashed(self.seed, SPANS, clips[:, None], often[:, None], columns))
+            lengths = c.mask_spans * v[:, :2]
+            starts = v[:, 2:] * (1 - lengths)
+            spans = np.stack((starts, starts + lengths), axis=2).astype(np.float32)
+        half = c.drop_stream / 2
+        return Hidden(lost < half, (lost >= half) & (lost < c.drop_stream), spans)
 
     def _numbers(self, epoch: Times, clips: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the numbers of these clips, from -1 to 1, ``[clips, 7]``."""

@@ -190,6 +190,7 @@ class FeatureBatches:
             tokens=tokens,
             text_lengths=text_lengths,
             faults=tuple(fault for fault in read if isinstance(fault, str)),
+            draws=torch.from_numpy(self._frames.keys(epoch, np.where(real, clips, 0))),
             has_visual=None if shown is None else torch.from_numpy(shown),
             has_skeletal=(
                 None if self._split.has_joints else torch.zeros(len(clips), dtype=torch.bool)

@@ -22,7 +22,7 @@ from signfuse_dist.data.manifest import ShardError
 from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
-from signfuse_dist.plan import PADDING, ClipFrames, Draw, MicroBatch, spread_frames, times_at
+from signfuse_dist.plan import PADDING, ClipFrames, Draw, MicroBatch, Times, spread_frames, times_at
 from signfuse_dist.skeleton import NUM_JOINTS
 
 Encode = Callable[[str], list[int]]
@@ -78,7 +78,8 @@ class ClipBatches:
         lengths = np.ones(len(clips), dtype=np.int64)
         lengths[real] = self.frames.counts(times_at(epoch, real), clips[real])
         drawn = self.frames.draw(epoch, np.where(real, clips, 0))
-        shown = pictures_of(self.split, clips)
+        keys = self.frames.keys(epoch, np.where(real, clips, 0))
+        shown, tracked, spans = self._streams(epoch, clips)
         counts = lengths if shown is None else lengths * shown
         frames = self._memory.take(int(counts.sum()), self.split.frame_size, pin_memory)
         parts = np.split(frames.numpy(), np.cumsum(counts)[:-1])
@@ -94,9 +95,29 @@ class ClipBatches:
                 faults,
                 drawn,
                 shown,
-                tracked=self.split.has_joints,
+                tracked,
+                keys=keys,
+                joint_noise=self.frames.augment.joint_noise,
+                spans=spans,
             )
         return batch.pin_memory() if pin_memory else batch
+
+    def _streams(
+        self, times: Times, clips: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None, NDArray[np.float32] | None]:
+        """Return which clips have pictures and joints (None: all), and the spans that are hidden.
+
+        Of a clip that has both, one may be lost this time: its pictures are not decoded then.
+        """
+        shown = pictures_of(self.split, clips)
+        tracked = None if self.split.has_joints else np.zeros(len(clips), dtype=np.bool_)
+        hidden = self.frames.hidden(times, np.where(clips == PADDING, 0, clips))
+        if hidden is None:
+            return shown, tracked, None
+        if tracked is None and (hidden.pictures.any() or hidden.joints.any()):
+            there = np.ones(len(clips), dtype=np.bool_) if shown is None else shown
+            shown, tracked = there & ~hidden.pictures, ~(hidden.joints & there)
+        return shown, tracked, hidden.spans
 
     def _read_or_name(self, place: int, into: NDArray[np.uint8], length: int) -> Clip | str | None:
         """Read a clip; return None for a place of weight zero, or what is wrong with the clip."""
@@ -154,14 +175,19 @@ def collate(
     faults: Sequence[str] = (),
     drawn: Draw | None = None,
     shown: NDArray[np.bool_] | None = None,
+    tracked: NDArray[np.bool_] | None = None,
     *,
-    tracked: bool = True,
+    keys: NDArray[np.int64] | None = None,
+    joint_noise: float = 0.0,
+    spans: NDArray[np.float32] | None = None,
 ) -> SignBatch:
     """Put clips into one batch; None is a place of weight zero, without joints and text.
 
     ``frames`` uint8 ``[sum(lengths), height, width, 3]`` are those of all clips that are ``shown``
     (None: of all), one clip after the other. ``drawn`` moves the joints, and goes with the batch
-    for the frames. Where nobody has looked for joints, the clips are not ``tracked``.
+    for the frames. Where nobody has looked for joints, or they are hidden this time, clips are not
+    ``tracked`` (None: all are). ``keys`` are what is drawn from inside a clip: by dropout, and for
+    ``joint_noise``, the deviation by which each joint is moved. ``spans`` go with the batch.
     """
     longest = int(lengths.max())
     pose = np.zeros((len(clips), longest, NUM_JOINTS, 2), dtype=np.float32)
@@ -169,6 +195,9 @@ def collate(
     for i, clip in enumerate(clips):
         if clip is not None:
             moved = clip.pose if drawn is None else drawn.moved(clip.pose, i)
+            if joint_noise and keys is not None:
+                noise = np.random.default_rng(keys[i]).standard_normal(moved.shape, np.float32)
+                moved = moved + np.float32(joint_noise) * noise
             pose[i, : len(moved)] = np.where(clip.mask[..., None], moved, 0)
             mask[i, : len(moved)] = clip.mask
     texts = ["" if clip is None else clip.record["text"] for clip in clips]
@@ -186,7 +215,9 @@ def collate(
         warp=None if drawn is None else torch.from_numpy(drawn.warps()),
         colour=None if drawn is None else torch.from_numpy(drawn.colours()),
         has_visual=None if shown is None else torch.from_numpy(shown),
-        has_skeletal=None if tracked else torch.zeros(len(clips), dtype=torch.bool),
+        has_skeletal=None if tracked is None else torch.from_numpy(tracked),
+        spans=None if spans is None else torch.from_numpy(spans),
+        draws=None if keys is None else torch.from_numpy(keys),
     )
 
 

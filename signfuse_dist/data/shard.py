@@ -239,8 +239,9 @@ def read_clip(
     ``members`` is :attr:`SampleEntry.members`; ``frame_indices`` may repeat and go in any order.
     Of a local shard only the bytes between the first and the last chosen frame are read; a clip of
     a remote one is fetched whole, through ``cache``. The frames are decoded ``into`` uint8
-    ``[n, size, size, 3]`` where it is given, ``n`` being 0 for a clip of joints alone; else, with a
-    ``frame_size``, frames of another one are refused before there is memory for them. Raises
+    ``[n, size, size, 3]`` where it is given, ``n`` being 0 for a clip of joints alone, and for one
+    whose pictures are not wanted; else, with a ``frame_size``, frames of another one are refused
+    before there is memory for them. Raises
     :class:`ShardError` naming shard, clip and damage.
     """
     try:
@@ -386,6 +387,8 @@ class _ClipReader:
         size = self._members["jpegs"][1]
         if offsets[0] != 0 or offsets[-1] != size or (offsets[1:] <= offsets[:-1]).any():
             self._refuse("the offsets do not cut the JPEGs")
+        if into is not None and not len(into):
+            return into
         starts, ends = offsets[chosen], offsets[chosen + 1]
         first = int(starts.min())
         blob = memoryview(self._bytes("jpegs", first, int(ends.max())))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.attention import Attention
+from signfuse_dist.model.dropout import ClipDropout
 
 # Those that FusionLayer mixes itself.
 FUSIONS = ("cmfa", "concat", "sum", "visual_from_skeletal", "skeletal_from_visual", "no_gate")
@@ -74,6 +75,7 @@ class FusionLayer(nn.Module):
         self.fusion_norm = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
         self.ffn_norm = nn.LayerNorm(dim)
+        self.mixed_dropout, self.ffn_dropout = ClipDropout(), ClipDropout()
 
     def forward(
         self, visual: Tensor, skeletal: Tensor, mask: Tensor
@@ -84,8 +86,8 @@ class FusionLayer(nn.Module):
         without a gate returns None for it.
         """
         mixed, gate = self.mix(visual, skeletal, mask)
-        fused = self.fusion_norm(mixed) + (visual + skeletal) / 2
-        fused = self.ffn_norm(fused + self.ffn(fused))
+        fused = self.mixed_dropout(self.fusion_norm(mixed)) + (visual + skeletal) / 2
+        fused = self.ffn_norm(fused + self.ffn_dropout(self.ffn(fused)))
         return fused * mask[:, :, None], gate
 
     def mix(self, visual: Tensor, skeletal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from signfuse_dist.batch import length_mask, pooling_weights
 from signfuse_dist.model.attention import Attention
+from signfuse_dist.model.dropout import ClipDropout
 from signfuse_dist.model.positions import pooled_times
 
 
@@ -67,6 +68,7 @@ class TemporalAggregation(nn.Module):
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.output = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
+        self.dropout = ClipDropout()
 
     def forward(self, fused: Tensor, step_lengths: Tensor) -> Tensor:
         """Return ``temporal`` (H_final of Eq. 17), ``[batch, pooled_length, dim]``.
@@ -78,7 +80,7 @@ class TemporalAggregation(nn.Module):
         times = pooled_times(step_lengths, self.pooled_length)
         query, key, value = self._project(combined, times)
         attended = self.attention(query, key, value, times=times)  # every pooled position is real
-        temporal: Tensor = self.norm(combined + self.output(attended))
+        temporal: Tensor = self.norm(combined + self.dropout(self.output(attended)))
         return temporal
 
     def _project(self, combined: Tensor, times: Tensor) -> Sequence[Tensor]:

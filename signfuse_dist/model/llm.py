@@ -42,6 +42,7 @@ from signfuse_dist.batch import length_mask
 from signfuse_dist.config import EvaluationConfig, ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.attention import choose_backend
+from signfuse_dist.model.dropout import ClipDropout
 from signfuse_dist.model.llm_identity import find_folder
 from signfuse_dist.model.read_ahead import read_ahead
 from signfuse_dist.weights import refuse_difference
@@ -68,6 +69,7 @@ class LanguageModel(nn.Module):
             tokens = torch.tensor(list(ids), dtype=torch.long)
             self.register_buffer(name, tokens, persistent=False)
         self.merged: list[MergedLora] = []
+        self._lora_dropouts: list[ClipDropout] = []
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.start: int | None = getattr(model.config, "decoder_start_token_id", None)
         if self.is_encoder_decoder and self.start is None:
@@ -106,6 +108,8 @@ class LanguageModel(nn.Module):
         """Keep the LLM itself in evaluation mode whatever ``mode`` says."""
         super().train(mode)
         self.model.eval()
+        for dropout in self._lora_dropouts:
+            dropout.train(mode)
         return self
 
     def room(self, num_sign_tokens: int) -> int | None:
@@ -118,6 +122,7 @@ class LanguageModel(nn.Module):
     def add_lora(self, config: ModelConfig) -> None:
         """Add trainable LoRA matrices of rank r and scale alpha / r (section 3.6)."""
         self.model = add_lora(self.model, config)
+        self._lora_dropouts = _by_clip(self.model, config.lora_dropout)
 
     def merge(self, lora: MergedLora, config: ModelConfig) -> None:
         """Add trained LoRA matrices to the frozen weights for good; LoRA can be added after that.
@@ -441,6 +446,7 @@ def add_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
         target_modules=find_projections(model) if targets is None else list(targets),
         task_type=(
             TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
@@ -456,6 +462,17 @@ def add_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
             return get_peft_model(model, lora)
     except ValueError as e:
         raise UserError(f"model.lora_targets {list(targets or ())}: {e}") from e
+
+
+def _by_clip(adapted: Any, rate: float) -> list[ClipDropout]:
+    """Put dropout that draws by clip in the place of PEFT's; return all of it."""
+    dropouts = []
+    for name, layer in adapted.named_modules():
+        if rate and isinstance(getattr(layer, "lora_dropout", None), nn.ModuleDict):
+            for adapter in layer.lora_dropout:
+                layer.lora_dropout[adapter] = ClipDropout(rate, name)
+                dropouts.append(layer.lora_dropout[adapter])
+    return dropouts
 
 
 def find_projections(model: nn.Module) -> list[str]:

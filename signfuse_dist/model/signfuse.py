@@ -17,6 +17,7 @@ from signfuse_dist.config import SCALES, EvaluationConfig, ModelConfig, build_se
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.model.attention import laid_out, set_backend, set_positions
 from signfuse_dist.model.cmfa import CrossModalFusion
+from signfuse_dist.model.dropout import drawn, set_dropout
 from signfuse_dist.model.hta import TemporalAggregation, TemporalPooling
 from signfuse_dist.model.joint_channels import JointChannels
 from signfuse_dist.model.llm import Candidate, LanguageModel, TextTokenizer
@@ -74,6 +75,9 @@ class SignFuse(nn.Module):
             gain = rms if config.adapter_gain == "embeddings" else 1.0
             self.adapter = SignLanguageAdapter(config.dim, llm_dim, config.num_sign_tokens, gain)
         set_backend(self, config.attention)
+        for part in (self.skeletal, self.fusion, self.temporal, self.adapter):
+            if part is not None:
+                set_dropout(part, config.dropout)
 
     @classmethod
     def from_pretrained(
@@ -156,6 +160,16 @@ class SignFuse(nn.Module):
             language: whether to run HTA, SLA and the LLM.
             label_smoothing: of the targets of Eq. 20; what training asks for, and no score.
         """
+        with drawn(self, batch.draws):
+            return self._output(batch, contrastive_features, language, label_smoothing)
+
+    def _output(
+        self,
+        batch: SignBatch,
+        contrastive_features: str | None,
+        language: bool,
+        label_smoothing: float,
+    ) -> SignFuseOutput:
         streams = self.encode(batch)
         summaries = None
         if contrastive_features is not None:
@@ -204,6 +218,9 @@ class SignFuse(nn.Module):
         if len(streams) == 2:
             visual = _replaced(visual, skeletal, batch.has_visual)
             skeletal = _replaced(skeletal, streams[0], batch.has_skeletal)
+        if batch.spans is not None:
+            visual = _without_span(visual, steps, batch.spans[:, 0])
+            skeletal = _without_span(skeletal, steps, batch.spans[:, 1])
         return Streams(visual, skeletal, steps, count)
 
     def summarise(self, streams: Streams, features: str) -> tuple[Tensor, Tensor]:
@@ -492,6 +509,16 @@ def _replaced(stream: Tensor, other: Tensor, has: Tensor | None) -> Tensor:
     return (
         stream if has is None else torch.where(has[:, None, None], stream, other.to(stream.dtype))
     )
+
+
+def _without_span(stream: Tensor, step_lengths: Tensor, span: Tensor) -> Tensor:
+    """Return ``[batch, steps, dim]``, zero where the middle of a step lies in the clip's span.
+
+    ``span`` is float ``[batch, 2]``, beginning and end as shares of the clip.
+    """
+    middle = torch.arange(stream.shape[1], device=stream.device)[None] + 0.5
+    begin, end = (span * step_lengths[:, None]).T[:, :, None]
+    return stream.masked_fill(((middle >= begin) & (middle < end))[:, :, None], 0)
 
 
 def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:

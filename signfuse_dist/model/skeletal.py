@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from signfuse_dist.batch import length_mask
+from signfuse_dist.model.dropout import ClipDropout
 from signfuse_dist.model.joint_channels import PRINTED, JointChannels
 from signfuse_dist.skeleton import NUM_JOINTS, normalized_adjacency
 
@@ -66,6 +67,7 @@ class SpatialTemporalBlock(nn.Module):
         )
         self.temporal_norm = make_norm(out_channels)
         self.stride = stride
+        self.dropout = ClipDropout()
         self.residual: nn.Module = nn.Identity()
         if in_channels != out_channels or stride != 1:
             self.residual = nn.Conv2d(in_channels, out_channels, 1, (stride, 1))
@@ -85,7 +87,7 @@ class SpatialTemporalBlock(nn.Module):
         mask, counted = _masks(lengths, inner.shape[2], weight)
         there = shortened(there, self.stride)
         inner = self.temporal_norm(inner, _of_joints(counted, there))
-        out = torch.relu(inner + self.residual(x))
+        out = torch.relu(self.dropout(inner) + self.residual(x))
         return out * mask[:, None, :, None], lengths
 
 

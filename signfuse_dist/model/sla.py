@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from signfuse_dist.batch import pooling_weights
+from signfuse_dist.model.dropout import ClipDropout
 
 
 class SignLanguageAdapter(nn.Module):
@@ -22,6 +23,7 @@ class SignLanguageAdapter(nn.Module):
         self.num_sign_tokens = num_sign_tokens
         self.mlp = nn.Sequential(nn.Linear(dim, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
         self.norm = nn.LayerNorm(llm_dim)
+        self.dropout = ClipDropout()
         nn.init.constant_(self.norm.weight, gain)
 
     def forward(self, temporal: Tensor) -> Tensor:
@@ -33,5 +35,7 @@ class SignLanguageAdapter(nn.Module):
         # A product, as in Eq. 16: torch's own pooling has no deterministic backward pass on CUDA.
         every = torch.full((1,), pooled, device=temporal.device)  # no copy from the host
         weights = pooling_weights(every, pooled, self.num_sign_tokens).to(temporal.dtype)
-        sign_embeddings: Tensor = self.norm(self.mlp(weights @ temporal))
+        first, activation, last = self.mlp
+        inner = self.dropout(activation(first(weights @ temporal)))
+        sign_embeddings: Tensor = self.norm(last(inner))
         return sign_embeddings

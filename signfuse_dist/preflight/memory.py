@@ -353,6 +353,8 @@ def _fusion_bytes(run: RunConfig, frames: int, llm_dim: int) -> float:
     each = 36.0 + 17.0 * attention if bf16 else 53.0 + 30.0 * attention
     if model.positions == "sinusoidal":  # the sums that are projected
         each += attention * (1.5 if bf16 else 8.0)
+    if model.dropout:  # results, and which values were kept
+        each += 2.2
     steps = frames / model.visual_stride
     pooled = run.train.micro_batch_size * model.pooled_length if translates else 0
     return (

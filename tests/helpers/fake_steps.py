@@ -111,6 +111,7 @@ def clips(lengths: Sequence[int], tokens: int = 30, size: int = 224) -> SignBatc
         weight=torch.ones(count),
         tokens=torch.zeros(count, tokens, dtype=torch.long),
         text_lengths=torch.full((count,), tokens),
+        draws=torch.arange(count),
     )
 
 

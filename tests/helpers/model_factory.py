@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,7 @@ def join(clips: Sequence[Example]) -> SignBatch:
         weight=torch.tensor([float(clip.counted) for clip in clips]),
         tokens=tokens,
         text_lengths=torch.tensor([len(clip.tokens) for clip in clips]),
+        draws=torch.tensor([zlib.crc32(clip.name.encode()) for clip in clips]),
         has_visual=_none_if_all([clip.has_visual for clip in clips]),
         has_skeletal=_none_if_all([clip.has_skeletal for clip in clips]),
     )

@@ -42,6 +42,8 @@ class Case:
     dropout: bool = False
     one_stream: bool = False
     """Whether the second clip has no pictures and the fourth no joints."""
+    by_clip: bool = False
+    """Whether the model drops values of each clip, and LoRA of its inputs."""
 
     @property
     def key(self) -> str:
@@ -53,6 +55,7 @@ CASES = [
     Case("finetune", 4),
     Case("finetune", 4, one_stream=True),
     Case("contrastive", 2, one_stream=True),
+    Case("finetune", 2, by_clip=True),
     Case("contrastive", 2, norm="sync"),
     Case("contrastive", 2, norm="sync", caching=False),
     Case("finetune", 2, dropout=True),
@@ -61,7 +64,14 @@ CASES = [
 
 def _model(case: Case) -> Any:
     torch.manual_seed(0)
-    config = small_config(lora_targets=("c_attn",), norm=case.norm, visual_norm="frozen")
+    rate = 0.3 if case.by_clip else 0.0
+    config = small_config(
+        lora_targets=("c_attn",),
+        norm=case.norm,
+        visual_norm="frozen",
+        dropout=rate,
+        lora_dropout=rate,
+    )
     llm = None if case.stage == "contrastive" else LanguageModel(tiny_gpt2(), [0, 2, 3, 4])
     model = SignFuse(config, llm)
     for name, part in model.named_children():
@@ -133,7 +143,8 @@ def _take_a_step(case: Case, rank: int, world: int) -> dict[str, Any]:
     model, objective = _model(case), Listening(case.stage, LossConfig())
     heard = objective.listen(model)
     names = [n for n, p in model.named_parameters() if p.requires_grad]
-    optimizer = Gradients([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = Gradients([{"params": trained, "rate_factor": 1.0}], lr=1.0)
     prepared, wrapped = accelerator.prepare(model, optimizer)
     assert isinstance(prepared, nn.parallel.DistributedDataParallel) == (world > 1)
     window = _batches(case, case.accumulation * world)[rank::world]
@@ -222,8 +233,8 @@ def _close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize(
     ("world", "case"),
-    [w for w in WAYS if w[1] in CASES[:9]],
-    ids=[i for i, w in zip(ids, WAYS, strict=True) if w[1] in CASES[:9]],
+    [w for w in WAYS if w[1] in CASES[:10]],
+    ids=[i for i, w in zip(ids, WAYS, strict=True) if w[1] in CASES[:10]],
 )
 def test_gradients_and_losses_are_those_of_one_batch_in_one_process(
     steps: dict[int, list[Any]], world: int, case: Case
