@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass, rebuild_dataclass
 
 from signfuse_dist.origin import Origin
 from signfuse_dist.records import explain
@@ -121,6 +121,35 @@ class DataConfig:
     training or evaluation reads them; null: they are read where they are."""
     licence: str | None = key(None, "resume")
     """Under which terms the corpus may be used, in words; a saved model and its card state it."""
+    blend: tuple[BlendedCorpus, ...] = ()
+    """Corpora that are trained on together, each by the name of a file of `configs/data`, as in
+    `[{corpus: how2sign, weight: 3}, {corpus: csl_daily, weight: 1}]`; []: the one above alone."""
+    blend_temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False), _NUMBER] | None = None
+    """How the clips of a blended corpus count beside its weight: draws go by weight x clips^(1 /
+    temperature), so 1 is by clips and 5 flattens them; null: by weight alone."""
+
+    def place(self, split: str) -> str:
+        """The folder or address of one packed split."""
+        return f"{self.shards.rstrip('/')}/{split}"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BlendedCorpus:
+    """One corpus of ``data.blend``."""
+
+    corpus: str
+    """Name of a file of `configs/data`; logs and scores call the corpus so."""
+    weight: Annotated[float, Field(gt=0.0, allow_inf_nan=False), _NUMBER] = 1.0
+    """How much of each step is drawn from it, beside the weights of the others."""
+    max_clips: Positive | None = None
+    """Most clips of it that are used, the same for every seed; null: all."""
+    prompt: str | None = None
+    """Instruction to the LLM for its clips; null: `model.prompt`."""
+    data: DataConfig
+    """The keys of that file; those that are given here replace its."""
+
+
+rebuild_dataclass(cast("Any", DataConfig), force=True)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -270,6 +299,9 @@ class LossConfig:
     contrastive_features: Literal["unimodal", "streams", "attended"] = "unimodal"
     """What Eq. 21 compares: CMFA run on each stream alone (`unimodal`), the `streams` before it, or
     the `attended` sides O_{v->s} and O_{s->v}."""
+    negatives: Literal["all", "corpus"] = "all"
+    """Among which clips of a step Eq. 21 takes the negatives of a clip: `all`, or those of its
+    `corpus` alone, so that a corpus is not told by its looks; for `data.blend`."""
     alignment_pooling: Literal["mean", "resample"] = key("mean", "unread by contrastive")
     """How Eq. 22 compares tensors of different lengths: both averaged (`mean`), or the text
     averaged into N_s slots (`resample`)."""
@@ -440,7 +472,20 @@ class RunConfig:
 
     def shards(self, split: str) -> str:
         """The folder or address of one packed split."""
-        return f"{self.data.shards.rstrip('/')}/{split}"
+        return self.data.place(split)
+
+    @property
+    def corpora(self) -> tuple[BlendedCorpus, ...]:
+        """What is trained on: the corpora of the blend, else the one corpus.
+
+        Where clips are kept is the machine's, so all of them follow the one section's.
+        """
+        here = {name: getattr(self.data, name) for name in names_with("data", "resume")}
+        del here["licence"]
+        parts = self.data.blend or (BlendedCorpus(corpus=self.data.corpus, data=self.data),)
+        return tuple(
+            dataclasses.replace(part, data=dataclasses.replace(part.data, **here)) for part in parts
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, tuples as lists, as written to ``config.yaml``."""
@@ -500,9 +545,34 @@ def build_section(
 ) -> T | None:
     """Build one section from YAML or JSON, or record every error of it and return None."""
     lists_as_tuples = {str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if cls is DataConfig and isinstance(lists_as_tuples.get("blend"), tuple):
+        before = len(errors)
+        lists_as_tuples["blend"] = _build_blend(section, lists_as_tuples["blend"], errors)
+        if len(errors) > before:
+            return None
     try:
         return cls(**lists_as_tuples)
     except ValidationError as e:
         named = explain(cls, e, lambda place: ".".join([section, *map(str, place[:1])]))
         errors += [f"{e}; it has no default" if e.endswith(": missing") else e for e in named]
         return None
+
+
+def _build_blend(section: str, entries: tuple[Any, ...], errors: list[str]) -> tuple[Any, ...]:
+    """Build each corpus of a blend, with the section of its own, or record every error."""
+    built = []
+    for number, entry in enumerate(entries, start=1):
+        where = f"{section}.blend.entry {number}"
+        if not isinstance(entry, Mapping):
+            errors.append(f"{where}: expected a mapping such as {{corpus: NAME}}, got {entry!r}")
+            continue
+        if isinstance(entry.get("data"), Mapping):
+            own = build_section(f"{where}.data", DataConfig, entry["data"], errors)
+            if own is None:
+                continue
+            entry = {**entry, "data": own}
+        elif "data" not in entry:  # its file is not there, which is said elsewhere
+            continue
+        part = build_section(where, BlendedCorpus, entry, errors)
+        built += [] if part is None else [part]
+    return tuple(built)

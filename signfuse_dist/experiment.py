@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -41,6 +42,7 @@ from signfuse_dist.records import build, dotted
 from signfuse_dist.stages import trained_parts
 
 _CHOICES = ("data", "model", "stage")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STAGE_KEYS = tuple(field.name for field in dataclasses.fields(StageConfig) if field.name != "name")
 T = TypeVar("T")
 
@@ -176,6 +178,7 @@ def _read_sections(
     read = [name for name in SECTIONS if name in values]
     _merge_experiment(values, raw, path, chosen.get("stage", ""), errors)
     _merge_overrides(values, overrides, errors)
+    _merge_blend(values.get("data", {}), path, errors)
     return {
         name: build_section(name, SECTIONS[name], values[name], errors) for name in read
     }, errors
@@ -212,16 +215,25 @@ def _file_values(
         name = chosen.get(key)
         if name is None:
             continue
-        file = _find_choice(path, key, name)
-        if not file.is_file():
-            folders = (path.parent.parent / key, Path("configs") / key)
-            near = suggest(name, {p.stem for folder in folders for p in yaml_files(folder)})
-            errors.append(f"{key}={name}: {file} does not exist{near}")
-            continue
-        values[key] = _read_mapping(file)
+        file = _find_named(path, key, name, f"{key}=", errors)
+        if file is not None:
+            values[key] = _read_mapping(file)
     if "stage" in values and chosen["stage"] in STAGES:
         values["stage"]["name"] = chosen["stage"]
     return values
+
+
+def _find_named(
+    experiment: Path, key: str, name: str, typed: str, errors: list[str]
+) -> Path | None:
+    """Return the file ``name`` of ``configs/KEY``; record an error where there is none."""
+    file = _find_choice(experiment, key, name)
+    if file.is_file():
+        return file
+    folders = (experiment.parent.parent / key, Path("configs") / key)
+    near = suggest(name, {p.stem for folder in folders for p in yaml_files(folder)})
+    errors.append(f"{typed}{name}: {file} does not exist{near}")
+    return None
 
 
 def _find_choice(experiment: Path, key: str, name: str) -> Path:
@@ -258,6 +270,22 @@ def _merge_experiment(
             values.setdefault(name, {}).update(section)
         else:
             errors.append(f"{path}: {name}: expected a mapping, got {section!r}")
+
+
+def _merge_blend(data: dict[str, Any], path: Path, errors: list[str]) -> None:
+    """Give each corpus of a blend the keys of its file of ``configs/data``."""
+    entries = data.get("blend")
+    if not isinstance(entries, list):
+        return
+    merged = []
+    for entry in entries:
+        if isinstance(entry, dict) and isinstance(entry.get("corpus"), str):
+            file = _find_named(path, "data", entry["corpus"], "data.blend: corpus ", errors)
+            own = entry.get("data", {})
+            if file is not None and isinstance(own, dict):
+                entry = {**entry, "data": {**_read_mapping(file), **own}}
+        merged.append(entry)
+    data["blend"] = merged
 
 
 def _merge_overrides(
@@ -314,6 +342,7 @@ def contradictions(run: RunConfig) -> list[str]:
         *_of_memory(run.model),
         *_of_features(run),
         *_of_staging(run.data),
+        *_of_blend(run),
     ]
 
 
@@ -453,6 +482,36 @@ def _of_rates(run: RunConfig) -> list[str]:
         f"stage.rates names {', '.join(others)}, which stage {stage} does not train: it trains "
         f"{there}; stage.{stage}.rates holds in that stage alone"
     ]
+
+
+def _of_blend(run: RunConfig) -> list[str]:
+    """One model sees the clips of all corpora: their squares must be alike, their names not."""
+    data, errors = run.data, []
+    if not data.blend:
+        if data.blend_temperature is not None:
+            errors.append("data.blend_temperature without data.blend: there is nothing to share")
+        if run.loss.negatives == "corpus":
+            errors.append("loss.negatives=corpus without data.blend: there is one corpus")
+        return errors
+    names = [part.corpus for part in data.blend]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        errors.append(f"data.blend: {name} is there twice; give one a data file of its own")
+    for part in data.blend:
+        what = f"data.blend: {part.corpus}"
+        for key in ("frame_size", "crop"):
+            theirs, ours = getattr(part.data, key), getattr(data, key)
+            if theirs != ours:
+                errors.append(f"{what} has data.{key} {theirs}, the model sees {ours}: pack alike")
+        if part.data.blend:
+            errors.append(f"{what} is a blend itself")
+        if not _LABEL.fullmatch(part.corpus):
+            errors.append(f"{what!r}: a name of letters, digits, '.', '_' and '-' alone")
+    if run.train.features == "cached":
+        errors.append(
+            "train.features=cached keeps features of one corpus: with data.blend, write "
+            "train.features=computed"
+        )
+    return errors
 
 
 def _of_staging(data: DataConfig) -> list[str]:

@@ -342,7 +342,10 @@ def fixed(run: RunConfig) -> dict[str, Any]:
     the micro batch may, :func:`identify` holds what it decides.
     """
     free = keys_with("resume")
-    return {key: value for key, value in run.flat().items() if key not in free}
+    values = {key: value for key, value in run.flat().items() if key not in free}
+    for part in values["data.blend"]:
+        part["data"] = {k: v for k, v in part["data"].items() if f"data.{k}" not in free}
+    return values
 
 
 def identify(run: RunConfig, plan: Plan) -> dict[str, Any]:
