@@ -51,7 +51,7 @@ _SIGNER = re.compile(r"_(P[0-9]+)_")
 _MAX_CHARACTERS = 1000  # of a sentence; a pickle can make one list the text of a million clips
 # Bounds of what is unpickled; the published file has 6 MB, no tuple, and words for its values.
 _MAX_BYTES, _MAX_VALUE, _MAX_BITS, _MAX_TUPLES = 2**28, 10_000, 64, 1000
-_PLAIN_OPCODES = frozenset(
+PLAIN_OPCODES = frozenset(
     name
     for names in (
         "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE",
@@ -289,7 +289,7 @@ def _refuse_more_than_plain(content: bytes) -> None:
     tuples = 0
     for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         name = opcode.name
-        if name not in _PLAIN_OPCODES:
+        if name not in PLAIN_OPCODES:
             raise PickleError(f"it holds more than plain data (opcode {name})")
         if argument is None:
             tuples += name in _TUPLES

@@ -185,7 +185,7 @@ def stacked(rows: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], N
     return np.where(mask[..., None], pose, np.float32(0)), mask
 
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     KeyError,
     ValueError,
@@ -198,7 +198,7 @@ _UNREADABLE = (
 )
 MOST_FRAMES = 1_000_000
 """Of a file of joints: nine hours at 30 a second, 1.3 GB at most when unpacked."""
-_PLAINLY_PACKED = (ZIP_STORED, ZIP_DEFLATED)  # as numpy does; others unpack more than is asked for
+PLAINLY_PACKED = (ZIP_STORED, ZIP_DEFLATED)  # as numpy does; others unpack more than is asked for
 
 
 class JointsFile(PoseExtractor):
@@ -249,18 +249,18 @@ class JointsFile(PoseExtractor):
             raise PoseError(f"bad joints: {name} is {kind} and no file; it is not opened")
         try:
             with ZipFile(self._path) as file:
-                shapes = [_header(file, member) for member in ("pose.npy", "mask.npy")]
+                shapes = [npz_header(file, member) for member in ("pose.npy", "mask.npy")]
                 self._check(*shapes)
-                pose, mask = (_array(file, member) for member in ("pose.npy", "mask.npy"))
+                pose, mask = (npz_array(file, member) for member in ("pose.npy", "mask.npy"))
         except PoseError:
             raise
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise PoseError(
                 f"bad joints: {name} cannot be read ({type(error).__name__})"
             ) from error
         return pose, mask
 
-    def _check(self, pose: _Header, mask: _Header) -> None:
+    def _check(self, pose: NpzHeader, mask: NpzHeader) -> None:
         """Refuse arrays by their headers, which are all that was read of them."""
         name = self._path.name
         count = pose.shape[0] if pose.shape else 0
@@ -275,14 +275,14 @@ class JointsFile(PoseExtractor):
             raise PoseError(f"bad joints: {name}, pose must be floating and mask boolean")
         for what, header in (("pose", pose), ("mask", mask)):
             size = math.prod(header.shape) * header.dtype.itemsize
-            if header.packing not in _PLAINLY_PACKED or header.size != size:
+            if header.packing not in PLAINLY_PACKED or header.size != size:
                 raise PoseError(
                     f"bad joints: {name}, {what} unpacks to {header.size} bytes and not to the "
                     f"{size} of its shape"
                 )
 
 
-class _Header(NamedTuple):
+class NpzHeader(NamedTuple):
     """What a member of an ``.npz`` says of itself; ``size`` in bytes, its header left out."""
 
     shape: tuple[int, ...]
@@ -291,15 +291,15 @@ class _Header(NamedTuple):
     packing: int
 
 
-def _header(file: ZipFile, member: str) -> _Header:
+def npz_header(file: ZipFile, member: str) -> NpzHeader:
     info = file.getinfo(member)
     with file.open(info) as content:
         read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(content)]
         shape, _, dtype = read(content)
-        return _Header(shape, dtype, info.file_size - content.tell(), info.compress_type)
+        return NpzHeader(shape, dtype, info.file_size - content.tell(), info.compress_type)
 
 
-def _array(file: ZipFile, member: str) -> NDArray[Any]:
+def npz_array(file: ZipFile, member: str) -> NDArray[Any]:
     with file.open(member) as content:
         return np.asarray(read_array(content, allow_pickle=False))
 

@@ -11,15 +11,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from signfuse_dist.corpora import ClipRow
-from signfuse_dist.corpora.poses import BOSTON104, OPENPOSE
+from signfuse_dist.corpora.poses import BOSTON104, HOLISTIC, OPENPOSE, POSE, WHOLEBODY
 from signfuse_dist.data.boston104_tracks import read_boston104_track
+from signfuse_dist.data.holistic import read_holistic
 from signfuse_dist.data.joints import PoseError, PoseTrack
 from signfuse_dist.data.manifest import Packing
 from signfuse_dist.data.openpose import read_openpose
+from signfuse_dist.data.pose_files import read_pose_file
 from signfuse_dist.data.tracks import with_size
+from signfuse_dist.data.wholebody import read_wholebody
 
 _READERS: Mapping[str, Callable[[Path, float], PoseTrack]] = {
     OPENPOSE: read_openpose,
+    POSE: read_pose_file,
+    WHOLEBODY: read_wholebody,
+    HOLISTIC: read_holistic,
 }
 PUBLISHED = frozenset((*_READERS, BOSTON104))
 """Names of the formats, which stand in the place of an extractor's in a set of shards."""

@@ -155,6 +155,8 @@ class TrackJoints(PoseExtractor):
         if track.size is not None and not _alike(track.size, size):
             raise PoseError(_other_shape(track, size, "the video's is"))
         shares = track.shares(*size)
+        if not track.in_pixels:
+            return shares  # a tracker may well place what it does not see outside the picture
         found = shares[np.isfinite(shares).all(axis=-1)]
         outside = ((found < -_OUTSIDE) | (found > 1 + _OUTSIDE)).any(axis=-1)
         if outside.sum() > _MOST_OUTSIDE * len(outside):
