@@ -382,11 +382,15 @@ def fusion_part(config: ModelConfig, llm_dim: int) -> tuple[nn.Module, Loss]:
 
 
 def llm_part(config: ModelConfig, shape: PreTrainedConfig) -> tuple[nn.Module, Loss]:
-    """Return a frozen LLM in bfloat16 with LoRA, and its pass (Eq. 20)."""
+    """Return a frozen LLM in bfloat16 with LoRA or one that trains whole, and its pass (Eq. 20)."""
     auto = AutoModelForSeq2SeqLM if shape.is_encoder_decoder else AutoModelForCausalLM
-    frozen = auto.from_config(shape, dtype=torch.bfloat16)
-    language = LanguageModel(frozen, list(range(PROMPT_TOKENS)))
-    language.add_lora(config)
+    whole = config.llm_training == "full"
+    llm = auto.from_config(shape, dtype=torch.float32 if whole else torch.bfloat16)
+    language = LanguageModel(llm, list(range(PROMPT_TOKENS)))
+    if whole:
+        language.train_whole()
+    else:
+        language.add_lora(config)
 
     def loss(batch: SignBatch) -> Tensor:
         assert batch.tokens is not None

@@ -164,7 +164,10 @@ class ModelConfig:
     llm_dtype: Literal["float32", "bfloat16", "float16"] = key(
         MISSING, "load", "unread by contrastive"
     )
-    """Type of the frozen LLM's weights."""
+    """Type of the LLM's weights where they do not train."""
+    llm_training: Literal["lora", "full", "frozen"] = key("lora", "stage", "unread by contrastive")
+    """What of the LLM trains in stage `finetune`: `lora` matrices beside frozen weights, the `full`
+    LLM in float32, which the model then holds, or nothing (`frozen`)."""
     lora_targets: tuple[str, ...] | Literal["all"] | None = key(
         MISSING, "stage", "unread by contrastive"
     )

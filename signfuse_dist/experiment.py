@@ -473,7 +473,7 @@ def _of_prompt(run: RunConfig) -> list[str]:
 def _of_rates(run: RunConfig) -> list[str]:
     """A rate can be given to what trains."""
     named, stage = run.stage.rates or {}, run.stage.name
-    trained = {part.partition(".")[0] for part in trained_parts(stage, run.loss)}
+    trained = {part.partition(".")[0] for part in trained_parts(stage, run.loss, run.model)}
     others = [part for part in named if part not in trained]
     if not others:
         return []
@@ -546,6 +546,12 @@ def _of_pairs(run: RunConfig) -> list[str]:
 
 def _of_memory(model: ModelConfig) -> list[str]:
     errors = []
+    if model.llm_training == "full" and model.llm_quantization != "none":
+        errors.append(
+            f"model.llm_training=full trains the LLM's own weights, which "
+            f"model.llm_quantization={model.llm_quantization} has not: write "
+            "model.llm_quantization=none, or model.llm_training=lora"
+        )
     if model.visual_norm in ("sync", "local"):
         for name in ("visual_chunk", "visual_checkpoint"):
             if getattr(model, name) not in (None, False, "auto"):

@@ -14,15 +14,28 @@ from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import LossConfig, StageName
 from signfuse_dist.model import losses
 from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
-from signfuse_dist.stages import TRAINABLE, loss_weights, needs_language_model, trained_parts
+from signfuse_dist.stages import (
+    TRAINABLE,
+    loss_weights,
+    needs_language_model,
+    trained_parts,
+    trains_llm,
+)
 
 
 def prepare(model: SignFuse, stage: StageName, config: LossConfig) -> None:
-    """Let exactly the stage's parameters train; the fine-tune stage adds LoRA to the LLM."""
+    """Let exactly the stage's parameters train; the fine-tune stage adds LoRA to the LLM.
+
+    Or it trains the LLM itself, or nothing of it (``model.llm_training``).
+    """
     model.requires_grad_(False)
-    for name in trained_parts(stage, config):
+    for name in trained_parts(stage, config, model.built_from):
         if name == "llm":
-            if model.language_model is not None:
+            if model.language_model is None:
+                continue
+            if trains_llm(stage, model.built_from):
+                model.language_model.train_whole()
+            else:
                 model.language_model.add_lora(model.built_from)
         elif getattr(model, name.partition(".")[0]) is not None:  # a stream may not be there
             model.get_submodule(name).requires_grad_(True)

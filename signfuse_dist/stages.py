@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from signfuse_dist.config import LossConfig, PartName, StageConfig, StageName
+from signfuse_dist.config import LossConfig, ModelConfig, PartName, StageConfig, StageName
 
 # Parts of SignFuse that train; what of the `llm` does, is said by `model.llm_training`.
 TRAINABLE: dict[StageName, tuple[PartName, ...]] = {
@@ -28,17 +28,25 @@ def needs_language_model(stage: StageName) -> bool:
     return stage != "contrastive"
 
 
-def trained_parts(stage: StageName, config: LossConfig) -> tuple[str, ...]:
+def trains_llm(stage: StageName, model: ModelConfig) -> bool:
+    """Return whether the stage trains the LLM's own weights."""
+    return model.llm_training == "full" and "llm" in TRAINABLE[stage]
+
+
+def trained_parts(stage: StageName, config: LossConfig, model: ModelConfig) -> tuple[str, ...]:
     """Return the parts of SignFuse that train: those of the table that a loss reaches.
+
+    Without the `llm` where ``model.llm_training`` is `frozen`.
 
     Paper: stage 1 trains CMFA. Here: not what Eq. 21 does not reach, all of CMFA for `streams`,
     all but the first layer's attention for `attended`. Because: a trained parameter without a
     gradient stops distributed training.
     """
+    parts = [p for p in TRAINABLE[stage] if p != "llm" or model.llm_training != "frozen"]
     if stage != "contrastive" or config.contrastive_features == "unimodal":
-        return TRAINABLE[stage]
+        return (*parts,)
     reached = _ATTENDED if config.contrastive_features == "attended" else ()
-    return (*(part for part in TRAINABLE[stage] if part != "fusion"), *reached)
+    return (*(part for part in parts if part != "fusion"), *reached)
 
 
 def rate_factor(parameter: str, config: StageConfig) -> float:

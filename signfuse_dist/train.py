@@ -74,7 +74,13 @@ from signfuse_dist.run_folder import (
     refuse_other_data,
     refuse_other_meeting,
 )
-from signfuse_dist.stages import loss_weights, needs_language_model, previous, rate_factor
+from signfuse_dist.stages import (
+    loss_weights,
+    needs_language_model,
+    previous,
+    rate_factor,
+    trains_llm,
+)
 from signfuse_dist.start import find_start, history_of, with_origin
 
 _EPOCHS_AHEAD = 8  # in which the fullest micro batch is looked for: more find hardly fuller ones
@@ -419,7 +425,9 @@ def _build(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     """Build the stage's model from the stage before it, ``train.start`` or ImageNet weights."""
     run, stage = job.run, job.run.stage.name
     config = replace(run.model, prompt=fill_prompt(run.model.prompt, run.data.language))
-    model, tokenizer = saved.build(config, needs_language_model(stage), run.data.max_frames)
+    model, tokenizer = saved.build(
+        config, needs_language_model(stage), run.data.max_frames, trains_llm(stage, run.model)
+    )
     job.startup.lap("model")
     before, chosen = previous(stage, run.train.stages), None
     start = find_start(run)

@@ -122,6 +122,8 @@ def load_translator(place: Path, device: torch.device, overrides: Sequence[str] 
         # The LLM may have moved since: the run's configuration says where it is now.
         config = asked.run.model
         moved = {key: getattr(config, key) for key in saved.MOVABLE}
+        if saved.read_config(asked.folder).llm_trained:  # it lies in the model
+            moved = {k: value for k, value in moved.items() if k not in ("llm", "llm_revision")}
     else:
         # It may come from a machine with other attention kernels.
         config = replace(saved.read_config(asked.folder).model, attention="auto")

@@ -17,8 +17,9 @@ def push(
     model: SignFuse, name: str, private: bool | None, with_llm: bool, token: str | None
 ) -> str:
     """Upload a model and return its address; see :meth:`.SignFuse.push_to_hub`."""
-    llm = model.built_from.llm
-    if model.language_model is not None and not with_llm and Path(llm).is_dir():
+    llm, language_model = model.built_from.llm, model.language_model
+    named = language_model is None or with_llm or language_model.is_trained
+    if not named and Path(llm).is_dir():
         raise UserError(
             f"push_to_hub({name!r}): the model's LLM is the folder {llm}, which nobody else has. "
             "with_llm=True uploads it too, where its licence lets it be passed on; or load the "

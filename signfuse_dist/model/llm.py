@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -51,9 +52,9 @@ from signfuse_dist.weights import refuse_difference
 class LanguageModel(nn.Module):
     """The LLM around the sign tokens; its own weights never train.
 
-    Paper: silent on the LLM's own dropout. Here: the frozen LLM stays in evaluation mode while its
-    LoRA matrices train. Because: T5 has a dropout of 0.1, and noise in a frozen function would make
-    a step depend on how the batch is shared out.
+    Paper: silent on the LLM's own dropout. Here: the LLM stays in evaluation mode while its LoRA
+    matrices, or its own weights, train. Because: T5 has a dropout of 0.1, and noise in a frozen
+    function would make a step depend on how the batch is shared out.
     """
 
     opening: Tensor
@@ -70,6 +71,8 @@ class LanguageModel(nn.Module):
             self.register_buffer(name, tokens, persistent=False)
         self.merged: list[MergedLora] = []
         self._lora_dropouts: list[ClipDropout] = []
+        self.is_trained = False
+        """Whether its own weights were trained, so that they are part of the model."""
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.start: int | None = getattr(model.config, "decoder_start_token_id", None)
         if self.is_encoder_decoder and self.start is None:
@@ -123,6 +126,11 @@ class LanguageModel(nn.Module):
         """Add trainable LoRA matrices of rank r and scale alpha / r (section 3.6)."""
         self.model = add_lora(self.model, config)
         self._lora_dropouts = _by_clip(self.model, config.lora_dropout)
+
+    def train_whole(self) -> None:
+        """Let the LLM's own weights train, in float32 as all that trains."""
+        self.model = self.model.float().requires_grad_(True)
+        self.is_trained = True
 
     def merge(self, lora: MergedLora, config: ModelConfig) -> None:
         """Add trained LoRA matrices to the frozen weights for good; LoRA can be added after that.
@@ -302,6 +310,10 @@ class TextTokenizer:
                 )
             self.opening, self.prompt = self.prompt[:1], self.prompt[1:]
 
+    def save(self, folder: Path) -> None:
+        """Write its files, as transformers reads them."""
+        self._tokenizer.save_pretrained(folder)
+
     def encode(self, text: str) -> list[int]:
         """Return the target tokens of a sentence with the end token, without a start token.
 
@@ -372,9 +384,16 @@ class Candidate(NamedTuple):
     where only the best was asked for."""
 
 
-def load_language_model(config: ModelConfig, tokenizer: TextTokenizer) -> LanguageModel:
-    """Load the frozen LLM; raise :class:`UserError` without it, or without room for a text."""
-    llm = LanguageModel(load_frozen(config), tokenizer.prompt, tokenizer.opening)
+def load_language_model(
+    config: ModelConfig, tokenizer: TextTokenizer, in_full: bool = False
+) -> LanguageModel:
+    """Load the LLM, in float32 when ``in_full``.
+
+    Raises :class:`UserError` without it, or without room for a text.
+    """
+    dtype = "float32" if in_full else config.llm_dtype
+    frozen = load_frozen(dataclasses.replace(config, llm_dtype=dtype))
+    llm = LanguageModel(frozen, tokenizer.prompt, tokenizer.opening)
     room = llm.room(config.num_sign_tokens)
     if room is not None and room < 1:
         raise UserError(

@@ -215,6 +215,11 @@ def _unfit_lora(
             f"{part}: stage {stage} trains no LoRA matrices; merged_lora in place of lora keeps "
             "them as they are"
         ]
+    if now.llm_training != "lora":
+        return [
+            f"{part}: model.llm_training={now.llm_training} has no LoRA matrices; merged_lora in "
+            "place of lora adds them to the LLM"
+        ]
     keys = ("lora_rank", "lora_alpha", "lora_targets")
     return [
         f"{part}: model.{key} was {getattr(then, key)!r}, is {getattr(now, key)!r}"

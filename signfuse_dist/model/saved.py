@@ -7,11 +7,11 @@ The folder of a model holds
     adapter/                             LoRA as a folder of PEFT, after the last stage
     usage.json                           how clips are brought to it (:class:`.usage.Usage`)
     merged/                              LoRA of a start, added to the LLM (train.start_parts)
-    llm/                                 the frozen LLM, where that was asked for
+    llm/                                 the LLM, where it was trained or that was asked for
     state.json                           checksums of these files
     README.md                            the model card, written by the run
 
-Else the frozen LLM is not copied: ``config.json`` holds its name, revision and fingerprint.
+Else the LLM is not copied: ``config.json`` holds its name, revision and fingerprint.
 """
 
 from __future__ import annotations
@@ -32,8 +32,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from signfuse_dist.config import ModelConfig, build_section, names_with
 from signfuse_dist.errors import UserError, raise_together, refuse_unknown
 from signfuse_dist.files import read_json, read_state, write_folder, write_json, write_text
-from signfuse_dist.model.llm import MergedLora, TextTokenizer, load_language_model, load_tokenizer
-from signfuse_dist.model.llm_identity import find_folder, refer
+from signfuse_dist.model.llm import (
+    LanguageModel,
+    MergedLora,
+    TextTokenizer,
+    load_language_model,
+    load_tokenizer,
+    without_bars,
+)
+from signfuse_dist.model.llm_identity import find_folder, fingerprint, refer
 from signfuse_dist.model.place import (
     ADAPTER,
     CARD,
@@ -77,8 +84,9 @@ class SignFuseConfig(PreTrainedConfig):
 
     Attributes:
         llm_commit: revision of the frozen LLM on the model hub; None for a folder, or no LLM.
-        llm_fingerprint: of the frozen LLM (:func:`signfuse_dist.model.llm_identity.fingerprint`);
-            None for a model without LLM.
+        llm_fingerprint: of the LLM (:func:`signfuse_dist.model.llm_identity.fingerprint`); None
+            for a model without LLM.
+        llm_trained: whether the LLM's own weights were trained, and lie in the model's folder.
         max_frames: the longest clip it takes, in frames; None = any.
     """
 
@@ -89,6 +97,7 @@ class SignFuseConfig(PreTrainedConfig):
         *,
         llm_commit: str | None = None,
         llm_fingerprint: str | None = None,
+        llm_trained: bool = False,
         max_frames: int | None = None,
         **values: Any,
     ) -> None:
@@ -104,6 +113,7 @@ class SignFuseConfig(PreTrainedConfig):
         for name in _FIELDS:
             setattr(self, name, getattr(model, name))
         self.llm_commit, self.llm_fingerprint = llm_commit, llm_fingerprint
+        self.llm_trained = llm_trained
         self.max_frames = max_frames
 
     @classmethod
@@ -121,7 +131,8 @@ class SignFuseConfig(PreTrainedConfig):
         return isinstance(other, SignFuseConfig) and self._own() == other._own()
 
     def _own(self) -> tuple[Any, ...]:
-        return self.model, self.llm_commit, self.llm_fingerprint, self.max_frames
+        identity = self.llm_commit, self.llm_fingerprint, self.llm_trained
+        return self.model, *identity, self.max_frames
 
     __hash__ = None  # type: ignore[assignment]  # values can be changed
 
@@ -159,16 +170,18 @@ class _MergedRecord:
 
 
 def build(
-    config: ModelConfig, language: bool, max_frames: int | None = None
+    config: ModelConfig, language: bool, max_frames: int | None = None, in_full: bool = False
 ) -> tuple[SignFuse, TextTokenizer | None]:
     """Build an untrained model, with the LLM and its tokenizer when ``language``.
 
-    Raises UserError when the LLM cannot be loaded.
+    ``in_full`` loads the LLM in float32, as a stage that trains its weights needs it. Raises
+    UserError when the LLM cannot be loaded.
     """
     if not language:
         return SignFuse(config, None, max_frames), None
     tokenizer = load_tokenizer(config)
-    model = SignFuse(config, load_language_model(config, tokenizer), max_frames)
+    llm = load_language_model(config, tokenizer, in_full)
+    model = SignFuse(config, llm, max_frames)
     model.tokenizer = tokenizer
     model.llm_reference = refer(config.llm, config.llm_revision)
     return model, tokenizer
@@ -186,6 +199,7 @@ def own_state(model: SignFuse) -> dict[str, Tensor]:
 def save(model: SignFuse, folder: Path, said: dict[str, Any], with_llm: bool = False) -> None:
     """Write the folder of a model, whole or not at all; an earlier one is replaced.
 
+    An LLM whose own weights were trained is written with it, whatever ``with_llm`` says.
     ``said`` is what ``state.json`` holds beside the checksums. The card of a model that was loaded
     goes with it; it may be edited, so it has no checksum.
 
@@ -197,24 +211,29 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any], with_llm: bool = F
     if model.language_model is not None and model.llm_reference is None:
         raise UserError("the model's LLM came from no folder and no hub, so it cannot be named")
     config, tensors = model.config, own_state(model)
-    if with_llm:
+    language_model, tokenizer = model.language_model, model.tokenizer
+    llm_trained = language_model is not None and language_model.is_trained
+    if llm_trained:
+        config.llm, config.llm_commit = OWN_LLM, None
+    elif with_llm:
         source = _llm_folder(config)
         config.llm = OWN_LLM
     elif config.llm_fingerprint is not None and Path(config.llm).is_dir():
         config.llm = str(Path(config.llm).absolute())  # read from other working folders too
     contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
-    writers: dict[str, Any] = {
-        CONFIG: lambda path: path.write_text(config.to_json_string(), encoding="utf-8"),
-        WEIGHTS: lambda path: save_tensors(contiguous, path, {"format": "pt"}),
-    }
-    if model.language_model is not None and model.language_model.merged:
-        merged = model.language_model.merged
+    writers: dict[str, Any] = {}
+    if llm_trained:  # first: its fingerprint is part of the configuration
+        writers[LLM] = lambda path: _save_llm(language_model, tokenizer, path)
+    elif with_llm:
+        writers[LLM] = lambda path: _copy_llm(source, path)
+    writers[CONFIG] = lambda path: _save_config(config, llm_trained, path)
+    writers[WEIGHTS] = lambda path: save_tensors(contiguous, path, {"format": "pt"})
+    if language_model is not None and language_model.merged and not llm_trained:
+        merged = language_model.merged
         writers[MERGED] = lambda path: _save_merged(merged, path)
     adapted = _peft(model)
     if adapted is not None:
         writers[ADAPTER] = lambda path: _save_adapter(adapted, config, path)
-    if with_llm:
-        writers[LLM] = lambda path: _copy_llm(source, path)
     usage = model.usage
     if usage is not None:
         writers[USAGE] = lambda path: path.write_text(usage.to_json(), encoding="utf-8")
@@ -239,6 +258,11 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
     folder = local(name, revision)
     files, config = read(folder)
     usage = read_usage(folder) if USAGE in files else None
+    if config.llm_trained and "llm" in changes:
+        raise UserError(
+            f"llm={changes['llm']}: the LLM of {folder} was trained with it and lies in it; no "
+            "other can take its place"
+        )
     numbers = dataclasses.replace(config.model, **changes)
     if numbers.llm == OWN_LLM:
         numbers = dataclasses.replace(numbers, llm=str((folder / LLM).absolute()))
@@ -248,6 +272,8 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
     _refuse_another_llm(model, config, folder)
     load_exactly(load_tensors(folder / WEIGHTS), own_state(model), model, folder / WEIGHTS)
     _merge(folder, model)
+    if model.language_model is not None:
+        model.language_model.is_trained = config.llm_trained
     if ADAPTER_WEIGHTS in files:
         assert model.language_model is not None
         model.language_model.add_lora(model.built_from)
@@ -322,6 +348,25 @@ def _copy_llm(source: Path, path: Path) -> None:
     path.mkdir()
     for file in files:
         shutil.copyfile(file, path / file.name)
+
+
+def _save_llm(
+    language_model: LanguageModel | None, tokenizer: TextTokenizer | None, path: Path
+) -> None:
+    """Write an LLM that was trained, with its tokenizer, as transformers reads them."""
+    assert language_model is not None
+    if tokenizer is None:
+        raise UserError("the model's LLM was trained, and its tokenizer is not known")
+    with without_bars():
+        language_model.model.save_pretrained(path)
+    tokenizer.save(path)
+
+
+def _save_config(config: SignFuseConfig, llm_trained: bool, path: Path) -> None:
+    """Write ``config.json``; of an LLM that was trained the fingerprint is that of its files."""
+    if llm_trained:
+        config.llm_fingerprint = fingerprint(path.parent / LLM)
+    path.write_text(config.to_json_string(), encoding="utf-8")
 
 
 def _refuse_another_llm(model: SignFuse, config: SignFuseConfig, folder: Path) -> None:

@@ -142,6 +142,7 @@ class SignFuse(nn.Module):
             self.built_from,
             llm_commit=None if trained_with is None else trained_with.commit,
             llm_fingerprint=None if trained_with is None else trained_with.fingerprint,
+            llm_trained=self.language_model is not None and self.language_model.is_trained,
             max_frames=self.max_frames,
         )
 

@@ -84,8 +84,8 @@ class LLMFiles:
         and `all`, are counted by the shapes in the headers of safetensors files; of pickled
         weights, which are not opened, the attention blocks are counted in their place.
         """
-        targets, shapes = model.lora_targets, self._linear_shapes()
-        if targets is not None and shapes:
+        targets = model.lora_targets
+        if targets is not None and (shapes := self._linear_shapes()):
             names = [n for n in shapes if targets == "all" or f".{n}".endswith(_endings(targets))]
             return model.lora_rank * sum(sum(shapes[name]) for name in names)
         dim = self.llm_dim

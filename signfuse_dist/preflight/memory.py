@@ -25,7 +25,7 @@ from signfuse_dist.plan import divisors_that_fit
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.llm_files import LLMFiles
 from signfuse_dist.skeleton import NUM_JOINTS, PARTITIONS
-from signfuse_dist.stages import needs_language_model, trained_parts
+from signfuse_dist.stages import needs_language_model, trained_parts, trains_llm
 
 # Cross-attentions of each fusion.
 _DIRECTIONS = {
@@ -145,14 +145,14 @@ def parameters(config: ModelConfig, llm_dim: int) -> dict[str, int]:
 
 
 def count_trained(
-    config: ModelConfig, loss: LossConfig, stage: StageName, llm_dim: int, lora: int
+    config: ModelConfig, loss: LossConfig, stage: StageName, llm_dim: int, of_llm: int
 ) -> int:
-    """Return how many parameters of a stage train; ``lora`` are those of LoRA."""
-    counts = parameters(config, llm_dim) | {"llm": lora}
+    """Return how many parameters of a stage train; ``of_llm`` are those that the LLM trains."""
+    counts = parameters(config, llm_dim) | {"llm": of_llm}
     # Of CMFA "attended" features reach the first layer's attention alone, named below it.
     return sum(
         counts.get(part, _attention(config.dim) if "." in part else 0)
-        for part in trained_parts(stage, loss)
+        for part in trained_parts(stage, loss, config)
     )
 
 
@@ -282,9 +282,10 @@ def estimate(
         bucket: numbers in a bucket of ZeRO-2, None for plain DDP, 0 where it is not known.
     """
     llm_dim = llm.llm_dim if llm else 0
-    lora = llm.lora_parameters(run.model) if llm and run.stage.name == "finetune" else 0
-    every = sum(parameters(run.model, llm_dim).values()) + lora
-    trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, lora)
+    of_llm = _trained_of_llm(run, llm)
+    every = sum(parameters(run.model, llm_dim).values()) + of_llm
+    trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, of_llm)
+    whole = trains_llm(run.stage.name, run.model)
     average = 0.0 if run.train.weight_average is None else 4.0 * trained
     shared = 4 + 8 + 4  # gradients, moments, and ZeRO's copy of the weights, in float32
     buckets = trained * 4 + trained * 12 if bucket is None else 2 * 4 * bucket
@@ -293,13 +294,22 @@ def estimate(
     if run.model.streams != "visual":
         kept += _skeletal_bytes(run, frames)
     return Need(
-        llm=llm.bytes_loaded(run.model) if llm else 0.0,
+        llm=llm.bytes_loaded(run.model) if llm and not whole else 0.0,
         weights=4.0 * every + average,
         optimizer=buckets + sharded,
         kept=kept + _fusion_bytes(run, frames, llm_dim),
         again=again,
         language=_language(run, llm) if llm else 0.0,
     )
+
+
+def _trained_of_llm(run: RunConfig, llm: LLMFiles | None) -> int:
+    """Return how many numbers the LLM trains in a stage: LoRA's, or all of its own."""
+    if llm is None or run.stage.name != "finetune" or run.model.llm_training == "frozen":
+        return 0
+    if trains_llm(run.stage.name, run.model):
+        return int(llm.num_weights)
+    return llm.lora_parameters(run.model)
 
 
 def _visual_bytes(run: RunConfig, frames: int) -> tuple[float, float]:
@@ -385,10 +395,12 @@ def _language(run: RunConfig, llm: LLMFiles) -> float:
     of its feed-forward network, whose GELU is computed in float32. Without such a network in its
     configuration: 34 (Korthikanti et al., 2022, Eq. 2).
     """
+    whole = trains_llm(run.stage.name, run.model)
     clips = run.train.micro_batch_size
     prefix, text = clips * (run.model.num_sign_tokens + _PROMPT_TOKENS), clips * _TEXT_TOKENS
     config, dim, layers = llm.config, llm.llm_dim, llm.num_layers
-    double = 2.0 if run.model.llm_dtype == "float32" else 1.0
+    bf16 = run.train.precision == "bf16"
+    double = 2.0 if (not bf16 if whole else run.model.llm_dtype == "float32") else 1.0
     if config.get("is_encoder_decoder"):
         inner = int(config.get("d_ff") or config.get("encoder_ffn_dim") or 4 * dim)
         decoders = int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers)
@@ -400,7 +412,11 @@ def _language(run: RunConfig, llm: LLMFiles) -> float:
     else:
         layered = (prefix + text) * layers * 34.0 * dim
     vocabulary = int(config.get("vocab_size") or 0)
-    return double * layered + text * 12.0 * vocabulary
+    casts = 2.0 * llm.num_weights if whole and bf16 else 0.0
+    if whole:  # linear layers keep their inputs, norms what they multiply, for their own gradients
+        wide = int(config.get("intermediate_size") or config.get("d_ff") or 4 * dim)
+        layered += (prefix + text) * layers * (12.0 * dim + 2.0 * wide)
+    return double * layered + text * 12.0 * vocabulary + casts
 
 
 def resolve_chunk(
@@ -457,7 +473,10 @@ def advise(run: RunConfig, world_size: int) -> str:
     if smaller := [size for size in fits if size < train.micro_batch_size]:
         now = train.micro_batch_size
         keys.append(f"train.micro_batch_size={smaller[-1]} (now {now}; the rest is accumulated)")
-    if needs_language_model(run.stage.name) and model.llm_quantization == "none":
+    whole = trains_llm(run.stage.name, model)
+    if whole:
+        keys.append("model.llm_training=lora (now full), in a run of its own")
+    if needs_language_model(run.stage.name) and model.llm_quantization == "none" and not whole:
         keys.append("model.llm_quantization=8bit (now none)")
     keys.append(f"a data.max_frames below {run.data.max_frames}, in a run of its own")
     return "; ".join(keys)
@@ -514,9 +533,9 @@ def judge_disk(runs: Sequence[RunConfig], llms: Sequence[LLMFiles | None]) -> Fi
     needed = 0.0
     for run, llm in zip(runs, llms, strict=True):
         llm_dim = llm.llm_dim if llm else 0
-        lora = llm.lora_parameters(run.model) if llm and run.stage.name == "finetune" else 0
-        trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, lora)
-        every = sum(parameters(run.model, llm_dim).values()) + lora
+        of_llm = _trained_of_llm(run, llm)
+        trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, of_llm)
+        every = sum(parameters(run.model, llm_dim).values()) + of_llm
         each = 12.0 if run.train.weight_average is None else 16.0
         # One more while it is written, one more for the best; then the stage's model.
         needed += (run.train.keep_checkpoints + 2) * each * trained + 4.0 * every

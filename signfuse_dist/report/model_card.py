@@ -47,6 +47,7 @@ class _SavedModel:
 
     llm_fingerprint: str | None = None
     llm_commit: str | None = None
+    llm_trained: bool = False
 
 
 def write_card(run_folder: Path) -> Path:
@@ -74,6 +75,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "front_matter": _front_matter(run, translates),
         "title": f"{run.name}, stage {run.stage.name}",
         "translates": translates,
+        "llm_trained": saved.llm_trained,
         "adapted": (files.model / "adapter").is_dir(),
         "joints_in_files": usage is not None and usage.extractor == JointsFile.name,
         "data": _data(run, plan, usage),
@@ -174,6 +176,12 @@ def _model(run: RunConfig, saved: _SavedModel, translates: bool) -> Rows:
         rows += [
             ("language model", _named(model.llm)),
             ("its licence", model.llm_licence or "not stated"),
+            (
+                "what of it trained",
+                {"lora": "LoRA matrices", "full": "all of it", "frozen": "nothing"}[
+                    model.llm_training if run.stage.name == "finetune" else "frozen"
+                ],
+            ),
             ("its revision", str(saved.llm_commit or "a folder, no revision")),
             ("its fingerprint", str(saved.llm_fingerprint)),
             ("prompt", fill_prompt(model.prompt, run.data.language)),

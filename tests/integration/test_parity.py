@@ -24,6 +24,7 @@ from helpers.project import Project, environment, free_port
 from helpers.repository import ROOT
 from signfuse_dist.experiment import load_run
 from signfuse_dist.model import saved
+from signfuse_dist.model.signfuse import SignFuse
 
 BATCH = 4
 STAGE = ("stage=finetune", "train.stages=[finetune]", "model.norm=layer")
@@ -258,3 +259,38 @@ def test_rates_by_part_and_an_average_of_the_weights_are_the_same_under_zero2(
             assert torch.equal(runs["cpu_zero2"][name], value), name
         elif name.startswith("skeletal.") and name.endswith("weight"):
             assert not torch.equal(runs["cpu_zero2"][name], value), name
+
+
+@pytest.mark.long
+def test_an_llm_that_trains_whole_is_the_same_under_zero2_and_lies_in_the_model(
+    project: Project, tmp_path: Path
+) -> None:
+    """No LoRA; two processes of ZeRO-2 hold half of the moments each; the model translates."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for launch, processes in (("cpu_zero2", 2), ("gpu", 1)):
+        launcher = accelerate(launch, processes, "--main_process_port", str(free_port()))
+        folder = tmp_path / launch
+        folder.mkdir()
+        words = (f"train.micro_batch_size={BATCH // processes}", "model.llm_training=full")
+        rest = [str(folder), project.experiment, f"train.output={folder}", *STAGE, *words]
+        run_together([[*launcher, *rest]], {})
+        model = folder / "small" / "finetune" / "model"
+        assert not (model / "adapter").exists()
+        found[launch] = load_file(model / "model.safetensors")
+        found[launch] |= {
+            f"llm.{name}": value
+            for name, value in load_file(model / "llm" / "model.safetensors").items()
+        }
+        counts = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        shares = [count["held"] / (2 * count["trained"]) for count in counts]
+        assert shares == pytest.approx([1 / processes] * processes, abs=1e-3)
+    assert furthest(found["cpu_zero2"], found["gpu"]) <= TOLERANCE
+    (llm,) = {load_run(project.experiment, None, [*STAGE]).model.llm}
+    before = load_file(Path(llm) / "model.safetensors")
+    moved = {
+        n: float((found["gpu"][f"llm.{n}"] - v.float()).abs().max()) for n, v in before.items()
+    }
+    assert min(moved.values()) > 0
+    loaded = SignFuse.from_pretrained(tmp_path / "cpu_zero2" / "small" / "finetune" / "model")
+    assert loaded.language_model is not None
+    assert loaded.language_model.is_trained

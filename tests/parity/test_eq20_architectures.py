@@ -302,6 +302,28 @@ def test_the_start_token_may_stand_before_the_sign_tokens(name: str) -> None:
     )
 
 
+@each_llm
+def test_trained_whole_every_weight_of_an_llm_gets_a_gradient_and_it_learns(name: str) -> None:
+    """A weight without one would stop distributed training; bfloat16 becomes float32."""
+    llm = LanguageModel(LLMS[name]().bfloat16(), PROMPT)
+    sign, tokens, lengths = _inputs()
+    llm.train_whole()
+    llm.train()
+    trained = dict(llm.named_parameters())
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in trained.values())
+    assert not any(module.training for module in llm.model.modules())
+    optimizer = torch.optim.Adam(trained.values(), lr=0.01)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = llm.negative_log_likelihood(sign.detach(), tokens, lengths).sum()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    assert [n for n, p in trained.items() if p.grad is None or not p.grad.any()] == []
+    assert losses[-1] < losses[0]
+
+
 def test_lora_targets_can_be_named_and_each_must_be_there() -> None:
     llm = LanguageModel(tiny_t5(), PROMPT)
     with pytest.raises(UserError, match="no layers called q_proj; its attention has k, o, q, v"):

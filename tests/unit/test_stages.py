@@ -18,7 +18,7 @@ from helpers.model_factory import (
     tiny_llama,
     tiny_tokenizer,
 )
-from signfuse_dist.config import LossConfig, StageConfig, StageName
+from signfuse_dist.config import STAGES, LossConfig, StageConfig, StageName
 from signfuse_dist.engine.loop import make_optimizer, set_learning_rate
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_run
@@ -254,3 +254,29 @@ def test_parts_that_a_stage_does_not_train_have_no_rate() -> None:
     assert load_run("demo", "finetune", words).stage.rates == {"llm": 1.0, "visual": 0.1}
     with pytest.raises(UserError, match=r"stage\.rates: 'eyes' is not one of visual,"):
         load_run("demo", "finetune", ["stage.rates={eyes: 1}"])
+
+
+@pytest.mark.parametrize("llm_training", ["lora", "full", "frozen"])
+def test_what_of_the_llm_trains_is_chosen_and_in_the_last_stage_alone(llm_training: Any) -> None:
+    for stage in STAGES:
+        model = small_model(llm_training=llm_training)
+        prepare(model, stage, LossConfig())
+        of_llm = {n: p for n, p in model.language_model.named_parameters() if p.requires_grad}
+        lora = {n for n, _ in model.language_model.named_parameters() if "lora_" in n}
+        if stage != "finetune" or llm_training == "frozen":
+            assert not of_llm
+            assert not lora
+        elif llm_training == "lora":
+            assert of_llm.keys() == lora
+        else:
+            assert not lora
+            assert len(of_llm) == len(list(model.language_model.parameters()))
+
+
+def test_an_llm_that_does_not_train_has_no_rate_and_a_quantized_one_is_not_trained_whole() -> None:
+    with pytest.raises(UserError, match=r"stage\.rates names llm, which stage finetune does not"):
+        load_run("demo", "finetune", ["stage.rates={llm: 1}", "model.llm_training=frozen"])
+    with pytest.raises(
+        UserError, match=r"llm_training=full .*model\.llm_quantization=8bit has not"
+    ):
+        load_run("demo", "finetune", ["model.llm_training=full", "model.llm_quantization=8bit"])

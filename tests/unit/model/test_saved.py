@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -275,9 +276,9 @@ def test_the_commit_that_was_trained_with_is_loaded(
     asked: list[str | None] = []
     load = saved.load_language_model
 
-    def spy(numbers: ModelConfig, tokenizer: Any) -> Any:
+    def spy(numbers: ModelConfig, *others: Any) -> Any:
         asked.append(numbers.llm_revision)
-        return load(numbers, tokenizer)
+        return load(numbers, *others)
 
     monkeypatch.setattr(saved, "load_language_model", spy)
     SignFuse.from_pretrained(tmp_path / "model")
@@ -378,3 +379,44 @@ def test_only_a_relative_folder_of_an_llm_is_nowhere_else(
     assert saved.is_nowhere_else("llm")
     assert not saved.is_nowhere_else(str(tmp_path / "llm"))
     assert not saved.is_nowhere_else("owner/llm")
+
+
+def trained_whole(config: ModelConfig) -> SignFuse:
+    model = finetuned(dataclasses.replace(config, llm_training="full"))
+    with torch.no_grad():
+        for parameter in model.language_model.parameters():  # type: ignore[union-attr]
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def test_an_llm_that_was_trained_lies_in_the_model_and_comes_back_bit_for_bit(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    """Also from the model that was loaded, and under the name of another place."""
+    model = trained_whole(config)
+    model.save_pretrained(tmp_path / "first")
+    said = SignFuseConfig.from_pretrained(tmp_path / "first")
+    assert (said.llm, said.llm_trained, said.llm_commit) == (place.OWN_LLM, True, None)
+    assert not (tmp_path / "first" / "adapter").exists()
+    assert said.llm_fingerprint not in (None, model.llm_reference.fingerprint)  # type: ignore[union-attr]
+    (tmp_path / "first").rename(tmp_path / "moved")
+    SignFuse.from_pretrained(tmp_path / "moved").save_pretrained(tmp_path / "second")
+    shutil.rmtree(tmp_path / "moved")
+    again = SignFuse.from_pretrained(tmp_path / "second")
+    assert outputs(again).keys() == outputs(model).keys()
+    for name, ours in outputs(model).items():
+        assert torch.equal(ours, outputs(again)[name]), name
+    plain = outputs(finetuned(config))["negative_log_likelihood"]
+    assert not torch.equal(outputs(again)["negative_log_likelihood"], plain)
+    assert AutoTokenizer.from_pretrained(tmp_path / "second" / "llm")("the sign").input_ids
+
+
+def test_an_llm_that_was_trained_has_no_other_in_its_place(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    trained_whole(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="was trained with it and lies in it; no other"):
+        SignFuse.from_pretrained(tmp_path / "model", llm=config.llm)
+    (tmp_path / "model" / STATE).write_text("{}")
+    with pytest.raises(UserError):
+        SignFuse.from_pretrained(tmp_path / "model")

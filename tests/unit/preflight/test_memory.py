@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from benchmarks import fake_cuda
 from helpers.model_factory import small_config, tiny_llama
@@ -212,13 +213,20 @@ def test_what_distance_adds_to_the_scores_is_counted() -> None:
         assert with_bias - without == pytest.approx(more, rel=0.2)
 
 
+@pytest.mark.parametrize("llm_training", ["lora", pytest.param("full", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", fake_cuda.LLMS)
-def test_an_llm_with_lora_takes_what_fake_tensors_find(name: str) -> None:
+def test_an_llm_takes_what_fake_tensors_find(
+    name: str, llm_training: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 6 layers: each is like the other, and the figure without layers is that of the logits."""
-    shape, run = fake_cuda.LLMS[name](), last_stage()
+    shape, run = fake_cuda.LLMS[name](), last_stage(f"model.llm_training={llm_training}")
     for key in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
         if key in shape.to_dict():
             setattr(shape, key, 6)
+    auto = AutoModelForSeq2SeqLM if shape.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        count = sum(p.numel() for p in auto.from_config(shape).parameters())
+    monkeypatch.setattr(LLMFiles, "num_weights", count)
     files = LLMFiles(None, shape.to_dict())  # type: ignore[arg-type]
     assert memory._language(run, files) == pytest.approx(peak(run, "llm", shape).most, rel=0.1)
 
@@ -229,6 +237,28 @@ def llama(monkeypatch: pytest.MonkeyPatch) -> LLMFiles:
     monkeypatch.setattr(LLMFiles, "num_weights", 6.74e9)
     shape = fake_cuda.LLMS["llama2_7b"]().to_dict()
     return LLMFiles(None, shape)  # type: ignore[arg-type]
+
+
+def test_an_llm_that_trains_whole_has_its_weights_gradients_and_moments(llama: LLMFiles) -> None:
+    """Under ZeRO-2 on 4 GPUs: 4 bytes a weight on each, and 16 a weight shared by all of them."""
+    lora, full, frozen = (
+        memory.estimate(last_stage(f"model.llm_training={how}"), llama, 128, 4, 0)
+        for how in ("lora", "full", "frozen")
+    )
+    assert (lora.llm, full.llm, frozen.llm) == (2 * 6.74e9, 0.0, 2 * 6.74e9)
+    assert full.weights - frozen.weights == pytest.approx(4 * 6.74e9)
+    assert full.optimizer - frozen.optimizer == pytest.approx(16 / 4 * 6.74e9)
+    assert lora.weights - frozen.weights == pytest.approx(
+        4 * llama.lora_parameters(last_stage().model)
+    )
+    said = memory.advise(last_stage("model.llm_training=full"), 4)
+    assert "model.llm_training=lora (now full)" in said
+    assert "llm_quantization" not in said
+    averaged = memory.estimate(last_stage("train.weight_average=0.99"), llama, 128, 4, 0)
+    model = last_stage().model
+    of_lora = llama.lora_parameters(model)
+    trained = memory.count_trained(model, LossConfig(), "finetune", 4096, of_lora)
+    assert averaged.weights - lora.weights == pytest.approx(4 * trained)
 
 
 def resolve(run: RunConfig, llm: LLMFiles, gigabytes: float | None, frames: int) -> RunConfig:
