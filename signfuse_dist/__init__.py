@@ -8,8 +8,9 @@ before. Data flows from left to right, imports go from right to left::
 
 Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes), ``files`` and
 ``tensor_files``, ``writer`` (which process writes) and ``locks`` (that one does), ``records``
-(typed YAML and JSON), ``config`` (what a run is), ``experiment`` (reading one), ``run_folder``
-(what RUN holds), ``progress`` (the only bars), ``device`` and ``nvidia`` (where it computes),
+(typed YAML and JSON), ``config`` (what a run is), ``experiment`` (reading one), ``recipe`` (what
+of it is not as printed), ``run_folder`` (what RUN holds), ``progress`` (the only bars), ``device``
+and ``nvidia`` (where it computes),
 ``languages`` (their names, for prompts).
 Data and model do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which
 clips and frames at which step), ``blend`` (of which corpus) and ``draws`` (numbers by the clip) on

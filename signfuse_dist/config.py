@@ -465,6 +465,9 @@ class RunConfig:
     train: TrainConfig
     evaluation: EvaluationConfig
     augment: AugmentConfig = AugmentConfig()
+    recipe: str = "paper"
+    """Which recipe was taken (:mod:`signfuse_dist.recipe`). A name: what it sets stands in the
+    sections, and identifies the run."""
     origin: Origin | None = None
     """Of a run that `train.start` started: from what. The trainer finds it; nobody types it."""
 
@@ -493,8 +496,9 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, tuples as lists, as written to ``config.yaml``."""
         values = typing.cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
-        if self.origin is None:
-            del values["origin"]
+        for name, default in (("recipe", "paper"), ("origin", None)):
+            if values[name] == default:
+                del values[name]
         return values
 
     def flat(self) -> dict[str, Any]:
@@ -504,6 +508,7 @@ class RunConfig:
         """
         sections = self.to_dict()
         values = {"name": sections.pop("name")}
+        sections.pop("recipe", None)
         if sections.pop("origin", None) is not None and self.origin is not None:
             values["origin.fingerprint"] = self.origin.fingerprint
         for section, keys in sections.items():
@@ -520,7 +525,7 @@ def _plain(value: Any) -> Any:
 SECTIONS: dict[str, type] = {
     f.name: typing.get_type_hints(RunConfig)[f.name]
     for f in dataclasses.fields(RunConfig)
-    if f.name not in ("name", "origin")
+    if f.name not in ("name", "recipe", "origin")
 }
 
 

@@ -1,9 +1,10 @@
 """Reading a run: files combined, overridden, and checked for values that contradict each other.
 
 An experiment file names one file of ``configs/data`` and one of ``configs/model`` (``use:``); the
-stage brings one of ``configs/stage``. Those files do not overlap. Only the experiment's own
-sections and ``section.key=value`` overrides on the command line replace a value; of these
-``stage.NAME.key=value`` holds in the stage of that name alone. Imports no torch.
+stage brings one of ``configs/stage``. It may name one of ``configs/recipe`` besides, which sets
+keys of several sections (:mod:`signfuse_dist.recipe`). Those files do not overlap. Only the
+experiment's own sections and ``section.key=value`` overrides on the command line replace a value;
+of these ``stage.NAME.key=value`` holds in the stage of that name alone. Imports no torch.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ from signfuse_dist.errors import (
 from signfuse_dist.files import locate, package_files, parse_yaml, read_yaml, yaml_files
 from signfuse_dist.languages import fill_prompt
 from signfuse_dist.origin import Origin
+from signfuse_dist.recipe import PAPER, RECIPE_SECTIONS
 from signfuse_dist.records import build, dotted
 from signfuse_dist.stages import trained_parts
 
 _CHOICES = ("data", "model", "stage")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RECIPE = "recipe"
 _STAGE_KEYS = tuple(field.name for field in dataclasses.fields(StageConfig) if field.name != "name")
 T = TypeVar("T")
 
@@ -94,6 +97,7 @@ def resolve(raw: dict[str, Any], path: str) -> RunConfig:
     """Return the run of a resolved mapping, which ``path`` names; raise :class:`UserError`."""
     errors: list[str] = []
     name, said = raw.pop("name", None), raw.pop("origin", None)
+    recipe = raw.pop("recipe", PAPER)
     origin = (
         None if said is None else build(Origin, said, errors, lambda at: f"origin.{dotted(at)}")
     )
@@ -107,8 +111,10 @@ def resolve(raw: dict[str, Any], path: str) -> RunConfig:
             errors.append(f"{section}: expected a mapping, got {values!r}")
     if not isinstance(name, str):
         errors.append("name: missing")
+    if not isinstance(recipe, str):
+        errors.append(f"recipe: expected a name, got {recipe!r}")
     raise_together(errors, f"{path}: not the configuration of a run")
-    return RunConfig(name=str(name), origin=origin, **sections)
+    return RunConfig(name=str(name), recipe=str(recipe), origin=origin, **sections)
 
 
 def override(run: RunConfig, overrides: Sequence[str], section: str, *keys: str) -> RunConfig:
@@ -176,27 +182,31 @@ def _read_sections(
     chosen = _take_choices(raw, path, stage, overrides, errors)
     values = _file_values(path, chosen, errors)
     read = [name for name in SECTIONS if name in values]
+    _merge_recipe(values, path, chosen, errors)
     _merge_experiment(values, raw, path, chosen.get("stage", ""), errors)
     _merge_overrides(values, overrides, errors)
     _merge_blend(values.get("data", {}), path, errors)
-    return {
+    sections: dict[str, Any] = {
         name: build_section(name, SECTIONS[name], values[name], errors) for name in read
-    }, errors
+    }
+    return {**sections, _RECIPE: chosen.get(_RECIPE, PAPER)}, errors
 
 
 def _take_choices(
     raw: dict[str, Any], path: Path, stage: str | None, overrides: Sequence[str], errors: list[str]
 ) -> dict[str, str]:
-    """Return which file each of data, model and stage comes from."""
+    """Return which file each of data, model and stage comes from, and the recipe where named."""
     use = raw.pop("use", {})
     if not isinstance(use, dict):
-        errors.append(f"{path}: use: expected data: NAME and model: NAME, got {use!r}")
+        errors.append(
+            f"{path}: use: expected data: NAME, model: NAME and, if any, recipe: NAME, got {use!r}"
+        )
         use = {}
     chosen = {k: str(v) for k, v in use.items()}
-    refuse_unknown(chosen, ("data", "model"), f"{path}: use", errors)
+    refuse_unknown(chosen, ("data", "model", _RECIPE), f"{path}: use", errors)
     for text in overrides:
         choice, _, value = text.partition("=")
-        if choice in _CHOICES:
+        if choice in (*_CHOICES, _RECIPE):
             chosen[choice] = value
     if stage is not None:
         chosen["stage"] = stage
@@ -234,6 +244,32 @@ def _find_named(
     near = suggest(name, {p.stem for folder in folders for p in yaml_files(folder)})
     errors.append(f"{typed}{name}: {file} does not exist{near}")
     return None
+
+
+def _merge_recipe(
+    values: dict[str, dict[str, Any]], path: Path, chosen: Mapping[str, str], errors: list[str]
+) -> None:
+    """Add what the chosen recipe sets to the values of the other files, none of which sets it."""
+    name = chosen.get(_RECIPE)
+    if name is None:
+        return
+    file = _find_named(path, _RECIPE, name, f"{_RECIPE}=", errors)
+    if file is None:
+        return
+    recipe = _read_mapping(file)
+    refuse_unknown(recipe, RECIPE_SECTIONS, f"{file}: section", errors)
+    of_recipe: dict[str, dict[str, Any]] = {}
+    known = {section: part for section, part in recipe.items() if section in RECIPE_SECTIONS}
+    _merge_experiment(of_recipe, known, file, chosen.get("stage", ""), errors)
+    for section, part in of_recipe.items():
+        own = values.setdefault(section, {})
+        errors += [
+            f"{file}: {section}.{key} is set by {section}={chosen[section]} too: files do not "
+            "overlap; take it out of one, or set it in the experiment"
+            for key in part
+            if key in own
+        ]
+        own.update(part)
 
 
 def _find_choice(experiment: Path, key: str, name: str) -> Path:
@@ -294,9 +330,9 @@ def _merge_overrides(
     for override in overrides:
         left, equals, text = override.partition("=")
         section, dot, name = left.partition(".")
-        if not equals or (not dot and left not in _CHOICES):
+        if not equals or (not dot and left not in (*_CHOICES, _RECIPE)):
             errors.append(
-                f"{override!r}: expected section.key=value (or data=, model=, stage=NAME)"
+                f"{override!r}: expected section.key=value (or data=, model=, stage=, recipe=NAME)"
             )
         elif dot and section not in SECTIONS:
             errors.append(f"{override!r}: no section {section!r}{suggest(section, SECTIONS)}")

@@ -24,6 +24,7 @@ from signfuse_dist.files import read_json, write_text
 from signfuse_dist.languages import fill_prompt
 from signfuse_dist.locks import held
 from signfuse_dist.model.usage import Usage, read_usage
+from signfuse_dist.recipe import described
 from signfuse_dist.records import read_record
 from signfuse_dist.report.inputs import PlanFacts, read_log, read_plan
 from signfuse_dist.report.markup import LANGUAGE, environment
@@ -128,6 +129,7 @@ def _joints(usage: Usage | None) -> str:
 def _training(run: RunConfig, plan: PlanFacts, losses: str) -> Rows:
     train, stage = run.train, run.stage
     return [
+        ("recipe", described(run)),
         ("stages", f"{', '.join(train.stages)}; this is {stage.name}"),
         ("epochs", f"{stage.epochs}, {_known(plan.total_steps)} optimizer steps"),
         (

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from signfuse_dist.evaluation.translations import Sample
+from signfuse_dist.recipe import departures, shown
 from signfuse_dist.report import plots
 from signfuse_dist.report.figures import Figure, Table
 from signfuse_dist.report.inputs import (
@@ -121,6 +122,11 @@ def run_tables(run: ReportInputs) -> list[Table]:
     plan = [(about, str(value)) for about, value in facts.items() if value is not None]
     time = [(stage, *_duration(rows, run.plans[stage])) for stage, rows in run.curves.items()]
     tables = [
+        Table(
+            "What of the method is not as printed in the paper, by the recipe or by hand",
+            ("key", "printed", "here"),
+            _recipe(run),
+        ),
         Table("The batch plan of this stage (plan.json)", ("", "value"), tuple(plan)),
         Table(
             "Time of training, from the speeds in metrics.jsonl; checkpoints and pauses are not in "
@@ -137,6 +143,12 @@ def run_tables(run: ReportInputs) -> list[Table]:
         Table("Versions (versions.json)", ("name", "value"), _rows(run.versions)),
     ]
     return [table for table in tables if table.rows]
+
+
+def _recipe(run: ReportInputs) -> tuple[tuple[str, ...], ...]:
+    """Return a row for each key of the method that is not at its default."""
+    changed = {} if run.config is None else departures(run.config)
+    return tuple((key, shown(before), shown(now)) for key, (before, now) in changed.items())
 
 
 def _origin(run: ReportInputs) -> tuple[tuple[str, ...], ...]:

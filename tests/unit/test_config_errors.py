@@ -23,6 +23,8 @@ from signfuse_dist.config import (
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_resolved, load_run
 
+EXPECTED = "expected section.key=value (or data=, model=, stage=, recipe=NAME)"
+
 DEMO = str(ROOT / "configs/experiment/demo.yaml")
 
 REFUSED = [
@@ -107,8 +109,11 @@ REFUSED = [
     ("augment.crop=-0.1", "augment.crop: -0.1 is not at least 0"),
     ("evaluation.num_beams=0", "evaluation.num_beams: 0 is not at least 1"),
     ("evaluation.length_penalty=x", "evaluation.length_penalty: 'x' is not a number"),
-    ("nonsense", "'nonsense': expected section.key=value (or data=, model=, stage=NAME)"),
-    ("nonsense=1", "'nonsense=1': expected section.key=value (or data=, model=, stage=NAME)"),
+    ("nonsense", f"'nonsense': {EXPECTED}"),
+    (
+        "nonsense=1",
+        f"'nonsense=1': {EXPECTED}",
+    ),
     (
         "model.dim=[1",
         "'model.dim=[1', line 1, column 3: not YAML: while parsing a flow sequence; expected ',' "
@@ -124,7 +129,7 @@ MANY = {
     "loss.temperature=-1": "loss.temperature: -1.0 is not at least 1e-06",
     "train.seed=-1": "train.seed: -1 is not at least 0",
     "data.fps=[1]": "data.fps: [1] is not a number",
-    "nonsense": "'nonsense': expected section.key=value (or data=, model=, stage=NAME)",
+    "nonsense": f"'nonsense': {EXPECTED}",
 }
 
 
