@@ -131,11 +131,13 @@ class SignBatch:
             clip has none, its skeletal features stand on both sides of CMFA.
         has_skeletal: bool ``[batch]``, True = the clip has joints, whether or not any was found;
             None: every clip has. Where a clip has none, its visual features stand on both sides.
+        corpus: int64 ``[batch]``, the number of the clip's corpus in a blend; None: of one corpus.
         known_lengths: ``frame_lengths`` as the host knows them, filled in where the batch is made
             in its memory; None for one that was made on a device. Asking that would make the host
             wait.
         known_visual: ``has_visual`` likewise, always None where that is.
         known_skeletal: ``has_skeletal`` likewise.
+        known_corpus: ``corpus`` likewise.
     """
 
     ids: tuple[str, ...]
@@ -155,9 +157,11 @@ class SignBatch:
     draws: Tensor | None = None
     has_visual: Tensor | None = None
     has_skeletal: Tensor | None = None
+    corpus: Tensor | None = None
     known_lengths: tuple[int, ...] | None = None
     known_visual: tuple[bool, ...] | None = None
     known_skeletal: tuple[bool, ...] | None = None
+    known_corpus: tuple[int, ...] | None = None
 
     @property
     def picture_lengths(self) -> Tensor:
@@ -226,6 +230,8 @@ class SignBatch:
                 has: Tensor | None = getattr(self, f"has_{name}")
                 known = None if has is None else tuple(has.tolist())
                 object.__setattr__(self, f"known_{name}", known)
+            of = None if self.corpus is None else tuple(self.corpus.tolist())
+            object.__setattr__(self, "known_corpus", of)
             self._refuse_empty()
         # The sum of all is finite only if each of them is. By numpy: torch's threads cost loader
         # threads more than the sum does.

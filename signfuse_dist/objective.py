@@ -6,7 +6,7 @@ table without them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -54,13 +54,15 @@ def set_mode(model: SignFuse, stage: StageName) -> None:
 class StageObjective:
     """What the engine minimises: sums and counts of named losses for one batch."""
 
-    def __init__(self, stage: StageName, config: LossConfig) -> None:
-        self.config = config
+    def __init__(self, stage: StageName, config: LossConfig, corpora: Sequence[str] = ()) -> None:
+        """``corpora`` are the names of a blend's, whose losses are observed one by one."""
+        self.config, self.corpora = config, tuple(corpora)
         self.weights = loss_weights(stage, config)
         self.language = needs_language_model(stage)
         self.contrastive_features: str | None = None
         if "contrastive" in self.weights:
             self.contrastive_features = config.contrastive_features
+        self.observed = tuple(f"{name}/{c}" for c in self.corpora for name in self.weights)
 
     def counts(self, batch: SignBatch) -> dict[str, float]:
         """Return what each loss is averaged over.
@@ -68,13 +70,23 @@ class StageObjective:
         Real clips; of them those with both streams for ``contrastive``; real tokens for
         ``language``.
         """
-        clips = float(batch.weight.sum())
-        counts = dict.fromkeys(self.weights, clips)
-        if "contrastive" in counts and batch.has_both is not None:
-            counts["contrastive"] = float(batch.pair_weight.sum())
+        each = dict.fromkeys(self.weights, batch.weight)
+        if "contrastive" in each and batch.has_both is not None:
+            each["contrastive"] = batch.pair_weight
         if batch.text_lengths is not None:
-            counts["language"] = float((batch.text_lengths * batch.weight).sum())
-        return counts
+            each["language"] = batch.text_lengths * batch.weight
+        counts = {name: float(values.sum()) for name, values in each.items()}
+        of_corpora = self._by_corpus(batch, each)
+        return {**counts, **{name: float(value) for name, value in of_corpora.items()}}
+
+    def _by_corpus(self, batch: SignBatch, each: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return sums over the clips of each corpus, without a graph; nothing without a blend."""
+        sums: dict[str, Tensor] = {}
+        for number, corpus in enumerate(self.corpora):
+            assert batch.corpus is not None
+            own = (batch.corpus == number).to(batch.weight.dtype)
+            sums |= {f"{name}/{corpus}": (v.detach() * own).sum() for name, v in each.items()}
+        return sums
 
     @property
     def compares(self) -> bool:
@@ -93,7 +105,13 @@ class StageObjective:
         """Return each micro batch's part of Eq. 21 over the clips of all of them."""
         device = summaries[0][0].device
         weights = [batch.pair_weight.to(device) for batch in batches]
-        return losses.contrastive_in_parts(summaries, weights, self.config.temperature)
+        corpora = [corpus.to(device) for b in batches if (corpus := self._apart(b)) is not None]
+        temperature = self.config.temperature
+        return losses.contrastive_in_parts(summaries, weights, temperature, corpora or None)
+
+    def _apart(self, batch: SignBatch) -> Tensor | None:
+        """Return the corpus of each clip where Eq. 21 keeps corpora apart."""
+        return batch.corpus if self.config.negatives == "corpus" else None
 
     def __call__(
         self, model: nn.Module, batch: SignBatch, compared: losses.Compared | None = None
@@ -109,30 +127,42 @@ class StageObjective:
             self.config.label_smoothing,
         )
         sums: dict[str, Tensor] = {}
+        each: dict[str, Tensor] = {}
         if output.summaries is not None and compared is not None:
             sums["contrastive"] = losses.replay(output.summaries, compared)
+            each["contrastive"] = compared.terms
         elif output.summaries is not None:
             pairs = batch.pair_weight
-            terms = losses.contrastive(*output.summaries, pairs, self.config.temperature)
-            sums["contrastive"] = terms.sum()
+            each["contrastive"] = losses.contrastive(
+                *output.summaries, pairs, self.config.temperature, self._apart(batch)
+            )
+            sums["contrastive"] = each["contrastive"].sum()
         if output.negative_log_likelihood is not None:
             assert output.sign_embeddings is not None
             assert output.text_embeddings is not None
             assert batch.text_lengths is not None
-            sums["language"] = (output.negative_log_likelihood * batch.weight).sum()
+            each["language"] = output.negative_log_likelihood * batch.weight
+            sums["language"] = each["language"].sum()
             apart = losses.distance(
                 output.sign_embeddings,
                 output.text_embeddings,
                 batch.text_lengths,
                 self.config.alignment_pooling,
             )
-            sums["distance"] = (apart * batch.weight).sum()
-        return sums
+            each["distance"] = apart * batch.weight
+            sums["distance"] = each["distance"].sum()
+        return {**sums, **self._by_corpus(batch, each)}
 
     def report(self, means: dict[str, float]) -> dict[str, float]:
         """Return the losses under the names of the paper: Eq. 21, L_LM, Eq. 22, and the total."""
         named: dict[str, float] = {n: means[n] for n in ("contrastive", "language") if n in means}
         if "distance" in means:
             named["alignment"] = means["distance"] + means["language"]
-        named["total"] = sum(self.weights[name] * value for name, value in means.items())
+        named["total"] = sum(weight * means[name] for name, weight in self.weights.items())
+        for corpus in self.corpora:
+            end = f"/{corpus}"
+            of = {n.removesuffix(end): value for n, value in means.items() if n.endswith(end)}
+            if "distance" in of:  # a corpus has both or neither
+                of["alignment"] = of.pop("distance") + of["language"]
+            named |= {f"{name}{end}": value for name, value in of.items()}
         return named

@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from signfuse_dist.batch import SignBatch
+from signfuse_dist.data.blended import BlendedSplit
 from signfuse_dist.data.manifest import ShardError
 from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.split import Split
@@ -54,10 +56,19 @@ class ClipBatches:
     """
 
     def __init__(
-        self, split: Split, plan: MicroBatchSequence, frames: ClipFrames, encode: Encode | None
+        self,
+        split: Split | BlendedSplit,
+        plan: MicroBatchSequence,
+        frames: ClipFrames,
+        encode: Encode | None,
+        corpus: int | None = None,
     ) -> None:
-        """``encode`` turns a text into tokens; None where no language model is trained."""
+        """``encode`` turns a text into tokens; None where no language model is trained.
+
+        ``corpus`` is the number of the clips' corpus, of a split of one corpus of a blend.
+        """
         self.split, self.plan, self.frames, self.encode = split, plan, frames, encode
+        self.corpus = corpus
         self._memory = _FrameMemory()
         self._tokenising = Lock()  # tokenizers of transformers serve one thread at a time
 
@@ -100,6 +111,17 @@ class ClipBatches:
                 joint_noise=self.frames.augment.joint_noise,
                 spans=spans,
             )
+        if self.corpus is not None:
+            batch = replace(batch, corpus=torch.full((len(clips),), self.corpus))
+        elif isinstance(self.split, BlendedSplit):
+            batch = replace(
+                batch,
+                ids=tuple(
+                    "" if clip is None else self.split.name_of(place)
+                    for clip, place in zip(whole, places, strict=True)
+                ),
+                corpus=torch.from_numpy(self.split.corpora_of(np.where(real, clips, 0))),
+            )
         return batch.pin_memory() if pin_memory else batch
 
     def _streams(
@@ -110,13 +132,15 @@ class ClipBatches:
         Of a clip that has both, one may be lost this time: its pictures are not decoded then.
         """
         shown = pictures_of(self.split, clips)
-        tracked = None if self.split.has_joints else np.zeros(len(clips), dtype=np.bool_)
+        tracked = joints_of(self.split, clips)
         hidden = self.frames.hidden(times, np.where(clips == PADDING, 0, clips))
         if hidden is None:
             return shown, tracked, None
-        if tracked is None and (hidden.pictures.any() or hidden.joints.any()):
-            there = np.ones(len(clips), dtype=np.bool_) if shown is None else shown
-            shown, tracked = there & ~hidden.pictures, ~(hidden.joints & there)
+        if hidden.pictures.any() or hidden.joints.any():
+            every = np.ones(len(clips), dtype=np.bool_)
+            seen, found = (every if has is None else has for has in (shown, tracked))
+            both = seen & found
+            shown, tracked = seen & ~(hidden.pictures & both), found & ~(hidden.joints & both)
         return shown, tracked, hidden.spans
 
     def _read_or_name(self, place: int, into: NDArray[np.uint8], length: int) -> Clip | str | None:
@@ -128,13 +152,14 @@ class ClipBatches:
             return self._read_clip(place, into, length)
         except UserError as error:
             into.fill(0)
-            return f"{self.split.ids[place]}: {error}"
+            return f"{self.split.name_of(place)}: {error}"
 
     def _read_clip(self, place: int, into: NDArray[np.uint8], length: int) -> Clip:
         """Read ``length`` frames of a clip, its pictures into ``into``, which of joints alone is
         empty; raise ShardError when it is damaged.
         """
-        split, shard = self.split, self.split.shard_of(place)
+        split, place = self.split.locate(place)
+        shard = split.shard_of(place)
         indices = spread_frames(int(split.lengths[place]), length)
         members = split.members_of(place)
         clip = read_clip(split.folder, shard, members, indices, cache=split.cache, into=into)
@@ -158,7 +183,13 @@ def _read_joints(poses: Split, place: int, indices: list[int]) -> ClipPose:
     return joints
 
 
-def pictures_of(split: Split, clips: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+def joints_of(split: Split | BlendedSplit, clips: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """Return for which clips of a batch somebody has looked for joints, None where for all."""
+    tracked = split.tracked(np.where(clips == PADDING, 0, clips))
+    return None if tracked.all() else tracked
+
+
+def pictures_of(split: Split | BlendedSplit, clips: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     """Return which clips of a batch have pictures, None where all have.
 
     A place of weight zero is like the first clip of the split: one of pictures costs a picture.

@@ -111,6 +111,18 @@ class Split:
         """Whether anybody has looked for joints, in these shards or for the pose set in use."""
         return self.extraction[0] != NO_EXTRACTOR
 
+    def locate(self, place: int) -> tuple[Split, int]:
+        """Return the split of a clip, and its place there, as a blend does: it is this one."""
+        return self, place
+
+    def name_of(self, place: int) -> str:
+        """Return the name of a clip."""
+        return self.ids[place]
+
+    def tracked(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether anybody has looked for joints in each of these clips, ``[clips]``."""
+        return np.full(len(places), self.has_joints)
+
     def shard_of(self, place: int) -> str:
         """Return the name of the tar that holds a clip."""
         return self.manifest.shards[int(self.shards[place])].name

@@ -40,7 +40,7 @@ class Agreement:
 
     def __init__(self, objective: Objective, num_processes: int) -> None:
         self._objective = objective
-        self._names = tuple(objective.weights)
+        self._names = (*objective.weights, *objective.observed)
         self._num_processes = num_processes
         self._hosts: Any = dist.new_group(backend="gloo") if num_processes > 1 else None
 

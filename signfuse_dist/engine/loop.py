@@ -205,8 +205,9 @@ class Loop:
             log.print_main(line)
 
     def _new_interval(self) -> Interval:
-        names, device = tuple(self.step.objective.weights), self.step.accelerator.device
-        return Interval(names, device, self.meter, self._timeline)
+        objective, device = self.step.objective, self.step.accelerator.device
+        names = tuple(objective.weights)
+        return Interval(names, device, self.meter, self._timeline, objective.observed)
 
     def _save(self, step: int, writer: CheckpointWriter, scores: dict[str, float]) -> None:
         if not self.step.finite.taken:
@@ -279,7 +280,7 @@ class Step:
             self._seed(step, part)
             with self.accelerator.accumulate(self.model):
                 sums = self.objective(self.model, batch, compared)
-                terms = [weights[n] * sums[n] / max(counts[n], 1) for n in sums]
+                terms = [weights[n] * sums[n] / max(counts[n], 1) for n in sums if n in weights]
                 self.accelerator.backward(marked(torch.stack(terms).sum()) * scale)
                 interval.enter(OPTIMIZER)
                 if self.accelerator.sync_gradients:
@@ -299,6 +300,7 @@ class Step:
         interval.gradient_norm = norm
         for sums in losses:
             interval.add(sums, counts)
+        interval.observe(counts)
         interval.steps += 1
 
     def _compare(self, step: int, window: Sequence[TrainingBatch]) -> Sequence[Any]:

@@ -73,9 +73,17 @@ class Interval:
     """
 
     def __init__(
-        self, names: Sequence[str], device: torch.device, meter: Meter, timeline: Timeline
+        self,
+        names: Sequence[str],
+        device: torch.device,
+        meter: Meter,
+        timeline: Timeline,
+        observed: Sequence[str] = (),
     ) -> None:
-        self.names, self.device = names, device
+        """``observed`` are losses that not every step has: each is averaged over all its counts."""
+        self.names, self.observed, self.device = names, observed, device
+        self._seen = torch.zeros(len(observed), dtype=torch.float64, device=device)
+        self._counts = dict.fromkeys(observed, 0.0)
         self._meter, self._timeline = meter, timeline
         self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.started = time.perf_counter()
@@ -89,6 +97,13 @@ class Interval:
         """Add one micro batch's losses: sums of this process over counts of all."""
         means = [sums[n].detach().double() / max(counts[n], 1) for n in self.names]
         self.sums += torch.stack(means)
+        if self.observed:
+            self._seen += torch.stack([sums[n].detach().double() for n in self.observed])
+
+    def observe(self, counts: dict[str, float]) -> None:
+        """Add what the observed losses of a step are averaged over, of all processes."""
+        for name in self.observed:
+            self._counts[name] += counts[name]
 
     def count(self, agreed: Agreed, window: Iterable[Any]) -> None:
         """Add what all processes bring to a step, and what this one's batches will cost."""
@@ -122,14 +137,16 @@ class Interval:
         seconds = self._timeline.take()
         elapsed = time.perf_counter() - self.started
         mine = [*self._flops.values(), *seconds.values()]
-        sums = torch.cat((self.sums, self.sums.new_tensor(mine)))
+        sums = torch.cat((self.sums, self._seen, self.sums.new_tensor(mine)))
         peak = self.sums.new_tensor([peak_memory(self.device)])
         if num_processes > 1:
             dist.all_reduce(sums)
             dist.all_reduce(peak, dist.ReduceOp.MAX)
         totals = sums.tolist()
         means = [value / max(1, self.steps) for value in totals[: len(self.names)]]
-        totals = totals[len(self.names) :]
+        seen = zip(self.observed, totals[len(self.names) :], strict=False)
+        seen_means = {n: v / self._counts[n] for n, v in seen if self._counts[n]}
+        totals = totals[len(self.names) + len(self.observed) :]
         flops = dict(zip(self._flops, totals, strict=False))
         spent = dict(zip(seconds, totals[len(flops) :], strict=True))
         figures = {
@@ -142,7 +159,7 @@ class Interval:
         if not self.steps:
             figures.pop("gradient_norm")
             return {}, figures
-        return dict(zip(self.names, means, strict=True)), figures
+        return {**dict(zip(self.names, means, strict=True)), **seen_means}, figures
 
     def _rates(self, elapsed: float, num_processes: int) -> dict[str, float]:
         """Return speeds over all processes, and the share of time spent waiting for data."""

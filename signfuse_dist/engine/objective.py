@@ -27,6 +27,8 @@ class TrainingBatch(Protocol):
 class Objective(Protocol):
     """Named losses as sums, and what each is averaged over.
 
+    ``weights`` has those that are minimised; ``observed`` are others that are only logged.
+
     Where a loss ``compares`` the clips of a step with each other, gradient caching asks for it in
     three calls: ``summarise`` for every micro batch without a graph, ``compare`` for what each
     micro batch has of the loss over all of them, and the losses of a micro batch given that. Both
@@ -35,6 +37,8 @@ class Objective(Protocol):
 
     weights: dict[str, float]
 
+    @property
+    def observed(self) -> tuple[str, ...]: ...
     @property
     def compares(self) -> bool: ...
     def counts(self, batch: Any) -> dict[str, float]: ...

@@ -18,7 +18,11 @@ from signfuse_dist.batch import pooling_weights
 
 
 def contrastive(
-    visual_summary: Tensor, skeletal_summary: Tensor, weight: Tensor, temperature: float
+    visual_summary: Tensor,
+    skeletal_summary: Tensor,
+    weight: Tensor,
+    temperature: float,
+    corpus: Tensor | None = None,
 ) -> Tensor:
     """Return each clip's term of InfoNCE, Eq. 21: ``[batch]``; its mean over B is the loss.
 
@@ -31,17 +35,21 @@ def contrastive(
         weight: ``[batch]``; a clip of weight 0 is neither a row nor a negative, nor is one of one
             stream (:attr:`~signfuse_dist.batch.SignBatch.pair_weight`).
         temperature: tau.
+        corpus: ``[batch]``; where it is given, only clips of one corpus are each other's negatives.
     """
     dtype = torch.promote_types(visual_summary.dtype, torch.float32)
     visual = F.normalize(visual_summary.to(dtype), dim=-1)
     skeletal = F.normalize(skeletal_summary.to(dtype), dim=-1)
     columns = gather_rows(weight) > 0
+    of_all = None if corpus is None else gather_rows(corpus)
     own = torch.arange(len(visual), device=visual.device) + len(visual) * _rank()
     terms = torch.zeros_like(visual[:, 0])
     for rows, others in ((visual, skeletal), (skeletal, visual)):
         similarity = rows @ gather_rows(others).T / temperature
         # A clip of weight 0 keeps its own column: its row is not used, but must stay finite.
         allowed = columns[None, :].repeat(len(rows), 1)
+        if of_all is not None and corpus is not None:
+            allowed &= corpus[:, None] == of_all[None, :]
         allowed[torch.arange(len(rows)), own] = True
         terms = terms + F.cross_entropy(
             similarity.masked_fill(~allowed, float("-inf")), own, reduction="none"
@@ -55,14 +63,19 @@ class Compared(NamedTuple):
     Attributes:
         value: the sum of its clips' terms, 0-dim, without a graph.
         gradients: of the terms of all clips of all processes, by this part's f_v and f_s.
+        terms: of its clips, ``[batch]``, without a graph.
     """
 
     value: Tensor
     gradients: tuple[Tensor, Tensor]
+    terms: Tensor
 
 
 def contrastive_in_parts(
-    summaries: Sequence[tuple[Tensor, Tensor]], weights: Sequence[Tensor], temperature: float
+    summaries: Sequence[tuple[Tensor, Tensor]],
+    weights: Sequence[Tensor],
+    temperature: float,
+    corpora: Sequence[Tensor] | None = None,
 ) -> list[Compared]:
     """Compare the clips of several micro batches (and processes), which are too many to hold.
 
@@ -73,6 +86,7 @@ def contrastive_in_parts(
         summaries: f_v and f_s of each micro batch, ``[batch, dim]``; no graph is needed.
         weights: of each micro batch, ``[batch]``, as in :func:`contrastive`.
         temperature: tau.
+        corpora: of each micro batch, as in :func:`contrastive`.
     """
     sides = [torch.cat(side).detach() for side in zip(*summaries, strict=True)]
     visual, skeletal = (
@@ -80,10 +94,11 @@ def contrastive_in_parts(
     )
     sizes = [len(weight) for weight in weights]
     with torch.enable_grad():
-        terms = contrastive(visual, skeletal, torch.cat(list(weights)), temperature)
+        corpus = None if corpora is None else torch.cat(list(corpora))
+        terms = contrastive(visual, skeletal, torch.cat(list(weights)), temperature, corpus)
         gradients = torch.autograd.grad(terms.sum(), (visual, skeletal))
     parts = [x.split(sizes) for x in (terms.detach(), *gradients)]
-    return [Compared(own.sum(), (v, s)) for own, v, s in zip(*parts, strict=True)]
+    return [Compared(own.sum(), (v, s), own) for own, v, s in zip(*parts, strict=True)]
 
 
 def replay(summaries: tuple[Tensor, Tensor], compared: Compared) -> Tensor:
