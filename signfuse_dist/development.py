@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -43,14 +43,55 @@ RISING = frozenset(f"dev_{name}" for name in _METRICS)
 """Figures of which higher is better."""
 
 
-def open_development(run: RunConfig) -> Split | None:
-    """Open the development split, or return None where no score is asked for; raise UserError."""
+def open_development(run: RunConfig) -> dict[str, Split]:
+    """Open the development split, and those of a blend's corpora by their names; raise UserError.
+
+    The first, whose name is "", is the run's own: the one that checkpoints are compared by. Empty
+    where no score is asked for.
+    """
     if not run.train.dev_epochs:
-        return None
+        return {}
     try:
-        return open_split(run.shards(run.data.dev_split), run.data)
+        own = open_split(run.shards(run.data.dev_split), run.data)
+        of_corpora = {
+            part.corpus: open_split(part.data.place(part.data.dev_split), part.data)
+            for part in (run.corpora if run.data.blend else ())
+        }
     except UserError as e:
         raise UserError(f"{e}; or train without a development score: train.dev_epochs=0") from e
+    return {"": own, **of_corpora}
+
+
+class DevelopmentScores:
+    """The scores of the run's own development split and, of a blend, of each of its corpora."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        model: SignFuse,
+        splits: Mapping[str, Split],
+        tokenizer: TextTokenizer | None,
+        accelerator: Any,
+    ) -> None:
+        """``splits`` are those of :func:`open_development`; ``model`` is the bare one."""
+        numbers = {part.corpus: i for i, part in enumerate(run.corpora)} if run.data.blend else {}
+        self._scores = {
+            name: DevelopmentScore(run, model, split, tokenizer, accelerator, numbers.get(name))
+            for name, split in splits.items()
+        }
+
+    def __call__(self) -> dict[str, float]:
+        """Return the run's own score and, with ``/CORPUS`` behind the name, those of a blend.
+
+        Empty where the run's own could not be taken: no other stands for it.
+        """
+        found: dict[str, float] = {}
+        for name, score in self._scores.items():
+            of_split = score()
+            if not name and not of_split:
+                return {}
+            found |= {f"{what}/{name}" if name else what: v for what, v in of_split.items()}
+        return found
 
 
 class DevelopmentScore:
@@ -69,8 +110,11 @@ class DevelopmentScore:
         split: Split,
         tokenizer: TextTokenizer | None,
         accelerator: Any,
+        corpus: int | None = None,
     ) -> None:
         """``model`` is the bare one: neither DDP nor DeepSpeed may see calls that do not train.
+
+        ``corpus`` is the number of the split's in a blend: it says how its clips are asked.
 
         Raises UserError where translations would not fit into the LLM's context.
         """
@@ -81,7 +125,9 @@ class DevelopmentScore:
         order = MicroBatches(
             self._plan, run.train.seed, frames.counts, accelerator.process_index, 0
         )
-        self._clips = ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None)
+        encode = tokenizer.encode if tokenizer else None
+        self._clips = ClipBatches(split, order, frames, encode, corpus)
+        self._name = run.data.dev_split if corpus is None else str(split.folder)
         self._language = needs_language_model(run.stage.name)
         self._decoding: EvaluationConfig | None = None
         if self._language and run.train.select_by != "loss":
@@ -116,7 +162,7 @@ class DevelopmentScore:
         if broken:
             self._print_main(
                 f"no development score: {broken:.0f} of {self._plan.num_clips} clips of "
-                f"{self._run.data.dev_split} could not be read; they are named above"
+                f"{self._name} could not be read; they are named above"
             )
         elif not math.isfinite(total / count):
             self._print_main(f"no development score: {name} is {total / count}")

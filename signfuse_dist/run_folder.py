@@ -370,20 +370,27 @@ TRAINED_ON = "trained_on"
 """Entry of a checkpoint and of a model: the checksums of the data, a ``SplitContent``."""
 
 
-def refuse_other_data(run: RunConfig, content: Mapping[str, str | None]) -> None:
+def refuse_other_data(run: RunConfig, content: Mapping[str, Any]) -> None:
     """Raise UserError when this stage, or one before it, was trained on other clips than these.
 
-    ``content`` are the fields of the training split's ``SplitContent``. Compared are the entries
+    ``content`` are the fields of the training split's ``SplitContent``; of a blend, those of each
+    corpus by its name. Compared are the entries
     that both have: a checkpoint of an earlier version knows ids and lengths alone, a model of one
     nothing, and shards of one have no checksums of pictures and joints but those of their tars.
     """
     for stage in run.train.stages[: run.train.stages.index(run.stage.name) + 1]:
         folder = RunFolder.of(run).beside(stage)
-        odd = _other_data(trained_on(folder), content)
-        if odd:
-            place = run.shards(run.data.train_split)
-            if run.data.poses is not None and odd == ["joints"]:
-                place = f"pose set {run.data.poses} of {place}"
+        before = trained_on(folder)
+        for part in run.corpora:
+            then, now = before, content
+            if run.data.blend:
+                then, now = before.get(part.corpus) or {}, content[part.corpus]
+            odd = _other_data(then, now)
+            if not odd:
+                continue
+            place = part.data.place(part.data.train_split)
+            if part.data.poses is not None and odd == ["joints"]:
+                place = f"pose set {part.data.poses} of {place}"
             raise UserError(
                 f"{folder.path}: stage {stage} was trained on other {' and '.join(odd)} than "
                 f"{place} has now. A run goes on with the data that it began with: put those "

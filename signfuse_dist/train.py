@@ -24,12 +24,20 @@ from accelerate import Accelerator
 
 from signfuse_dist import cached_features, device
 from signfuse_dist.answer import answer
+from signfuse_dist.blend import BlendedMicroBatches, BlendFrames
 from signfuse_dist.config import RunConfig
+from signfuse_dist.data.blended import (
+    BlendedSplit,
+    blend_of,
+    content_of,
+    open_training,
+    splits_of,
+)
 from signfuse_dist.data.features import FeatureBatches, FeatureSet
 from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
-from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.data.split import Split
 from signfuse_dist.data.staging import stage
-from signfuse_dist.development import RISING, DevelopmentScore, open_development
+from signfuse_dist.development import RISING, DevelopmentScores, open_development
 from signfuse_dist.engine import checkpoint, ds_config, processes, trackers
 from signfuse_dist.engine.average import WeightAverage
 from signfuse_dist.engine.checkpoint_files import (
@@ -109,8 +117,8 @@ class _Job:
     """A stage to be trained, and what was started for it."""
 
     run: RunConfig
-    split: Split
-    dev: Split | None
+    split: Split | BlendedSplit
+    dev: dict[str, Split]
     plan: Plan
     workers: int
     accelerator: Accelerator
@@ -142,7 +150,7 @@ def train(run: RunConfig) -> int:
     startup = Startup()
     trackers.refuse_missing(run.train.trackers)
     run = with_origin(run)
-    split = open_split(run.shards(run.data.train_split), run.data)
+    split = open_training(run)
     dev = open_development(run)  # or say that it is not packed, before a model is loaded
     startup.lap("data")
     plan = make_plan(len(split), run.stage, run.train, processes.launched_world_size())
@@ -156,7 +164,7 @@ def train(run: RunConfig) -> int:
 
 def _resolve_chunk(
     run: RunConfig,
-    split: Split,
+    split: Split | BlendedSplit,
     plan: Plan,
     accelerator: Accelerator,
     resolved: dict[str, Any] | None,
@@ -167,7 +175,8 @@ def _resolve_chunk(
     """
     if run.model.streams == "skeletal":
         return memory.resolve_chunk(run, None, 0, 1, None, None), ""
-    frames = worst_frames(run, plan, split.lengths.astype(np.int64))
+    blend = blend_of(run, split.sizes) if isinstance(split, BlendedSplit) else None
+    frames = worst_frames(run, plan, split.lengths.astype(np.int64), blend)
 
     def decide() -> RunConfig:
         gigabytes = None
@@ -188,7 +197,7 @@ def _train(job: _Job) -> int:
     run, accelerator = job.run, job.accelerator
     # Or say why not, at once.
     choose_for(run.model, run.train.precision, accelerator.device, run.data.max_frames)
-    refuse_other_data(run, asdict(job.split.content))
+    refuse_other_data(run, content_of(job.split))
     with ExitStack() as until_end:
         what = f"the run folder {run.folder}"
         processes.do_on_main(
@@ -211,6 +220,9 @@ def _train_alone(job: _Job) -> int:
     job.startup.lap("processes")
     model, tokenizer = _make_model(job)
     identity = identify(run, job.plan)
+    if isinstance(job.split, BlendedSplit):
+        drawn = asdict(blend_of(run, job.split.sizes))
+        identity["blend"] = {key: list(drawn[key]) for key in ("sizes", "draws")}
     resumed = _resume(job, model, identity)
     with memory.told_with_advice(run, job.plan.world_size):
         finished, steps = _run_loop(job, model, tokenizer, identity, resumed)
@@ -230,14 +242,23 @@ def _make_model(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     """Build the stage's model, look at the texts, and say what will be trained and how."""
     torch.manual_seed(job.run.train.seed)
     model, tokenizer = _build(job)
-    for split in (job.split, job.dev):
-        if split is not None:
-            refuse_long_texts(model, tokenizer, split, job.print_main)
+    _set_prompts(job.run, model, tokenizer)
+    for split in (*splits_of(job.split), *job.dev.values()):
+        refuse_long_texts(model, tokenizer, split, job.print_main)
     _describe(job, model)
     for warning in caveats(job.run, job.plan.world_size):
         job.print_main(warning)
     job.startup.lap("texts")
     return model, tokenizer
+
+
+def _set_prompts(run: RunConfig, model: SignFuse, tokenizer: TextTokenizer | None) -> None:
+    """Let the clips of each corpus of a blend be asked by its own prompt, where it has one."""
+    if tokenizer is None or not any(part.prompt for part in run.data.blend):
+        return
+    assert model.language_model is not None
+    prompts = [part.prompt or run.model.prompt for part in run.data.blend]
+    model.language_model.set_prompts([tokenizer.ask(prompt) for prompt in prompts])
 
 
 def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> Checkpoint | None:
@@ -278,6 +299,7 @@ def _run_loop(
     start_step, broken = (resumed.step, resumed.broken_clips) if resumed else (0, 0)
     features = None
     if run.train.features == "cached":
+        assert isinstance(job.split, Split)  # what contradicts it was refused
         features = cached_features.find_or_compute(
             model, run, job.split, accelerator, job.workers, job.print_main
         )
@@ -285,14 +307,14 @@ def _run_loop(
     prepared, optimizer = _prepare(job, model, resumed)
     trackers.start(accelerator, run.train.trackers, run.folder, run.to_dict(), start_step)
     development = None
-    if job.dev is not None:
-        development = DevelopmentScore(run, model, job.dev, tokenizer, accelerator)
+    if job.dev:
+        development = DevelopmentScores(run, model, job.dev, tokenizer, accelerator)
     average = None
     if run.train.weight_average is not None:
         average = WeightAverage(model, run.train.weight_average)
         if resumed is not None:
             average.load(checkpoint.read_average(resumed.path))
-    objective = StageObjective(run.stage.name, run.loss)
+    objective = StageObjective(run.stage.name, run.loss, [p.corpus for p in run.data.blend])
     meter = meter_of(model, objective, run, accelerator.device)
     say_what_is_unknown(meter, accelerator.device, job.print_main)
     step = Step(
@@ -315,7 +337,7 @@ def _run_loop(
         step=step,
         folder=run.folder,
         marks=job.marks,
-        identity={**identity, TRAINED_ON: asdict(job.split.content)},
+        identity={**identity, TRAINED_ON: content_of(job.split)},
         development=development,
         rising=RISING,
         selection=Selection(run.train.patience, **(resumed.selection if resumed else {})),
@@ -347,8 +369,11 @@ def _stage_shards(job: _Job) -> _Job:
         job.marks.at("copying shards", 0)
 
     try:
-        split = split if cached else stage(split, to, beat)
-        dev = dev and stage(dev, to, beat)
+        if isinstance(split, BlendedSplit):
+            split = split.each(lambda one: stage(one, to, beat))
+        else:
+            split = split if cached else stage(split, to, beat)
+        dev = {name: stage(one, to, beat) for name, one in dev.items()}
     except UserError as e:
         refusal = e
     refusals = processes.gather_patiently("shards copied", str(refusal or ""), beat)
@@ -356,8 +381,9 @@ def _stage_shards(job: _Job) -> _Job:
         raise refusal
     if any(refusals):
         raise MachineError(next(filter(None, refusals)))
-    for read, packed in ((split, job.split), (dev, job.dev)):
-        if read is not None and read is not packed:
+    there = (*splits_of(job.split), *job.dev.values())
+    for read, packed in zip((*splits_of(split), *dev.values()), there, strict=True):
+        if read is not packed:
             job.print_main(f"shards are read from {read.folder}")
     job.startup.lap("shards copied")
     job.marks.at("starting", 0)
@@ -403,7 +429,7 @@ def _write_model(job: _Job, model: SignFuse, steps: int) -> None:
     model.usage = Usage.of(run, *job.split.extraction, _history(job, steps))
     is_last = run.stage.name == run.train.stages[-1] and model.language_model is not None
     with_llm = is_last and saved.is_nowhere_else(run.model.llm)
-    saved.save(model, job.folder.model, {TRAINED_ON: asdict(job.split.content)}, with_llm)
+    saved.save(model, job.folder.model, {TRAINED_ON: content_of(job.split)}, with_llm)
     write_card(job.folder.path)
 
 
@@ -413,11 +439,13 @@ def _history(job: _Job, steps: int) -> tuple[TrainedStage, ...]:
     earlier = () if run.origin is None else run.origin.history
     if before is not None:
         earlier = history_of(before.model)
-    corpus = TrainedCorpus(
-        name=run.data.corpus, language=run.data.language, clips=job.plan.num_clips
+    sizes = job.split.sizes if isinstance(job.split, BlendedSplit) else (len(job.split),)
+    corpora = tuple(
+        TrainedCorpus(name=part.data.corpus, language=part.data.language, clips=size)
+        for part, size in zip(run.corpora, sizes, strict=True)
     )
     name = f"{run.name}/{run.stage.name}"
-    own = TrainedStage(run=name, corpora=(corpus,), steps=steps)
+    own = TrainedStage(run=name, corpora=corpora, steps=steps)
     return (*earlier, own)
 
 
@@ -464,15 +492,20 @@ def _clips(
 ) -> tuple[BatchSource, MicroBatches]:
     """Return this process's micro batches from a step on, and their order."""
     run, split = job.run, job.split
-    frames = ClipFrames(split.lengths, run.data.max_frames, run.augment, run.train.seed)
-    order = MicroBatches(
-        job.plan, run.train.seed, frames.counts, job.accelerator.process_index, start_step
-    )
+    rank, encode = job.accelerator.process_index, tokenizer.encode if tokenizer else None
+    of_clips = split.lengths, run.data.max_frames, run.augment, run.train.seed
+    if isinstance(split, BlendedSplit):
+        frames: ClipFrames = BlendFrames(*of_clips)
+        blend, loads = blend_of(run, split.sizes), split.loads(frames)
+        order: MicroBatches = BlendedMicroBatches(job.plan, blend, loads, rank, start_step)
+        return ClipBatches(split, order, frames, encode), order
+    frames = ClipFrames(*of_clips)
+    order = MicroBatches(job.plan, run.train.seed, frames.counts, rank, start_step)
     if features is not None:
         assert tokenizer is not None  # the alignment stage has an LLM
         stride = run.model.visual_stride
         return FeatureBatches(features, split, order, frames, tokenizer.encode, stride), order
-    return ClipBatches(split, order, frames, tokenizer.encode if tokenizer else None), order
+    return ClipBatches(split, order, frames, encode), order
 
 
 def _describe(job: _Job, model: SignFuse) -> None:

@@ -73,6 +73,7 @@ class LanguageModel(nn.Module):
         self._lora_dropouts: list[ClipDropout] = []
         self.is_trained = False
         """Whether its own weights were trained, so that they are part of the model."""
+        self.num_prompts = 0
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.start: int | None = getattr(model.config, "decoder_start_token_id", None)
         if self.is_encoder_decoder and self.start is None:
@@ -119,8 +120,18 @@ class LanguageModel(nn.Module):
         """Return how many tokens of text the context leaves; None without a limit."""
         if self.context is None:
             return None
-        left = self.context - num_sign_tokens - len(self.opening) - len(self.prompt)
+        longest = max(map(len, (self.prompt, *self._prompts())))
+        left = self.context - num_sign_tokens - len(self.opening) - longest
         return self.context if self.is_encoder_decoder and left >= 0 else left
+
+    def set_prompts(self, prompts: Sequence[list[int]]) -> None:
+        """Ask clips of corpus i of a blend by prompt i, its tokens, in the place of the one."""
+        for number, prompt in enumerate(prompts):
+            self.register_buffer(f"prompt_{number}", torch.tensor(prompt), persistent=False)
+        self.num_prompts = len(prompts)
+
+    def _prompts(self) -> list[Tensor]:
+        return [getattr(self, f"prompt_{number}") for number in range(self.num_prompts)]
 
     def add_lora(self, config: ModelConfig) -> None:
         """Add trainable LoRA matrices of rank r and scale alpha / r (section 3.6)."""
@@ -165,8 +176,12 @@ class LanguageModel(nn.Module):
         tokens: Tensor,
         text_lengths: Tensor,
         label_smoothing: float = 0.0,
+        corpora: Sequence[int] | None = None,
     ) -> Tensor:
         """Return -log P(Y | V, S) of Eq. 20, summed over each clip's real tokens: ``[batch]``.
+
+        Clips of ``corpora``, numbers of a blend's, are asked by their prompts
+        (:meth:`set_prompts`).
 
         With ``label_smoothing`` e, a token's term is (1 - e) times that of its target and e times
         the mean of all tokens of the vocabulary (Szegedy et al., 2016), as in torch.
@@ -175,6 +190,9 @@ class LanguageModel(nn.Module):
         comes last where tokens see only those before them, so no real position sees it.
         Raises UserError when the text does not fit into the context.
         """
+        if corpora is not None and self.num_prompts:
+            given = (sign_embeddings, tokens, text_lengths)
+            return self._by_prompt(given, label_smoothing, corpora)
         self.refuse_beyond_context(sign_embeddings.shape[1], tokens.shape[1], "a text")
         prefix = self._prefix(sign_embeddings)
         real = length_mask(text_lengths, tokens.shape[1])
@@ -187,6 +205,30 @@ class LanguageModel(nn.Module):
             logits.transpose(1, 2), tokens, reduction="none", label_smoothing=label_smoothing
         )
         return (nll * real).sum(dim=1)
+
+    def _by_prompt(
+        self, given: tuple[Tensor, Tensor, Tensor], label_smoothing: float, corpora: Sequence[int]
+    ) -> Tensor:
+        """Ask the clips of each corpus by its own prompt, and put their terms into order again.
+
+        A prompt at a time: prompts of several lengths in one batch would be padded in the middle.
+        """
+        rows = [[i for i, of in enumerate(corpora) if of == n] for n in range(self.num_prompts)]
+        parts, one = [], self.prompt
+        for number, own in enumerate(rows):
+            if not own:
+                continue
+            places = torch.tensor(own).to(given[0].device, non_blocking=True)
+            self.prompt = self._prompts()[number]
+            try:
+                asked = [x.index_select(0, places) for x in given]
+                parts.append(
+                    self.negative_log_likelihood(asked[0], asked[1], asked[2], label_smoothing)
+                )
+            finally:
+                self.prompt = one
+        back = torch.tensor([i for own in rows for i in own]).argsort()
+        return torch.cat(parts).index_select(0, back.to(given[0].device, non_blocking=True))
 
     def _causal_logits(self, prefix: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
         embeds = torch.cat((prefix, self.embed(tokens).to(prefix.dtype)), dim=1)
@@ -313,6 +355,11 @@ class TextTokenizer:
     def save(self, folder: Path) -> None:
         """Write its files, as transformers reads them."""
         self._tokenizer.save_pretrained(folder)
+
+    def ask(self, prompt: str) -> list[int]:
+        """Return the tokens of a prompt in the place of :attr:`prompt`, behind :attr:`opening`."""
+        tokens: list[int] = self._tokenizer(prompt).input_ids
+        return tokens[len(self.opening) :]
 
     def encode(self, text: str) -> list[int]:
         """Return the target tokens of a sentence with the end token, without a start token.

@@ -185,7 +185,11 @@ class SignFuse(nn.Module):
             sign_embeddings,
             self.language_model.embed(batch.tokens),
             self.language_model.negative_log_likelihood(
-                sign_embeddings, batch.tokens, batch.text_lengths, label_smoothing
+                sign_embeddings,
+                batch.tokens,
+                batch.text_lengths,
+                label_smoothing,
+                batch.known_corpus,
             ),
         )
 

@@ -24,7 +24,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from signfuse_dist.blend import Blend, frames_together
 from signfuse_dist.config import ModelConfig, RunConfig, StageName
+from signfuse_dist.data.blended import BlendedSplit, blend_of, open_training
 from signfuse_dist.data.manifest import (
     FEW_JOINTS,
     NO_EXTRACTOR,
@@ -61,6 +63,7 @@ from signfuse_dist.start import find_start, with_origin
 from signfuse_dist.tensor_files import refuse_not_finite
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
+_STEPS = 2000  # of a blend are drawn
 _UNEVEN = 1.05  # clips cannot be cut: what is left between processes
 _Level = Callable[[str, str, str], Finding]  # finding.error or finding.warning
 
@@ -139,21 +142,31 @@ def _check_shared(one: _SplitSeen, other: _SplitSeen) -> Iterator[Finding]:
 
 
 def worst_frames(
-    run: RunConfig, plan: Plan | None, lengths: NDArray[np.int64] | None = None
+    run: RunConfig,
+    plan: Plan | None,
+    lengths: NDArray[np.int64] | None = None,
+    blend: Blend | None = None,
 ) -> int:
     """Return the frames of the fullest micro batch of a process, as the plan draws them.
 
     Clips of a micro batch are shared out evenly, so it is the frames of all processes over their
     number, and never less than the longest clip. Without a plan, or where the indexes would have to
     be fetched from an address: nothing but clips of ``data.max_frames``. ``lengths`` are the frames
-    of each training clip as packed, where they are known.
+    of each training clip as packed, where they are known, ``blend`` the draws of a blend.
     """
-    lengths = _lengths(run) if lengths is None else lengths
+    if lengths is None:
+        lengths, blend = _lengths(run)
     if plan is None or lengths is None:
         return run.train.micro_batch_size * run.data.max_frames
     slowest = np.ceil(lengths * (1 + run.augment.speed)).astype(np.int64)
     frames = np.minimum(slowest, run.data.max_frames)
     fullest = 0
+    if blend is not None:
+        for step in range(min(plan.total_steps, _STEPS)):
+            epoch, within = divmod(step, plan.steps_per_epoch)
+            sums = frames_together(blend, plan, lambda times, clips: frames[clips], epoch, within)
+            fullest = max(fullest, int(sums.max()))
+        return max(int(frames.max()), math.ceil(fullest / plan.world_size * _UNEVEN))
     for epoch in range(min(run.stage.epochs, _EPOCHS)):
         order = frames[epoch_order(run.train.seed, epoch, len(frames))]
         padded = np.pad(order, (0, -len(order) % plan.global_batch_size))
@@ -161,16 +174,22 @@ def worst_frames(
     return max(int(frames.max()), math.ceil(fullest / plan.world_size * _UNEVEN))
 
 
-def _lengths(run: RunConfig) -> NDArray[np.int64] | None:
-    """Return the frames of each training clip, None where they are not at hand."""
+def _lengths(run: RunConfig) -> tuple[NDArray[np.int64] | None, Blend | None]:
+    """Return the frames of each training clip, None where they are not at hand, and the blend."""
+    places = [part.data.place(part.data.train_split) for part in run.corpora]
     try:
-        folder = open_folder(run.shards(run.data.train_split))
-        if not is_local(folder):
-            return None
-        shards = load_manifest(folder).shards
-        return np.array([s.num_frames for e in shards for s in load_index(folder, e).samples])
+        folders = [open_folder(place) for place in places]
+        if not all(map(is_local, folders)):
+            return None, None
+        if run.data.blend:
+            split = open_training(run)
+            assert isinstance(split, BlendedSplit)
+            return split.lengths.astype(np.int64), blend_of(run, split.sizes)
+        shards = load_manifest(folders[0]).shards
+        lengths = [s.num_frames for e in shards for s in load_index(folders[0], e).samples]
+        return np.array(lengths), None
     except UserError:
-        return None  # named by check_splits
+        return None, None  # named by check_splits
 
 
 def _look_at(run: RunConfig, split: str, role: str, missing: _Level) -> _SplitSeen:

@@ -12,6 +12,7 @@ class LoneObjective:
     """The part of an objective that gradient caching asks for, and that stays unused."""
 
     compares = False
+    observed: tuple[str, ...] = ()
 
     def summarise(self, model: nn.Module, batch: Any) -> Any:
         raise AssertionError("nothing is compared")
