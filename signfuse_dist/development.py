@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from signfuse_dist.batch import SignBatch
-from signfuse_dist.config import AugmentConfig, EvaluationConfig, RunConfig
+from signfuse_dist.config import AugmentConfig, BlendedCorpus, EvaluationConfig, RunConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.engine.processes import gather_patiently
@@ -56,10 +56,17 @@ def open_development(run: RunConfig) -> dict[str, Split]:
         of_corpora = {
             part.corpus: open_split(part.data.place(part.data.dev_split), part.data)
             for part in (run.corpora if run.data.blend else ())
+            if not _is_own(run, part)
         }
     except UserError as e:
         raise UserError(f"{e}; or train without a development score: train.dev_epochs=0") from e
     return {"": own, **of_corpora}
+
+
+def _is_own(run: RunConfig, part: BlendedCorpus) -> bool:
+    """Return whether a corpus's development split is the run's own, asked in the same way."""
+    own = run.data.place(run.data.dev_split), run.data.poses
+    return (part.data.place(part.data.dev_split), part.data.poses) == own and part.prompt is None
 
 
 class DevelopmentScores:
@@ -79,6 +86,7 @@ class DevelopmentScores:
             name: DevelopmentScore(run, model, split, tokenizer, accelerator, numbers.get(name))
             for name, split in splits.items()
         }
+        self._own = [part.corpus for part in run.data.blend if _is_own(run, part)]
 
     def __call__(self) -> dict[str, float]:
         """Return the run's own score and, with ``/CORPUS`` behind the name, those of a blend.
@@ -90,7 +98,8 @@ class DevelopmentScores:
             of_split = score()
             if not name and not of_split:
                 return {}
-            found |= {f"{what}/{name}" if name else what: v for what, v in of_split.items()}
+            for of in (name,) if name else ("", *self._own):
+                found |= {f"{what}/{of}" if of else what: v for what, v in of_split.items()}
         return found
 
 
@@ -130,7 +139,7 @@ class DevelopmentScore:
         self._name = run.data.dev_split if corpus is None else str(split.folder)
         self._language = needs_language_model(run.stage.name)
         self._decoding: EvaluationConfig | None = None
-        if self._language and run.train.select_by != "loss":
+        if self._language and run.train.select_by != "loss" and corpus is None:
             self._decoding = replace(run.evaluation, num_beams=1)
             assert tokenizer is not None
             assert model.language_model is not None
@@ -164,6 +173,8 @@ class DevelopmentScore:
                 f"no development score: {broken:.0f} of {self._plan.num_clips} clips of "
                 f"{self._name} could not be read; they are named above"
             )
+        elif not count:
+            self._print_main(f"no development score: no clip of {self._name} has both streams")
         elif not math.isfinite(total / count):
             self._print_main(f"no development score: {name} is {total / count}")
         else:

@@ -19,6 +19,7 @@ import yaml
 
 from signfuse_dist import nvidia
 from signfuse_dist.config import RunConfig, StageName
+from signfuse_dist.data.blended import blend_of
 from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, printable, raise_together
@@ -87,7 +88,10 @@ def describe(experiment: str, overrides: Sequence[str], world_size: int) -> Desc
     num_clips = _num_clips(runs[0])
     if num_clips is None:
         return Described("\n".join(lines), runs, [], [])
-    lines.append(f"training split: {runs[0].shards(runs[0].data.train_split)}, {num_clips} clips")
+    try:
+        lines += _describe_clips(runs[0])
+    except UserError as e:
+        return Described("\n".join(lines), runs, [], [str(e)])
     plans, errors = _make_plans(runs, num_clips, world_size)
     for run in runs:
         lines.append(
@@ -122,12 +126,39 @@ def refuse_errors(runs: Sequence[RunConfig], target: Target) -> None:
 
 
 def _num_clips(run: RunConfig) -> int | None:
-    """Return the clips of the training split, None where it cannot be read."""
-    try:
-        return load_manifest(open_folder(run.shards(run.data.train_split))).num_samples
-    except UserError as e:
-        refuse_machine(e, run.shards(run.data.train_split))
-        return None  # preflight/inputs.py says why
+    """Return the clips that are trained on, None where they cannot be read."""
+    sizes = _sizes(run)
+    return None if sizes is None else sum(sizes)
+
+
+def _sizes(run: RunConfig) -> list[int] | None:
+    """Return the clips of each corpus that are trained on, None where one cannot be read."""
+    sizes = []
+    for part in run.corpora:
+        place = part.data.place(part.data.train_split)
+        try:
+            count = load_manifest(open_folder(place)).num_samples
+        except UserError as e:
+            refuse_machine(e, place)
+            return None  # preflight/inputs.py says why
+        sizes.append(count if part.max_clips is None else min(count, part.max_clips))
+    return sizes
+
+
+def _describe_clips(run: RunConfig) -> list[str]:
+    """Say in lines what is trained on; raise UserError for a blend that cannot be."""
+    sizes = _sizes(run) or []
+    places = [part.data.place(part.data.train_split) for part in run.corpora]
+    if not run.data.blend:
+        return [f"training split: {places[0]}, {sizes[0]} clips"]
+    blend = blend_of(run, sizes)
+    lines = [f"a blend of {len(sizes)} corpora, an epoch of {blend.num_draws} draws:"]
+    for part, place, size, draws in zip(run.corpora, places, sizes, blend.draws, strict=True):
+        lines.append(
+            f"  {part.corpus}: {place}, {size} clips, {draws} draws ({draws / blend.num_draws:.1%})"
+            f", {draws / size:.2f} times each"
+        )
+    return lines
 
 
 def _make_plans(

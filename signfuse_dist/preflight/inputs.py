@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from signfuse_dist.blend import Blend, frames_together
 from signfuse_dist.config import ModelConfig, RunConfig, StageName
-from signfuse_dist.data.blended import BlendedSplit, blend_of, open_training
+from signfuse_dist.data.blended import BlendedSplit, blend_of, content_of, open_training
 from signfuse_dist.data.manifest import (
     FEW_JOINTS,
     NO_EXTRACTOR,
@@ -37,7 +37,6 @@ from signfuse_dist.data.manifest import (
     load_manifest,
     pose_path,
 )
-from signfuse_dist.data.split import open_split
 from signfuse_dist.data.stamp import is_verified
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refuse_other_position
@@ -76,17 +75,29 @@ def check_splits(run: RunConfig) -> list[Finding]:
 
     A split at an address is not compared with the others: its indexes would have to be fetched.
     """
-    splits = [
-        _look_at(run, run.data.train_split, "training", missing=error),
-        # Without these a stage trains: they are scored, after it or between its epochs.
-        _look_at(run, run.data.dev_split, "development", missing=warning),
-        _look_at(run, run.data.test_split, "test", missing=warning),
-    ]
+    splits = []
+    for part in run.corpora if run.data.blend else ():
+        own = dataclasses.replace(run, data=part.data)
+        if part.data.place(part.data.dev_split) != run.shards(run.data.dev_split):
+            splits += _look_at_scored(own, blended=True)
+        train = part.data.train_split
+        splits.append(_look_at(own, train, f"{part.corpus} training", error, blended=True))
+    if not run.data.blend:
+        splits.append(_look_at(run, run.data.train_split, "training", missing=error))
+    splits += _look_at_scored(run, blended=bool(run.data.blend))
     findings = [finding for split in splits for finding in split.findings]
     for one, other in itertools.combinations(splits, 2):
-        if one.location != other.location:
+        if one.location != other.location and not (one.trains and other.trains):
             findings += _check_shared(one, other)
     return findings + _check_texts(run, splits)
+
+
+def _look_at_scored(run: RunConfig, *, blended: bool) -> list[_SplitSeen]:
+    """Look at what is scored; without it a stage trains, and scores after it or between epochs."""
+    return [
+        _look_at(run, run.data.dev_split, "development", warning, blended=blended),
+        _look_at(run, run.data.test_split, "test", warning, blended=blended),
+    ]
 
 
 def _check_texts(run: RunConfig, splits: Sequence[_SplitSeen]) -> list[Finding]:
@@ -117,6 +128,11 @@ class _SplitSeen:
     findings: list[Finding]
     texts: dict[str, str]
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is trained on."""
+        return self.role.endswith("training")
+
 
 def _check_shared(one: _SplitSeen, other: _SplitSeen) -> Iterator[Finding]:
     """Compare what two splits hold: a clip or a sentence of both makes scores too good."""
@@ -125,7 +141,7 @@ def _check_shared(one: _SplitSeen, other: _SplitSeen) -> Iterator[Finding]:
     same = sorted(clip_id for clip_id in ids if one.texts[clip_id] == other.texts[clip_id])
     if same:
         said = f"{len(same)} clips have the same id and text in both, such as {same[0]!r}"
-        level = error if one.role == "training" else warning
+        level = error if one.trains or other.trains else warning
         yield level(what, printable(said), "Take them out of one table and pack that split again")
     elif ids:
         said = f"{len(ids)} ids are in both, with other texts, such as {min(ids)!r}"
@@ -192,7 +208,9 @@ def _lengths(run: RunConfig) -> tuple[NDArray[np.int64] | None, Blend | None]:
         return None, None  # named by check_splits
 
 
-def _look_at(run: RunConfig, split: str, role: str, missing: _Level) -> _SplitSeen:
+def _look_at(
+    run: RunConfig, split: str, role: str, missing: _Level, *, blended: bool = False
+) -> _SplitSeen:
     location = run.shards(split)
     what = f"{role} split {location}"
     out = f"--split {shlex.quote(split)} --out {shlex.quote(location)}"
@@ -211,20 +229,26 @@ def _look_at(run: RunConfig, split: str, role: str, missing: _Level) -> _SplitSe
     if run.data.poses is not None:
         findings.append(_check_poses(run, folder, location, missing))
     elif manifest.num_samples and run.model.streams != "visual":
-        findings += _check_joints(what, manifest, samples)
+        may_lack = blended and run.model.streams == "both"
+        findings += _check_joints(what, manifest, samples, may_lack)
     if manifest.packing.contents == "clips":
         findings += _check_pictures(run, what, samples)
     return _SplitSeen(role, location, findings, {sample.id: sample.text for sample in samples})
 
 
 def _check_joints(
-    what: str, manifest: Manifest, samples: Sequence[SampleEntry]
+    what: str, manifest: Manifest, samples: Sequence[SampleEntry], may_lack: bool
 ) -> Iterator[Finding]:
-    """Say where the skeletal stream would be shown nothing, or little."""
+    """Say where the skeletal stream would be shown nothing, or little.
+
+    A corpus of a blend ``may_lack`` joints: others have some.
+    """
     fix = "signfuse pose ... --name NAME and data.poses=NAME, or model.streams=visual"
     counted = [s.found_frames for s in samples if s.found_frames is not None]
     share = sum(counted) / manifest.num_frames if len(counted) == manifest.num_samples else None
-    if manifest.packing.extractor == NO_EXTRACTOR:
+    if manifest.packing.extractor == NO_EXTRACTOR and may_lack:
+        yield ok(what, "holds no joints; its pictures stand on both sides of CMFA")
+    elif manifest.packing.extractor == NO_EXTRACTOR:
         yield error(what, "holds no joints, and the model has a skeletal stream", fix)
     elif share == 0:
         yield error(what, "has no joint in any frame, and the model has a skeletal stream", fix)
@@ -362,18 +386,19 @@ def _check_data(run: RunConfig) -> Iterator[Finding]:
 
     A split at an address is not looked at: its indexes would have to be fetched.
     """
-    location = run.shards(run.data.train_split)
+    places = [part.data.place(part.data.train_split) for part in run.corpora]
     stages = map(RunFolder.of(run).beside, run.train.stages)
     try:
-        if not any(map(trained_on, stages)) or not is_local(open_folder(location)):
+        folders = map(open_folder, places)
+        if not any(map(trained_on, stages)) or not all(map(is_local, folders)):
             return
-        content = dataclasses.asdict(open_split(location, run.data).content)
+        content = content_of(open_training(run))
     except UserError:
         return  # named by check_splits
     try:
         refuse_other_data(run, content)
     except UserError as e:
-        yield error(f"training split {location}", str(e), "Or give train.output=FOLDER")
+        yield error(f"training split {', '.join(places)}", str(e), "Or give train.output=FOLDER")
 
 
 def _check_progress(run: RunConfig, plan: Plan | None, what: str) -> list[Finding]:
