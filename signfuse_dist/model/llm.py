@@ -214,21 +214,32 @@ class LanguageModel(nn.Module):
         A prompt at a time: prompts of several lengths in one batch would be padded in the middle.
         """
         rows = [[i for i, of in enumerate(corpora) if of == n] for n in range(self.num_prompts)]
-        parts, one = [], self.prompt
+        parts = []
         for number, own in enumerate(rows):
             if not own:
                 continue
             places = torch.tensor(own).to(given[0].device, non_blocking=True)
-            self.prompt = self._prompts()[number]
-            try:
-                asked = [x.index_select(0, places) for x in given]
+            asked = [x.index_select(0, places) for x in given]
+            with self._asking(self._prompts()[number], places):
                 parts.append(
                     self.negative_log_likelihood(asked[0], asked[1], asked[2], label_smoothing)
                 )
-            finally:
-                self.prompt = one
         back = torch.tensor([i for own in rows for i in own]).argsort()
         return torch.cat(parts).index_select(0, back.to(given[0].device, non_blocking=True))
+
+    @contextmanager
+    def _asking(self, prompt: Tensor, places: Tensor) -> Iterator[None]:
+        """Ask some clips of a batch by another prompt; their dropout stays that of the clips."""
+        one, keys = self.prompt, [dropout.keys for dropout in self._lora_dropouts]
+        self.prompt = prompt
+        for dropout, of_all in zip(self._lora_dropouts, keys, strict=True):
+            dropout.keys = None if of_all is None else of_all.index_select(0, places)
+        try:
+            yield
+        finally:
+            self.prompt = one
+            for dropout, of_all in zip(self._lora_dropouts, keys, strict=True):
+                dropout.keys = of_all
 
     def _causal_logits(self, prefix: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
         embeds = torch.cat((prefix, self.embed(tokens).to(prefix.dtype)), dim=1)

@@ -80,6 +80,9 @@ def allowed(hint: Any) -> str:
         return f"mapping of {allowed(options[0])} to: {allowed(options[1])}"
     if origin is typing.Annotated:
         return " ".join([allowed(options[0]), *_limits(options[1:])])
+    if dataclasses.is_dataclass(hint):
+        keys = ", ".join(f"`{item.name}`" for item in dataclasses.fields(hint))
+        return f"mapping of {keys}"
     return _NAMES[hint]
 
 
