@@ -60,4 +60,6 @@ def shown(value: Any) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, tuple):
         return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {shown(inner)}" for name, inner in value.items()) + "}"
     return f"{value:g}" if isinstance(value, float) else str(value)
