@@ -499,11 +499,22 @@ def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
 
 
 def _of_prompt(run: RunConfig) -> list[str]:
-    try:
-        fill_prompt(run.model.prompt, run.data.language)
-    except UserError as e:
-        return [str(e)]
-    return []
+    errors = []
+    asked = [(run.model.prompt, run.data.language, "")]
+    asked += [
+        (
+            part.prompt or run.model.prompt,
+            part.data.language,
+            f"corpus {part.corpus} of data.blend: ",
+        )
+        for part in run.data.blend
+    ]
+    for prompt, language, whose in asked:
+        try:
+            fill_prompt(prompt, language)
+        except UserError as e:
+            errors.append(f"{whose}{e}")
+    return errors
 
 
 def _of_rates(run: RunConfig) -> list[str]:

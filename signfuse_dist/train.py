@@ -253,12 +253,15 @@ def _make_model(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
 
 
 def _set_prompts(run: RunConfig, model: SignFuse, tokenizer: TextTokenizer | None) -> None:
-    """Let the clips of each corpus of a blend be asked by its own prompt, where it has one."""
-    if tokenizer is None or not any(part.prompt for part in run.data.blend):
+    """Let the clips of each corpus of a blend be asked by its own prompt, or in its language."""
+    if tokenizer is None:
         return
     assert model.language_model is not None
-    prompts = [part.prompt or run.model.prompt for part in run.data.blend]
-    model.language_model.set_prompts([tokenizer.ask(prompt) for prompt in prompts])
+    prompts = [
+        fill_prompt(part.prompt or run.model.prompt, part.data.language) for part in run.data.blend
+    ]
+    if set(prompts) - {model.built_from.prompt}:
+        model.language_model.set_prompts([tokenizer.ask(prompt) for prompt in prompts])
 
 
 def _resume(job: _Job, model: SignFuse, identity: dict[str, Any]) -> Checkpoint | None:

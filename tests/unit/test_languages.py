@@ -35,3 +35,16 @@ def test_an_unknown_code_is_an_error_that_names_the_key_and_only_where_it_is_nee
     with pytest.raises(UserError, match=r"data\.language 'german'"):
         load_run("demo", "finetune", words)
     assert load_run("demo", "finetune", [words[0]]).data.language == "german"
+
+
+def test_each_corpus_of_a_blend_is_asked_in_its_language() -> None:
+    """An unknown one is refused with the name of its corpus."""
+    prompt, blend = "model.prompt='Into {language}:'", "data.blend=[{corpus: how2sign}, %s]"
+    known = [blend % "{corpus: phoenix14t}", prompt]
+    run = load_run("how2sign", "finetune", known)
+    filled = [fill_prompt(run.model.prompt, part.data.language) for part in run.data.blend]
+    assert filled == ["Into English:", "Into German:"]
+    with pytest.raises(UserError, match=r"corpus phoenix14t of data\.blend: data\.language 'qq'"):
+        load_run(
+            "how2sign", "finetune", [blend % "{corpus: phoenix14t, data: {language: qq}}", prompt]
+        )
