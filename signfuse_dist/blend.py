@@ -30,7 +30,7 @@ _ROUNDS = 10  # of the permutation; four are the least that look like chance
 _ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * GOLDEN
 _ORDER = 2  # streams of numpy's generator: 1 is the augmentation of a single corpus
 _COLUMNS = 7  # numbers that augmentation takes
-_STEPS_AHEAD = 2000  # in which the fullest micro batch is looked for
+_STEPS_AHEAD = 500  # in which the fullest micro batch is looked for
 
 Places = NDArray[np.int64]
 

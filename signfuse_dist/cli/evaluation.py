@@ -45,6 +45,12 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         "--name", help="of an evaluation beside that of the run's own settings, such as beams8"
     )
     command.add_argument(
+        "--corpus",
+        metavar="NAME",
+        help="one of the run's data.blend, whose split is meant: written into SPLIT@NAME (default: "
+        "the run's own)",
+    )
+    command.add_argument(
         "--controls",
         default="shuffled,blank,masked_joints",
         help="which are scored as well, with commas, or none (default: %(default)s); blank and "
@@ -239,7 +245,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from signfuse_dist.run_folder import EvaluationFolder
 
     run_folder, split, name = options.run_folder, options.split, options.name
-    words = (run_folder, split, options.overrides, chosen_controls(options.controls), name)
+    controls = chosen_controls(options.controls)
+    words = (run_folder, split, options.overrides, controls, name, options.corpus)
     asked = ask(*words)
     is_main = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
     if asked.is_answered and asked.finished is not None:
@@ -254,6 +261,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         from signfuse_dist.report.report import is_older
 
         if is_older(folder):
+            _, _, name = folder.path.name.partition("@")
             named = f" --name {shlex.quote(name)}" if name else ""
             which = f"{shlex.quote(str(run_folder))} --split {shlex.quote(split)}{named}"
             print(

@@ -26,6 +26,8 @@ from signfuse_dist.model.usage import Usage, read_usage
 from signfuse_dist.run_folder import EvaluationFolder, RunFolder
 from signfuse_dist.stages import needs_language_model
 
+CORPUS = "data.blend: corpus"
+"""Setting of an evaluation: whose split it is, where it is one of a blend's."""
 _MODEL, _SPLIT = "the model", "the packed split"  # settings that are checksums
 
 
@@ -123,23 +125,43 @@ def ask(
     overrides: Sequence[str] = (),
     controls: Sequence[str] = CONTROLS,
     name: str | None = None,
+    corpus: str | None = None,
 ) -> AskedEvaluation:
     """Look at what an evaluation needs and at what is there.
+
+    ``corpus`` is one of the run's blend, whose split it is; None: the run's own.
 
     Raises UserError for what :func:`trained_run` refuses, an unknown protocol, a split that is not
     packed, and where an evaluation with other settings is in the place; the message names them.
     """
     run = trained_run(run_folder, overrides)
+    if corpus is not None:
+        run = of_corpus(run, corpus)
+        name = corpus if name is None else f"{corpus}.{name}"
     find_preset(run.data.metric_preset, run.data.bleu_tokenizer)
     folder = RunFolder(run_folder).evaluation(split, name)
     location = open_folder(run.shards(split))
     _refuse_unpacked(location, split)
     opened = open_split(run.shards(split), run.data)
     settings = _settings(run_folder, run, opened.content)
+    settings |= {} if corpus is None else {CORPUS: corpus}
     finished = _finished(folder, run, settings)
     there = set() if finished is None else _controls_of(finished)
     wanted = tuple(c for c in CONTROLS if c in controls or c in there)
     return AskedEvaluation(run, opened, folder, settings, finished, wanted)
+
+
+def of_corpus(run: RunConfig, corpus: str) -> RunConfig:
+    """Return the run as it stands to one corpus of its blend: its data, and how it is asked."""
+    names = [part.corpus for part in run.data.blend]
+    if corpus not in names:
+        raise UserError(
+            f"--corpus {corpus}: {'not in' if names else 'the run has no'} data.blend"
+            f"{suggest(corpus, names)}. There are: {', '.join(names) or 'none'}"
+        )
+    part = run.corpora[names.index(corpus)]
+    asked = replace(run.model, prompt=part.prompt or run.model.prompt)
+    return replace(run, data=replace(part.data, blend=run.data.blend), model=asked)
 
 
 def _controls_of(scores: SplitScores) -> set[str]:

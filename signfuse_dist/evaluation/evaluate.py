@@ -79,16 +79,19 @@ def evaluate(
     overrides: Sequence[str] = (),
     controls: Sequence[str] = CONTROLS,
     name: str | None = None,
+    corpus: str | None = None,
 ) -> Path:
     """Translate and score one split; write ``RUN/evaluation/SPLIT[@NAME]``, return that folder.
 
-    Every launched process calls this. ``overrides`` are ``evaluation.key=value``. What is there
-    with the same settings is not computed again; controls that it has not are added. Raises
-    UserError as :func:`~signfuse_dist.evaluation.asked.ask` does, and naming clips that cannot be
-    read or have no text: a score over fewer clips than the split has would not be that split's.
+    Every launched process calls this. ``overrides`` are ``evaluation.key=value``. ``corpus`` is one
+    of a blend, whose split is meant: it is written as ``SPLIT@CORPUS``, or ``SPLIT@CORPUS.NAME``.
+    What is there with the same settings is not computed again; controls that it has not are added.
+    Raises UserError as :func:`~signfuse_dist.evaluation.asked.ask` does, and naming clips that
+    cannot be read or have no text: a score over fewer clips than the split has would not be that
+    split's.
     """
     began = time.monotonic()
-    words = (run_folder, split_name, overrides, controls, name)
+    words = (run_folder, split_name, overrides, controls, name, corpus)
     asked = ask(*words)
     run, split, folder = asked.run, asked.split, asked.folder
     if asked.is_answered:
@@ -97,6 +100,7 @@ def evaluate(
         if _hold(folder, processes, until_end, lambda: ask(*words).is_answered):
             return folder.path
         translator = load_translator(run_folder, processes.device, overrides)
+        translator.ask_by(run.model.prompt)
         references = _references(split)
         split = _staged(split, run.data.stage_to, processes)
         reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in asked.controls}

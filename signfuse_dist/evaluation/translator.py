@@ -50,6 +50,14 @@ class Translator:
         self.model, self.usage, self.folder = model.eval(), usage, folder
         self.device = next(model.parameters()).device
 
+    def ask_by(self, prompt: str) -> None:
+        """Ask by another prompt than the model's, as the clips of a corpus of a blend are."""
+        if prompt != self.model.built_from.prompt:
+            assert self.model.language_model is not None
+            assert self.model.tokenizer is not None
+            tokens = torch.tensor(self.model.tokenizer.ask(prompt), device=self.device)
+            self.model.language_model.prompt = tokens
+
     @torch.no_grad()
     def translate(self, batch: SignBatch, num_candidates: int = 1) -> list[Translation]:
         """Translate the clips of a batch; nothing is sampled.

@@ -62,7 +62,7 @@ from signfuse_dist.start import find_start, with_origin
 from signfuse_dist.tensor_files import refuse_not_finite
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
-_STEPS = 2000  # of a blend are drawn
+_STEPS = 500  # of a blend are drawn
 _UNEVEN = 1.05  # clips cannot be cut: what is left between processes
 _Level = Callable[[str, str, str], Finding]  # finding.error or finding.warning
 

@@ -36,6 +36,7 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.shard import read_clip
 from signfuse_dist.data.storage import Folder, open_folder
 from signfuse_dist.errors import MachineError, UserError
+from signfuse_dist.evaluation.asked import CORPUS, of_corpus
 from signfuse_dist.evaluation.scores import SplitScores, read_split_scores
 from signfuse_dist.evaluation.translations import read_array, read_pairs
 from signfuse_dist.experiment import load_resolved
@@ -44,6 +45,7 @@ from signfuse_dist.records import Whole, read_record
 from signfuse_dist.run_folder import EvaluationFolder, RunFolder
 
 _NESTED = 3  # levels of names in versions.json that are joined; deeper ones are shown as JSON
+_OF_CORPORA = ("language/", "contrastive/", "alignment/", "dev_language/", "dev_contrastive/")
 _T = TypeVar("_T")
 # Of a loss that is not finite the log says so.
 _Logged = Annotated[float, Field(strict=True)] | None
@@ -62,6 +64,8 @@ class LogRow:
     dev_contrastive: _Logged = None
     learning_rate: _Logged = None
     clips_per_second: _Logged = None
+    by_corpus: dict[str, _Logged] = field(default_factory=dict)
+    """Losses and development scores of the corpora of a blend, as ``LOSS/CORPUS``."""
 
     def value(self, name: str) -> float | None:
         """Return the value of that name."""
@@ -220,6 +224,10 @@ def read_run(path: Path, split: str, name: str | None = None) -> ReportInputs:
     run.config_text = run.attempt("configuration text", lambda: read_text(files.config), "")
     run.versions = run.attempt("versions", lambda: read_facts(files.versions), {})
     run.split_scores = run.attempt("scores", lambda: read_split_scores(evaluation.scores), None)
+    corpus = None if run.split_scores is None else run.split_scores.settings.get(CORPUS)
+    if run.config is not None and corpus is not None:
+        own = run.config
+        run.config = run.attempt("corpus of the blend", lambda: of_corpus(own, str(corpus)), own)
     run.evaluated = run.attempt("how it was evaluated", lambda: read_facts(evaluation.record), {})
     _read_curves(run)
     return run
@@ -255,7 +263,9 @@ def read_log(path: Path, note: Callable[[str], object]) -> list[LogRow]:
             continue
         name = f"{path}: line {number} is not a log row, left out"
         try:
-            row = read_record(LogRow, parse_json(line, name), name)
+            values = read_record(dict[str, Any], parse_json(line, name), name)
+            of = {key: value for key, value in values.items() if key.startswith(_OF_CORPORA)}
+            row = read_record(LogRow, {**values, "by_corpus": of}, name)
         except UserError as e:
             note(str(e))
             continue

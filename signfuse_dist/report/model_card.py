@@ -100,7 +100,17 @@ def _front_matter(run: RunConfig, translates: bool) -> str:
 
 def _data(run: RunConfig, plan: PlanFacts, usage: Usage | None) -> Rows:
     data = run.data
+    blend = [
+        (
+            f"blended: {part.corpus}",
+            f"{part.data.corpus} ({part.data.language}), weight {part.weight:g}"
+            f"{'' if part.max_clips is None else f', at most {part.max_clips} clips'}; licence: "
+            f"{part.data.licence or 'not stated'}",
+        )
+        for part in data.blend
+    ]
     return [
+        *blend,
         ("corpus", data.corpus),
         ("training split", f"{data.train_split}, {_known(plan.num_clips)} clips"),
         ("language", data.language),

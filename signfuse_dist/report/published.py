@@ -218,13 +218,16 @@ def protocol_differences(row: Published, preset: str | Preset) -> list[str]:
 
 
 def extra_data(run: RunConfig | None, corpus: str) -> list[str]:
-    """Return what a run was trained with beside ``corpus``, through ``train.start``."""
-    if run is None or run.origin is None:
+    """Return what a run was trained with beside ``corpus``: through its blend or its start."""
+    if run is None:
         return []
-    said = other_corpora(run.origin.history, corpus)
-    return (
-        said if run.origin.history else [f"{run.origin.start}, which says nothing of its corpora"]
-    )
+    names = dict.fromkeys(part.data.corpus for part in run.data.blend)
+    more = [f"{name} (data.blend)" for name in names if name != corpus]
+    if run.origin is None:
+        return more
+    if not run.origin.history:
+        return [*more, f"{run.origin.start}, which says nothing of its corpora"]
+    return [*more, *other_corpora(run.origin.history, corpus)]
 
 
 def table_for(

@@ -11,6 +11,8 @@ from typing import TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from signfuse_dist.evaluation.asked import CORPUS
+from signfuse_dist.evaluation.scores import read_split_scores
 from signfuse_dist.evaluation.translations import Sample
 from signfuse_dist.recipe import departures, shown
 from signfuse_dist.report import plots
@@ -24,6 +26,7 @@ from signfuse_dist.report.inputs import (
     open_packed,
 )
 from signfuse_dist.report.plots import plot, thinned
+from signfuse_dist.run_folder import RunFolder
 
 CURVE_STEPS = 16  # rows of the tables of what a curve draws
 _PLAN = {
@@ -139,6 +142,7 @@ def run_tables(run: ReportInputs) -> list[Table]:
             ("run", "optimizer steps", "corpora"),
             _origin(run),
         ),
+        *_by_corpus(run),
         Table("How it was evaluated (evaluation.json)", ("", "value"), _rows(run.evaluated)),
         Table("Versions (versions.json)", ("name", "value"), _rows(run.versions)),
     ]
@@ -149,6 +153,31 @@ def _recipe(run: ReportInputs) -> tuple[tuple[str, ...], ...]:
     """Return a row for each key of the method that is not at its default."""
     changed = {} if run.config is None else departures(run.config)
     return tuple((key, shown(before), shown(now)) for key, (before, now) in changed.items())
+
+
+def _by_corpus(run: ReportInputs) -> list[Table]:
+    """Return the losses of a blend by corpus at some steps, and the scores of its corpora."""
+    tables = []
+    for stage, log in run.curves.items():
+        names = sorted({name for row in log for name in row.by_corpus})
+        rows = [
+            (str(row.step), *(_number(row.by_corpus.get(name)) for name in names))
+            for row in thinned([row for row in log if row.by_corpus], CURVE_STEPS)
+        ]
+        caption = f"Losses and development scores of stage {stage} by corpus, at some of the steps"
+        tables.append(Table(caption, ("step", *names), tuple(rows)))
+    scored = []
+    for name, folder in RunFolder(run.path).scored().items():
+        found = run.attempt(f"scores of {name}", partial(read_split_scores, folder.scores), None)
+        if found is not None and CORPUS in found.settings:
+            figures = [
+                f"{metric} {value:.2f}" for metric, (value, _) in found.scores.scores.items()
+            ]
+            row = (str(found.settings[CORPUS]), name, found.scores.preset, ", ".join(figures))
+            scored.append(row)
+    caption = "Scores of the corpora of the blend that were evaluated"
+    tables.append(Table(caption, ("corpus", "evaluation", "preset", "scores"), tuple(scored)))
+    return tables
 
 
 def _origin(run: ReportInputs) -> tuple[tuple[str, ...], ...]:

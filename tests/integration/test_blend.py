@@ -1,0 +1,106 @@
+"""A blend is trained: pictures with joints and joints alone, on 1, 2 and 4 processes.
+
+The same steps and losses on any number, killed and gone on with to the bit, and gone on with on
+another number of processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from helpers.blended_project import add_tracks, blend
+from helpers.project import Project
+from helpers.trained import TOLERANCE, furthest, log, weights
+from signfuse_dist.cli import main
+
+pytestmark = [pytest.mark.alone, pytest.mark.long]
+
+STEPS = 10  # of an epoch of 40 draws
+STAGE = ["stage=finetune", "train.stages=[finetune]", "model.norm=layer"]
+LOSSES = ("total", "contrastive", "language", "alignment")
+
+
+@pytest.fixture(scope="module")
+def words(project: Project) -> list[str]:
+    """Three times as many draws of pictures as of joints alone, which are asked by their own."""
+    add_tracks(project)
+    return [*STAGE, blend(project, prompt="Translate the joints into a sentence:")]
+
+
+def micro(processes: int) -> str:
+    return f"train.micro_batch_size={4 // processes}"
+
+
+@pytest.fixture(scope="module")
+def two(project: Project, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs on two processes, undisturbed."""
+    output = tmp_path_factory.mktemp("two")
+    project.train(output, 2, *words, "stage.epochs=2", micro(2))
+    return output
+
+
+def test_the_log_has_the_losses_and_development_scores_of_each_corpus(two: Path) -> None:
+    last = log(two, "finetune")[-1]
+    for corpus in ("synthetic", "tracks"):
+        assert last[f"language/{corpus}"] > 0
+        assert last[f"dev_language/{corpus}"] > 0
+    assert "contrastive/tracks" not in last, "clips of joints alone are no pairs"
+    assert last["dev_language"] == last["dev_language/synthetic"], "the run's own selects"
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_any_number_of_processes_has_the_same_losses(
+    project: Project, words: list[str], two: Path, tmp_path: Path, processes: int
+) -> None:
+    project.train(tmp_path, processes, *words, "stage.epochs=2", micro(processes))
+    ours, theirs = log(tmp_path, "finetune"), log(two, "finetune")
+    assert [line["step"] for line in ours] == list(range(1, 2 * STEPS + 1))
+    for one, other in zip(ours, theirs, strict=True):
+        for name in (key for key in other if key.partition("/")[0] in LOSSES):
+            assert one[name] == pytest.approx(other[name], rel=3e-6), (one["step"], name)
+        assert one["total"] == pytest.approx(other["total"], rel=1e-6)
+    assert furthest(weights(tmp_path, "finetune"), weights(two, "finetune")) <= TOLERANCE
+
+
+def test_killed_it_goes_on_to_the_bit_and_on_more_processes_to_rounding(
+    project: Project, words: list[str], two: Path, tmp_path: Path
+) -> None:
+    for name, then in (("same", 2), ("more", 4)):
+        metrics = tmp_path / name / "small" / "finetune" / "metrics.jsonl"
+        project.train_until_killed(
+            tmp_path / name,
+            2,
+            lambda path=metrics: path.exists() and path.read_bytes().count(b"\n") >= 12,  # type: ignore[misc]
+            *words,
+            "stage.epochs=2",
+            micro(2),
+        )
+        printed = project.train(tmp_path / name, then, *words, "stage.epochs=2", micro(then))
+        assert "resuming after step" in printed
+        apart = furthest(weights(tmp_path / name, "finetune"), weights(two, "finetune"))
+        assert apart <= (0.0 if then == 2 else TOLERANCE)
+
+
+def test_another_blend_is_another_run(
+    project: Project, words: list[str], two: Path, tmp_path: Path
+) -> None:
+    other = [*STAGE, blend(project, weight=2), "stage.epochs=2", micro(1)]
+    printed = project.train(two, 1, *other, status=1)
+    assert "data.blend was" in printed
+
+
+def test_each_corpus_is_scored_by_its_name(
+    project: Project, two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = two / "small" / "finetune"
+    for corpus in ([], ["--corpus", "tracks"]):
+        words = ["evaluate", str(run), "--split", "test", "--controls", "none", *corpus]
+        assert main(words) == 0
+    assert main(["report", str(run), "--split", "test", "--name", "tracks"]) == 0
+    report = (run / "evaluation" / "test@tracks" / "report.md").read_text(encoding="utf-8")
+    assert "Scores of the corpora of the blend" in report
+    assert "dev\\_language/tracks" in report
+    assert main(["evaluate", str(run), "--split", "test", "--corpus", "track"]) == 2
+    assert "did you mean 'tracks'" in capsys.readouterr().err
