@@ -60,6 +60,7 @@ from signfuse_dist.evaluation.translations import (
 )
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.files import at_path, checksum, told, write_json
+from signfuse_dist.languages import fill_prompt
 from signfuse_dist.locks import held
 from signfuse_dist.model.positions import near_diagonal
 from signfuse_dist.plan import ClipFrames, MicroBatch
@@ -100,7 +101,7 @@ def evaluate(
         if _hold(folder, processes, until_end, lambda: ask(*words).is_answered):
             return folder.path
         translator = load_translator(run_folder, processes.device, overrides)
-        translator.ask_by(run.model.prompt)
+        translator.ask_by(fill_prompt(run.model.prompt, run.data.language))
         references = _references(split)
         split = _staged(split, run.data.stage_to, processes)
         reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in asked.controls}
