@@ -104,7 +104,7 @@ def _jpegs(split: Split) -> Iterator[bytes]:
     """Yield every JPEG of the split, as the bare loop is given them."""
     tars = [read_file(split.folder / shard.name) for shard in split.manifest.shards]
     for place in range(len(split)):
-        tar, members = tars[split.shards[place]], split.members_of(place)
+        tar, members = tars[split.columns.shards[place]], split.members_of(place)
         start, size = members["offsets.npy"]
         ends = np.load(BytesIO(tar[start : start + size]), allow_pickle=False)
         start = members["jpegs"][0]

@@ -283,6 +283,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _verify_set(folder: Folder, name: str, workers: int) -> int:
     """Verify one set, stamp it, print its faults, and return how many there are."""
+    from signfuse_dist.data.columns import renew_columns
     from signfuse_dist.data.stamp import remove_stamp, write_stamp
     from signfuse_dist.data.verify import verify
 
@@ -290,7 +291,7 @@ def _verify_set(folder: Folder, name: str, workers: int) -> int:
         faults = verify(folder, workers)
         if faults:
             remove_stamp(folder)
-        elif not write_stamp(folder):
+        elif not (write_stamp(folder) and renew_columns(folder)):
             print(f"{name}: cannot be written to, so `signfuse check` will not know of this")
     for fault in faults:
         print(fault)

@@ -112,7 +112,7 @@ class FeatureSet:
         self.folder = folder
         count = -(-len(split) // CLIPS_A_PART)
         self._parts = [read_part(part_path(folder, n), verify=False) for n in range(count)]
-        if tuple(i for part in self._parts for i in part.ids) != split.ids:
+        if [name for part in self._parts for name in part.ids] != list(split.ids):
             raise ShardError(str(folder), "", "holds features of other clips")
         self._starts = [np.cumsum([0, *part.steps]) for part in self._parts]
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.data.blended import BlendedSplit
+from signfuse_dist.data.columns import text_digest
 from signfuse_dist.data.manifest import ShardError
 from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.split import Split
@@ -164,8 +165,8 @@ class ClipBatches:
         members = split.members_of(place)
         clip = read_clip(split.folder, shard, members, indices, cache=split.cache, into=into)
         record = clip.record
-        in_tar = (record["id"], record["num_frames"], hash(str(record.get("text"))))
-        if in_tar != (split.ids[place], split.lengths[place], split.text_hashes[place]):
+        in_tar = (record["id"], record["num_frames"], text_digest(record.get("text")))
+        if in_tar != (split.ids[place], split.lengths[place], split.columns.text_digests[place]):
             raise ShardError(shard, split.ids[place], "the record does not agree with the index")
         if split.poses is not None:
             joints = _read_joints(split.poses, place, indices)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from signfuse_dist import __version__
 from signfuse_dist.corpora import Box, ClipRow, Corpus, Rejected
+from signfuse_dist.data.columns import write_columns
 from signfuse_dist.data.crop import is_box
 from signfuse_dist.data.encode import encode_clip, encode_pose
 from signfuse_dist.data.faults import Places, reason_of
@@ -331,6 +332,7 @@ def _write_manifest(
         signfuse_version=__version__,
         num_failed_frames=summary.num_failed_frames,
     )
+    write_columns(out, manifest, indexes)
     write_bytes(out / MANIFEST_NAME, manifest_bytes(manifest))
 
 

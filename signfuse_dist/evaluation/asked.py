@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from signfuse_dist.config import RunConfig
+from signfuse_dist.data.columns import SplitContent
 from signfuse_dist.data.manifest import MANIFEST_NAME
-from signfuse_dist.data.split import Split, SplitContent, open_split
+from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.evaluation.controls import CONTROLS

@@ -49,7 +49,7 @@ def train(folder: Path, max_share: float, workers: int) -> int:
 
     loop, model = little_loop(Accelerator(cpu=True), folder, plan, train_config)
     assert loop.run(deleting(), 0, model.train)
-    return int(np.sum(split.shards == split.shards[order[STEPS - 1].clips[0]]))
+    return int(np.sum(split.columns.shards == split.columns.shards[order[STEPS - 1].clips[0]]))
 
 
 def test_its_clips_are_named_and_left_out(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from helpers.little_splits import LENGTHS, PACKING, clip, data_config
+from signfuse_dist.data.columns import SplitContent
 from signfuse_dist.data.manifest import Manifest, SampleEntry, index_bytes, manifest_bytes
 from signfuse_dist.data.shard import (
     Encoded,
@@ -21,7 +22,7 @@ from signfuse_dist.data.shard import (
     read_index,
     write_shard,
 )
-from signfuse_dist.data.split import SplitContent, open_split
+from signfuse_dist.data.split import open_split
 
 CLIPS = [clip(i, n) for i, n in enumerate(LENGTHS)]
 
