@@ -108,6 +108,12 @@ def add_stats(command: argparse.ArgumentParser) -> None:
     )
     _add_split(command)
     command.add_argument(
+        "others",
+        nargs="*",
+        metavar="FOLDER",
+        help="further folders of the same kind, such as those of a blend's other corpora",
+    )
+    command.add_argument(
         "--plot",
         type=Path,
         help="the plot (default: stats.png in the split, or with --poses in the pose set); of "
@@ -321,15 +327,17 @@ def _stats(options: argparse.Namespace) -> int:
     from signfuse_dist.data.manifest import pose_path, split_folders
     from signfuse_dist.data.storage import open_folder
 
-    given = open_folder(options.folder)
-    folders = split_folders(given)
-    several, every = folders != [given], []
+    names = [options.folder, *options.others]
+    given = [open_folder(name) for name in names]
+    folders = [folder for of in given for folder in split_folders(of)]
+    several, every = folders != given[:1], []
     for folder in folders:
         stats = collect(folder, options.poses)
         every.append(stats)
         plot: Path | None = options.plot
         if plot is not None and several:
-            plot = plot.with_name(f"{plot.stem}-{folder.name}{plot.suffix}")
+            name = folder.name if len(given) == 1 else f"{folder.parent.name}-{folder.name}"
+            plot = plot.with_name(f"{plot.stem}-{name}{plot.suffix}")
         print(f"{stats}\n")
         within = folder if options.poses is None else folder / pose_path(options.poses)
         _write_picture(plot, within, "stats.png", "--plot", stats.plot())
@@ -339,7 +347,7 @@ def _stats(options: argparse.Namespace) -> int:
         clips, frames = sum(len(s.frames) for s in every), sum(int(s.frames.sum()) for s in every)
         hours = sum(float(s.seconds.sum()) for s in every) / 3600
         print(
-            f"all {len(every)} splits of {options.folder}: {clips:,} clips, {frames:,} frames, "
+            f"all {len(every)} splits of {', '.join(names)}: {clips:,} clips, {frames:,} frames, "
             f"{hours:.2f} h"
         )
     return 0
