@@ -18,8 +18,7 @@ from typing import Any
 
 from signfuse_dist.ablation.rows import Ablation, AblationRow
 from signfuse_dist.config import RunConfig, StageName, keys_with
-from signfuse_dist.data.manifest import load_manifest
-from signfuse_dist.data.storage import open_folder
+from signfuse_dist.data.blended import count_clips
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.experiment import load_run, load_stages
 from signfuse_dist.run_folder import RunFolder, fixed
@@ -207,7 +206,7 @@ class AblationPlan:
             for run in final.chain()
         )
         first = runs[0].run
-        clips = load_manifest(open_folder(first.shards(first.data.train_split))).num_samples
+        clips = sum(count_clips(first))
         lines = [_list_rows(planned) for planned in self.ablations]
         lines.append(
             f"{len(runs)} runs of stages ({sum(used.values())} without sharing), "

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from signfuse_dist.blend import Blend, choose_clips, share_draws
 from signfuse_dist.config import RunConfig
+from signfuse_dist.data.manifest import load_manifest
 from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.plan import ClipFrames, FramesOf
 
@@ -140,6 +142,18 @@ def open_training(run: RunConfig) -> Split | BlendedSplit:
             for split, count in zip(splits, chosen, strict=True)
         ),
     )
+
+
+def count_clips(run: RunConfig) -> list[int]:
+    """Return how many clips of each corpus are trained on; raise UserError where one is not there.
+
+    Manifests alone are read.
+    """
+    counts = []
+    for part in run.corpora:
+        count = load_manifest(open_folder(part.data.place(part.data.train_split))).num_samples
+        counts.append(count if part.max_clips is None else min(count, part.max_clips))
+    return counts
 
 
 def content_of(split: Split | BlendedSplit) -> dict[str, Any]:

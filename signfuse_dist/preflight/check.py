@@ -19,9 +19,7 @@ import yaml
 
 from signfuse_dist import nvidia
 from signfuse_dist.config import RunConfig, StageName
-from signfuse_dist.data.blended import blend_of
-from signfuse_dist.data.manifest import load_manifest
-from signfuse_dist.data.storage import open_folder
+from signfuse_dist.data.blended import blend_of, count_clips
 from signfuse_dist.errors import UserError, printable, raise_together
 from signfuse_dist.experiment import load_stages
 from signfuse_dist.files import refuse_machine
@@ -133,16 +131,11 @@ def _num_clips(run: RunConfig) -> int | None:
 
 def _sizes(run: RunConfig) -> list[int] | None:
     """Return the clips of each corpus that are trained on, None where one cannot be read."""
-    sizes = []
-    for part in run.corpora:
-        place = part.data.place(part.data.train_split)
-        try:
-            count = load_manifest(open_folder(place)).num_samples
-        except UserError as e:
-            refuse_machine(e, place)
-            return None  # preflight/inputs.py says why
-        sizes.append(count if part.max_clips is None else min(count, part.max_clips))
-    return sizes
+    try:
+        return count_clips(run)
+    except UserError as e:
+        refuse_machine(e, run.shards(run.data.train_split))
+        return None  # preflight/inputs.py says why
 
 
 def _describe_clips(run: RunConfig) -> list[str]:

@@ -16,7 +16,9 @@ from signfuse_dist.data.blended import BlendedSplit, blend_of, content_of, open_
 from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_resolved, load_run
-from signfuse_dist.plan import PADDING, MicroBatch
+from signfuse_dist.plan import PADDING, MicroBatch, make_plan
+from signfuse_dist.preflight.check import describe
+from signfuse_dist.preflight.inputs import check_splits, worst_frames
 from signfuse_dist.run_folder import fixed, refuse_other_data
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
@@ -127,3 +129,23 @@ def test_keys_of_a_blend_want_a_blend() -> None:
     for words in ("data.blend_temperature=5", "loss.negatives=corpus"):
         with pytest.raises(UserError, match=r"without data\.blend"):
             load_run(DEMO, "finetune", [words])
+
+
+def test_check_says_the_draws_of_each_corpus_and_looks_at_all_of_them(tmp_path: Path) -> None:
+    blended(tmp_path)
+    entries = [
+        f"{{corpus: {name}, weight: {weight}, data: {{shards: {folder}, frame_size: 32, fps: 10}}}}"
+        for name, weight, folder in (("synthetic", 2, tmp_path), ("table", 1, tmp_path / "more"))
+    ]
+    words = [f"data.shards={tmp_path}", "data.frame_size=32", f"data.blend=[{', '.join(entries)}]"]
+    text = describe(DEMO, words, 1).text
+    assert "a blend of 2 corpora, an epoch of 6 draws:" in text
+    assert f"synthetic: {tmp_path}/train, 4 clips, 4 draws (66.7%), 1.00 times each" in text
+    run = load_run(DEMO, "finetune", words)
+    assert worst_frames(run, make_plan(6, run.stage, run.train, 1)) >= 6
+    said = [str(finding) for finding in check_splits(run)]
+    assert any("table training split" in line and "2 clips in 1 shards" in line for line in said)
+    assert any("synthetic training" in line and "4 clips in 1 shards" in line for line in said)
+    (tmp_path / "more" / "train" / "manifest.json").unlink()
+    faults = [finding for finding in check_splits(run) if finding.level == "error"]
+    assert ["table training split" in finding.what for finding in faults] == [True]
