@@ -37,7 +37,7 @@ class JointChannels:
     Attributes:
         body: coordinates in the frame of the body, and of hands to their wrists.
         velocity: the change of both coordinates since the frame before.
-        presence: 1 where a joint is found, else 0.
+        presence: 0 where a joint is found, -1 where it is missing from a frame.
     """
 
     body: bool = False

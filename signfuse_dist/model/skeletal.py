@@ -141,8 +141,8 @@ class SkeletalStream(nn.Module):
         Returns:
             ``[batch, steps, dim]``.
         """
-        real = joint_mask & length_mask(frame_lengths, pose.shape[1])[:, :, None]
-        _, counted = _masks(frame_lengths, pose.shape[1], weight)
+        inside, counted = _masks(frame_lengths, pose.shape[1], weight)
+        real = joint_mask & inside[:, :, None]
         there = real if self.statistics == "present" else None
         values, known = self.inputs.coordinates(pose, real)
         if there is not None:
@@ -150,7 +150,10 @@ class SkeletalStream(nn.Module):
         x = self.input_norm(values.flatten(2).transpose(1, 2), counted).transpose(1, 2)
         x = x.unflatten(2, (NUM_JOINTS, -1)) * known
         if self.inputs.presence:
-            x = torch.cat((x, real[..., None].to(x.dtype)), dim=3)
+            # Not 1 and 0: where no joint is missing that is a constant before the first norm, whose
+            # gradient is rounding, and Adam would walk along it.
+            lost = (inside[:, :, None] & ~real)[..., None]
+            x = torch.cat((x, -lost.to(x.dtype)), dim=3)
         x, lengths = x.permute(0, 3, 1, 2), frame_lengths
         for block, stride in zip(self.blocks, self.strides, strict=True):
             x, lengths = block(x, lengths, weight, there)

@@ -146,6 +146,18 @@ def test_presence_tells_a_lost_joint_from_one_that_is_where_the_mean_is() -> Non
         assert torch.allclose(*out) == (not presence)
 
 
+def test_presence_teaches_nothing_where_no_joint_is_missing() -> None:
+    """Its gradient would be rounding, along which Adam walks, and on no two machines alike."""
+    stream: Any = scramble(build_skeletal(small_config(norm="sync", **EVERY))).train()
+    batch = join(draw_clips([6, 3]))
+    mask = torch.ones_like(batch.joint_mask)
+    stream(batch.pose, mask, batch.joint_lengths, batch.weight).square().sum().backward()
+    gradient = stream.blocks[0].spatial.weight.weight.grad
+    per_partition = stream.inputs.count
+    assert not gradient[:, per_partition - 1 :: per_partition].any()
+    assert gradient.any()
+
+
 def _spread(statistics: str, joint: int = 20) -> tuple[float, float]:
     """Mean and deviation of a joint's x after the first norm, where it is found in 70 % of frames.
 
