@@ -131,7 +131,7 @@ def test_of_two_that_want_the_same_shards_one_copies_and_the_other_waits(
 KILLED = """
 import json, sys, time
 from pathlib import Path
-from signfuse_dist.config import DataConfig
+from signfuse_dist.config import DataConfig, build_section
 from signfuse_dist.data import staging
 from signfuse_dist.data.split import open_split
 
@@ -146,7 +146,7 @@ def half_of_the_second(path):
         yield chunk
 
 staging._chunks = half_of_the_second
-data = DataConfig(**json.loads(sys.argv[4]))
+data = build_section("data", DataConfig, json.loads(sys.argv[4]), [])
 staging.stage(open_split(sys.argv[1], data), sys.argv[2])
 """
 
