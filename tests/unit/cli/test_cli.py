@@ -44,10 +44,10 @@ ARGUMENTS = {
         "corpus --root --split --shards --name --workers --task-id --num-tasks --extractor "
         "--poses --pose-model",
     "verify": "folder --workers",
-    "stats": "folder --poses --plot",
+    "stats": "folder --poses others --plot",
     "show": "folder --poses id --frames --out",
     "train": "experiment overrides --launch --num-processes",
-    "evaluate": "run_folder overrides --split --name --controls",
+    "evaluate": "run_folder overrides --split --name --corpus --controls",
     "score":
         "--hypotheses --split --references --preset --tokenizer --language --bleurt --allow-empty "
         "--json --intervals --trained",
