@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,7 @@ from signfuse_dist.stages import (
 )
 from signfuse_dist.start import find_start, history_of, with_origin
 
+_TEXTS_AT_ONCE = 4096  # are tokenised
 _EPOCHS_AHEAD = 8  # in which the fullest micro batch is looked for: more find hardly fuller ones
 
 
@@ -243,8 +245,12 @@ def _make_model(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     torch.manual_seed(job.run.train.seed)
     model, tokenizer = _build(job)
     _set_prompts(job.run, model, tokenizer)
-    for split in (*splits_of(job.split), *job.dev.values()):
-        refuse_long_texts(model, tokenizer, split, job.print_main)
+
+    def look_at_texts() -> None:
+        for split in (*splits_of(job.split), *job.dev.values()):
+            refuse_long_texts(model, tokenizer, split, job.print_main)
+
+    processes.do_on_main(job.accelerator, look_at_texts)
     _describe(job, model)
     for warning in caveats(job.run, job.plan.world_size):
         job.print_main(warning)
@@ -561,12 +567,16 @@ def refuse_long_texts(
     """
     if model.language_model is None or tokenizer is None:
         return
-    texts = {entry.id: entry.text for entry in split.entries()}
     room = model.language_model.room(model.built_from.num_sign_tokens)
-    too_long, unknown = tokenizer.find_unfit(texts, room)
+    entries, count = split.entries(), 0
+    too_long: list[str] = []
+    unknown: list[str] = []
+    while some := {entry.id: entry.text for entry in islice(entries, _TEXTS_AT_ONCE)}:
+        longer, odd = tokenizer.find_unfit(some, room)
+        too_long, unknown, count = too_long + longer, unknown + odd, count + len(some)
     if unknown:
         say(
-            f"{len(unknown)} of {len(texts)} texts hold letters that the LLM's tokenizer does not "
+            f"{len(unknown)} of {count} texts hold letters that the LLM's tokenizer does not "
             f"know, and are learned without them: {', '.join(unknown[:10])}"
         )
     raise_together(

@@ -236,12 +236,12 @@ def test_training_refuses_texts_beyond_the_context_before_it_starts(tmp_path: Pa
     model, tokenizer = saved.build(config, language=True)
     said: list[str] = []
     entries = [SimpleNamespace(id=f"clip{i}", text="i see " * i) for i in range(9)]
-    split: Any = SimpleNamespace(folder=Path("shards/x"), entries=lambda: entries)
+    split: Any = SimpleNamespace(folder=Path("shards/x"), entries=lambda: iter(entries))
     with pytest.raises(UserError, match=r"4 texts are too long") as error:
         refuse_long_texts(model, tokenizer, split, said.append)
     assert "clip5: 11 tokens, and there is room for 10" in str(error.value)
     assert said == []
-    split.entries = lambda: [*entries[:3], SimpleNamespace(id="odd", text="zebra")]
+    split.entries = lambda: iter([*entries[:3], SimpleNamespace(id="odd", text="zebra")])
     refuse_long_texts(model, tokenizer, split, said.append)
     assert said == [
         "1 of 4 texts hold letters that the LLM's tokenizer does not know, and are "
