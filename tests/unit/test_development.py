@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from helpers.model_factory import small_config, small_model
 from helpers.repository import ROOT
 from signfuse_dist.config import (
     AugmentConfig,
+    BlendedCorpus,
     EvaluationConfig,
     LossConfig,
     RunConfig,
@@ -24,7 +26,7 @@ from signfuse_dist.config import (
 )
 from signfuse_dist.data.loader import ClipBatches
 from signfuse_dist.data.split import Split, open_split
-from signfuse_dist.development import DevelopmentScore, open_development
+from signfuse_dist.development import DevelopmentScore, DevelopmentScores, open_development
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.scores import score
 from signfuse_dist.experiment import load_run
@@ -204,3 +206,32 @@ def test_a_split_that_is_not_packed_is_named_with_what_to_write(tmp_path: Path) 
 def test_the_best_without_a_score_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.select=best needs a development score"):
         load_run(DEMO, "finetune", ["train.select=best", "train.dev_epochs=0"])
+
+
+def test_a_blend_is_scored_by_corpus_and_its_own_split_is_scored_once(tmp_path: Path) -> None:
+    """The first figure is that of the run's own split, by which checkpoints are compared."""
+    development, model, split = make(tmp_path, "finetune")
+    more = open_split(write_split(tmp_path / "more", (2, 5)), data_config())
+    parts = (
+        BlendedCorpus(corpus="own", data=data_config()),
+        BlendedCorpus(corpus="more", data=data_config(shards=str(tmp_path / "more"))),
+    )
+    run = replace(development._run, data=data_config(blend=parts))
+    here, tokenizer = development._accelerator, development._tokenizer
+    splits = {"": split, "more": more}
+    scores = DevelopmentScores(run, model, splits, tokenizer, here)()
+    assert list(scores) == ["dev_language", "dev_language/own", "dev_language/more"]
+    assert scores["dev_language"] == scores["dev_language/own"] == development()["dev_language"]
+    alone = DevelopmentScore(run, model, more, tokenizer, here)()
+    assert scores["dev_language/more"] == alone["dev_language"]
+    damage(split, 2, "jpegs", bytes(8))
+    assert DevelopmentScores(run, model, splits, tokenizer, here)() == {}
+
+
+def test_a_corpus_without_pairs_has_no_contrastive_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    development, _, _ = make(tmp_path, "contrastive")
+    development._sums = lambda: (0.0, 0.0, 0.0)  # type: ignore[method-assign]
+    assert development() == {}
+    assert "no clip of dev has both streams" in capsys.readouterr().out
