@@ -67,7 +67,7 @@ def test_the_runs_that_are_evaluated_are_those_that_are_trained(
             file = str(find_experiment(options.experiment))
             trained.add(str(load_run(file, "finetune", options.overrides).folder))
         named |= set(re.findall(r"runs/[\w/]+/finetune", line))
-    assert len(trained) == 5
+    assert len(trained) == 10
     assert trained == named
 
 
