@@ -11,11 +11,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from signfuse_dist.corpora import boston104, csl_daily, how2sign, phoenix14t
+from signfuse_dist.corpora import (
+    boston104,
+    csl_daily,
+    csl_news,
+    how2sign,
+    openasl,
+    phoenix14t,
+    subtitles,
+)
 from signfuse_dist.corpora.boston104 import read_boston104
 from signfuse_dist.corpora.characters import script_of
 from signfuse_dist.corpora.csl_daily import read_csl_daily
-from signfuse_dist.corpora.how2sign import read_how2sign, read_how2sign_precut
+from signfuse_dist.corpora.csl_news import read_csl_news
+from signfuse_dist.corpora.how2sign import (
+    read_how2sign,
+    read_how2sign_poses,
+    read_how2sign_precut,
+    read_how2sign_precut_poses,
+)
+from signfuse_dist.corpora.openasl import read_openasl
 from signfuse_dist.corpora.phoenix14t import read_phoenix14t
 from signfuse_dist.corpora.poses import POSE_FORMATS
 from signfuse_dist.corpora.rows import (
@@ -31,6 +46,7 @@ from signfuse_dist.corpora.rows import (
     boxed,
     key_of,
 )
+from signfuse_dist.corpora.subtitles import read_subtitles
 from signfuse_dist.corpora.table import read_synthetic, read_table, splits_of_table
 from signfuse_dist.synthetic.language import SPLITS
 
@@ -63,11 +79,18 @@ _READERS: Mapping[str, Callable[[Path, str], Corpus]] = {
     "how2sign": read_how2sign,
     "how2sign_precut": read_how2sign_precut,
     "boston104": read_boston104,
+    "openasl": read_openasl,
+    "subtitles": read_subtitles,
+    "csl_news": read_csl_news,
 }
 CORPORA = tuple(_READERS)
 
 _WITH_POSES: Mapping[str, Callable[[Path, str, str], Corpus]] = {
     "table": lambda root, split, poses: read_table(root, split, poses=poses),
+    "how2sign": read_how2sign_poses,
+    "how2sign_precut": read_how2sign_precut_poses,
+    "subtitles": read_subtitles,
+    "csl_news": read_csl_news,
 }
 
 
@@ -98,6 +121,9 @@ _SPLITS: Mapping[str, Callable[[Path], Sequence[str]]] = {
     "how2sign": lambda root: tuple(how2sign.ROWS),
     "how2sign_precut": lambda root: tuple(how2sign.ROWS),
     "boston104": lambda root: tuple(boston104.ROWS),
+    "openasl": lambda root: openasl.SPLITS,
+    "subtitles": lambda root: subtitles.SPLITS,
+    "csl_news": lambda root: csl_news.SPLITS,
 }
 
 
