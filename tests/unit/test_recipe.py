@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from helpers.repository import ROOT
+from signfuse_dist.ablation.rows import read_ablations
 from signfuse_dist.config import STAGES, RunConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_resolved, load_run, load_stages
@@ -127,3 +128,16 @@ def test_a_run_says_where_it_departs_from_the_paper() -> None:
 def test_table_1_is_unchanged_under_the_paper(stage: str) -> None:
     run = load_run("phoenix14t", stage, ["recipe=paper"])
     assert departures(run) == {}
+
+
+def test_the_table_of_switches_changes_each_line_of_the_strong_recipe() -> None:
+    (table,) = read_ablations(str(ROOT / "configs" / "ablation" / "recipe" / "switches.yaml"))
+    strong = load_run("demo", "finetune", ["recipe=strong"]).flat()
+    paper = load_run("demo", "finetune").flat()
+    switched: set[str] = set()
+    for row in table.rows:
+        values = load_run("demo", "finetune", row.overrides).flat()
+        switched |= {key for key in values if values[key] != strong[key]}
+        if "recipe=strong" in row.overrides:
+            assert all(values[key] in (strong[key], paper[key]) for key in values), row.name
+    assert {key for key in strong if strong[key] != paper[key]} <= switched
