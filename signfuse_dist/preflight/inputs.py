@@ -79,7 +79,7 @@ def check_splits(run: RunConfig) -> list[Finding]:
     for part in run.corpora if run.data.blend else ():
         own = dataclasses.replace(run, data=part.data)
         if part.data.place(part.data.dev_split) != run.shards(run.data.dev_split):
-            splits += _look_at_scored(own, blended=True)
+            splits += _look_at_scored(own, blended=True, corpus=part.corpus)
         train = part.data.train_split
         splits.append(_look_at(own, train, f"{part.corpus} training", error, blended=True))
     if not run.data.blend:
@@ -87,16 +87,21 @@ def check_splits(run: RunConfig) -> list[Finding]:
     splits += _look_at_scored(run, blended=bool(run.data.blend))
     findings = [finding for split in splits for finding in split.findings]
     for one, other in itertools.combinations(splits, 2):
-        if one.location != other.location and not (one.trains and other.trains):
+        alike = one.corpus == other.corpus or one.trains != other.trains
+        if one.location != other.location and alike and not (one.trains and other.trains):
             findings += _check_shared(one, other)
     return findings + _check_texts(run, splits)
 
 
-def _look_at_scored(run: RunConfig, *, blended: bool) -> list[_SplitSeen]:
+def _look_at_scored(run: RunConfig, *, blended: bool, corpus: str = "") -> list[_SplitSeen]:
     """Look at what is scored; without it a stage trains, and scores after it or between epochs."""
+    named = {"development": run.data.dev_split, "test": run.data.test_split}
     return [
-        _look_at(run, run.data.dev_split, "development", warning, blended=blended),
-        _look_at(run, run.data.test_split, "test", warning, blended=blended),
+        dataclasses.replace(
+            _look_at(run, split, f"{corpus} {role}".strip(), warning, blended=blended),
+            corpus=corpus,
+        )
+        for role, split in named.items()
     ]
 
 
@@ -127,6 +132,8 @@ class _SplitSeen:
     location: str
     findings: list[Finding]
     texts: dict[str, str]
+    corpus: str = ""
+    """Of a blend, whose it is; "" of the run's own."""
 
     @property
     def trains(self) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from helpers.blended_project import add_tracks
-from helpers.project import FRAME_SIZE, Project, environment
+from helpers.project import FRAME_SIZE, Project, environment, free_port
 from helpers.repository import ROOT
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.model.usage import read_usage
@@ -40,6 +40,10 @@ def here(project: Project, tmp_path: Path) -> Path:
         own = {"corpus": corpus, "shards": str(shards), "frame_size": FRAME_SIZE}
         path = tmp_path / "configs" / "data" / f"{corpus}.yaml"
         path.write_text(yaml.safe_dump({**drawn, **own}))
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    launch = tmp_path / "launch" / "cpu_zero2.yaml"
+    text = launch.read_text(encoding="utf-8")
+    launch.write_text(f"{text}\nmain_process_port: {free_port()}\n")
     small = yaml.safe_load(Path(project.experiment).read_text(encoding="utf-8"))
     del small["data"]
     for name, corpus in (("BIG", "how2sign"), ("NAME", "phoenix14t")):
