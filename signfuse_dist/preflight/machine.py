@@ -87,7 +87,9 @@ def _check_versions() -> Finding:
 def _check_attention(run: RunConfig) -> list[Finding]:
     backend, what = run.model.attention, f"model.attention={run.model.attention}"
     if backend in ("auto", "sdpa", "eager"):
-        return [ok(what, "there on every machine")]
+        biased = backend == "auto" and run.model.positions == "distance"
+        how = "sdpa in CMFA and HTA, as model.positions=distance needs; " if biased else ""
+        return [ok(what, f"{how}there on every machine")]
     findings = []
     if run.train.precision != "bf16":
         value = "needs train.precision=bf16"

@@ -679,6 +679,12 @@ def test_what_a_choice_needs_of_the_machine_is_named(
     job.finds("error", said)
 
 
+def test_what_auto_is_with_positions_by_distance_is_said(job: Job) -> None:
+    job.words = ["model.positions=distance"]
+    (line,) = [line for line in job.check(0) if "model.attention" in line]
+    assert "sdpa in CMFA and HTA, as model.positions=distance needs" in line
+
+
 def test_versions_out_of_their_ranges_are_an_error(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
