@@ -193,7 +193,7 @@ _STAND_INS: Mapping[tuple[str, str], Any] = {
     ("_codecs", "encode"): _latin,
 }
 _OPCODES = PLAIN_OPCODES | {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BYTEARRAY8"}
-_MOST_OPCODES, _MOST_VALUES, _DEEPEST = 5_000_000, 5_000_000, 8
+_MOST_OPCODES, _MOST_VALUES, _DEEPEST = 1_000_000, 1_000_000, 8
 
 
 _InPython: Any = vars(pickle)["_Unpickler"]
