@@ -213,6 +213,11 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any], with_llm: bool = F
     config, tensors = model.config, own_state(model)
     language_model, tokenizer = model.language_model, model.tokenizer
     llm_trained = language_model is not None and language_model.is_trained
+    if llm_trained and config.llm_quantization != "none":
+        raise UserError(
+            f"the model's LLM was trained and is here in {config.llm_quantization}: load the model "
+            "with llm_quantization=none to write it"
+        )
     if llm_trained:
         config.llm, config.llm_commit = OWN_LLM, None
     elif with_llm:
