@@ -85,7 +85,7 @@ class NearAttention:
     clips: int
 
     def __str__(self) -> str:
-        shares = ", ".join(f"{share:.2f} {way}" for way, share in self.shares.items())
+        shares = ", ".join(f"{share:.2f} {way}" for way, share in sorted(self.shares.items()))
         return f"{shares}; {self.chance:.2f} by chance; {self.clips} clips"
 
 

@@ -78,8 +78,6 @@ REFUSED = [
         "data.bleu_tokenizer=zhh",
         "data.bleu_tokenizer: 'zhh' is not one of 13a, zh, char; did you mean 'zh'?",
     ),
-    ("model.lora_targets=q_proj", "model.lora_targets: 'q_proj' is not a list"),
-    ("model.lora_targets=[q_proj, 3]", "model.lora_targets: 3 is not a str"),
     ("model.skeletal_channels=[16, wide, 64, 96]", "model.skeletal_channels: 'wide' is not an int"),
     ("model.skeletal_channels=7", "model.skeletal_channels: 7 is not a list"),
     ("model.skeletal_channels=[16, true, 64, 96]", "model.skeletal_channels: True is not an int"),
@@ -149,6 +147,12 @@ def test_a_wrong_override_is_refused_with_its_key_and_what_is_wrong(
 def test_a_key_that_takes_a_number_or_a_word_says_what_either_would_be() -> None:
     said = ["model.visual_chunk: 0 is not at least 1", "model.visual_chunk: 0 is not one of auto"]
     assert refused("model.visual_chunk=0") == said
+    said = [
+        "model.lora_targets: 'q_proj' is not a list",
+        "model.lora_targets: 'q_proj' is not one of all",
+    ]
+    assert refused("model.lora_targets=q_proj") == said
+    assert "model.lora_targets: 3 is not a str" in refused("model.lora_targets=[q_proj, 3]")
 
 
 def test_every_error_of_every_override_comes_at_once() -> None:

@@ -27,6 +27,7 @@ import signfuse_dist.batch
 import signfuse_dist.model
 import signfuse_dist.model.attention
 import signfuse_dist.model.losses
+import signfuse_dist.model.positions
 from helpers.attention_reference import loop_kernel
 from helpers.model_factory import draw_clips, join, small_model, tiny_tokenizer
 from signfuse_dist.config import EvaluationConfig, LossConfig
@@ -37,6 +38,7 @@ from signfuse_dist.synthetic.tiny_llm import IGNORED, TinyLLM, train_tokenizer
 
 _Fused = Float[Tensor, "batch steps dim"]
 _StepMask = Bool[Tensor, "batch steps"]
+_Counted = Bool[Tensor, "batch *places"]  # steps, or channels and joints of them too
 _Lengths = Int[Tensor, "batch"]
 _Weight = Float[Tensor, "batch"]
 _Features = Float[Tensor, "batch channels steps *rest"]
@@ -136,8 +138,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "model.llm.LanguageModel.generate": {
         "sign_embeddings": Float[Tensor, "batch sign_tokens {self.llm_dim}"],
     },
-    "model.norm.StepNorm.forward": {"x": _Features, "counted": _StepMask, _RETURN: _Features},
-    "model.norm.BatchNorm.forward": {"x": _Features, "counted": _StepMask, _RETURN: _Features},
+    "model.norm.StepNorm.forward": {"x": _Features, "counted": _Counted, _RETURN: _Features},
+    "model.norm.BatchNorm.forward": {"x": _Features, "counted": _Counted, _RETURN: _Features},
     "model.norm.ImageBatchNorm.forward": {
         "x": Float[Tensor, "frames channels height width"],
         _RETURN: Float[Tensor, "frames channels height width"],
@@ -179,6 +181,46 @@ SHAPES: dict[str, dict[str, Any]] = {
         "joint_mask": Bool[Tensor, "batch longest 75"], "frame_lengths": _Lengths,
         "weight": _Weight, _RETURN: _Fused,
     },
+    "model.skeletal.shortened": {
+        "there": Bool[Tensor, "batch longest joints"] | None,
+        _RETURN: Bool[Tensor, "batch steps joints"] | None,
+    },
+    "model.joint_channels.JointChannels.coordinates": {
+        "pose": Float[Tensor, "batch longest joints 2"],
+        "real": Bool[Tensor, "batch longest joints"],
+        _RETURN: tuple[
+            Float[Tensor, "batch longest joints {self.num_coordinates}"],
+            Bool[Tensor, "batch longest joints {self.num_coordinates}"],
+        ],
+    },
+    "model.joint_channels.in_body": {
+        "pose": Float[Tensor, "batch longest joints 2"],
+        "real": Bool[Tensor, "batch longest joints"],
+        _RETURN: Float[Tensor, "batch longest joints 2"],
+    },
+    "model.positions.step_times": {_RETURN: Float[Tensor, "1 {count}"]},
+    "model.positions.pooled_times": {
+        "step_lengths": _Lengths, _RETURN: Float64[Tensor, "batch {pooled_length}"],
+    },
+    "model.positions.sinusoidal": {
+        "times": Float[Tensor, "*rest"], _RETURN: Float[Tensor, "*rest {dim}"],
+    },
+    "model.positions.rotated": {
+        "x": _Fused, "times": Float[Tensor, "rows steps"], _RETURN: _Fused,
+    },
+    "model.positions.slopes": {_RETURN: Float[Tensor, "{num_heads}"]},
+    "model.positions.distance_bias": {
+        "times": Float[Tensor, "rows steps"],
+        _RETURN: Float[Tensor, "rows {num_heads} steps steps"],
+    },
+    "model.positions.near_diagonal": {"weights": Float[Tensor, "*rest queries keys"]},
+    "model.attention.Attention.placed": {
+        "x": _Fused, "times": Float[Tensor, "rows steps"] | None, _RETURN: _Fused,
+    },
+    "model.dropout.ClipDropout.forward": {
+        "x": Float[Tensor, "batch *rest"], _RETURN: Float[Tensor, "batch *rest"],
+    },
+    "model.dropout.drawn": {"keys": Int[Tensor, "batch"] | None},
     "model.sla.SignLanguageAdapter.forward": {
         "temporal": Float[Tensor, "batch pooled dim"],
         _RETURN: Float[Tensor, "batch {self.num_sign_tokens} llm_dim"],
@@ -275,7 +317,12 @@ def _run_everything() -> None:
         {"streams": "visual"},
         {"fusion_layers": 0, "norm": "frozen"},
         {"attention": "eager"},
+        {"positions": "sinusoidal", "joint_frame": "body", "joint_statistics": "present"},
+        {"positions": "rotary"},
+        {"positions": "distance"},
     ]
+    near_diagonal = signfuse_dist.model.positions.near_diagonal
+    near_diagonal(torch.full((2, 5, 5), 0.2))
     query, key = torch.randn(3, 2, 12), torch.randn(3, 5, 12)
     mask = torch.arange(5)[None] < torch.tensor([5, 1, 3])[:, None]
     signfuse_dist.model.attention.attend_packed(query, key, key, 2, mask, None, loop_kernel)

@@ -418,7 +418,7 @@ def test_the_directions_of_a_clip_are_those_that_were_recorded(run):
         ('{"step": 31, "total": "low"}', "total: 'low' is not a number"),
         ('{"step": true}', "step: True is not an int"),
         ('{"total": 1.0}', "step: missing"),
-        ("[1]", "expected a mapping of step, total"),
+        ("[1]", "[1] is not a mapping"),
         ('{"step": 31, "tot', "not JSON"),
     ],
 )
