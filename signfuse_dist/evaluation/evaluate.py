@@ -526,13 +526,18 @@ def _results(result: EvaluationResult, sentences: dict[str, str]) -> SplitScores
 
 
 def _training_texts(run: RunConfig) -> set[str]:
-    """Return the texts of the training split; none where it is not on this machine any more."""
-    try:
-        folder = open_folder(run.shards(run.data.train_split))
-        return packed_texts(folder) if is_local(folder) else set()
-    except UserError as error:
-        print_line(f"sentences of training are not scored apart: {error}")
-        return set()
+    """Return the texts of all that was trained on; a split that is not here is named and left out.
+
+    Indexes at an address would have to be fetched, so those are not looked at.
+    """
+    texts: set[str] = set()
+    for part in run.corpora:
+        try:
+            folder = open_folder(part.data.place(part.data.train_split))
+            texts |= packed_texts(folder) if is_local(folder) else set()
+        except UserError as error:
+            print_line(f"sentences of training on {part.corpus} are not scored apart: {error}")
+    return texts
 
 
 def _sample_maps(

@@ -67,3 +67,27 @@ def test_the_command_takes_the_texts_of_training(
     printed = capsys.readouterr().out
     assert "1 of 3 references are sentences of the training split" in printed
     assert printed.count("WER") == 2
+
+
+def test_what_was_trained_on_are_all_corpora_of_a_blend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from types import SimpleNamespace
+
+    from signfuse_dist.evaluation import evaluate
+
+    def part(name: str) -> SimpleNamespace:
+        place = str(tmp_path / name)
+        return SimpleNamespace(
+            corpus=name,
+            data=SimpleNamespace(train_split="t", place=lambda split: f"{place}/{split}"),
+        )
+
+    for name in ("one", "two"):
+        (tmp_path / name / "t").mkdir(parents=True)
+    monkeypatch.setattr(evaluate, "packed_texts", lambda folder: {folder.parent.name})
+    run = SimpleNamespace(corpora=(part("one"), part("two")))
+    assert evaluate._training_texts(run) == {"one", "two"}
+    monkeypatch.undo()
+    assert evaluate._training_texts(run) == set()
+    assert "on two are not scored apart" in capsys.readouterr().out

@@ -224,3 +224,10 @@ def test_a_wrong_table_is_named(
     assert error.startswith("error: ")
     assert named in error
     assert not (tmp_path / "out").exists()
+
+
+def test_texts_of_packed_splits_are_read_from_their_folder(tmp_path: Path) -> None:
+    from helpers.little_splits import LENGTHS, write_split
+
+    write_split(tmp_path / "train")
+    assert read_texts(tmp_path, "train") == ["ab" * (n + 1) for n in range(len(LENGTHS))]
