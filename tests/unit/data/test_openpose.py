@@ -10,11 +10,12 @@ import pytest
 
 from helpers.little_clips import write_table, write_video
 from helpers.published_poses import HEIGHT, WIDTH, signer, write_openpose
-from signfuse_dist.data.joints import PoseError
+from signfuse_dist.data.joints import NoJoints, PoseError
 from signfuse_dist.data.manifest import PackConfig, load_index, load_manifest
 from signfuse_dist.data.openpose import BODY_25, IBUG_68, read_openpose
-from signfuse_dist.data.pack import pack
+from signfuse_dist.data.pack import extract_poses, pack
 from signfuse_dist.data.shard import read_clip
+from signfuse_dist.data.verify import verify
 from signfuse_dist.skeleton import JOINT_INDEX, JOINTS, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
 
 THERE = {*LEFT_HAND, *RIGHT_HAND, *BODY_25, *IBUG_68}
@@ -121,6 +122,18 @@ def test_poses_that_do_not_belong_to_the_video_are_an_error_by_name(
     summary = pack("table", table, "train", tmp_path / "out", PackConfig(32), workers=0)
     assert [row.id for row in summary.dropped] == ["film"]
     assert reason in summary.dropped[0].reason
+
+
+def test_published_poses_may_be_a_pose_set_beside_packed_frames(
+    table: Path, tmp_path: Path
+) -> None:
+    head, film, _ = table.read_text().splitlines()
+    table.write_text("\n".join([head, film]) + "\n")
+    out = tmp_path / "out"
+    pack("table", table, "train", out, PackConfig(32), extractor=NoJoints(), workers=0)
+    extract_poses("table", table, "train", out, "op", poses="openpose", workers=0)
+    assert verify(out / "poses/op") == []
+    assert load_manifest(out / "poses/op").packing.extractor == "openpose"
 
 
 def test_the_published_clip_of_how2sign_is_read(shared: Path) -> None:
