@@ -64,7 +64,7 @@ def test_the_commands_of_the_readme_pre_train_blend_and_fine_tune(here: Path) ->
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=900,
+            timeout=1800,
             check=False,
         )
         # Splits that nobody has verified are a warning, and no error.
