@@ -76,7 +76,8 @@ lint: install
 
 # Files are shared out to two processes, the longest ones first; what needs the machine runs after them.
 FOLDERS := $(addprefix tests/,integration gpu invariance parity unit)
-SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(FOLDERS)
+SHARED = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+  $(FOLDERS)
 ALONE = $(BIN)/python -m pytest tests/integration tests/slurm
 
 test: lint
