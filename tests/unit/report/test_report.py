@@ -196,6 +196,7 @@ def test_a_whole_run_is_reported_with_nothing_missing(whole):
         "version:2.6.0",
         "synthetic<b>",
         "frames 1, 2",
+        "Recipe paper: what of the method is not as printed",
     ):
         assert piece in page.text
     assert "total from 4 to 0.133 in 30 steps" in page.text
