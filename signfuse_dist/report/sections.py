@@ -126,8 +126,8 @@ def run_tables(run: ReportInputs) -> list[Table]:
     time = [(stage, *_duration(rows, run.plans[stage])) for stage, rows in run.curves.items()]
     tables = [
         Table(
-            f"Recipe {'not known' if run.config is None else run.config.recipe}: what of the method "
-            "is not as printed in the paper, by the recipe or by hand",
+            f"Recipe {run.config.recipe if run.config else 'not known'}: what of the method is not "
+            "as printed in the paper, by the recipe or by hand",
             ("key", "printed", "here"),
             _recipe(run),
         ),
