@@ -61,7 +61,7 @@ def test_every_part_runs_and_has_its_figures(
     words = ["--rehearse", "--seconds", "1500", "--out", str(out)]
     assert main([*words, "--shards", str(_demo(project, tmp_path))]) == 0
     written = (out / "benchmarks.md").read_text(encoding="utf-8")
-    for bits in ("the same run twice", "train.deterministic", "stopped and gone on"):
+    for bits in ("the same run twice", "twice with train.deterministic", "stopped and gone on"):
         (row,) = (line for line in written.splitlines() if line.startswith("| ") and bits in line)
         assert "none, bit for bit" in row
     for stage in ("contrastive", "alignment", "finetune"):
