@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +27,39 @@ class TensorInfo(NamedTuple):
     dtype: str
     """As safetensors writes it, such as F32."""
     shape: tuple[int, ...]
+
+
+class TensorSpan(NamedTuple):
+    """What the header of a file says of a tensor, and where its bytes are in the file."""
+
+    dtype: str
+    """As safetensors writes it, such as F32."""
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_spans(path: Path) -> tuple[dict[str, TensorSpan], dict[str, str]]:
+    """Return where the tensors of a file are, by name, and its metadata.
+
+    safetensors gives tensors, and no places to map or to sample them at. Raises OSError,
+    ValueError, KeyError or TypeError for what is no such file.
+    """
+    with path.open("rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+        if length > size:
+            raise ValueError(f"{path.name}: a header of {length} bytes in a file of {size}")
+        header: dict[str, Any] = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise TypeError(f"{path.name}: its header is no object")
+    said = header.pop("__metadata__", {})
+    spans: dict[str, TensorSpan] = {}
+    for name, entry in header.items():
+        start, stop = (8 + length + int(offset) for offset in entry["data_offsets"])
+        if not 0 < start <= stop <= size:
+            raise ValueError(f"{path.name}: {name!r} is not inside the file")
+        spans[name] = TensorSpan(entry["dtype"], tuple(entry["shape"]), start, stop)
+    return spans, said
 
 
 def read_infos(path: Path) -> dict[str, TensorInfo]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ from signfuse_dist.data.storage import Folder, is_local
 from signfuse_dist.errors import DamagedError, UserError
 from signfuse_dist.files import write_bytes
 from signfuse_dist.records import read_record
+from signfuse_dist.tensor_files import TensorSpan, read_spans
 
 COLUMNS_NAME = "columns.safetensors"
 _DIGESTED = ("text", "pictures_sha256", "joints_sha256")  # of each clip in an index
@@ -226,7 +226,8 @@ def gather(manifest: Manifest, indexes: Iterable[ShardIndex]) -> Columns:
 def _map(path: Path, manifest: Manifest) -> Columns:
     """Map columns whose checksum is right; raise DamagedError for others, and of other shards."""
     try:
-        spans, said = _read_header(path)
+        spans, metadata = read_spans(path)
+        said = json.loads(metadata[_SAID])
         if said["shards"] != _lines_of(manifest):
             raise DamagedError(f"{path}: made of other shards")
         if _checksum(path, [spans[name] for name in _ARRAYS]) != said["sha256"]:
@@ -242,34 +243,7 @@ def _map(path: Path, manifest: Manifest) -> Columns:
     return Columns(ids=ids, content=content, **rest)
 
 
-class _Span(NamedTuple):
-    """Where an array lies in the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-def _read_header(path: Path) -> tuple[dict[str, _Span], dict[str, Any]]:
-    """Return where the arrays of a safetensors file are, and what it says of them."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        size = os.fstat(file.fileno()).st_size
-        if length > size:
-            raise ValueError(f"a header of {length} bytes in a file of {size}")
-        header = json.loads(file.read(length))
-    said = json.loads(header.pop("__metadata__")[_SAID])
-    spans = {
-        name: _Span(
-            _DTYPES[of["dtype"]], tuple(of["shape"]), *(8 + length + n for n in of["data_offsets"])
-        )
-        for name, of in header.items()
-    }
-    return spans, said
-
-
-def _checksum(path: Path, spans: Sequence[_Span]) -> str:
+def _checksum(path: Path, spans: Sequence[TensorSpan]) -> str:
     """Return the SHA-256 of arrays, read and not mapped: it leaves nothing in the process."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
@@ -285,8 +259,8 @@ def _checksum(path: Path, spans: Sequence[_Span]) -> str:
     return sha256.hexdigest()
 
 
-def _mapped(path: Path, span: _Span) -> NDArray[Any]:
-    array = np.memmap(path, span.dtype, "r", span.start, span.shape)
+def _mapped(path: Path, span: TensorSpan) -> NDArray[Any]:
+    array = np.memmap(path, _DTYPES[span.dtype], "r", span.start, span.shape)
     if array.nbytes != span.stop - span.start:
         raise ValueError(f"{span.shape} of {span.dtype} in {span.stop - span.start} bytes")
     return array

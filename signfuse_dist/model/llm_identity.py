@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
 from signfuse_dist.errors import UserError
+from signfuse_dist.tensor_files import read_spans
 
 # A tensor of more bytes than these blocks is read at so many places, evenly spread.
 _BLOCK, _NUM_BLOCKS = 4096, 16
@@ -72,7 +71,7 @@ def fingerprint(folder: Path) -> str:
                     digest.update(os.pread(opened.fileno(), size, place))
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{folder}: not a readable LLM of transformers ({e!r})") from e
     return digest.hexdigest()
 
@@ -87,18 +86,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, int, int]]:
 
 
 def _safetensors(folder: Path, file: str) -> Iterator[tuple[str, str, int, int]]:
-    with (folder / file).open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        size = os.fstat(opened.fileno()).st_size
-        if length > size:
-            raise ValueError(f"{file}: a header of {length} bytes in a file of {size}")
-        header: dict[str, Any] = json.loads(opened.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, stop = (8 + length + int(offset) for offset in entry["data_offsets"])
-            if not 0 < start <= stop <= size:
-                raise ValueError(f"{file}: {name!r} is not inside the file")
-            yield json.dumps([name, entry["dtype"], entry["shape"]]), file, start, stop
+    for name, span in read_spans(folder / file)[0].items():
+        yield json.dumps([name, span.dtype, span.shape]), file, span.start, span.stop
 
 
 def _weight_files(folder: Path) -> list[str]:
