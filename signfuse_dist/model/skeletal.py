@@ -87,7 +87,10 @@ class SpatialTemporalBlock(nn.Module):
         mask, counted = _masks(lengths, inner.shape[2], weight)
         there = shortened(there, self.stride)
         inner = self.temporal_norm(inner, _of_joints(counted, there))
-        out = torch.relu(self.dropout(inner) + self.residual(x))
+        # In the memory order of coordinates last, which joints come in, torch 2.15's strided 1 x 1
+        # convolution of fewer than 8 channels writes beyond its memory on a CPU.
+        before = x if self.stride == 1 else x.contiguous()
+        out = torch.relu(self.dropout(inner) + self.residual(before))
         return out * mask[:, None, :, None], lengths
 
 

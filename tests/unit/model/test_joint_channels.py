@@ -224,3 +224,15 @@ def test_channels_train_and_their_operations_are_counted() -> None:
     assert count.forward > StepFlops(plain, "unimodal", language=False)(batch)["skeletal"].forward
     model.encode(batch).skeletal.sum().backward()
     assert all(p.grad is not None for p in model.skeletal.parameters())
+
+
+def test_a_strided_convolution_of_few_channels_has_them_in_order() -> None:
+    """Elsewhere torch 2.15 writes beyond its memory (docs/log.md): a crash minutes later."""
+    stream: Any = build_skeletal(small_config(skeletal_strides=(2, 1, 1, 1), norm="sync"))
+    orders = []
+    first = stream.blocks[0].residual
+    first.register_forward_pre_hook(lambda _, given: orders.append(given[0].is_contiguous()))
+    batch = join(draw_clips([5, 8], seed=2))
+    stream(batch.pose, batch.joint_mask, batch.joint_lengths, batch.weight)
+    assert first.stride == (2, 1)
+    assert orders == [True]
