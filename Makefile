@@ -15,7 +15,7 @@ TINY_LLM = $(BIN)/python -m signfuse_dist.synthetic.tiny_llm --text data/synthet
 ABLATE = OMP_NUM_THREADS=1 $(BIN)/signfuse ablate
 ABLATE_ON = --launch $(LAUNCH) --num-processes 1 --parallel 2
 
-.PHONY: install demo ablation-demo synthetic test test-all gpu-session lint clean
+.PHONY: install demo ablation-demo transfer-demo synthetic test test-all gpu-session lint clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +63,18 @@ ablation-demo: synthetic
 	$(ABLATE) fusion,scales,configs/ablation/tiny/backbones.yaml ablation_demo \
 	  'train.stages=[finetune]' stage.epochs=3 model.visual_width=8 $(ABLATE_ON)
 	@echo "tables and charts: runs/ablation/tables/ablation_demo/"
+
+# What pre-training on one sign language gains on another: docs/training.md, "What a start gains".
+PRETRAIN = $(BIN)/signfuse train ablation_demo 'train.stages=[finetune]' model.visual_width=8 \
+  stage.epochs=5 --launch $(LAUNCH) --num-processes 1
+SECOND = synthetic_second
+transfer-demo: synthetic
+	$(BIN)/python -m signfuse_dist.synthetic.corpus data/$(SECOND) --sign-language second
+	for split in train dev test; do $(BIN)/signfuse pack synthetic --root data/$(SECOND) \
+	  --split $$split --out shards/$(SECOND)/$$split --frame-size 48 --fps 10 --workers 2 || exit; done
+	$(PRETRAIN) train.output=runs/pretrained/both
+	$(PRETRAIN) train.output=runs/pretrained/joints model.streams=skeletal
+	$(ABLATE) configs/ablation/tiny/transfer.yaml transfer_demo --seeds 0,1,2 --split test $(ABLATE_ON)
 
 # On a machine with one GPU: a quarter of an hour, no network; docs/benchmarks.md says what it runs.
 gpu-session: synthetic

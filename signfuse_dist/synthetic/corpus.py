@@ -31,7 +31,14 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.files import write_bytes
 from signfuse_dist.progress import Progress
 from signfuse_dist.skeleton import JOINT_LAYOUT, LEFT_HAND, NUM_JOINTS
-from signfuse_dist.synthetic.language import SPLITS, Sentence, SplitSizes, draw_splits
+from signfuse_dist.synthetic.language import (
+    SIGN_LANGUAGES,
+    SPLITS,
+    Sentence,
+    SignLanguage,
+    SplitSizes,
+    draw_splits,
+)
 from signfuse_dist.synthetic.signer import SIGNERS, Signer, draw_frame, dress, joints_of
 from signfuse_dist.synthetic.signs import perform
 
@@ -43,6 +50,7 @@ FPS = 10
 FRAME_SIZE = 64
 DEFAULT_SEED = 7
 DEFAULT_SIZES = SplitSizes()
+_BEFORE = {"sign_language": "first"}  # of descriptions that were written before there were two
 
 _FINISHED, _UNFINISHED = "corpus.json", "corpus.json.unfinished"
 _TREMBLE, _LOST_HAND = 0.003, 0.02
@@ -108,12 +116,13 @@ def render_clip(
     seed: int | Sequence[int],
     *,
     frame_size: int = FRAME_SIZE,
+    language: SignLanguage = "first",
 ) -> DrawnClip:
     """Render ``sentence``. The same seed draws the same room, pace, movements and tremble."""
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)]
     room, motion, tracker = streams
     body, look = dress(signer, room)
-    postures = perform(sentence.glosses, sentence.mode, FPS, motion)
+    postures = perform(sentence.glosses_in(language), sentence.mode, FPS, motion, language)
     joints = np.stack([joints_of(body, posture) for posture in postures])
     frames = [
         draw_frame(frame_size, signer, body, look, here, posture.face, posture.card)
@@ -163,12 +172,16 @@ def _table_bytes(plan: Sequence[PlannedClip]) -> bytes:
     return text.getvalue().encode()
 
 
-def _write_clip(root: Path, planned: PlannedClip, frame_size: int, codec: str) -> None:
+def _write_clip(
+    root: Path, planned: PlannedClip, frame_size: int, codec: str, language: SignLanguage
+) -> None:
     row = planned.row()
     video, joints = root / row["video"], root / row["joints"]
     if video.is_file() and joints.is_file():
         return
-    clip = render_clip(planned.sentence, planned.signer, planned.seed, frame_size=frame_size)
+    clip = render_clip(
+        planned.sentence, planned.signer, planned.seed, frame_size=frame_size, language=language
+    )
     write_bytes(joints, _joint_bytes(clip))
     write_bytes(video, _video_bytes(clip.frames, codec))
 
@@ -194,8 +207,11 @@ def is_written(root: Path) -> bool:
 def _refuse_another(root: Path, wanted: dict[str, Any]) -> None:
     for name in (_FINISHED, _UNFINISHED):
         there = _read_description(root / name)
-        differing = [key for key in wanted if there and there.get(key) != wanted[key]]
-        if there and differing:
+        if there is None:
+            continue
+        there = {**_BEFORE, **there}
+        differing = [key for key in wanted if there.get(key) != wanted[key]]
+        if differing:
             listed = ", ".join(f"{k} is {there.get(k)}, not {wanted[k]}" for k in differing)
             raise UserError(
                 f"{root} already holds another synthetic corpus ({listed}); give another folder, "
@@ -203,7 +219,9 @@ def _refuse_another(root: Path, wanted: dict[str, Any]) -> None:
             )
 
 
-def _describe(seed: int, sizes: SplitSizes, frame_size: int) -> dict[str, Any]:
+def _describe(
+    seed: int, sizes: SplitSizes, frame_size: int, language: SignLanguage
+) -> dict[str, Any]:
     return {
         "version": VERSION,
         "seed": seed,
@@ -213,6 +231,7 @@ def _describe(seed: int, sizes: SplitSizes, frame_size: int) -> dict[str, Any]:
         "joint_layout": JOINT_LAYOUT,
         "num_joints": NUM_JOINTS,
         "codec": _codec(),
+        "sign_language": language,
     }
 
 
@@ -231,6 +250,7 @@ def write_corpus(
     sizes: SplitSizes = DEFAULT_SIZES,
     *,
     frame_size: int = FRAME_SIZE,
+    language: SignLanguage = "first",
 ) -> None:
     """Write the corpus to ``root``; a corpus that was interrupted is carried on.
 
@@ -240,7 +260,7 @@ def write_corpus(
     holds another corpus or is a file, and for sizes that the language cannot fill.
     """
     _check(root, seed, frame_size)
-    plan, description = plan_corpus(seed, sizes), _describe(seed, sizes, frame_size)
+    plan, description = plan_corpus(seed, sizes), _describe(seed, sizes, frame_size, language)
     _refuse_another(root, description)
     if is_written(root):
         return
@@ -250,7 +270,7 @@ def write_corpus(
     write_bytes(root / TABLE, _table_bytes(plan))
     with Progress("drawing the synthetic corpus", len(plan), "clip") as progress:
         for planned in plan:
-            _write_clip(root, planned, frame_size, description["codec"])
+            _write_clip(root, planned, frame_size, description["codec"], language)
             progress.advance()
     _finish(root)
 
@@ -280,6 +300,12 @@ def _parser() -> argparse.ArgumentParser:
         default = DEFAULT_SIZES.of(split)
         parser.add_argument(f"--{split}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--frame-size", type=int, default=FRAME_SIZE, help="default: %(default)s")
+    parser.add_argument(
+        "--sign-language",
+        choices=SIGN_LANGUAGES,
+        default="first",
+        help="the second has other signs in another order (default: %(default)s)",
+    )
     return parser
 
 
@@ -291,7 +317,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> int:
     sizes = SplitSizes(given.train, given.dev, given.test)
-    write_corpus(given.root, given.seed, sizes, frame_size=given.frame_size)
+    write_corpus(
+        given.root,
+        given.seed,
+        sizes,
+        frame_size=given.frame_size,
+        language=given.sign_language,
+    )
     print(f"{given.root / TABLE}: {sizes.train + sizes.dev + sizes.test} clips")
     return 0
 

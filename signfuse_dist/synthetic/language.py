@@ -8,6 +8,9 @@ a head shake with a drawn mouth, and raised brows over a tilted head, all throug
 Some words show in one channel only (:func:`channel_of`), so that neither the frames nor the
 joints are enough: the colours differ in the picture alone, and the words of
 ``JOINTS_ONLY`` differ in a hand that a desk hides from the camera but not from the tracker.
+
+There are two sign languages of this text language, as of English there are several. The ``second``
+has other signs for the words (:data:`~signfuse_dist.synthetic.signs.SIGNS_OF`) and another order.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from signfuse_dist.errors import UserError
 Channel = Literal["picture", "joints", "both"]
 Mode = Literal["statement", "negation", "question"]
 MODES: tuple[Mode, ...] = ("statement", "negation", "question")
+SignLanguage = Literal["first", "second"]
+SIGN_LANGUAGES: tuple[SignLanguage, ...] = ("first", "second")
 SPLITS = ("train", "dev", "test")
 
 AUXILIARIES = {"yesterday": "did", "today": "does", "tomorrow": "will"}
@@ -90,7 +95,14 @@ class Sentence:
     @property
     def glosses(self) -> tuple[str, ...]:
         """The signs in signed order: time, object, adjective, subject, verb (4 or 5 of them)."""
-        signs = (self.time, self.object, self.adjective, self.subject, self.verb)
+        return self.glosses_in("first")
+
+    def glosses_in(self, language: SignLanguage) -> tuple[str, ...]:
+        """Return the signs in the order of a language; the second's is SVO, the time last."""
+        if language == "first":
+            signs = (self.time, self.object, self.adjective, self.subject, self.verb)
+        else:
+            signs = (self.subject, self.verb, self.adjective, self.object, self.time)
         return tuple(sign for sign in signs if sign)
 
 

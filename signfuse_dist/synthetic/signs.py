@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from signfuse_dist.synthetic.language import COLOURS, Mode
+from signfuse_dist.synthetic.language import COLOURS, JOINTS_ONLY, Mode, SignLanguage
 from signfuse_dist.synthetic.signer import Face, Floats, Posture
 
 # Curl of thumb, index, middle, ring, pinky (0 stretched, 1 in the fist), then spread.
@@ -104,6 +104,22 @@ SIGNS = {
     "sell": _two(Hand(0.22, 0.22, -45.0, "five", OUTWARD), mouth_open=0.5),
 }
 
+
+def _second() -> dict[str, Sign]:
+    """Return the second language: every word has the sign that another word has in the first.
+
+    Words keep their channel, so that what one stream alone can tell is the same in both languages.
+    """
+    one, other = JOINTS_ONLY
+    whole = [word for word in SIGNS if word not in {*COLOURS, *one, *other}]
+    changed = dict(zip(whole, whole[5:] + whole[:5], strict=True))
+    changed |= dict(zip(COLOURS, COLOURS[1:] + COLOURS[:1], strict=True))
+    changed |= dict(zip((*one, *other), (*other, *one), strict=True))
+    return {word: SIGNS[changed[word]] for word in SIGNS}
+
+
+SIGNS_OF: dict[SignLanguage, dict[str, Sign]] = {"first": SIGNS, "second": _second()}
+
 _REST_SECONDS, _TRAVEL_SECONDS, _HOLD_SECONDS, _HIDDEN_SECONDS = 0.06, 0.16, 0.27, 0.36
 _SHAPING_SECONDS = 0.05
 _PLACE_JITTER, _ANGLE_JITTER = 0.009, 5.0
@@ -160,7 +176,11 @@ def _faces(times: Floats, mode: Mode, mouth: Floats, phase: float) -> list[Face]
 
 
 def perform(
-    glosses: Sequence[str], mode: Mode, fps: float, rng: np.random.Generator
+    glosses: Sequence[str],
+    mode: Mode,
+    fps: float,
+    rng: np.random.Generator,
+    language: SignLanguage = "first",
 ) -> list[Posture]:
     """Return the postures of a signed sentence, one a frame at ``fps``, about 4 to 6 a sign.
 
@@ -170,7 +190,7 @@ def perform(
     pace, phase = rng.uniform(0.88, 1.06), rng.uniform()
     right, left = _Track([0.0], [REST.track()[0]]), _Track([0.0], [REST.track()[0]])
     mouth_times, mouths, cards, now = [0.0], [0.0], [], _REST_SECONDS * pace
-    for sign in (SIGNS[gloss] for gloss in glosses):
+    for sign in (SIGNS_OF[language][gloss] for gloss in glosses):
         start = now + _TRAVEL_SECONDS * pace
         now = start + pace * (_HIDDEN_SECONDS if sign.hidden else _HOLD_SECONDS)
         right.add(start, now, sign.right.track() + _jitter(rng))

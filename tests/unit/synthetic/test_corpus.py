@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from signfuse_dist.synthetic.language import (
     words_of,
 )
 from signfuse_dist.synthetic.signer import SIGNERS
-from signfuse_dist.synthetic.signs import SIGNS
+from signfuse_dist.synthetic.signs import SIGNS, SIGNS_OF
 
 SENTENCE = Sentence("yesterday", "teacher", "sell", "gate", "red", "statement")
 SMALL = SplitSizes(train=16, dev=2, test=2)
@@ -39,6 +40,31 @@ SMALL = SplitSizes(train=16, dev=2, test=2)
 def test_the_text_order_differs_from_the_signed_order() -> None:
     assert SENTENCE.text == "yesterday the teacher sold the red gate"
     assert SENTENCE.glosses == ("yesterday", "gate", "red", "teacher", "sell")
+
+
+def test_the_second_language_has_the_signs_of_the_first_for_other_words_in_another_order() -> None:
+    second = SIGNS_OF["second"]
+    assert second.keys() == SIGNS.keys()
+    assert sorted(map(repr, second.values())) == sorted(map(repr, SIGNS.values()))
+    assert not [word for word in SIGNS if second[word] == SIGNS[word]]
+    assert SENTENCE.glosses_in("second") == ("teacher", "sell", "red", "gate", "yesterday")
+    assert {sign.card for word, sign in second.items() if word in COLOURS} == {*COLOURS}
+    for one, other in JOINTS_ONLY:
+        assert second[one].right == second[other].right
+        assert second[one].hidden
+        assert second[other].hidden
+
+
+def test_a_folder_of_one_sign_language_is_not_taken_for_the_other(tmp_path: Path) -> None:
+    description = synthetic._describe(synthetic.DEFAULT_SEED, SMALL, 32, "second")
+    (tmp_path / "corpus.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="sign_language is second, not first"):
+        synthetic.write_corpus(tmp_path, sizes=SMALL, frame_size=32)
+    del description["sign_language"]  # of a version that knew the first alone
+    (tmp_path / "corpus.json").write_text(json.dumps(description))
+    synthetic.write_corpus(tmp_path, sizes=SMALL, frame_size=32)
+    with pytest.raises(UserError, match="sign_language is first, not second"):
+        synthetic.write_corpus(tmp_path, sizes=SMALL, frame_size=32, language="second")
 
 
 @pytest.mark.parametrize(
