@@ -24,7 +24,7 @@ from signfuse_dist.answer import answer
 from signfuse_dist.cli import add_options, from_options, parse
 from signfuse_dist.config import AugmentConfig
 from signfuse_dist.data.loader import ClipBatches, batches
-from signfuse_dist.data.manifest import load_manifest
+from signfuse_dist.data.manifest_files import load_manifest
 from signfuse_dist.data.split import Split, read_split
 from signfuse_dist.data.storage import is_local, open_folder, read_file
 from signfuse_dist.errors import UserError

@@ -30,12 +30,9 @@ from signfuse_dist.data.manifest import (
     SampleEntry,
     ShardEntry,
     ShardIndex,
-    index_bytes,
     index_name,
-    load_index,
-    load_manifest,
-    manifest_bytes,
 )
+from signfuse_dist.data.manifest_files import index_bytes, load_index, load_manifest, manifest_bytes
 from signfuse_dist.data.split import read_split
 from signfuse_dist.errors import UserError
 from signfuse_dist.skeleton import JOINT_LAYOUT

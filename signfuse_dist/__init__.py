@@ -6,7 +6,8 @@ before. Data flows from left to right, imports go from right to left::
     annotation --corpora--> rows --data--> shards --data--> SignBatch --model--> losses
     losses --engine--> RUN/model --evaluation--> translations, scores --report--> report.html
 
-Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes), ``files`` and
+Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes),
+``system_errors`` (the machine's fault or a file's), ``files`` and
 ``tensor_files``, ``writer`` (which process writes) and ``locks`` (that one does), ``records``
 (typed YAML and JSON), ``config`` (what a run is), ``experiment`` (reading one),
 ``contradictions`` (values that exclude each other), ``recipe`` (what

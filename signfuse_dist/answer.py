@@ -24,7 +24,8 @@ from pathlib import Path
 from types import FrameType
 
 from signfuse_dist.errors import UserError, printable
-from signfuse_dist.files import faults_told, read_json, told
+from signfuse_dist.files import read_json
+from signfuse_dist.system_errors import faults_told, told
 
 INTERRUPTED = 130
 ERROR_FILE = "SIGNFUSE_ERROR_FILE"  # environment: where the first error is noted for the launcher

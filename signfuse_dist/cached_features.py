@@ -27,7 +27,7 @@ from signfuse_dist.data.features import (
     write_part,
 )
 from signfuse_dist.data.loader import ClipBatches, batches
-from signfuse_dist.data.manifest import manifest_bytes
+from signfuse_dist.data.manifest_files import manifest_bytes
 from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import write_text

@@ -30,9 +30,9 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import score_one
 from signfuse_dist.model import losses
-from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
+from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.objective import set_mode
 from signfuse_dist.plan import ClipFrames, MicroBatches, make_plan
 from signfuse_dist.progress import print_line

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from signfuse_dist.errors import DamagedError
-from signfuse_dist.files import unreadable
+from signfuse_dist.system_errors import unreadable
 
 # What numpy has of the floating types; trained weights and moments are F32.
 _FLOATS = ("F16", "F32", "F64")

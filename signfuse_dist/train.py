@@ -55,15 +55,15 @@ from signfuse_dist.engine.stopping import REQUEUE
 from signfuse_dist.engine.timing import Marks, Startup
 from signfuse_dist.errors import MachineError, UserError, raise_together
 from signfuse_dist.experiment import load_run
-from signfuse_dist.files import faults_told, write_text
+from signfuse_dist.files import write_text
 from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.languages import fill_prompt
 from signfuse_dist.locks import held
 from signfuse_dist.metering import meter_of, say_what_is_unknown
 from signfuse_dist.model import parts, saved
 from signfuse_dist.model.attention import choose_for
-from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
+from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.model.usage import Usage
 from signfuse_dist.model.visual_weights import load_visual_weights
 from signfuse_dist.objective import StageObjective, prepare, set_mode
@@ -91,6 +91,7 @@ from signfuse_dist.stages import (
     trains_llm,
 )
 from signfuse_dist.start import find_start, history_of, with_origin
+from signfuse_dist.system_errors import faults_told
 
 _TEXTS_AT_ONCE = 4096  # are tokenised
 _EPOCHS_AHEAD = 8  # in which the fullest micro batch is looked for: more find hardly fuller ones

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from signfuse_dist.errors import DamagedError, UserError
-from signfuse_dist.files import unreadable
+from signfuse_dist.system_errors import unreadable
 from signfuse_dist.tensor_files import as_os_error
 
 

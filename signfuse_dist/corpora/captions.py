@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from signfuse_dist.corpora.rows import CorpusError
-from signfuse_dist.files import special_kind, unreadable
+from signfuse_dist.files import special_kind
+from signfuse_dist.system_errors import unreadable
 
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 _TIMING = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?\Z")

@@ -35,7 +35,8 @@ from signfuse_dist.corpora.rows import (
     unmatched,
 )
 from signfuse_dist.corpora.tables import Form, Lines, read_lines
-from signfuse_dist.files import special_kind, unreadable
+from signfuse_dist.files import special_kind
+from signfuse_dist.system_errors import unreadable
 
 NAME = "csl_daily"
 ROWS = {"train": 18401, "dev": 1077, "test": 1176}

@@ -26,7 +26,7 @@ from signfuse_dist.corpora.rows import (
     flag_scripts,
     refuse_split,
 )
-from signfuse_dist.files import unreadable
+from signfuse_dist.system_errors import unreadable
 
 NAME = "csl_news"
 SPLITS = ("train", "dev", "test")

@@ -31,7 +31,7 @@ from signfuse_dist.corpora.rows import (
     refuse_split,
 )
 from signfuse_dist.corpora.tables import Form, read_lines
-from signfuse_dist.files import unreadable
+from signfuse_dist.system_errors import unreadable
 
 NAME = "openasl"
 SPLITS = ("train", "valid", "test")

@@ -29,7 +29,7 @@ from signfuse_dist.corpora.characters import (
     visible,
 )
 from signfuse_dist.errors import UserError, shortened
-from signfuse_dist.files import machine_error, machine_fault, unreadable
+from signfuse_dist.system_errors import machine_error, machine_fault, unreadable
 
 Fields = Mapping[str, str]
 """A row of a text table, by column."""

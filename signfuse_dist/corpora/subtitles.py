@@ -33,8 +33,9 @@ from signfuse_dist.corpora.rows import (
     flag_scripts,
     refuse_split,
 )
-from signfuse_dist.files import parse_yaml, unreadable
+from signfuse_dist.files import parse_yaml
 from signfuse_dist.records import STRICT_KEYS, read_record
+from signfuse_dist.system_errors import unreadable
 
 NAME = "subtitles"
 SPLITS = ("train", "dev", "test")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from signfuse_dist.corpora.characters import BLANKS
 from signfuse_dist.corpora.rows import CorpusError, Fields
-from signfuse_dist.files import special_kind, unreadable
+from signfuse_dist.files import special_kind
+from signfuse_dist.system_errors import unreadable
 
 SUFFIXES = (".tsv", ".txt", ".csv", ".xlsx")
 """Endings of the tables that are read."""

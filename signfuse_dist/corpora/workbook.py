@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from signfuse_dist.corpora.characters import BLANKS
 from signfuse_dist.corpora.rows import CorpusError
-from signfuse_dist.files import machine_error, machine_fault, special_kind
+from signfuse_dist.files import special_kind
+from signfuse_dist.system_errors import machine_error, machine_fault
 
 # A sheet of the largest size with a sentence in each row has some 300 MB.
 _MAX_BYTES = 2**30

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from signfuse_dist.blend import Blend, choose_clips, share_draws
 from signfuse_dist.config import RunConfig
-from signfuse_dist.data.manifest import load_manifest
+from signfuse_dist.data.manifest_files import load_manifest
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, raise_together

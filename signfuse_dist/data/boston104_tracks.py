@@ -17,8 +17,8 @@ from signfuse_dist.corpora import CorpusError
 from signfuse_dist.corpora.boston104 import FPS, SIZE
 from signfuse_dist.corpora.tables import Form, read_lines
 from signfuse_dist.data.joints import PoseError, PoseTrack
-from signfuse_dist.files import refuse_machine
 from signfuse_dist.skeleton import JOINT_INDEX, NUM_JOINTS
+from signfuse_dist.system_errors import refuse_machine
 
 MARKS = {"left_hand_wrist": "left", "right_hand_wrist": "right", "nose": "nose"}
 """Joint -> column of the table, which has ``-x`` and ``-y`` of it."""

@@ -20,12 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from signfuse_dist.data.manifest import (
-    Manifest,
-    ShardIndex,
-    load_index,
-    read_manifest,
-)
+from signfuse_dist.data.manifest import Manifest, ShardIndex
+from signfuse_dist.data.manifest_files import load_index, read_manifest
 from signfuse_dist.data.storage import Folder, is_local
 from signfuse_dist.errors import DamagedError, UserError
 from signfuse_dist.files import write_bytes

@@ -2,10 +2,10 @@
 
 A row that is dropped stays dropped, so nothing may be dropped because a disk was away for a minute.
 Three things tell. An error of the operating system says it by its number
-(:func:`~signfuse_dist.files.machine_fault`). FFmpeg gives some of these numbers for damaged files
-too, and takes a read that fails for the end of the file: what it complains of is read again without
-it. And a mount that vanished leaves an empty folder, or none, where there was a full one when
-packing began.
+(:func:`~signfuse_dist.system_errors.machine_fault`). FFmpeg gives some of these numbers for damaged
+files too, and takes a read that fails for the end of the file: what it complains of is read again
+without it. And a mount that vanished leaves an empty folder, or none, where there was a full one
+when packing began.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import av
 
 from signfuse_dist.corpora import ClipRow
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import machine_cause, machine_error, machine_fault, stopped_at
+from signfuse_dist.system_errors import machine_cause, machine_error, machine_fault, stopped_at
 
 _MOST_PLACES = 1000  # folders that are looked after; of more, the folders above them
 _AT_ONCE = 2**31 - 1  # bytes: FFmpeg refuses to allocate more, with the number of no memory

@@ -24,7 +24,8 @@ from typing_extensions import NotRequired, TypedDict
 
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.data.loader import Each, Encode, MicroBatchSequence, pictures_of, tokens_of
-from signfuse_dist.data.manifest import Count, ShardError, parse_json
+from signfuse_dist.data.manifest import Count, ShardError
+from signfuse_dist.data.manifest_files import parse_json
 from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import checksum, write_text, written_whole

@@ -18,11 +18,11 @@ from signfuse_dist.data.manifest import (
     ShardIndex,
     VersionError,
     index_name,
-    read_index,
-    read_manifest,
 )
+from signfuse_dist.data.manifest_files import read_index, read_manifest
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import checksum, refuse_machine
+from signfuse_dist.files import checksum
+from signfuse_dist.system_errors import refuse_machine
 
 
 class PackError(UserError):

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from signfuse_dist.data.clock import VideoError
 from signfuse_dist.data.picture import TimedPicture, refuse_large
-from signfuse_dist.files import machine_error, machine_fault
+from signfuse_dist.system_errors import machine_error, machine_fault
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from signfuse_dist.data.joints import MOST_FRAMES, PoseError, PoseTrack
 from signfuse_dist.data.pose_arrays import read_arrays
 from signfuse_dist.data.wholebody import number, size_of
-from signfuse_dist.files import machine_error, machine_fault, special_kind
+from signfuse_dist.files import special_kind
 from signfuse_dist.skeleton import BODY, FACE_MESH, JOINT_INDEX, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
+from signfuse_dist.system_errors import machine_error, machine_fault
 
 GROUPS: Mapping[str, tuple[int, Mapping[str, int]]] = {
     "face": (468, FACE_MESH),

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from signfuse_dist.data.manifest import NO_EXTRACTOR
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import machine_fault, special_kind
+from signfuse_dist.files import special_kind
 from signfuse_dist.skeleton import (
     BODY,
     FACE_MESH,
@@ -40,6 +40,7 @@ from signfuse_dist.skeleton import (
     NUM_JOINTS,
     RIGHT_HAND,
 )
+from signfuse_dist.system_errors import machine_fault
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,8 @@ from PIL import Image, ImageDraw
 
 from signfuse_dist.corpora import Box
 from signfuse_dist.data.crop import NOT_CROPPED, hands_cut, in_picture, is_box
-from signfuse_dist.data.manifest import (
-    Manifest,
-    SampleEntry,
-    ShardError,
-    load_index,
-    load_manifest,
-    pose_path,
-)
+from signfuse_dist.data.manifest import Manifest, SampleEntry, ShardError, pose_path
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
 from signfuse_dist.data.storage import Folder
 from signfuse_dist.errors import UserError, printable

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from signfuse_dist.data.joints import MOST_FRAMES, PoseError, PoseTrack
 from signfuse_dist.data.tracks import confident
-from signfuse_dist.files import machine_error, machine_fault, special_kind
+from signfuse_dist.files import special_kind
 from signfuse_dist.skeleton import JOINT_INDEX, LEFT_HAND, NUM_JOINTS, RIGHT_HAND
+from signfuse_dist.system_errors import machine_error, machine_fault
 
 BODY_25 = {
     "nose": 0, "right_shoulder": 2, "right_elbow": 3, "right_wrist": 4,

@@ -35,20 +35,19 @@ from signfuse_dist.data.manifest import (
     PackConfig,
     Packing,
     ShardIndex,
-    load_index,
-    load_manifest,
-    manifest_bytes,
     pose_path,
 )
+from signfuse_dist.data.manifest_files import load_index, load_manifest, manifest_bytes
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
 from signfuse_dist.data.pack_workers import ClipError, Division, make_shards
 from signfuse_dist.data.planned import PlannedRows, forget, plan_rows
 from signfuse_dist.data.shard import EncodedClip, EncodedPose, read_record
 from signfuse_dist.data.tracks import TrackJoints
-from signfuse_dist.files import machine_error, machine_fault, what_helps, write_bytes
+from signfuse_dist.files import write_bytes
 from signfuse_dist.locks import Share, held_share
 from signfuse_dist.skeleton import JOINT_LAYOUT
+from signfuse_dist.system_errors import machine_error, machine_fault, what_helps
 
 __all__ = ["ClipEncoder", "PackConfig", "PackError", "PackSummary", "pack"]
 

@@ -36,14 +36,9 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.pack_summary import commonest_reason
 from signfuse_dist.data.shard import Encoded, write_shard
 from signfuse_dist.errors import MachineError, UserError, printable
-from signfuse_dist.files import (
-    machine_error,
-    machine_fault,
-    refuse_machine,
-    remove_leftovers,
-    what_helps,
-)
+from signfuse_dist.files import remove_leftovers
 from signfuse_dist.progress import Progress
+from signfuse_dist.system_errors import machine_error, machine_fault, refuse_machine, what_helps
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -37,8 +37,9 @@ from signfuse_dist.corpora import (
     read_corpus,
     uncollected,
 )
-from signfuse_dist.files import checksum, refuse_machine, write_bytes
+from signfuse_dist.files import checksum, write_bytes
 from signfuse_dist.locks import HeldError, held
+from signfuse_dist.system_errors import refuse_machine
 
 PLANNED_NAME = "planned.jsonl"
 _LOCK_NAME = ".planning.lock"

@@ -29,7 +29,8 @@ from signfuse_dist.data.joints import (
     npz_array,
     npz_header,
 )
-from signfuse_dist.files import machine_error, machine_fault, special_kind
+from signfuse_dist.files import special_kind
+from signfuse_dist.system_errors import machine_error, machine_fault
 
 _MOST_BYTES = 2 << 30
 _MOST_ARRAYS = 100

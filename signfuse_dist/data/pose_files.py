@@ -17,8 +17,9 @@ import numpy as np
 
 from signfuse_dist.data.joints import MOST_FRAMES, PoseError, PoseTrack
 from signfuse_dist.data.tracks import confident
-from signfuse_dist.files import machine_error, machine_fault, special_kind
+from signfuse_dist.files import special_kind
 from signfuse_dist.skeleton import BODY, FACE_MESH, JOINT_INDEX, NUM_JOINTS
+from signfuse_dist.system_errors import machine_error, machine_fault
 
 _FINGERS = {"THUMB": "thumb", "INDEX_FINGER": "index", "MIDDLE_FINGER": "middle",
             "RING_FINGER": "ring", "PINKY": "pinky"}  # fmt: skip

@@ -29,12 +29,9 @@ from signfuse_dist.data.manifest import (
     ShardEntry,
     ShardError,
     ShardIndex,
-    index_bytes,
     index_name,
-    load_index,
-    load_manifest,
-    read_index,
 )
+from signfuse_dist.data.manifest_files import index_bytes, load_index, load_manifest, read_index
 from signfuse_dist.data.storage import Folder, RangeCache, Read, open_ranges
 from signfuse_dist.files import checksum, written_whole
 from signfuse_dist.skeleton import NUM_JOINTS

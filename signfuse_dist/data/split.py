@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 
 from signfuse_dist.config import DataConfig
 from signfuse_dist.data.columns import Columns, Ids, SplitContent, open_columns
-from signfuse_dist.data.manifest import (
-    NO_EXTRACTOR,
-    Manifest,
-    SampleEntry,
-    load_index,
-    load_manifest,
-    manifest_bytes,
-    pose_path,
-)
+from signfuse_dist.data.manifest import NO_EXTRACTOR, Manifest, SampleEntry, pose_path
+from signfuse_dist.data.manifest_files import load_index, load_manifest, manifest_bytes
 from signfuse_dist.data.storage import Folder, RangeCache, is_local, open_folder
 from signfuse_dist.errors import UserError, raise_together
 

@@ -20,24 +20,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from signfuse_dist.data.manifest import (
-    MANIFEST_NAME,
-    ShardEntry,
-    ShardError,
-    index_name,
-    load_index,
-    manifest_bytes,
-)
+from signfuse_dist.data.manifest import MANIFEST_NAME, ShardEntry, ShardError, index_name
+from signfuse_dist.data.manifest_files import load_index, manifest_bytes
 from signfuse_dist.data.split import Split
 from signfuse_dist.data.storage import Folder, open_file
 from signfuse_dist.errors import MachineError, UserError
-from signfuse_dist.files import (
-    machine_error,
-    machine_fault,
-    remove_leftovers,
-    write_bytes,
-    written_whole,
-)
+from signfuse_dist.files import remove_leftovers, write_bytes, written_whole
+from signfuse_dist.system_errors import machine_error, machine_fault
 
 _LOCK = ".lock"
 _CHUNK = 1 << 22  # bytes

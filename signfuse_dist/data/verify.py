@@ -21,15 +21,15 @@ from signfuse_dist.data.manifest import (
     ShardError,
     ShardIndex,
     index_name,
-    read_index,
-    read_manifest,
 )
+from signfuse_dist.data.manifest_files import read_index, read_manifest
 from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
 from signfuse_dist.data.shard import Clip, ClipPose, member_header, read_clip, read_pose, tar_end
 from signfuse_dist.data.storage import Folder, file_size, open_file
 from signfuse_dist.errors import UserError, printable
-from signfuse_dist.files import digest, refuse_machine
+from signfuse_dist.files import digest
 from signfuse_dist.progress import Progress
+from signfuse_dist.system_errors import refuse_machine
 
 
 @dataclass(frozen=True)

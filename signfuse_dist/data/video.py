@@ -38,7 +38,7 @@ from signfuse_dist.data.clock import (
 )
 from signfuse_dist.data.frame_folder import FrameFolder
 from signfuse_dist.data.picture import TimedPicture, VideoFrame, refuse_large
-from signfuse_dist.files import machine_error, machine_fault
+from signfuse_dist.system_errors import machine_error, machine_fault
 
 if TYPE_CHECKING:
     from av.container import InputContainer

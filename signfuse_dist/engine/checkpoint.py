@@ -39,7 +39,8 @@ from signfuse_dist.engine.checkpoint_files import (
 )
 from signfuse_dist.engine.processes import do_on_main
 from signfuse_dist.errors import DamagedError, MachineError, UserError
-from signfuse_dist.files import PART, remove, what_helps, write_folder
+from signfuse_dist.files import PART, remove, write_folder
+from signfuse_dist.system_errors import what_helps
 from signfuse_dist.tensor_files import read_infos
 from signfuse_dist.weights import load_exactly, load_tensors, refuse_difference, save_tensors
 

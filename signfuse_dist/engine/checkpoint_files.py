@@ -17,9 +17,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as record
 
 from signfuse_dist.errors import DamagedError, UserError, printable, raise_together
-from signfuse_dist.files import STATE, peek_state, read_state, unreadable
+from signfuse_dist.files import STATE, peek_state, read_state
 from signfuse_dist.plan import Plan, data_position
 from signfuse_dist.records import Number, Whole, build
+from signfuse_dist.system_errors import unreadable
 from signfuse_dist.tensor_files import TensorInfo, read_floats, read_infos, refuse_not_finite
 
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"

@@ -32,8 +32,8 @@ from signfuse_dist.config import TrainConfig
 from signfuse_dist.device import has_gpu
 from signfuse_dist.engine.ds_config import resolve
 from signfuse_dist.errors import UserError
-from signfuse_dist.files import told
 from signfuse_dist.plan import Plan
+from signfuse_dist.system_errors import told
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from signfuse_dist import __version__
 from signfuse_dist.config import AugmentConfig, RunConfig
 from signfuse_dist.data.loader import ClipBatches, batches, count_workers
-from signfuse_dist.data.manifest import manifest_bytes
+from signfuse_dist.data.manifest_files import manifest_bytes
 from signfuse_dist.data.split import Split
 from signfuse_dist.data.staging import stage
 from signfuse_dist.data.storage import is_local, open_folder
@@ -59,7 +59,7 @@ from signfuse_dist.evaluation.translations import (
     write_hypotheses,
 )
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
-from signfuse_dist.files import at_path, checksum, told, write_json
+from signfuse_dist.files import checksum, write_json
 from signfuse_dist.languages import fill_prompt
 from signfuse_dist.locks import held
 from signfuse_dist.model.positions import near_diagonal
@@ -67,6 +67,7 @@ from signfuse_dist.plan import ClipFrames, MicroBatch
 from signfuse_dist.progress import Progress, print_line
 from signfuse_dist.report.model_card import write_card
 from signfuse_dist.run_folder import EvaluationFolder, RunFolder
+from signfuse_dist.system_errors import at_path, told
 
 AS_IS = "as_is"
 Unit = tuple[str, int]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from signfuse_dist.corpora.characters import visible
 from signfuse_dist.corpora.tables import read_lines
-from signfuse_dist.data.manifest import load_index, load_manifest
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.storage import Folder
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import Preset, Reference, texts_of
 from signfuse_dist.evaluation.scores import Scores, score
-from signfuse_dist.files import unreadable
+from signfuse_dist.system_errors import unreadable
 
 
 def packed_texts(folder: Folder) -> set[str]:

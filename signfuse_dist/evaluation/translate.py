@@ -36,13 +36,14 @@ from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.extractors import difference, extractor_for
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.experiment import override_section
-from signfuse_dist.files import STATE, at_path, checksum, write_text
+from signfuse_dist.files import STATE, checksum, write_text
 from signfuse_dist.locks import held
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.usage import Usage
 from signfuse_dist.plan import spread_frames
 from signfuse_dist.progress import Progress
 from signfuse_dist.skeleton import JOINT_LAYOUT
+from signfuse_dist.system_errors import at_path
 
 _FLAGS = {
     "no_person": "no person was found: the joints say nothing, and the sentence hardly anything",

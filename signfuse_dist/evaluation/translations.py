@@ -31,8 +31,9 @@ from signfuse_dist.corpora.tables import RawTable, read_raw
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.protocols import PRESETS, Reference, texts_of
 from signfuse_dist.evaluation.sentences import SentenceStatistics
-from signfuse_dist.files import parse_json, special_kind, unreadable, write_bytes
+from signfuse_dist.files import parse_json, special_kind, write_bytes
 from signfuse_dist.records import build, dotted
+from signfuse_dist.system_errors import unreadable
 
 Column = Literal["hypothesis", "reference"]
 _TABLES = (".tsv", ".csv", ".xlsx")

@@ -26,8 +26,9 @@ from typing import Any, Literal
 from signfuse_dist.engine.checkpoint_files import list_checkpoints, step_of
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE, STOP
 from signfuse_dist.errors import MachineError, UserError
-from signfuse_dist.files import at_path, read_json, read_text, write_text
+from signfuse_dist.files import read_json, read_text, write_text
 from signfuse_dist.run_folder import RunFolder
+from signfuse_dist.system_errors import at_path
 from signfuse_dist.writer import temporary_beside
 
 State = Literal["starting", "training", "stopped", "finished"]

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,11 +28,9 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
@@ -41,11 +38,12 @@ from transformers.utils import logging as transformers_logging
 from signfuse_dist import device
 from signfuse_dist.batch import length_mask
 from signfuse_dist.config import EvaluationConfig, ModelConfig
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, first_line
 from signfuse_dist.model.attention import choose_backend
 from signfuse_dist.model.dropout import ClipDropout
-from signfuse_dist.model.llm_identity import find_folder
+from signfuse_dist.model.llm_identity import find_folder, not_found
 from signfuse_dist.model.read_ahead import read_ahead
+from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.weights import refuse_difference
 
 
@@ -325,99 +323,6 @@ class LanguageModel(nn.Module):
             )
 
 
-class TextTokenizer:
-    """The LLM's tokenizer as this project uses it.
-
-    Attributes:
-        end: the token that ends a text.
-        opening: what stands before the sign tokens.
-        prompt: what stands behind them.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt: str,
-        start_token: str = "after",
-        leading_space: bool = False,
-    ) -> None:
-        """Take ``model.prompt``, ``model.start_token`` and ``model.leading_space``.
-
-        Raises UserError for a tokenizer without an end token, and for a start token that is to
-        stand before the sign tokens and is not there.
-        """
-        self._tokenizer = tokenizer
-        self._before = " " if leading_space and not _marks_first_words(tokenizer) else ""
-        if tokenizer.eos_token_id is None:
-            raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no end-of-text token")
-        self.end: int = tokenizer.eos_token_id
-        # With the special tokens the LLM has around a text: <s> before it for LLaMA, </s> after it
-        # for T5.
-        self.prompt: list[int] = tokenizer(prompt).input_ids
-        self.opening: list[int] = []
-        if start_token == "before":
-            if self.prompt[:1] != [tokenizer.bos_token_id]:
-                raise UserError(
-                    f"model.start_token=before: the tokenizer of {tokenizer.name_or_path} puts no "
-                    "start token before a text; write model.start_token=after"
-                )
-            self.opening, self.prompt = self.prompt[:1], self.prompt[1:]
-
-    def save(self, folder: Path) -> None:
-        """Write its files, as transformers reads them."""
-        self._tokenizer.save_pretrained(folder)
-
-    def ask(self, prompt: str) -> list[int]:
-        """Return the tokens of a prompt in the place of :attr:`prompt`, behind :attr:`opening`."""
-        tokens: list[int] = self._tokenizer(prompt).input_ids
-        return tokens[len(self.opening) :]
-
-    def encode(self, text: str) -> list[int]:
-        """Return the target tokens of a sentence with the end token, without a start token.
-
-        An empty text is the end token alone: the model is taught to say nothing.
-        """
-        tokens = self._tokenizer(self._spaced(text), add_special_tokens=False).input_ids
-        return [*tokens, self.end]
-
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text up to the first end token; padding may share the end token's id."""
-        if self.end in tokens:
-            tokens = tokens[: tokens.index(self.end)]
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-    def find_unfit(self, texts: Mapping[str, str], room: int | None) -> tuple[list[str], list[str]]:
-        """Return what is wrong with texts, by id: those too long, and those not all known.
-
-        Args:
-            texts: by clip id.
-            room: most tokens that a text may have with its end token; None = no limit.
-        """
-        too_long, unknown = [], []
-        spaced = [self._spaced(text) for text in texts.values()]
-        rows = self._tokenizer(spaced, add_special_tokens=False).input_ids
-        for name, tokens in zip(texts, rows, strict=True):
-            if room is not None and len(tokens) + 1 > room:
-                too_long.append(f"{name}: {len(tokens) + 1} tokens, and there is room for {room}")
-            if self._tokenizer.unk_token_id in tokens:
-                unknown.append(name)
-        return too_long, unknown
-
-    def _spaced(self, text: str) -> str:
-        return f"{self._before}{text}" if text else text
-
-
-def _marks_first_words(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a word has the same tokens at the beginning of a text and inside it.
-
-    SentencePiece's tokenizers put a space before a text by themselves.
-    """
-    alone, twice = (
-        tokenizer(text, add_special_tokens=False).input_ids for text in ("the", "the the")
-    )
-    return bool(twice == alone * 2)
-
-
 @dataclass(frozen=True)
 class MergedLora:
     """LoRA matrices that are part of the frozen LLM: their form, and tensors by PEFT's names."""
@@ -461,15 +366,6 @@ def load_language_model(
             "leave no room for a text"
         )
     return llm
-
-
-def load_tokenizer(config: ModelConfig) -> TextTokenizer:
-    """Load the LLM's tokenizer; raise :class:`UserError` when it is not there."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.llm_revision)
-        return TextTokenizer(tokenizer, config.prompt, config.start_token, config.leading_space)
-    except (OSError, ValueError, ImportError) as e:
-        raise not_found(config, e) from e
 
 
 def load_frozen(config: ModelConfig) -> PreTrainedModel:
@@ -594,20 +490,6 @@ def attention_blocks(model: nn.Module) -> dict[str, nn.Module]:
         for name, block in blocks.items()
         if not any(hasattr(part, "is_causal") for part in block.modules() if part is not block)
     }
-
-
-def not_found(config: ModelConfig, error: Exception) -> UserError:
-    """Return the error for an LLM or a tokenizer that cannot be loaded."""
-    return UserError(
-        f"model.llm {config.llm!r} cannot be loaded: {first_line(error)}. It is a folder or a name "
-        f"of the model hub; on a node without network, download it first (hf download "
-        f"{config.llm}) or point model.llm at a folder"
-    )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _refuse_unmatched(model: nn.Module, targets: Sequence[str]) -> None:

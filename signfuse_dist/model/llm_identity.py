@@ -14,7 +14,8 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from signfuse_dist.errors import UserError
+from signfuse_dist.config import ModelConfig
+from signfuse_dist.errors import UserError, first_line
 from signfuse_dist.tensor_files import read_spans
 
 # A tensor of more bytes than these blocks is read at so many places, evenly spread.
@@ -111,3 +112,12 @@ def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
         return
     for i in range(_NUM_BLOCKS):
         yield start + (size - _BLOCK) * i // (_NUM_BLOCKS - 1), _BLOCK
+
+
+def not_found(config: ModelConfig, error: Exception) -> UserError:
+    """Return the error for an LLM or a tokenizer that cannot be loaded."""
+    return UserError(
+        f"model.llm {config.llm!r} cannot be loaded: {first_line(error)}. It is a folder or a name "
+        f"of the model hub; on a node without network, download it first (hf download "
+        f"{config.llm}) or point model.llm at a folder"
+    )

@@ -32,14 +32,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from signfuse_dist.config import ModelConfig, build_section, names_with
 from signfuse_dist.errors import UserError, raise_together, refuse_unknown
 from signfuse_dist.files import read_json, read_state, write_folder, write_json, write_text
-from signfuse_dist.model.llm import (
-    LanguageModel,
-    MergedLora,
-    TextTokenizer,
-    load_language_model,
-    load_tokenizer,
-    without_bars,
-)
+from signfuse_dist.model.llm import LanguageModel, MergedLora, load_language_model, without_bars
 from signfuse_dist.model.llm_identity import find_folder, fingerprint, refer
 from signfuse_dist.model.place import (
     ADAPTER,
@@ -52,6 +45,7 @@ from signfuse_dist.model.place import (
     local,
 )
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.model.text_tokenizer import TextTokenizer, load_tokenizer
 from signfuse_dist.model.usage import USAGE, read_usage
 from signfuse_dist.records import STRICT_KEYS, Whole, read_record
 from signfuse_dist.weights import (

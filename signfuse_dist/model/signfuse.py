@@ -20,11 +20,12 @@ from signfuse_dist.model.cmfa import CrossModalFusion
 from signfuse_dist.model.dropout import drawn, set_dropout
 from signfuse_dist.model.hta import TemporalAggregation, TemporalPooling
 from signfuse_dist.model.joint_channels import JointChannels
-from signfuse_dist.model.llm import Candidate, LanguageModel, TextTokenizer
+from signfuse_dist.model.llm import Candidate, LanguageModel
 from signfuse_dist.model.llm_identity import LLMReference
 from signfuse_dist.model.norm import BatchNorm, StepNorm
 from signfuse_dist.model.skeletal import SkeletalStream
 from signfuse_dist.model.sla import SignLanguageAdapter
+from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.model.usage import Usage
 from signfuse_dist.model.visual import FrameBudget, ResNet, VisualStream
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from signfuse_dist.config import ModelConfig
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import UserError, first_line
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.weights import load_exactly
 
@@ -71,11 +71,7 @@ def _weights_of(source: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as e:
-        raise UserError(f"model.visual_weights={source}: cannot be read: {_first_line(e)}") from e
+        raise UserError(f"model.visual_weights={source}: cannot be read: {first_line(e)}") from e
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise UserError(f"model.visual_weights={source}: holds no mapping of names to tensors")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

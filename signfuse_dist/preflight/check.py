@@ -22,7 +22,6 @@ from signfuse_dist.config import RunConfig, StageName
 from signfuse_dist.data.blended import blend_of, count_clips
 from signfuse_dist.errors import UserError, printable, raise_together
 from signfuse_dist.experiment import load_stages
-from signfuse_dist.files import refuse_machine
 from signfuse_dist.plan import Plan, make_plan
 from signfuse_dist.preflight import inputs, machine, memory
 from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
@@ -30,6 +29,7 @@ from signfuse_dist.preflight.interfaces import check_interfaces, networks
 from signfuse_dist.preflight.llm_files import check_llm, find_usable
 from signfuse_dist.run_folder import RunFolder, price_of_meeting
 from signfuse_dist.stages import loss_weights, needs_language_model
+from signfuse_dist.system_errors import refuse_machine
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,15 @@ from signfuse_dist.data.manifest import (
     Manifest,
     SampleEntry,
     ShardError,
-    load_index,
-    load_manifest,
     pose_path,
 )
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.stamp import is_verified
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refuse_other_position
 from signfuse_dist.errors import UserError, printable
 from signfuse_dist.evaluation.protocols import find_preset
-from signfuse_dist.files import read_state, refuse_machine
+from signfuse_dist.files import read_state
 from signfuse_dist.locks import PATIENCE, holder_of
 from signfuse_dist.plan import Plan, epoch_order
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
@@ -59,6 +58,7 @@ from signfuse_dist.run_folder import (
 )
 from signfuse_dist.stages import needs_language_model, previous
 from signfuse_dist.start import find_start, with_origin
+from signfuse_dist.system_errors import refuse_machine
 from signfuse_dist.tensor_files import refuse_not_finite
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones

@@ -26,13 +26,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from signfuse_dist.config import STAGES, EvaluationConfig, RunConfig
 from signfuse_dist.data.look import sheet, spread
-from signfuse_dist.data.manifest import (
-    Manifest,
-    SampleEntry,
-    load_index,
-    load_manifest,
-    manifest_bytes,
-)
+from signfuse_dist.data.manifest import Manifest, SampleEntry
+from signfuse_dist.data.manifest_files import load_index, load_manifest, manifest_bytes
 from signfuse_dist.data.shard import read_clip
 from signfuse_dist.data.storage import Folder, open_folder
 from signfuse_dist.errors import MachineError, UserError
@@ -40,9 +35,10 @@ from signfuse_dist.evaluation.asked import CORPUS, of_corpus
 from signfuse_dist.evaluation.scores import SplitScores, read_split_scores
 from signfuse_dist.evaluation.translations import read_array, read_pairs
 from signfuse_dist.experiment import load_resolved
-from signfuse_dist.files import machine_error, machine_fault, parse_json, read_json, read_text
+from signfuse_dist.files import parse_json, read_json, read_text
 from signfuse_dist.records import Whole, read_record
 from signfuse_dist.run_folder import EvaluationFolder, RunFolder
+from signfuse_dist.system_errors import machine_error, machine_fault
 
 _NESTED = 3  # levels of names in versions.json that are joined; deeper ones are shown as JSON
 _OF_CORPORA = ("language/", "contrastive/", "alignment/", "dev_language/", "dev_contrastive/")

@@ -42,7 +42,7 @@ from transformers import (
 from signfuse_dist.answer import answer
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.corpora.tables import read_lines
-from signfuse_dist.data.manifest import load_index, load_manifest
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import part_of
 from signfuse_dist.model.llm import without_bars

@@ -10,7 +10,8 @@ import simplejpeg
 
 from signfuse_dist.config import AugmentConfig, DataConfig
 from signfuse_dist.data.loader import ClipBatches
-from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_bytes
+from signfuse_dist.data.manifest import Manifest, PackConfig, Packing
+from signfuse_dist.data.manifest_files import manifest_bytes
 from signfuse_dist.data.shard import EncodedClip, write_shard
 from signfuse_dist.data.split import Split
 from signfuse_dist.plan import ClipFrames, MicroBatch

@@ -12,7 +12,8 @@ from helpers.little_clips import COLUMNS, write_joints, write_table, write_video
 from signfuse_dist.cli import main
 from signfuse_dist.corpora import Box, ClipRow, Corpus
 from signfuse_dist.data.joints import NoJoints
-from signfuse_dist.data.manifest import PackConfig, load_index, load_manifest
+from signfuse_dist.data.manifest import PackConfig
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.pack import PackError, extract_poses, pack
 from signfuse_dist.data.planned import rows_digest
 from signfuse_dist.data.shard import read_clip, read_pose, read_record

@@ -19,7 +19,7 @@ from helpers.repository import ROOT
 from signfuse_dist.cli import main
 from signfuse_dist.data import pack as packing
 from signfuse_dist.data.joints import FrameTracker, Joints, PoseExtractor
-from signfuse_dist.data.manifest import index_bytes, read_index
+from signfuse_dist.data.manifest_files import index_bytes, read_index
 from signfuse_dist.data.pack import PackConfig, PackError, PackSummary, pack
 from signfuse_dist.data.picture import VideoFrame
 from signfuse_dist.data.verify import verify

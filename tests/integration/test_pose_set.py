@@ -18,7 +18,8 @@ from helpers.little_clips import (
     write_video,
 )
 from signfuse_dist.data.joints import FrameTracker, NoJoints
-from signfuse_dist.data.manifest import load_index, load_manifest, pose_path
+from signfuse_dist.data.manifest import pose_path
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.pack import PackConfig, PackError, extract_poses, pack
 from signfuse_dist.data.shard import ShardError, read_clip, read_pose
 from signfuse_dist.data.verify import verify

@@ -11,12 +11,8 @@ from torch import Tensor
 
 from helpers.model_factory import small_config
 from signfuse_dist.config import EvaluationConfig, ModelConfig
-from signfuse_dist.model.llm import (
-    LanguageModel,
-    TextTokenizer,
-    load_language_model,
-    load_tokenizer,
-)
+from signfuse_dist.model.llm import LanguageModel, load_language_model
+from signfuse_dist.model.text_tokenizer import TextTokenizer, load_tokenizer
 
 pytestmark = pytest.mark.long
 SENTENCES = ("tomorrow it will rain in the north", "the cat sees a dog")

@@ -11,7 +11,8 @@ from torch import Tensor
 from helpers.model_factory import VOCABULARY, small_config, tiny_gpt2, tiny_llama, tiny_tokenizer
 from signfuse_dist.config import EvaluationConfig
 from signfuse_dist.errors import UserError
-from signfuse_dist.model.llm import LanguageModel, TextTokenizer
+from signfuse_dist.model.llm import LanguageModel
+from signfuse_dist.model.text_tokenizer import TextTokenizer
 
 PROMPT = [0, 2, 3]
 TEXTS = [[5, 7, 1, 1, 9], [4], [8, 6, 1]]  # 1 is the end token and the padding at once

@@ -12,9 +12,9 @@ from helpers.model_factory import Example, draw_clips, join, scramble, small_mod
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import LossConfig
 from signfuse_dist.errors import UserError
-from signfuse_dist.model.llm import TextTokenizer
 from signfuse_dist.model.norm import StepNorm
 from signfuse_dist.model.skeletal import SkeletalStream
+from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 
 LENGTHS = (5, 3, 4)

@@ -13,14 +13,8 @@ import yaml
 
 from helpers.repository import ROOT
 from signfuse_dist.config import STAGES, StageName
-from signfuse_dist.data.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    PackConfig,
-    Packing,
-    ShardEntry,
-    manifest_bytes,
-)
+from signfuse_dist.data.manifest import MANIFEST_NAME, Manifest, PackConfig, Packing, ShardEntry
+from signfuse_dist.data.manifest_files import manifest_bytes
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_resolved, load_run, load_stages
 from signfuse_dist.skeleton import JOINT_LAYOUT

@@ -22,14 +22,8 @@ from helpers.repository import ROOT
 from signfuse_dist import __version__
 from signfuse_dist.cli import add_options, build_parser, data, from_options, main
 from signfuse_dist.corpora import CORPORA
-from signfuse_dist.data.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    PackConfig,
-    Packing,
-    ShardEntry,
-    manifest_bytes,
-)
+from signfuse_dist.data.manifest import MANIFEST_NAME, Manifest, PackConfig, Packing, ShardEntry
+from signfuse_dist.data.manifest_files import manifest_bytes
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")

@@ -11,7 +11,8 @@ from helpers.published_trees import write_boston104, write_lines
 from signfuse_dist.corpora import Corpus, CorpusError, read_corpus, splits_of
 from signfuse_dist.data.boston104_tracks import read_boston104_track
 from signfuse_dist.data.joints import PoseError
-from signfuse_dist.data.manifest import PackConfig, load_index, load_manifest
+from signfuse_dist.data.manifest import PackConfig
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.pack import pack
 from signfuse_dist.data.shard import read_clip
 from signfuse_dist.skeleton import JOINT_INDEX

@@ -10,7 +10,8 @@ import pytest
 
 from helpers.published_poses import HEIGHT, WIDTH, signer, wholebody
 from signfuse_dist.corpora import Corpus, CorpusError, read_corpus
-from signfuse_dist.data.manifest import PackConfig, load_manifest
+from signfuse_dist.data.manifest import PackConfig
+from signfuse_dist.data.manifest_files import load_manifest
 from signfuse_dist.data.pack import pack
 
 

@@ -11,7 +11,8 @@ from helpers.little_clips import write_video
 from helpers.published_poses import signer, write_openpose
 from helpers.published_trees import how2sign_row, write_how2sign, write_lines
 from signfuse_dist.corpora import Corpus, CorpusError, read_corpus
-from signfuse_dist.data.manifest import PackConfig, load_index, load_manifest
+from signfuse_dist.data.manifest import PackConfig
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.pack import pack
 from signfuse_dist.data.shard import read_clip
 from signfuse_dist.skeleton import JOINT_INDEX

@@ -23,7 +23,8 @@ from signfuse_dist.data.columns import (
     text_digest,
     write_columns,
 )
-from signfuse_dist.data.manifest import PackConfig, index_name, load_index, load_manifest
+from signfuse_dist.data.manifest import PackConfig, index_name
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.pack import pack
 from signfuse_dist.data.split import open_split
 

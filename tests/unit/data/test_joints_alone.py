@@ -13,7 +13,8 @@ from helpers.little_clips import write_joints, write_table, write_video
 from helpers.little_splits import clip_batches, data_config
 from signfuse_dist.data import encode
 from signfuse_dist.data.look import collect, show
-from signfuse_dist.data.manifest import PackConfig, load_index, load_manifest
+from signfuse_dist.data.manifest import PackConfig
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.pack import pack
 from signfuse_dist.data.planned import plan_rows
 from signfuse_dist.data.shard import ShardError, read_clip

@@ -14,7 +14,8 @@ from helpers.broken_steps import little_loop, little_plan
 from helpers.little_clips import write_corpus
 from signfuse_dist.config import AugmentConfig
 from signfuse_dist.data.loader import ClipBatches, batches
-from signfuse_dist.data.manifest import PackConfig, load_manifest
+from signfuse_dist.data.manifest import PackConfig
+from signfuse_dist.data.manifest_files import load_manifest
 from signfuse_dist.data.pack import pack
 from signfuse_dist.data.split import read_split
 from signfuse_dist.errors import UserError

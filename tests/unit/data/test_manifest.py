@@ -20,8 +20,10 @@ from signfuse_dist.data.manifest import (
     ShardError,
     ShardIndex,
     VersionError,
-    index_bytes,
     index_name,
+)
+from signfuse_dist.data.manifest_files import (
+    index_bytes,
     load_index,
     load_manifest,
     manifest_bytes,

@@ -11,7 +11,8 @@ import pytest
 from helpers.little_clips import write_table, write_video
 from helpers.published_poses import HEIGHT, WIDTH, signer, write_openpose
 from signfuse_dist.data.joints import NoJoints, PoseError
-from signfuse_dist.data.manifest import PackConfig, load_index, load_manifest
+from signfuse_dist.data.manifest import PackConfig
+from signfuse_dist.data.manifest_files import load_index, load_manifest
 from signfuse_dist.data.openpose import BODY_25, IBUG_68, read_openpose
 from signfuse_dist.data.pack import extract_poses, pack
 from signfuse_dist.data.shard import read_clip

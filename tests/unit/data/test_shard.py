@@ -12,14 +12,8 @@ import pytest
 import simplejpeg
 
 from signfuse_dist.corpora import Rejected
-from signfuse_dist.data.manifest import (
-    MEMBERS,
-    Manifest,
-    PackConfig,
-    Packing,
-    index_name,
-    manifest_bytes,
-)
+from signfuse_dist.data.manifest import MEMBERS, Manifest, PackConfig, Packing, index_name
+from signfuse_dist.data.manifest_files import manifest_bytes
 from signfuse_dist.data.shard import (
     EncodedClip,
     ShardError,

@@ -24,11 +24,8 @@ import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from signfuse_dist.data.manifest import (
-    Manifest,
-    PackConfig,
-    Packing,
-    ShardIndex,
+from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, ShardIndex
+from signfuse_dist.data.manifest_files import (
     load_index,
     load_manifest,
     manifest_bytes,

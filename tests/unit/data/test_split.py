@@ -13,7 +13,8 @@ import pytest
 
 from helpers.little_splits import LENGTHS, PACKING, clip, data_config
 from signfuse_dist.data.columns import SplitContent
-from signfuse_dist.data.manifest import Manifest, SampleEntry, index_bytes, manifest_bytes
+from signfuse_dist.data.manifest import Manifest, SampleEntry
+from signfuse_dist.data.manifest_files import index_bytes, manifest_bytes
 from signfuse_dist.data.shard import (
     Encoded,
     EncodedClip,

@@ -21,7 +21,8 @@ import torch
 from helpers.little_splits import PACKING, clip, clip_batches, damage, data_config, encode
 from helpers.repository import ROOT
 from signfuse_dist.data import staging
-from signfuse_dist.data.manifest import Manifest, manifest_bytes
+from signfuse_dist.data.manifest import Manifest
+from signfuse_dist.data.manifest_files import manifest_bytes
 from signfuse_dist.data.shard import write_shard
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.data.staging import stage

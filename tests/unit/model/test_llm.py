@@ -32,8 +32,9 @@ from signfuse_dist.engine.checkpoint import trained_state
 from signfuse_dist.errors import UserError
 from signfuse_dist.model import attention as attention_module
 from signfuse_dist.model import llm, saved
-from signfuse_dist.model.llm import TextTokenizer, load_language_model, load_tokenizer
+from signfuse_dist.model.llm import load_language_model
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.model.text_tokenizer import TextTokenizer, load_tokenizer
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.train import refuse_long_texts
 

@@ -31,7 +31,7 @@ import signfuse_dist.model.positions
 from helpers.attention_reference import loop_kernel
 from helpers.model_factory import draw_clips, join, small_model, tiny_tokenizer
 from signfuse_dist.config import EvaluationConfig, LossConfig
-from signfuse_dist.model.llm import TextTokenizer
+from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.synthetic import tiny_llm
 from signfuse_dist.synthetic.tiny_llm import IGNORED, TinyLLM, train_tokenizer

@@ -21,7 +21,8 @@ from sacrebleu.metrics.chrf import CHRF
 from helpers.lock_holder import lock_holder
 from helpers.repository import ROOT
 from signfuse_dist.data import shard
-from signfuse_dist.data.manifest import Manifest, PackConfig, Packing, manifest_bytes
+from signfuse_dist.data.manifest import Manifest, PackConfig, Packing
+from signfuse_dist.data.manifest_files import manifest_bytes
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.controls import score_control
 from signfuse_dist.evaluation.scores import (

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.model_factory import small_config
 from signfuse_dist.errors import UserError
-from signfuse_dist.model.llm import load_language_model, load_tokenizer
+from signfuse_dist.model.llm import load_language_model
+from signfuse_dist.model.text_tokenizer import load_tokenizer
 from signfuse_dist.synthetic.language import all_sentences
 from signfuse_dist.synthetic.tiny_llm import (
     IGNORED,
