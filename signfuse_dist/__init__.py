@@ -15,7 +15,8 @@ of it is not as printed), ``run_folder`` (what RUN holds), ``progress`` (the onl
 and ``nvidia`` (where it computes),
 ``languages`` (their names, for prompts).
 Data and model do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which
-clips and frames at which step), ``blend`` (of which corpus) and ``draws`` (numbers by the clip) on
+clips and frames at which step), ``arrangement`` (which lie together), ``blend`` (of which corpus)
+and ``draws`` (numbers by the clip) on
 one side and ``stages``,
 ``objective`` (section 3.7: what trains, which losses) on the other.
 

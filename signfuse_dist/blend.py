@@ -22,6 +22,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from signfuse_dist.arrangement import AS_DRAWN, Arrangement
 from signfuse_dist.draws import CLIPS, GOLDEN, NUMBERS, SUBSET, hashed, mixed
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import PADDING, ClipFrames, FramesOf, MicroBatches, Plan, Times
@@ -161,43 +162,38 @@ def _round_trip(
 
 
 class BlendedMicroBatches(MicroBatches):
-    """One process's micro batches of a blend; each is found from its number alone."""
+    """One process's micro batches of a blend; each is found from its number alone.
+
+    A bucket of steps keeps of each corpus, in each step, what its share says.
+    """
 
     def __init__(
-        self, plan: Plan, blend: Blend, frames_of: FramesOf, rank: int, start_step: int
+        self,
+        plan: Plan,
+        blend: Blend,
+        frames_of: FramesOf,
+        rank: int,
+        start_step: int,
+        arrangement: Arrangement = AS_DRAWN,
     ) -> None:
-        super().__init__(plan, blend.seed, frames_of, rank, start_step)
+        super().__init__(plan, blend.seed, frames_of, rank, start_step, arrangement)
         self.blend = blend
 
-    def _drawn(self, epoch: int, step: int) -> tuple[Places, Times]:
-        return self.blend.drawn(epoch, step, self.plan.global_batch_size)
+    def _drawn(self, epoch: int, first: int, last: int) -> tuple[Places, Places]:
+        size = self.plan.global_batch_size
+        steps = [self.blend.drawn(epoch, step, size) for step in range(first, last)]
+        clips, times = zip(*steps, strict=True)
+        return np.stack(clips), np.stack(times)
 
-    def fullest(self, epochs: int) -> int:
-        """Return the item with the most frames of all processes, of the next steps.
+    def _times(self, times: Places) -> Times:
+        return times
 
-        Of as many as are looked through in a second, at most those of ``epochs`` epochs.
-        """
-        return self._fullest_of(min(epochs * self.plan.steps_per_epoch, _STEPS_AHEAD))
+    def _corpora(self, clips: Places) -> Places:
+        return np.searchsorted(np.cumsum(self.blend.sizes), clips, side="right")
 
-    def _fullest_of(self, steps: int) -> int:
-        plan, most, found = self.plan, -1, 0
-        for ahead in range(min(steps, plan.total_steps - self.start_step)):
-            epoch, step = divmod(self.start_step + ahead, plan.steps_per_epoch)
-            sums = frames_together(self.blend, plan, self.frames_of, epoch, step)
-            if sums.max() > most:
-                most = int(sums.max())
-                found = ahead * plan.accumulation + int(sums.argmax())
-        return found
-
-
-def frames_together(
-    blend: Blend, plan: Plan, frames_of: FramesOf, epoch: int, step: int
-) -> NDArray[np.int64]:
-    """Return the frames of all processes in each micro batch of a step, ``[accumulation]``."""
-    clips, times = blend.drawn(epoch, step, plan.global_batch_size)
-    frames, real = np.zeros(len(clips), dtype=np.int64), clips != PADDING
-    frames[real] = frames_of(times[real], clips[real])
-    return np.asarray(frames.reshape(plan.accumulation, -1).sum(axis=1))
+    def _looked_through(self, epochs: int) -> int:
+        """Return as many steps as are looked through in a second, at most."""
+        return min(epochs * self.plan.steps_per_epoch, _STEPS_AHEAD)
 
 
 class BlendFrames(ClipFrames):

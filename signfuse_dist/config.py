@@ -361,6 +361,13 @@ class TrainConfig:
     gradient_caching: bool = True
     """Whether Eq. 21 compares the clips of the whole step when they are not held at once, for
     another run of the encoders."""
+    arrangement: Literal["auto", "drawn", "length"] = "auto"
+    """Which clips of a step are held at once: those that come first, as `drawn`, or those about as
+    long as each other, so that processes wait less and pad less (`length`); `auto`: `length` where
+    no norm takes statistics over a micro batch and no Eq. 21 compares one alone, else `drawn`."""
+    bucket: Count = 0
+    """Steps whose clips are sorted by length into these steps, in an order drawn anew each epoch,
+    for where a step is one micro batch; 64 is enough. 0: none, a step has clips of any length."""
     weight_decay: NonNegative = 0.01
     """Weight decay of AdamW, not on biases and norm gains (section 4.2)."""
     seed: Count = key(0, "not in a name")

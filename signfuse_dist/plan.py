@@ -17,7 +17,6 @@ the other hand.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from signfuse_dist.arrangement import AS_DRAWN, Arrangement, deal, share_out
 from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
 from signfuse_dist.draws import KEYS, LOST, SPANS, hashed, uniform
 from signfuse_dist.errors import UserError
@@ -155,44 +155,6 @@ def global_batch(order: NDArray[np.int64], step: int, size: int) -> NDArray[np.i
     return batch
 
 
-def share_out(frames: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
-    """Share the clips of a step among the processes so that their frames are balanced.
-
-    ``frames`` is the number of frames of each clip, ``[clips]``; every process gets as many clips
-    as the others. Returns places in ``frames``, ``[world_size, clips / world_size]``. Longest
-    first, each to the process with the fewest frames that still has room; then the fullest process
-    swaps clips with others for as long as that makes it less full. Ties go to the lower rank.
-    """
-    room = len(frames) // world_size
-    shares: list[list[int]] = [[] for _ in range(world_size)]
-    waiting = [(0, rank) for rank in range(world_size)]
-    for place in np.argsort(-frames, kind="stable").tolist():
-        load, rank = heapq.heappop(waiting)
-        shares[rank].append(place)
-        if len(shares[rank]) < room:
-            heapq.heappush(waiting, (load + int(frames[place]), rank))
-    return _levelled(frames, np.array(shares, dtype=np.int64))
-
-
-def _levelled(frames: NDArray[np.int64], shares: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Swap clips of the fullest process with others while the fuller of the two gets less full."""
-    loads = frames[shares].sum(axis=1)
-    for _ in range(shares.size):
-        full = int(loads.argmax())
-        less = frames[shares[full]][:, None, None] - frames[shares][None]
-        after = np.maximum(loads[full] - less, loads[None, :, None] + less)
-        after[:, full] = loads[full]
-        mine, other, theirs = np.unravel_index(int(after.argmin()), after.shape)
-        if after[mine, other, theirs] >= loads[full]:
-            break
-        moved = less[mine, other, theirs]
-        pair = shares[full, mine], shares[other, theirs]
-        shares[other, theirs], shares[full, mine] = pair
-        loads[full] -= moved
-        loads[other] += moved
-    return shares
-
-
 Times = int | NDArray[np.int64]
 """How often clips were drawn before: the epoch, or one number a clip of a blend, ``[clips]``."""
 
@@ -213,21 +175,38 @@ FramesOf = Callable[[Times, NDArray[np.int64]], NDArray[np.int64]]
 """Returns how many frames each of some clips has in an epoch."""
 
 
+Clips = NDArray[np.int64]
+"""Clips by their places in a split, or a number for each."""
+_NONE: Clips = np.empty(0, dtype=np.int64)
+_TWICE = (_NONE, _NONE)
+
+
 class MicroBatches:
     """One process's micro batches from a step to the end of training, each found when asked for.
 
     Going to any place costs one permutation of the clips and, the first time in an epoch, nothing
     else: a million clips take tens of milliseconds. The clips that all processes hold at once are
     chosen before they are shared out, so that what meets in a batch norm, and without gradient
-    caching in a contrastive loss, depends on the accumulation only.
+    caching in a contrastive loss, depends on the accumulation only. Which clips lie together, an
+    :class:`~signfuse_dist.arrangement.Arrangement` says; the clips of a step depend on its bucket.
     """
 
     def __init__(
-        self, plan: Plan, seed: int, frames_of: FramesOf, rank: int, start_step: int
+        self,
+        plan: Plan,
+        seed: int,
+        frames_of: FramesOf,
+        rank: int,
+        start_step: int,
+        arrangement: Arrangement = AS_DRAWN,
     ) -> None:
         self.plan, self.seed, self.frames_of = plan, seed, frames_of
-        self.rank, self.start_step = rank, start_step
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self.rank, self.start_step, self.arrangement = rank, start_step, arrangement
+        # Of an epoch, a bucket and a step, each as one tuple: threads that ask at once find it
+        # whole, or make it again.
+        self._order: tuple[int, Clips] = (-1, _NONE)
+        self._bucket: tuple[tuple[int, int], Clips, Clips] = ((-1, -1), *_TWICE)
+        self._arranged: tuple[int, Clips, Clips] = (-1, *_TWICE)
 
     def __len__(self) -> int:
         return (self.plan.total_steps - self.start_step) * self.plan.accumulation
@@ -235,50 +214,130 @@ class MicroBatches:
     def __getitem__(self, item: int) -> MicroBatch:
         if not 0 <= item < len(self):
             raise IndexError(item)
-        plan = self.plan
-        steps, part = divmod(item, plan.accumulation)
-        epoch, step = divmod(self.start_step + steps, plan.steps_per_epoch)
-        batch, times = self._drawn(epoch, step)
-        those = np.arange(plan.global_batch_size).reshape(plan.accumulation, -1)[part]
-        together, times = batch[those], times_at(times, those)
-        real = together != PADDING
-        frames = np.zeros(len(together), dtype=np.int64)
-        frames[real] = self.frames_of(times_at(times, real), together[real])
-        own = share_out(frames, plan.world_size)[self.rank]
-        return MicroBatch(together[own].tolist(), times_at(times, own))
+        steps, part = divmod(item, self.plan.accumulation)
+        clips, times = self.of_all(self.start_step + steps)
+        return MicroBatch(clips[part, self.rank].tolist(), self._times(times[part, self.rank]))
+
+    def of_all(self, step: int) -> tuple[Clips, Clips]:
+        """Return the clips of a step on all processes, and how often each was drawn before.
+
+        Both ``[accumulation, world_size, clips of a micro batch]``.
+        """
+        kept, clips, times = self._arranged
+        if kept != step:
+            epoch, within = divmod(step, self.plan.steps_per_epoch)
+            clips, times = (of[0] for of in self._steps(epoch, within, within + 1))
+            frames = self._frames(clips, times)
+            plan = self.plan
+            places = self.arrangement.arrange(frames, plan.accumulation, plan.world_size)
+            clips, times = clips[places], times[places]
+            self._arranged = step, clips, times
+        return clips, times
 
     def fullest(self, epochs: int) -> int:
         """Return the item with the most frames over all processes, of the next ``epochs`` epochs.
 
         It is the same on every process.
         """
-        plan, most, found = self.plan, -1, 0
-        first = self.start_step // plan.steps_per_epoch
-        last = min(first + epochs, plan.total_steps // plan.steps_per_epoch)
-        for epoch in range(first, last):
-            clips = epoch_order(self.seed, epoch, plan.num_clips)
-            frames = np.zeros(plan.steps_per_epoch * plan.global_batch_size, dtype=np.int64)
-            frames[: len(clips)] = self.frames_of(epoch, clips)
-            together = frames.reshape(-1, plan.num_together).sum(axis=1)
-            before = (epoch * plan.steps_per_epoch - self.start_step) * plan.accumulation
-            together[: max(0, -before)] = -1  # what was trained on
-            if together.max() > most:
-                most, found = int(together.max()), before + int(together.argmax())
-        return found
+        return self._fullest(epochs)[0]
 
-    def _drawn(self, epoch: int, step: int) -> tuple[NDArray[np.int64], Times]:
-        """Return the clips of a step, padded, and how often each was drawn before."""
-        return global_batch(self._order_of(epoch), step, self.plan.global_batch_size), epoch
+    def most_frames(self, epochs: int) -> int:
+        """Return the frames of the process that has most to do in the fullest micro batch."""
+        frames = self._fullest(epochs)[1]
+        return int(frames[share_out(frames, self.plan.world_size)].sum(axis=1).max())
 
-    def _order_of(self, epoch: int) -> NDArray[np.int64]:
-        if epoch != self._epoch:
-            self._order = epoch_order(self.seed, epoch, self.plan.num_clips)
-            self._epoch = epoch
-        return self._order
+    def _fullest(self, epochs: int) -> tuple[int, Clips]:
+        """Return the fullest item, and the frames of its clips on all processes."""
+        plan, step, most = self.plan, self.start_step, -1
+        item, found = 0, np.zeros(plan.num_together, dtype=np.int64)
+        stop = min(step + self._looked_through(epochs), plan.total_steps)
+        while step < stop:
+            epoch, first = divmod(step, plan.steps_per_epoch)
+            last = min(plan.steps_per_epoch, first + stop - step)
+            frames = self._frames(*self._steps(epoch, first, last))
+            if self.arrangement.by_length:
+                frames = -np.sort(-frames, axis=1)
+            together = frames.reshape(-1, plan.num_together)
+            sums = together.sum(axis=1)
+            if sums.max() > most:
+                most, place = int(sums.max()), int(sums.argmax())
+                item = (step - self.start_step) * plan.accumulation + place
+                found = together[place]
+            step += last - first
+        return item, found
+
+    def _looked_through(self, epochs: int) -> int:
+        """Return in how many steps the fullest micro batch is looked for."""
+        to_end = self.plan.steps_per_epoch - self.start_step % self.plan.steps_per_epoch
+        return to_end + (epochs - 1) * self.plan.steps_per_epoch
+
+    def _frames(self, clips: Clips, times: Clips) -> Clips:
+        """Return the frames of clips of any shape, those drawn in one epoch; padding has none."""
+        real = clips != PADDING
+        frames = np.zeros(clips.shape, dtype=np.int64)
+        if real.any():
+            frames[real] = self.frames_of(self._times(times[real]), clips[real])
+        return frames
+
+    def _steps(self, epoch: int, first: int, last: int) -> tuple[Clips, Clips]:
+        """Return the clips of steps of an epoch, padded, and how often each was drawn before.
+
+        Both ``[steps, clips]``.
+        """
+        full = self.plan.num_clips // self.plan.global_batch_size
+        if not self.arrangement.bucket or first >= full:  # the last step of few clips is as drawn
+            return self._drawn(epoch, first, last)
+        bounds = self.arrangement.bounds(full)
+        parts = []
+        while first < last:
+            if first >= full:
+                parts.append(self._drawn(epoch, first, last))
+                break
+            number = int(np.searchsorted(bounds, first, side="right")) - 1
+            begin, end = int(bounds[number]), min(int(bounds[number + 1]), last)
+            dealt, often = self._dealt(epoch, number, begin, int(bounds[number + 1]))
+            parts.append((dealt[first - begin : end - begin], often[first - begin : end - begin]))
+            first = end
+        clips, times = zip(*parts, strict=True)
+        return np.concatenate(clips), np.concatenate(times)
+
+    def _dealt(self, epoch: int, number: int, first: int, last: int) -> tuple[Clips, Clips]:
+        """Return the clips of a bucket, and how often each was drawn before, step by step."""
+        kept, clips, times = self._bucket
+        if kept != (epoch, number):
+            clips, times = self._drawn(epoch, first, last)
+            frames = self._frames(clips, times)
+            places = deal(frames, self._corpora(clips), (self.seed, epoch, number))
+            clips, times = clips.reshape(-1)[places], times.reshape(-1)[places]
+            self._bucket = (epoch, number), clips, times
+        return clips, times
+
+    def _drawn(self, epoch: int, first: int, last: int) -> tuple[Clips, Clips]:
+        """Return what :meth:`_steps` does, of steps as they are drawn."""
+        size = self.plan.global_batch_size
+        rest = self._order_of(epoch)[first * size :]
+        clips = global_batch(rest, 0, (last - first) * size).reshape(-1, size)
+        return clips, np.full(clips.shape, epoch, dtype=np.int64)
+
+    def _times(self, times: Clips) -> Times:
+        """Return how often clips were drawn before: of a corpus alone, as its one epoch."""
+        return int(times[0])
+
+    def _corpora(self, clips: Clips) -> Clips:
+        """Return the number of the corpus of each clip."""
+        return np.zeros(clips.shape, dtype=np.int64)
+
+    def _order_of(self, epoch: int) -> Clips:
+        kept, order = self._order
+        if epoch != kept:
+            order = epoch_order(self.seed, epoch, self.plan.num_clips)
+            self._order = epoch, order
+        return order
 
     def __getstate__(self) -> dict[str, object]:
-        """Travel to loader workers without the order of an epoch, which they make themselves."""
-        return {**vars(self), "_epoch": -1, "_order": np.empty(0, dtype=np.int64)}
+        """Travel to loader workers without what is kept, which they make themselves."""
+        kept = {"_order": (-1, _NONE), "_bucket": ((-1, -1), *_TWICE), "_arranged": (-1, *_TWICE)}
+        return {**vars(self), **kept}
 
 
 _STREAM = 1  # the order of an epoch is drawn from (seed, epoch), this from (seed, epoch, 1)

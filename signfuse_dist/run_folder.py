@@ -19,16 +19,16 @@ from typing import Any
 
 import yaml
 
+from signfuse_dist.arrangement import BATCH_NORMS, norms_see_clips
 from signfuse_dist.config import RunConfig, keys_with
 from signfuse_dist.engine.checkpoint_files import list_checkpoints
 from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import STATE, checksum, peek_state, write_text
 from signfuse_dist.plan import Plan, divisors_that_fit
-from signfuse_dist.stages import TRAINABLE, loss_weights, previous
+from signfuse_dist.stages import loss_weights, previous
 
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")
-_BATCH_NORMS = {"sync", "local"}  # norms whose statistics are those of a batch
 # Keys that all stages of an experiment have alike.
 _SHARED = ("data.", "model.", "train.start", "origin.")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a split, or of an evaluation of it
@@ -487,7 +487,7 @@ _FREE = {
 
 
 def _batch_norms(run: RunConfig) -> list[str]:
-    return [key for key in ("norm", "visual_norm") if getattr(run.model, key) in _BATCH_NORMS]
+    return [key for key in ("norm", "visual_norm") if getattr(run.model, key) in BATCH_NORMS]
 
 
 def _why_they_meet(run: RunConfig) -> str:
@@ -505,8 +505,7 @@ def _num_meeting(run: RunConfig, plan: Plan) -> int | None:
     Through the statistics of a norm in training mode those of one pass over all processes, and
     through Eq. 21 its pairs, which gradient caching makes those of the whole step.
     """
-    trains = set(TRAINABLE[run.stage.name]) & {"visual", "skeletal"}
-    if trains and {run.model.norm, run.model.visual_norm} & _BATCH_NORMS:
+    if norms_see_clips(run):
         return plan.num_together
     if "contrastive" in loss_weights(run.stage.name, run.loss):
         return plan.num_pairs

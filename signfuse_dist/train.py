@@ -25,6 +25,7 @@ from accelerate import Accelerator
 
 from signfuse_dist import cached_features, device
 from signfuse_dist.answer import answer
+from signfuse_dist.arrangement import Arrangement
 from signfuse_dist.blend import BlendedMicroBatches, BlendFrames
 from signfuse_dist.config import RunConfig
 from signfuse_dist.data.blended import (
@@ -504,13 +505,17 @@ def _clips(
     run, split = job.run, job.split
     rank, encode = job.accelerator.process_index, tokenizer.encode if tokenizer else None
     of_clips = split.lengths, run.data.max_frames, run.augment, run.train.seed
+    arrangement = Arrangement.of(run)
     if isinstance(split, BlendedSplit):
         frames: ClipFrames = BlendFrames(*of_clips)
         blend, loads = blend_of(run, split.sizes), split.loads(frames)
-        order: MicroBatches = BlendedMicroBatches(job.plan, blend, loads, rank, start_step)
+        order: MicroBatches = BlendedMicroBatches(
+            job.plan, blend, loads, rank, start_step, arrangement
+        )
         return ClipBatches(split, order, frames, encode), order
     frames = ClipFrames(*of_clips)
-    order = MicroBatches(job.plan, run.train.seed, frames.counts, rank, start_step)
+    seed = run.train.seed
+    order = MicroBatches(job.plan, seed, frames.counts, rank, start_step, arrangement)
     if features is not None:
         assert tokenizer is not None  # the alignment stage has an LLM
         stride = run.model.visual_stride
@@ -536,8 +541,8 @@ def _describe(job: _Job, model: SignFuse) -> None:
     job.print_main(f"{run.name}, stage {run.stage.name} -> {run.folder}, on {where}")
     contrastive = "contrastive" in loss_weights(run.stage.name, run.loss)
     job.print_main(job.plan.describe(contrastive))
-    if job.how:
-        job.print_main(f"  {job.how}")
+    for how in filter(None, (Arrangement.of(run).describe(), job.how)):
+        job.print_main(f"  {how}")
     for name, counts in parameters.items():
         job.print_main(
             f"  {name:15s} {counts['all']:>13,} parameters, {counts['trained']:>12,} train"

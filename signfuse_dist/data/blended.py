@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from signfuse_dist.arrangement import PICTURE
 from signfuse_dist.blend import Blend, choose_clips, share_draws
 from signfuse_dist.config import RunConfig
 from signfuse_dist.data.manifest_files import load_manifest
@@ -18,9 +19,6 @@ from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.plan import ClipFrames, FramesOf
 
-# What a frame with its picture takes, beside one of joints alone: by arithmetic the ResNet takes
-# three times what the rest of a step of the paper's model takes.
-_PICTURE = 4
 _T = TypeVar("_T", bound=np.generic)
 
 
@@ -81,7 +79,7 @@ class BlendedSplit:
         """
         if self.has_pictures.all():
             return frames.counts
-        weights = np.where(self.has_pictures, _PICTURE, 1)
+        weights = np.where(self.has_pictures, PICTURE + 1, 1)
         return lambda times, clips: frames.counts(times, clips) * weights[clips]
 
     def locate(self, place: int) -> tuple[Split, int]:

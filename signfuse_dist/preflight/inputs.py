@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from signfuse_dist.blend import Blend, frames_together
+from signfuse_dist.arrangement import Arrangement
+from signfuse_dist.blend import Blend, BlendedMicroBatches
 from signfuse_dist.config import ModelConfig, RunConfig, StageName
 from signfuse_dist.data.blended import BlendedSplit, blend_of, content_of, open_training
 from signfuse_dist.data.manifest import (
@@ -43,7 +44,7 @@ from signfuse_dist.errors import UserError, printable
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.files import read_state
 from signfuse_dist.locks import PATIENCE, holder_of
-from signfuse_dist.plan import Plan, epoch_order
+from signfuse_dist.plan import MicroBatches, Plan, Times
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.llm_files import find_llm_files
 from signfuse_dist.preflight.network import TORCH_HUB, missing_file
@@ -62,8 +63,7 @@ from signfuse_dist.system_errors import refuse_machine
 from signfuse_dist.tensor_files import refuse_not_finite
 
 _EPOCHS = 8  # are drawn: more find hardly fuller ones
-_STEPS = 500  # of a blend are drawn
-_UNEVEN = 1.05  # clips cannot be cut: what is left between processes
+_UNEVEN = 1.05  # another micro batch, of fewer frames, may be shared out less evenly
 _Level = Callable[[str, str, str], Finding]  # finding.error or finding.warning
 
 # torchvision's IMAGENET1K_V1, by the names under which torch keeps them.
@@ -172,8 +172,7 @@ def worst_frames(
 ) -> int:
     """Return the frames of the fullest micro batch of a process, as the plan draws them.
 
-    Clips of a micro batch are shared out evenly, so it is the frames of all processes over their
-    number, and never less than the longest clip. Without a plan, or where the indexes would have to
+    Never less than the longest clip. Without a plan, or where the indexes would have to
     be fetched from an address: nothing but clips of ``data.max_frames``. ``lengths`` are the frames
     of each training clip as packed, where they are known, ``blend`` the draws of a blend.
     """
@@ -183,18 +182,16 @@ def worst_frames(
         return run.train.micro_batch_size * run.data.max_frames
     slowest = np.ceil(lengths * (1 + run.augment.speed)).astype(np.int64)
     frames = np.minimum(slowest, run.data.max_frames)
-    fullest = 0
-    if blend is not None:
-        for step in range(min(plan.total_steps, _STEPS)):
-            epoch, within = divmod(step, plan.steps_per_epoch)
-            sums = frames_together(blend, plan, lambda times, clips: frames[clips], epoch, within)
-            fullest = max(fullest, int(sums.max()))
-        return max(int(frames.max()), math.ceil(fullest / plan.world_size * _UNEVEN))
-    for epoch in range(min(run.stage.epochs, _EPOCHS)):
-        order = frames[epoch_order(run.train.seed, epoch, len(frames))]
-        padded = np.pad(order, (0, -len(order) % plan.global_batch_size))
-        fullest = max(fullest, int(padded.reshape(-1, plan.num_together).sum(axis=1).max()))
-    return max(int(frames.max()), math.ceil(fullest / plan.world_size * _UNEVEN))
+
+    def frames_of(times: Times, clips: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.asarray(frames[clips])
+
+    arrangement = Arrangement.of(run)
+    if blend is None:
+        order = MicroBatches(plan, run.train.seed, frames_of, 0, 0, arrangement)
+    else:
+        order = BlendedMicroBatches(plan, blend, frames_of, 0, 0, arrangement)
+    return max(int(frames.max()), math.ceil(order.most_frames(_EPOCHS) * _UNEVEN))
 
 
 def _lengths(run: RunConfig) -> tuple[NDArray[np.int64] | None, Blend | None]:

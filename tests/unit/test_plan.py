@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from signfuse_dist.arrangement import share_out
 from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import (
@@ -29,7 +30,6 @@ from signfuse_dist.plan import (
     global_batch,
     learning_rate,
     make_plan,
-    share_out,
 )
 
 STAGE = StageConfig(name="alignment", epochs=4, learning_rate=1e-3, warmup_epochs=1)
