@@ -6,14 +6,17 @@ their first and last frame in ``train_words.csv`` and ``test_words.csv``. The te
 words, in the order in which they begin: glosses, and no translation.
 
 ``train`` and ``test`` are as published. For choosing settings without a look at the test sentences
-``train`` is divided in two: ``dev`` and ``fit``, by the clip's own name alone.
+``train`` is divided in two: ``dev`` and ``fit``, by the clip's own name alone. ``spans`` is ``fit``
+with every run of neighbouring words of its sentences as a clip of its own: 147 whole sentences say
+too little about which of their frames is which word, and the tables know it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from signfuse_dist.corpora.poses import BOSTON104
 from signfuse_dist.corpora.rows import (
@@ -33,8 +36,8 @@ from signfuse_dist.corpora.rows import (
 from signfuse_dist.corpora.tables import Form, Lines, read_lines
 
 NAME = "boston104"
-ROWS = {"train": 161, "test": 40, "fit": None, "dev": None}
-"""Clips of each split as published; None: not published, a part of ``train``."""
+ROWS = {"train": 161, "test": 40, "fit": None, "dev": None, "spans": None}
+"""Clips of each split as published; None: not published, made of ``train``."""
 FPS = 30.0
 SIZE = (312, 242)
 """Width and height in pixels of the pictures that the tracks were made in."""
@@ -65,17 +68,18 @@ def read_boston104(root: Path, split: str) -> Corpus:
     texts = TextReader(published=True)
 
     def to_row(number: int, fields: Fields) -> ClipRow:
-        if fields["video"] not in tracked:
-            raise CorpusError(f"no poses: {TRACKS} has no frame of {fields['video']}")
+        video = video_of(fields["video"])
+        if video not in tracked:
+            raise CorpusError(f"no poses: {TRACKS} has no frame of {video}")
         return ClipRow(
             row=number,
             id=fields["video"],
             video=None,
             source=TRACKS,
             text=texts.read(fields["text"]),
-            start=None,
-            end=None,
-            signer=signers.get(fields["video"]),
+            start=float(fields["start"]) if "start" in fields else None,
+            end=float(fields["end"]) if "end" in fields else None,
+            signer=signers.get(video),
             language="en",
             split=split,
             joints=anchor / TRACKS,
@@ -84,8 +88,13 @@ def read_boston104(root: Path, split: str) -> Corpus:
         )
 
     sentences, broken = _sentences(words)
-    kept = {video: line for video, line in sentences.items() if _belongs(video, split)}
-    rows, rejected = accept(list(kept.values()), "video", to_row)
+    kept = [
+        (min(word.number for word in found), fields)
+        for video, found in sentences.items()
+        if _belongs(video, split)
+        for fields in (_spans(video, found) if split == "spans" else [_whole(video, found)])
+    ]
+    rows, rejected = accept(kept, "video", to_row)
     return Corpus(
         name=NAME,
         root=anchor.resolve().name,
@@ -103,6 +112,11 @@ def read_boston104(root: Path, split: str) -> Corpus:
     )
 
 
+def video_of(clip: str) -> str:
+    """Return the name of the film that a clip is of, or is a part of."""
+    return clip.partition(":")[0]
+
+
 def _belongs(video: str, split: str) -> bool:
     if split in ("train", "test"):
         return True
@@ -115,9 +129,16 @@ def _signers(path: Path) -> dict[str, str]:
     return {fields["video"]: fields["speaker"] for _, fields in lines.fields}
 
 
-def _sentences(words: Lines) -> tuple[dict[str, tuple[int, Fields]], list[Rejected]]:
-    """Return the sentence of each video, and what is wrong with lines: their video is left out."""
-    begins: dict[str, list[tuple[int, int, str]]] = {}
+class _Word(NamedTuple):
+    start: int
+    number: int
+    word: str
+    end: int
+
+
+def _sentences(words: Lines) -> tuple[dict[str, list[_Word]], list[Rejected]]:
+    """Return the words of each video, and what is wrong with lines: their video is left out."""
+    sentences: dict[str, list[_Word]] = {}
     broken: dict[str, Rejected] = {}
     for number, fields in words.lines:
         if isinstance(fields, str):
@@ -126,23 +147,35 @@ def _sentences(words: Lines) -> tuple[dict[str, tuple[int, Fields]], list[Reject
             continue
         video = fields["video"]
         try:
-            start = _frame(fields, "startframe")
-            if _frame(fields, "endframe") < start:
-                raise CorpusError(f"bad time: {fields['word']} ends before it begins")
+            word = _Word(
+                _frame(fields, "startframe"), number, fields["word"], _frame(fields, "endframe")
+            )
+            if word.end < word.start:
+                raise CorpusError(f"bad time: {word.word} ends before it begins")
         except CorpusError as error:
             broken.setdefault(video, Rejected(number, video, str(error)))
             continue
-        begins.setdefault(video, []).append((start, number, fields["word"]))
-    sentences: dict[str, tuple[int, Fields]] = {}
-    for video, found in begins.items():
-        if video not in broken:
-            text = " ".join(word for _, _, word in sorted(found))
-            sentences[video] = (min(number for _, number, _ in found), _fields(video, text))
-    return sentences, list(broken.values())
+        sentences.setdefault(video, []).append(word)
+    whole = {video: sorted(found) for video, found in sentences.items() if video not in broken}
+    return whole, list(broken.values())
 
 
-def _fields(video: str, text: str) -> Mapping[str, str]:
-    return {"video": video, "text": text}
+def _whole(video: str, words: list[_Word]) -> Fields:
+    return {"video": video, "text": " ".join(word.word for word in words)}
+
+
+def _spans(video: str, words: list[_Word]) -> Iterator[Fields]:
+    """Yield the sentence, then each run of fewer words, from their first frame to their last."""
+    yield _whole(video, words)
+    for length in range(1, len(words)):
+        for first in range(len(words) - length + 1):
+            run = words[first : first + length]
+            yield {
+                "video": f"{video}:{first + 1}-{first + length}",
+                "text": " ".join(word.word for word in run),
+                "start": str(run[0].start / FPS),
+                "end": str((max(word.end for word in run) + 1) / FPS),
+            }
 
 
 def _frame(fields: Fields, column: str) -> int:

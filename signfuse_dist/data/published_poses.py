@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from signfuse_dist.corpora import ClipRow
+from signfuse_dist.corpora.boston104 import video_of
 from signfuse_dist.corpora.poses import BOSTON104, HOLISTIC, OPENPOSE, POSE, WHOLEBODY
 from signfuse_dist.data.boston104_tracks import read_boston104_track
 from signfuse_dist.data.holistic import read_holistic
@@ -40,6 +41,6 @@ def read_published(row: ClipRow, packing: Packing) -> PoseTrack:
     if path is None or not path.exists():
         raise PoseError(f"no poses: {path.name if path else row.source} is not there")
     if packing.extractor == BOSTON104:
-        return read_boston104_track(path, row.id)
+        return read_boston104_track(path, video_of(row.id))
     track = _READERS[packing.extractor](path, packing.settings.pose_confidence)
     return with_size(track, row.size)

@@ -9,6 +9,7 @@ import pytest
 
 from helpers.published_trees import write_boston104, write_lines
 from signfuse_dist.corpora import Corpus, CorpusError, read_corpus, splits_of
+from signfuse_dist.corpora.boston104 import video_of
 from signfuse_dist.data.boston104_tracks import read_boston104_track
 from signfuse_dist.data.joints import PoseError
 from signfuse_dist.data.manifest import PackConfig
@@ -61,7 +62,39 @@ def test_fit_and_dev_divide_train_by_the_names_of_its_clips(root: Path) -> None:
     assert dev
     write_boston104(root, {"train": {**SENTENCES["train"], "99": (("MARY", 0, 1),)}}, 8)
     assert {row.id for row in read(root, "dev").rows} - {"99"} == dev
-    assert splits_of("boston104", root) == ("train", "test", "fit", "dev")
+    assert splits_of("boston104", root) == ("train", "test", "fit", "dev", "spans")
+
+
+def test_spans_are_the_sentences_of_fit_and_every_run_of_their_words(
+    root: Path, tmp_path: Path
+) -> None:
+    words = (("IX", 4, 5), ("JOHN", 0, 1), ("BOOK", 3, 6))
+    write_boston104(root, {"train": {**SENTENCES["train"], "3": words}}, 8)
+    corpus, fit = read(root, "spans"), {row.id for row in read(root, "fit").rows}
+    assert {video_of(row.id) for row in corpus.rows} == fit
+    assert "3" in fit
+    found = {
+        row.id: (row.text, row.start, row.end) for row in corpus.rows if video_of(row.id) == "3"
+    }
+    assert found == {
+        "3": ("JOHN BOOK IX", None, None),
+        "3:1-1": ("JOHN", 0.0, 2 / 30),
+        "3:2-2": ("BOOK", 3 / 30, 7 / 30),
+        "3:3-3": ("IX", 4 / 30, 6 / 30),
+        "3:1-2": ("JOHN BOOK", 0.0, 7 / 30),
+        "3:2-3": ("BOOK IX", 3 / 30, 7 / 30),
+    }
+    pack("boston104", root, "spans", tmp_path / "out", PackConfig(64), workers=0)
+    (shard,) = load_manifest(tmp_path / "out").shards
+    samples = load_index(tmp_path / "out", shard).samples
+    assert {s.id: s.num_frames for s in samples if video_of(s.id) == "3"} == {
+        "3": 8,
+        "3:1-1": 2,
+        "3:2-2": 4,
+        "3:3-3": 2,
+        "3:1-2": 7,
+        "3:2-3": 4,
+    }
 
 
 def test_a_word_without_a_frame_rejects_its_sentence_and_no_other(root: Path) -> None:
