@@ -13,7 +13,7 @@ Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes
 ``contradictions`` (values that exclude each other), ``recipe`` (what
 of it is not as printed), ``run_folder`` (what RUN holds), ``progress`` (the only bars), ``device``
 and ``nvidia`` (where it computes),
-``languages`` (their names, for prompts).
+``languages`` (their names, for prompts), ``vector_source`` (what a feature set is).
 Data and model do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which
 clips and frames at which step), ``arrangement`` (which lie together), ``blend`` (of which corpus)
 and ``draws`` (numbers by the clip) on

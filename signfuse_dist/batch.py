@@ -124,6 +124,9 @@ class SignBatch:
             before in place of the frames: then there are no frames and no joints, and the
             encoders are not run. None: not computed, or a model without this stream.
         skeletal: F^_s of Eq. 5, likewise.
+        frame_vectors: float32 ``[sum(picture_lengths), dim]``, what of the frames was computed
+            before and is given in their place (``model.visual_backbone: features:NAME``): then
+            there are no frames. None: the frames are there.
         spans: float32 ``[batch, 2, 2]``, where a span of the visual and one of the skeletal
             features is hidden, as shares of the clip; None: nowhere.
         draws: int64 ``[batch]``, from which dropout draws; None: it cannot.
@@ -153,6 +156,7 @@ class SignBatch:
     colour: Tensor | None = None
     visual: Tensor | None = None
     skeletal: Tensor | None = None
+    frame_vectors: Tensor | None = None
     spans: Tensor | None = None
     draws: Tensor | None = None
     has_visual: Tensor | None = None
@@ -209,6 +213,7 @@ class SignBatch:
         return replace(
             self,
             frames=self.frames[:0],
+            frame_vectors=None,
             pose=self.pose[:, :0],
             joint_mask=self.joint_mask[:, :0],
             warp=None,

@@ -83,9 +83,7 @@ def find_or_compute(
 
 def describe(model: SignFuse, run: RunConfig, split: Split) -> dict[str, Any]:
     """Return everything that the features follow from; hashes where it is large."""
-    manifests = [manifest_bytes(split.manifest)]
-    if split.poses is not None:
-        manifests.append(manifest_bytes(split.poses.manifest))
+    manifests = [manifest_bytes(manifest) for manifest in split.manifests]
     return {
         "encoder weights": _hash_of_weights(model),
         "encoders": {name: _plain(getattr(run.model, name)) for name in _ENCODERS},

@@ -8,6 +8,7 @@ The string below a field says what it means, the field's metadata where it may c
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,9 +16,10 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass, rebuild_dataclass
 
+from signfuse_dist.errors import suggest
 from signfuse_dist.origin import Origin
 from signfuse_dist.records import explain
 
@@ -57,6 +59,20 @@ def _number(value: Any) -> Any:
         with suppress(ValueError, OverflowError):
             return float(value)
     return value
+
+
+RESNETS = ("resnet10", "resnet18", "resnet50")
+_SETS = re.compile(r"features:[A-Za-z0-9][A-Za-z0-9._-]*(\+[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+def _backbone(value: str) -> str:
+    """Refuse what is neither a ResNet, a model of the hub nor feature sets by their names."""
+    if value in RESNETS or _SETS.fullmatch(value):
+        return value
+    raise ValueError(
+        f"is not one of {', '.join(RESNETS)} or "
+        f"features:NAME[+NAME] (sets of `signfuse features`){suggest(value, RESNETS)}"
+    )
 
 
 _NUMBER = BeforeValidator(_number)
@@ -181,8 +197,10 @@ class ModelConfig:
     """Quantization of the frozen LLM's weights (`8bit`, `4bit` NF4); needs bitsandbytes."""
     llm_licence: str | None = key(None, "resume", "load", "unread by contrastive")
     """Licence of the LLM, in words; a saved model and its card state it."""
-    visual_backbone: Literal["resnet10", "resnet18", "resnet50"] = key("resnet50", "encoders")
-    """The ResNet that encodes each frame (section 3.2, Table 1: ResNet-50)."""
+    visual_backbone: Annotated[str, AfterValidator(_backbone)] = key("resnet50", "encoders")
+    """What encodes each frame: `resnet10`, `resnet18` or `resnet50` (section 3.2, Table 1:
+    ResNet-50); or `features:NAME` or `features:NAME+NAME`, sets of vectors that `signfuse features`
+    has put beside the shards, so that no picture is read."""
     visual_width: Positive = 64
     """Channels of the ResNet's first layer; 64 gives d_v = 2048 for ResNet-50."""
     visual_norm: Literal["frozen", "sync", "local", "group"] = key("frozen", "stage", "encoders")
@@ -287,6 +305,17 @@ class ModelConfig:
     leading_space: bool = key(False, "stage", "unread by contrastive")
     """Whether the first word of a text is cut into tokens as a word inside a text is, for
     tokenizers that tell the two apart (GPT-2, Qwen, LLaMA-3); others do so anyway."""
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether frames go through a network here."""
+        return self.streams != "skeletal" and not self.feature_sets
+
+    @property
+    def feature_sets(self) -> tuple[str, ...]:
+        """Names of the feature sets that stand in the place of pictures; empty for pictures."""
+        kind, _, names = self.visual_backbone.partition(":")
+        return tuple(names.split("+")) if kind == "features" and self.streams != "skeletal" else ()
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -33,6 +33,7 @@ def contradictions(run: RunConfig) -> list[str]:
         *_of_lengths(run.model),
         *_of_positions(run.model),
         *_of_dropped_streams(run),
+        *_of_vectors(run),
         *_of_scales(run.model),
         *_of_stages(run.train, run.stage),
         *_of_rates(run),
@@ -104,6 +105,26 @@ def _of_dropped_streams(run: RunConfig) -> list[str]:
         f"augment.drop_stream={run.augment.drop_stream}: a clip of model.streams="
         f"{run.model.streams} has no other stream: write augment.drop_stream=0"
     ]
+
+
+def _of_vectors(run: RunConfig) -> list[str]:
+    """Feature sets are of the pictures as they are, and no network of pictures is run."""
+    model, sets = run.model, f"model.visual_backbone={run.model.visual_backbone}"
+    if not model.feature_sets:
+        return []
+    changed = [name for name in ("crop", "scale", "colour") if getattr(run.augment, name)]
+    errors = []
+    if changed:
+        zero = " ".join(f"augment.{name}=0" for name in changed)
+        named = " and ".join(f"augment.{name}" for name in changed)
+        errors.append(
+            f"{named}: would change pictures (and joints with them), and {sets} reads vectors "
+            f"that were computed of the pictures as they are: write {zero}"
+        )
+    for name in ("visual_checkpoint", "visual_compile"):
+        if getattr(model, name):
+            errors.append(f"model.{name}=true: {sets} runs no network of pictures; leave it out")
+    return errors
 
 
 def _in_order(chosen: tuple[str, ...], known: tuple[str, ...]) -> bool:

@@ -52,9 +52,11 @@ def open_development(run: RunConfig) -> dict[str, Split]:
     if not run.train.dev_epochs:
         return {}
     try:
-        own = open_split(run.shards(run.data.dev_split), run.data)
+        own = open_split(run.shards(run.data.dev_split), run.data, run.model.feature_sets)
         of_corpora = {
-            part.corpus: open_split(part.data.place(part.data.dev_split), part.data)
+            part.corpus: open_split(
+                part.data.place(part.data.dev_split), part.data, run.model.feature_sets
+            )
             for part in (run.corpora if run.data.blend else ())
             if not _is_own(run, part)
         }

@@ -177,7 +177,7 @@ def _resolve_chunk(
 
     The main process decides for all, by its own GPU.
     """
-    if run.model.streams == "skeletal":
+    if not run.model.sees_pictures:
         return memory.resolve_chunk(run, None, 0, 1, None, None), ""
     blend = blend_of(run, split.sizes) if isinstance(split, BlendedSplit) else None
     frames = worst_frames(run, plan, split.lengths.astype(np.int64), blend)
@@ -437,7 +437,8 @@ def _write_model(job: _Job, model: SignFuse, steps: int) -> None:
         name, value = next(iter(best.state["development"].items()))
         job.print_main(f"model of step {best.step}: its {name} of {value:.4g} is best")
         steps = best.step
-    model.usage = Usage.of(run, *job.split.extraction, _history(job, steps))
+    features = tuple(of.source for of in job.split.vectors)
+    model.usage = Usage.of(run, *job.split.extraction, _history(job, steps), features)
     is_last = run.stage.name == run.train.stages[-1] and model.language_model is not None
     with_llm = is_last and saved.is_nowhere_else(run.model.llm)
     saved.save(model, job.folder.model, {TRAINED_ON: content_of(job.split)}, with_llm)
@@ -465,7 +466,11 @@ def _build(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
     run, stage = job.run, job.run.stage.name
     config = replace(run.model, prompt=fill_prompt(run.model.prompt, run.data.language))
     model, tokenizer = saved.build(
-        config, needs_language_model(stage), run.data.max_frames, trains_llm(stage, run.model)
+        config,
+        needs_language_model(stage),
+        run.data.max_frames,
+        trains_llm(stage, run.model),
+        job.split.vector_dim or None,
     )
     job.startup.lap("model")
     before, chosen = previous(stage, run.train.stages), None

@@ -26,6 +26,7 @@ SUBCOMMANDS = (
     ("check", "training", "show the resolved run, its batch plan, and what would end the job"),
     ("pack", "data", "pack the videos of a corpus into verified WebDataset shards"),
     ("pose", "data", "extract the joints of packed clips again, beside their frames"),
+    ("features", "data", "a vector a frame beside packed splits, computed or published"),
     ("verify", "data", "check packed shards and name every fault"),
     ("stats", "data", "print and plot what a packed split holds"),
     ("show", "data", "draw a packed clip's frames with the skeleton over them"),

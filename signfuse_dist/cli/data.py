@@ -1,4 +1,4 @@
-"""What is done to data: `pack`, `pose`, `verify`, `stats` and `show`."""
+"""What is done to data: `pack`, `pose`, `features`, `verify`, `stats` and `show`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from signfuse_dist.data.joints import PoseExtractor
     from signfuse_dist.data.pack_summary import PackSummary
     from signfuse_dist.data.storage import Folder
+    from signfuse_dist.model.vision import FrameVectors
 
 ALL_SPLITS = "all"  # `--split all`
 
@@ -82,6 +83,72 @@ def add_pose(command: argparse.ArgumentParser) -> None:
     add_options(command, Division)
     _add_extractor(command, ("mediapipe",))
     command.set_defaults(run=_pose)
+
+
+def add_features(command: argparse.ArgumentParser) -> None:
+    """Describe `features` and add its options."""
+    from signfuse_dist.data.pack_workers import Division
+
+    command.description = (
+        "Write a feature set of packed splits, SPLIT/features/NAME: one vector a frame, computed "
+        "from the packed pictures by a vision model of transformers, or taken from files that "
+        "others publish, an array a clip. model.visual_backbone=features:NAME trains on it without "
+        "reading a picture. Interrupted, run it again: finished shards are kept."
+    )
+    command.add_argument(
+        "shards", type=Path, help="a packed split's folder, or the one above several"
+    )
+    made = command.add_mutually_exclusive_group(required=True)
+    made.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a vision model of transformers, of the hub or in a folder: DINOv2, CLIP, SigLIP, "
+        "ViT, VideoMAE, ...",
+    )
+    made.add_argument(
+        "--from",
+        dest="published",
+        type=Path,
+        metavar="FOLDER",
+        help="published vectors: ID.npy or ID.npz for each clip, [vectors, numbers]",
+    )
+    command.add_argument(
+        "--name", help="the set's own name (default: the last part of the model's name)"
+    )
+    command.add_argument("--revision", help="of --model on the hub: commit, tag or branch")
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="as which numbers are stored (default: %(default)s)",
+    )
+    command.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="in which --model computes (default: %(default)s)",
+    )
+    command.add_argument(
+        "--frames-at-once",
+        type=int,
+        default=64,
+        help="pictures that --model sees together (default: %(default)s)",
+    )
+    command.add_argument(
+        "--rate", type=float, help="of --from: vectors a second, where it is not one for each frame"
+    )
+    command.add_argument(
+        "--window",
+        type=float,
+        help="with --rate: seconds that each vector is of (default: 1 / rate)",
+    )
+    command.add_argument(
+        "--file",
+        metavar="PATTERN",
+        help="of --from: a clip's file, {id} being its id, such as {id}_s2wrapping.npy",
+    )
+    add_options(command, Division, "task_id", "num_tasks")
+    command.set_defaults(run=_features)
 
 
 def add_verify(command: argparse.ArgumentParser) -> None:
@@ -268,6 +335,63 @@ def _pose(options: argparse.Namespace) -> int:
     )
     print(summary)
     return 0
+
+
+def _features(options: argparse.Namespace) -> int:
+    from signfuse_dist.data.manifest import feature_path, split_folders
+    from signfuse_dist.data.vector_sets import PublishedVectors, compute_vectors, import_vectors
+
+    _refuse_mixed(options)
+    name = options.name or Path(options.model or "").name
+    if not name:
+        raise UserError("--from needs --name: what the published vectors are called")
+    feature_path(name)  # or say that it is no name
+    folders = [Path(str(folder)) for folder in split_folders(options.shards)]
+    if options.published is not None:
+        given = options.published, name, options.file, options.rate, options.window, options.dtype
+        published = PublishedVectors(*given)
+        for folder in folders:
+            print(import_vectors(folder, name, published))
+        return 0
+    vectorise = _vectoriser(options, folders)
+    for folder in folders:
+        tasks = {"task_id": options.task_id, "num_tasks": options.num_tasks}
+        print(compute_vectors(folder, name, vectorise, **tasks))
+    return 0
+
+
+def _refuse_mixed(options: argparse.Namespace) -> None:
+    """Raise UserError for options that belong to the other way of making a feature set."""
+    computed = {"--revision": options.revision, "--precision": options.precision != "fp32"}
+    computed["--num-tasks"] = options.num_tasks != 1
+    published = {"--rate": options.rate, "--window": options.window, "--file": options.file}
+    of, others = ("--from", computed) if options.published else ("--model", published)
+    wrong = [f"{option} has no use with {of}; leave it out" for option, it in others.items() if it]
+    if options.frames_at_once < 1:
+        wrong.append(f"--frames-at-once {options.frames_at_once}: at least 1 is needed")
+    raise_together(wrong, "signfuse features")
+
+
+def _vectoriser(options: argparse.Namespace, folders: Sequence[Path]) -> FrameVectors:
+    """Load the model that was asked for, and say what it wants to see."""
+    from signfuse_dist import device
+    from signfuse_dist.data.manifest_files import load_manifest
+    from signfuse_dist.model.vision import FrameVectors, load_vision_model
+
+    sizes = [load_manifest(folder).packing.settings.frame_size for folder in folders]
+    model = load_vision_model(options.model, options.revision, f"--model {options.model}")
+    vectorise = FrameVectors(
+        options.model,
+        model,
+        device.choose(),
+        frame_size=min(sizes),
+        dtype=options.dtype,
+        precision=options.precision,
+        frames_at_once=options.frames_at_once,
+    )
+    together = "" if model.window == 1 else f", {model.window} frames at a time"
+    print(f"{options.model}: {model.output_dim} numbers a frame, of {model.picture}{together}")
+    return vectorise
 
 
 def _verify(options: argparse.Namespace) -> int:

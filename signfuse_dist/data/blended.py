@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from signfuse_dist.arrangement import PICTURE
 from signfuse_dist.blend import Blend, choose_clips, share_draws
 from signfuse_dist.config import RunConfig
-from signfuse_dist.data.manifest_files import load_manifest
-from signfuse_dist.data.split import Split, open_split
+from signfuse_dist.data.manifest import feature_path
+from signfuse_dist.data.manifest_files import load_manifest, read_manifest
+from signfuse_dist.data.split import Split, VectorSplit, open_split, read_source
 from signfuse_dist.data.storage import open_folder
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.plan import ClipFrames, FramesOf
@@ -59,6 +60,16 @@ class BlendedSplit:
     def frame_size(self) -> int:
         """Side of the stored square, in pixels."""
         return self.splits[0].frame_size
+
+    @property
+    def vectors(self) -> tuple[VectorSplit, ...]:
+        """The feature sets in use, as the first corpus has them."""
+        return self.splits[0].vectors
+
+    @property
+    def vector_dim(self) -> int:
+        """Numbers of a frame in the feature sets in use, all together."""
+        return self.splits[0].vector_dim
 
     @property
     def extraction(self) -> tuple[str, str]:
@@ -120,13 +131,18 @@ def open_training(run: RunConfig) -> Split | BlendedSplit:
     Raises UserError with what is wrong with any of them.
     """
     if not run.data.blend:
-        return open_split(run.shards(run.data.train_split), run.data)
+        return open_split(run.shards(run.data.train_split), run.data, run.model.feature_sets)
     splits, errors = [], []
     for part in run.corpora:
         try:
-            splits.append(open_split(part.data.place(part.data.train_split), part.data))
+            place = part.data.place(part.data.train_split)
+            splits.append(open_split(place, part.data, run.model.feature_sets))
         except UserError as e:
             errors.append(f"{part.corpus}: {e}")
+    widths = {split.vector_dim for split in splits}
+    if len(widths) > 1:
+        names = ", ".join(run.model.feature_sets)
+        errors.append(f"their feature sets {names} have {sorted(widths)} numbers a frame")
     raise_together(errors, "data.blend: corpora cannot be read")
     chosen = [
         None if part.max_clips is None or part.max_clips >= len(split) else part.max_clips
@@ -152,6 +168,24 @@ def count_clips(run: RunConfig) -> list[int]:
         count = load_manifest(open_folder(part.data.place(part.data.train_split))).num_samples
         counts.append(count if part.max_clips is None else min(count, part.max_clips))
     return counts
+
+
+def find_vector_dim(run: RunConfig) -> int | None:
+    """Return the numbers of a frame in the feature sets that a run's model sees.
+
+    None for a model of pictures, and where a set is not there: opening the split says why.
+    """
+    if not run.model.feature_sets:
+        return None
+    part, total = run.corpora[0], 0
+    try:
+        split = open_folder(part.data.place(part.data.train_split))
+        for name in run.model.feature_sets:
+            folder = split / feature_path(name)
+            total += read_source(folder, read_manifest(folder).packing).dim
+    except UserError:
+        return None
+    return total
 
 
 def content_of(split: Split | BlendedSplit) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from signfuse_dist.batch import SignBatch
 from signfuse_dist.data.blended import BlendedSplit
 from signfuse_dist.data.columns import text_digest
 from signfuse_dist.data.manifest import ShardError
-from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose
+from signfuse_dist.data.shard import Clip, ClipPose, read_clip, read_pose, read_vectors
 from signfuse_dist.data.split import Split
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import PADDING, ClipFrames, Draw, MicroBatch, Times, spread_frames, times_at
@@ -93,8 +93,15 @@ class ClipBatches:
         keys = self.frames.keys(epoch, np.where(real, clips, 0))
         shown, tracked, spans = self._streams(epoch, clips)
         counts = lengths if shown is None else lengths * shown
-        frames = self._memory.take(int(counts.sum()), self.split.frame_size, pin_memory)
-        parts = np.split(frames.numpy(), np.cumsum(counts)[:-1])
+        vectors = None
+        if self.split.vectors:
+            # Small beside pictures: new memory is no matter. No picture is decoded.
+            vectors = torch.zeros(int(counts.sum()), self.split.vector_dim)
+            frames = self._memory.take(0, self.split.frame_size, pin_memory)
+        else:
+            frames = self._memory.take(int(counts.sum()), self.split.frame_size, pin_memory)
+        seen = frames if vectors is None else vectors
+        parts = np.split(seen.numpy(), np.cumsum(counts)[:-1])
         read = list(each(self._read_or_name, places, parts, lengths.tolist()))
         faults = [what for what in read if isinstance(what, str)]
         whole = [None if isinstance(what, str) else what for what in read]
@@ -112,6 +119,8 @@ class ClipBatches:
                 joint_noise=self.frames.augment.joint_noise,
                 spans=spans,
             )
+        if vectors is not None:
+            batch = replace(batch, frame_vectors=vectors, warp=None, colour=None)
         if self.corpus is not None:
             batch = replace(batch, corpus=torch.full((len(clips),), self.corpus))
         elif isinstance(self.split, BlendedSplit):
@@ -144,7 +153,7 @@ class ClipBatches:
             shown, tracked = seen & ~(hidden.pictures & both), found & ~(hidden.joints & both)
         return shown, tracked, hidden.spans
 
-    def _read_or_name(self, place: int, into: NDArray[np.uint8], length: int) -> Clip | str | None:
+    def _read_or_name(self, place: int, into: NDArray[Any], length: int) -> Clip | str | None:
         """Read a clip; return None for a place of weight zero, or what is wrong with the clip."""
         if place == PADDING:
             into.fill(0)
@@ -155,14 +164,18 @@ class ClipBatches:
             into.fill(0)
             return f"{self.split.name_of(place)}: {error}"
 
-    def _read_clip(self, place: int, into: NDArray[np.uint8], length: int) -> Clip:
-        """Read ``length`` frames of a clip, its pictures into ``into``, which of joints alone is
-        empty; raise ShardError when it is damaged.
+    def _read_clip(self, place: int, into: NDArray[Any], length: int) -> Clip:
+        """Read ``length`` frames of a clip, its pictures or vectors into ``into``, which of joints
+        alone is empty; raise ShardError when it is damaged.
         """
         split, place = self.split.locate(place)
         shard = split.shard_of(place)
         indices = spread_frames(int(split.lengths[place]), length)
         members = split.members_of(place)
+        if split.vectors:
+            if len(into):
+                _read_vectors(split, place, indices, into)
+            into = np.empty((0, split.frame_size, split.frame_size, 3), np.uint8)
         clip = read_clip(split.folder, shard, members, indices, cache=split.cache, into=into)
         record = clip.record
         in_tar = (record["id"], record["num_frames"], text_digest(record.get("text")))
@@ -182,6 +195,23 @@ def _read_joints(poses: Split, place: int, indices: list[int]) -> ClipPose:
     if joints.record["id"] != poses.ids[place]:
         raise ShardError(shard, poses.ids[place], "the record does not agree with the index")
     return joints
+
+
+def _read_vectors(split: Split, place: int, indices: list[int], into: NDArray[np.float32]) -> None:
+    """Read the vectors of a clip from each feature set in use, one set beside the other."""
+    start = 0
+    for of in split.vectors:
+        own, source = of.split, of.source
+        shard, members = own.shard_of(place), own.members_of(place)
+        record, vectors = read_vectors(
+            own.folder, shard, members, source.dim, source.dtype, indices, own.cache
+        )
+        if record["id"] != own.ids[place] or record["num_frames"] != own.lengths[place]:
+            raise ShardError(shard, own.ids[place], "the record does not agree with the index")
+        if not np.isfinite(vectors).all():
+            raise ShardError(shard, own.ids[place], "vectors that are not finite")
+        into[:, start : start + source.dim] = vectors
+        start += source.dim
 
 
 def joints_of(split: Split | BlendedSplit, clips: NDArray[np.int64]) -> NDArray[np.bool_] | None:

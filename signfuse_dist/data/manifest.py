@@ -29,16 +29,20 @@ FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 POSES_FOLDER = "poses"
 """Folder inside a split's folder with one pose set a name."""
+FEATURES_FOLDER = "features"
+"""Likewise with one feature set a name."""
 MEMBERS = ("json", "jpegs", "offsets.npy", "pose.npy", "mask.npy")
 POSE_MEMBERS = ("json", "pose.npy", "mask.npy")
+VECTOR_MEMBERS = ("json", "vectors.npy")
 NO_EXTRACTOR = "none"
 """The extractor of a set in which nobody has looked for joints."""
 POSE_CONFIDENCE = 0.2
 """Below it a point of published poses is missing, unless something else is asked for."""
 FEW_JOINTS = 0.5
 """Share of frames: with joints in fewer of them, somebody should look."""
-Contents = Literal["clips", "poses"]
-"""What a set of shards holds: whole clips, or joints that were extracted again."""
+Contents = Literal["clips", "poses", "features"]
+"""What a set of shards holds: whole clips, joints that were extracted again, or a vector for each
+frame."""
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 FrameCount = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -145,7 +149,8 @@ class Packing:
     @property
     def members(self) -> tuple[str, ...]:
         """Return the members of one clip, in the order of the tar."""
-        return MEMBERS if self.contents == "clips" else POSE_MEMBERS
+        of = {"clips": MEMBERS, "poses": POSE_MEMBERS, "features": VECTOR_MEMBERS}
+        return of[self.contents]
 
     def differences(self, other: Packing) -> list[str]:
         """Say where ``other`` (what is asked for) departs from this (what is there)."""
@@ -154,8 +159,12 @@ class Packing:
 
     def of_poses(self, extractor: str, extractor_version: str) -> Packing:
         """Return the packing of a pose set that belongs to these clips."""
+        return self.of("poses", extractor, extractor_version)
+
+    def of(self, contents: Contents, extractor: str, extractor_version: str) -> Packing:
+        """Return the packing of a set of something else that belongs to these clips."""
         return replace(
-            self, contents="poses", extractor=extractor, extractor_version=extractor_version
+            self, contents=contents, extractor=extractor, extractor_version=extractor_version
         )
 
 
@@ -178,7 +187,8 @@ class SampleEntry:
     found_frames: Count | None = None
     """Frames in which any joint was found; None in sets of before this was counted."""
     pictures_sha256: str | None = None
-    """Digest of the JPEGs and where each begins; None in pose sets, and in sets of before."""
+    """Digest of the JPEGs and where each begins, or of the vectors in their place; None in pose
+    sets, and in sets of before."""
     joints_sha256: str | None = None
     """Digest of the joints and their mask; None in sets of before there was one."""
 
@@ -266,12 +276,24 @@ def pose_path(name: str) -> str:
 
     Raises :class:`UserError` when the name is more than a name, such as a path.
     """
+    return _inside(POSES_FOLDER, "pose set", name)
+
+
+def feature_path(name: str) -> str:
+    """Return where the feature set ``name`` lies inside its split's folder.
+
+    Raises :class:`UserError` when the name is more than a name, such as a path.
+    """
+    return _inside(FEATURES_FOLDER, "feature set", name)
+
+
+def _inside(folder: str, what: str, name: str) -> str:
     if not is_plain_name(name):
         raise UserError(
-            f"pose set {name!r}: a name is at most 100 letters, digits, '.', '_' and '-', and "
+            f"{what} {name!r}: a name is at most 100 letters, digits, '.', '_' and '-', and "
             "begins with a letter or digit"
         )
-    return f"{POSES_FOLDER}/{name}"
+    return f"{folder}/{name}"
 
 
 def split_folders(folder: Folder) -> list[Folder]:

@@ -350,7 +350,7 @@ def index_bytes(index: ShardIndex) -> bytes:
     fields = asdict(index)
     _written(fields["packing"])
     for sample in fields["samples"]:
-        if index.packing.contents == "poses":
+        if index.packing.contents != "clips":
             del sample["text"], sample["signer"]
         for name in ("pictures_sha256", "joints_sha256"):
             if sample[name] is None:  # an index of before there was one stays what it was

@@ -40,7 +40,7 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.manifest_files import load_index, load_manifest, manifest_bytes
 from signfuse_dist.data.mediapipe import choose_extractor
 from signfuse_dist.data.pack_summary import PackSummary, commonest_reason
-from signfuse_dist.data.pack_workers import ClipError, Division, make_shards
+from signfuse_dist.data.pack_workers import ClipError, Division, Encoder, make_shards
 from signfuse_dist.data.planned import PlannedRows, forget, plan_rows
 from signfuse_dist.data.shard import EncodedClip, EncodedPose, read_record
 from signfuse_dist.data.tracks import TrackJoints
@@ -100,11 +100,11 @@ def pack(
             return summary
 
         encoder = ClipEncoder(packing, extractor, Places.of(root, rows.rows))
-        with _writing_alone(out, packing, division, len(tasks)):
+        with writing_alone(out, packing, division, len(tasks)):
             refuse_other(out, packing)
-            with _writing(out):
+            with writing(out):
                 planning.close()  # the other tasks may read what was planned
-            return _make_set(tasks, out, encoder, division, summarise, retry_dropped)
+            return make_set(tasks, out, encoder, division, summarise, retry_dropped)
 
 
 def extract_poses(
@@ -143,20 +143,21 @@ def extract_poses(
         boxes = _packed_boxes(shards, manifest)
 
         def summarise(indexes: Sequence[ShardIndex], complete: bool) -> PackSummary:
-            return PackSummary.of_poses(name, split, len(num_frames), indexes, complete, len(tasks))
+            title = f"{split}, poses {name}"
+            return PackSummary.of_set(title, len(num_frames), indexes, complete, len(tasks))
 
         encoder = PoseEncoder(packing, extractor, num_frames, boxes, Places.of(root, rows.rows))
-        with _writing_alone(out, packing, division, len(tasks)):
+        with writing_alone(out, packing, division, len(tasks)):
             refuse_other(out, packing)
-            with _writing(out):
+            with writing(out):
                 planning.close()  # the other tasks may read what was planned
-            return _make_set(tasks, out, encoder, division, summarise)
+            return make_set(tasks, out, encoder, division, summarise)
 
 
-def _make_set(
+def make_set(
     tasks: Sequence[ShardTask],
     out: Path,
-    encoder: ClipEncoder | PoseEncoder,
+    encoder: Encoder,
     division: Division,
     summarise: Callable[[Sequence[ShardIndex], bool], PackSummary],
     retry_dropped: bool = False,
@@ -169,7 +170,7 @@ def _make_set(
     results = make_shards(tasks, out, encoder, division, retry_dropped)
     indexes = finished_indexes(tasks, out, encoder.packing, [r.index for r in results])
     complete = len(indexes) == len(tasks)
-    with _writing(out):
+    with writing(out):
         summary = summarise(indexes, complete)
         if complete:
             _write_manifest(out, encoder.packing, summary, indexes)
@@ -178,7 +179,7 @@ def _make_set(
 
 
 @contextmanager
-def _writing_alone(
+def writing_alone(
     out: Path, packing: Packing, division: Division, num_shards: int
 ) -> Iterator[None]:
     """Hold this task's shards in ``out``, which is made: nobody else makes one of them meanwhile.
@@ -191,13 +192,13 @@ def _writing_alone(
     about = hashlib.sha256(what.encode()).hexdigest()
     share = Share(division.task_id, division.num_tasks, num_shards)
     with ExitStack() as until_end:
-        with _writing(out):
+        with writing(out):
             until_end.enter_context(held_share(out, share, f"the set in {out}", about=about))
         yield
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
     """Let what cannot be written in ``out`` be an error that names it."""
     try:
         yield

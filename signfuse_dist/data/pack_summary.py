@@ -32,7 +32,7 @@ class PackSummary:
     """The end of a packing; ``str()`` of it is what the user is shown."""
 
     title: str
-    """The split, or the pose set and its split."""
+    """The split, or the split and a set beside its clips."""
     num_rows: int
     num_packed: int
     num_frames: int
@@ -76,17 +76,18 @@ class PackSummary:
         return replace(counted, orphans=rows.orphans, notes=rows.notes)
 
     @classmethod
-    def of_poses(
+    def of_set(
         cls,
-        name: str,
-        split: str,
+        title: str,
         num_clips: int,
         indexes: Sequence[ShardIndex],
         complete: bool,
         num_shards: int,
     ) -> PackSummary:
-        """Count what is in the ``indexes`` of a pose set, whose rows are the packed clips."""
-        title = f"{split}, poses {name}"
+        """Count what is in the ``indexes`` of a set beside clips, whose rows are the packed clips.
+
+        ``title`` names it: ``train, poses NAME``.
+        """
         return cls._counted(title, num_clips, [], indexes, complete, num_shards)
 
     @classmethod

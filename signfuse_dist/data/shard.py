@@ -1,8 +1,9 @@
-"""Shards: one tar of clips, or of joints alone, written whole, read by offset.
+"""Shards: one tar of clips, of joints or of vectors alone, written whole, read by offset.
 
 A clip is the members KEY.json, .jpegs, .offsets.npy, .pose.npy and .mask.npy. All JPEGs of a clip
 are one member: stock webdataset reads it, and a few frames are read without touching the others.
-Joints alone are KEY.json, .pose.npy and .mask.npy.
+Joints alone are KEY.json, .pose.npy and .mask.npy; of a feature set there are KEY.json and
+.vectors.npy.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ __all__ = [
     "Encoded",
     "EncodedClip",
     "EncodedPose",
+    "EncodedVectors",
     "Manifest",
     "ShardEntry",
     "ShardError",
@@ -115,6 +117,25 @@ class EncodedPose:
             "json": _json(self.record),
             "pose.npy": _npy(self.pose),
             "mask.npy": _npy(self.mask),
+        }
+
+
+@dataclass(frozen=True)
+class EncodedVectors:
+    """The vectors of a clip ready to be written: ``[frames, dim]``, ``[0, dim]`` where it has none.
+
+    A clip without pictures has none that a model could compute.
+    """
+
+    record: Mapping[str, Any]
+    vectors: NDArray[np.floating[Any]]
+    failure: str = ""
+
+    def members(self) -> dict[str, bytes]:
+        """Return the bytes of each member, in the order of the tar."""
+        return {
+            "json": _json(self.record),
+            "vectors.npy": _npy(self.vectors) if len(self.vectors) else b"",
         }
 
 
@@ -194,7 +215,9 @@ def _entry(
         members=places,
         failed_frames=record["failed_frames"],
         found_frames=record.get("found_frames"),
-        pictures_sha256=_digest_of(members, "jpegs", "offsets.npy"),
+        pictures_sha256=(
+            _digest_of(members, "jpegs", "offsets.npy") or _digest_of(members, "vectors.npy")
+        ),
         joints_sha256=_digest_of(members, "pose.npy", "mask.npy"),
     )
 
@@ -263,6 +286,26 @@ def read_pose(
         raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
 
 
+def read_vectors(
+    folder: Folder,
+    shard: str,
+    members: Mapping[str, tuple[int, int]],
+    dim: int,
+    dtype: str,
+    frame_indices: Sequence[int] | None = None,
+    cache: RangeCache | None = None,
+) -> tuple[dict[str, Any], NDArray[np.floating[Any]]]:
+    """Read a clip's record, and its vectors ``[n, dim]`` of a feature set, by offsets.
+
+    As :func:`read_clip` does; ``n`` is 0 for a clip that has none.
+    """
+    try:
+        with open_ranges(folder / shard, span_of(members), cache) as read:
+            return _ClipReader(read, shard, members).read_vectors(dim, dtype, frame_indices)
+    except OSError as error:
+        raise ShardError(shard, "", f"cannot be read ({error.strerror})") from error
+
+
 def read_record(
     folder: Folder, shard: str, members: Mapping[str, tuple[int, int]]
 ) -> dict[str, Any]:
@@ -319,6 +362,15 @@ class _ClipReader:
     def read_pose(self, frame_indices: Sequence[int] | None) -> ClipPose:
         return self._joints(frame_indices)[0]
 
+    def read_vectors(
+        self, dim: int, dtype: str, frame_indices: Sequence[int] | None
+    ) -> tuple[dict[str, Any], NDArray[np.floating[Any]]]:
+        record, wanted = self.record(), np.dtype(dtype).newbyteorder("<")
+        if not self._members["vectors.npy"][1]:
+            return record, np.empty((0, dim), wanted)
+        vectors = self._array("vectors.npy", wanted, (record["num_frames"], dim))
+        return record, vectors if frame_indices is None else vectors[list(frame_indices)]
+
     def _joints(self, frame_indices: Sequence[int] | None) -> tuple[ClipPose, NDArray[np.int64]]:
         """Return the joints of the chosen frames, and which those are."""
         record = self.record()
@@ -351,8 +403,8 @@ class _ClipReader:
             raise ShardError(
                 self._shard, self._key, "the record is no JSON object with an id"
             ) from error
-        count = record.get("num_frames")
-        if type(count) is not int or not 1 <= count <= self._members["mask.npy"][1]:
+        count, most = record.get("num_frames"), self._members.get("mask.npy", (0, 2**31 - 1))[1]
+        if type(count) is not int or not 1 <= count <= most:
             self._refuse(f"num_frames of the record is {count!r}")
         return dict(record)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,20 @@ from numpy.typing import NDArray
 
 from signfuse_dist.config import DataConfig
 from signfuse_dist.data.columns import Columns, Ids, SplitContent, open_columns
-from signfuse_dist.data.manifest import NO_EXTRACTOR, Manifest, SampleEntry, pose_path
+from signfuse_dist.data.manifest import (
+    NO_EXTRACTOR,
+    Contents,
+    Manifest,
+    Packing,
+    SampleEntry,
+    feature_path,
+    pose_path,
+)
 from signfuse_dist.data.manifest_files import load_index, load_manifest, manifest_bytes
-from signfuse_dist.data.storage import Folder, RangeCache, is_local, open_folder
+from signfuse_dist.data.storage import Folder, RangeCache, is_local, open_folder, read_file
 from signfuse_dist.errors import UserError, raise_together
+from signfuse_dist.system_errors import refuse_machine
+from signfuse_dist.vector_source import SOURCE_NAME, VectorSource, parse_source
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,8 @@ class Split:
     columns: Columns
     poses: Split | None = None
     """The pose set whose joints take the place of the clips' own: the same clips in its order."""
+    vectors: tuple[VectorSplit, ...] = ()
+    """The feature sets whose vectors take the place of the pictures, one beside the other."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,10 +59,24 @@ class Split:
     def content(self) -> SplitContent:
         """What training sees of the split, with the joints of the pose set in use."""
         own = self.columns.content
+        if self.vectors:
+            seen = [of.split.columns.content.pictures or "" for of in self.vectors]
+            own = replace(own, pictures=hashlib.sha256("\n".join(seen).encode()).hexdigest())
         if self.poses is None:
             return own
         joints = self.poses.columns.content
         return replace(own, joints=joints.joints, pose_set=joints.shards)
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Those of the clips, and of the sets in use beside them."""
+        beside = [*filter(None, [self.poses]), *(of.split for of in self.vectors)]
+        return [self.manifest, *(split.manifest for split in beside)]
+
+    @property
+    def vector_dim(self) -> int:
+        """Numbers of a frame in the feature sets in use, all together."""
+        return sum(of.source.dim for of in self.vectors)
 
     @property
     def extraction(self) -> tuple[str, str]:
@@ -65,8 +91,14 @@ class Split:
 
     @cached_property
     def has_pictures(self) -> NDArray[np.bool_]:
-        """Whether each clip has frames and not joints alone, ``[clips]``."""
+        """Whether each clip has frames and not joints alone, ``[clips]``.
+
+        With feature sets in use: whether each of them has its vectors.
+        """
         names = self.manifest.packing.members
+        if self.vectors:
+            there = [of.split.columns.members[:, 1, 1] > 0 for of in self.vectors]
+            return np.asarray(np.all(there, axis=0))
         if "jpegs" not in names:
             return np.zeros(len(self), dtype=np.bool_)
         return np.asarray(self.columns.members[:, names.index("jpegs"), 1] > 0)
@@ -104,11 +136,19 @@ class Split:
             yield from load_index(self.folder, shard).samples
 
 
-def open_split(location: str | Path, data: DataConfig) -> Split:
+@dataclass(frozen=True)
+class VectorSplit:
+    """A feature set of a split: its own shards of the same clips, and what its vectors are."""
+
+    split: Split
+    source: VectorSource
+
+
+def open_split(location: str | Path, data: DataConfig, feature_sets: Sequence[str] = ()) -> Split:
     """Read a split's manifest and indexes and compare its packing with the configuration.
 
-    Raises UserError when it, or the pose set that is asked for, is not packed, damaged, or packed
-    with other settings.
+    Raises UserError when it, or the pose set or one of the ``feature_sets`` that are asked for, is
+    not packed, damaged, or packed with other settings.
     """
     folder = open_folder(str(location))
     manifest = load_manifest(folder)
@@ -123,27 +163,67 @@ def open_split(location: str | Path, data: DataConfig) -> Split:
     if not manifest.num_samples:
         raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")
     split = read_split(folder, manifest, None if is_local(folder) else _cache(manifest, data))
-    return split if data.poses is None else replace(split, poses=_open_poses(split, data))
+    vectors = tuple(_open_vectors(split, data, name) for name in feature_sets)
+    poses = None if data.poses is None else _open_poses(split, data)
+    return replace(split, poses=poses, vectors=vectors)
 
 
 def _open_poses(split: Split, data: DataConfig) -> Split:
     """Read the pose set ``data.poses`` and compare it with the clips it is to serve."""
     name = str(data.poses)
+    what = f"data.poses={name}"
+    return _open_beside(split, data, "poses", lambda: pose_path(name), what, "`signfuse pose`")
+
+
+def _open_vectors(split: Split, data: DataConfig, name: str) -> VectorSplit:
+    """Read a feature set, compare it with the clips, and read what its vectors are."""
+    what = f"model.visual_backbone=features:{name}"
+    beside = _open_beside(
+        split, data, "features", lambda: feature_path(name), what, "`signfuse features`"
+    )
     try:
-        folder = split.folder / pose_path(name)
+        return VectorSplit(beside, read_source(beside.folder, beside.manifest.packing))
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def _open_beside(
+    split: Split,
+    data: DataConfig,
+    contents: Contents,
+    path: Callable[[], str],
+    what: str,
+    maker: str,
+) -> Split:
+    """Read a set that lies beside a split's clips; raise UserError where it is of others."""
+    try:
+        folder = split.folder / path()
         manifest = load_manifest(folder)
     except UserError as error:
-        raise UserError(f"data.poses={name}: {error}") from error
-    poses = read_split(folder, manifest, split.cache and _cache(manifest, data))
+        raise UserError(f"{what}: {error}") from error
+    beside = read_split(folder, manifest, split.cache and _cache(manifest, data))
     extraction = (manifest.packing.extractor, manifest.packing.extractor_version)
-    if split.manifest.packing.of_poses(*extraction) != manifest.packing or (
-        poses.ids != split.ids or not np.array_equal(poses.lengths, split.lengths)
+    if split.manifest.packing.of(contents, *extraction) != manifest.packing or (
+        beside.ids != split.ids or not np.array_equal(beside.lengths, split.lengths)
     ):
         raise UserError(
-            f"data.poses={name}: {folder} belongs to other clips; `signfuse verify` says how they "
-            "differ, `signfuse pose` extracts them again"
+            f"{what}: {folder} belongs to other clips; `signfuse verify` says how they differ, "
+            f"{maker} makes them again"
         )
-    return poses
+    return beside
+
+
+def read_source(folder: Folder, packing: Packing) -> VectorSource:
+    """Read what a feature set is; raise UserError where that is not what its shards name."""
+    path = folder / SOURCE_NAME
+    try:
+        source = parse_source(read_file(path), str(path))
+    except OSError as error:
+        refuse_machine(error, path)
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if (source.extractor, source.digest) != (packing.extractor, packing.extractor_version):
+        raise UserError(f"{path}: is not the source of the vectors beside it")
+    return source
 
 
 def read_split(folder: Folder, manifest: Manifest, cache: RangeCache | None) -> Split:

@@ -36,7 +36,7 @@ Beat = Callable[[], None]
 
 
 def stage(split: Split, stage_to: str, beat: Beat = lambda: None) -> Split:
-    """Return the split, and its pose set, as they are read from copies below ``stage_to``.
+    """Return the split, with the sets beside it, as they are read from copies below ``stage_to``.
 
     Every process calls this. The one that copies prints how far it is. Raises
     :class:`~signfuse_dist.errors.MachineError` where there is no room, or the disk fails, and
@@ -44,7 +44,10 @@ def stage(split: Split, stage_to: str, beat: Beat = lambda: None) -> Split:
     """
     root = open_stage(stage_to)
     poses = split.poses and _staged(split.poses, root, beat)
-    return replace(_staged(split, root, beat), poses=poses)
+    if not split.vectors:
+        return replace(_staged(split, root, beat), poses=poses)
+    vectors = tuple(replace(of, split=_staged(of.split, root, beat)) for of in split.vectors)
+    return replace(_staged(split, root, beat), poses=poses, vectors=vectors)
 
 
 def open_stage(stage_to: str) -> Path:

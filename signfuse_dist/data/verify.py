@@ -1,4 +1,4 @@
-"""Verifying a set of shards: every file, every offset, every JPEG, every joint."""
+"""Verifying a set of shards: every file, every offset, every JPEG, joint or vector."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from signfuse_dist.data.crop import is_box
 from signfuse_dist.data.manifest import (
+    FEATURES_FOLDER,
     MANIFEST_NAME,
     POSES_FOLDER,
     Manifest,
@@ -24,12 +25,22 @@ from signfuse_dist.data.manifest import (
 )
 from signfuse_dist.data.manifest_files import read_index, read_manifest
 from signfuse_dist.data.pack_workers import Death, Report, WorkerPool
-from signfuse_dist.data.shard import Clip, ClipPose, member_header, read_clip, read_pose, tar_end
+from signfuse_dist.data.shard import (
+    Clip,
+    ClipPose,
+    member_header,
+    read_clip,
+    read_pose,
+    read_vectors,
+    tar_end,
+)
+from signfuse_dist.data.split import read_source
 from signfuse_dist.data.storage import Folder, file_size, open_file
 from signfuse_dist.errors import UserError, printable
 from signfuse_dist.files import digest
 from signfuse_dist.progress import Progress
 from signfuse_dist.system_errors import refuse_machine
+from signfuse_dist.vector_source import SOURCE_NAME, VectorSource
 
 
 @dataclass(frozen=True)
@@ -48,9 +59,9 @@ class Fault:
 def verify(folder: Folder, workers: int = 1) -> list[Fault]:
     """Return everything that is wrong with a set of shards; an empty list means it is whole.
 
-    A pose set in its place is compared with the clips that it belongs to as well. Shards are
-    checked in ``workers`` processes (0: in this one). Raises :class:`UserError` only when there is
-    no such folder.
+    A set of poses or features in its place is compared with the clips that it belongs to as well.
+    Shards are checked in ``workers`` processes (0: in this one). Raises :class:`UserError` only
+    when there is no such folder.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of shards")
@@ -95,9 +106,17 @@ def check_shard(
         report("", entry.num_samples)
         return [Fault(error.shard, error.key, error.what)]
     faults = list(_check_files(folder, entry, index, manifest))
+    source = None
+    if manifest.packing.contents == "features":
+        try:
+            source = read_source(folder, manifest.packing)
+        except UserError as error:
+            refuse_machine(error, folder / SOURCE_NAME)
+            report("", entry.num_samples)
+            return [*faults, Fault(SOURCE_NAME, "", str(error))]
     for sample in index.samples:
         report(sample.key, 0)
-        faults += _check_clip(folder, index, sample)
+        faults += _check_clip(folder, index, sample, source)
         report("", 1)
     return faults
 
@@ -150,7 +169,11 @@ def _check_members(folder: Folder, shard: str, index: ShardIndex) -> Iterator[Fa
             yield Fault(shard, "", "does not end after the last clip of the index")
 
 
-def _check_clip(folder: Folder, index: ShardIndex, sample: SampleEntry) -> list[Fault]:
+def _check_clip(
+    folder: Folder, index: ShardIndex, sample: SampleEntry, source: VectorSource | None
+) -> list[Fault]:
+    if source is not None:
+        return _check_vectors(folder, index, sample, source)
     clips = index.packing.contents == "clips"
     size = index.packing.settings.frame_size
     try:
@@ -163,6 +186,22 @@ def _check_clip(folder: Folder, index: ShardIndex, sample: SampleEntry) -> list[
         refuse_machine(error, folder / index.shard)
         return [Fault(index.shard, sample.key, error.what)]
     what = [*_record_faults(clip.record, sample, index), *_joint_faults(clip, sample)]
+    return [Fault(index.shard, sample.key, one) for one in what]
+
+
+def _check_vectors(
+    folder: Folder, index: ShardIndex, sample: SampleEntry, source: VectorSource
+) -> list[Fault]:
+    try:
+        record, vectors = read_vectors(
+            folder, index.shard, sample.members, source.dim, source.dtype
+        )
+    except ShardError as error:
+        refuse_machine(error, folder / index.shard)
+        return [Fault(index.shard, sample.key, error.what)]
+    what = list(_record_faults(record, sample, index))
+    if not np.isfinite(vectors).all():
+        what.append("vectors that are not finite")
     return [Fault(index.shard, sample.key, one) for one in what]
 
 
@@ -204,10 +243,12 @@ def _joint_faults(clip: Clip | ClipPose, sample: SampleEntry) -> Iterator[str]:
 
 
 def _estranged(folder: Folder, manifest: Manifest) -> Iterator[Fault]:
-    """Compare a pose set with the clips two folders above, where it lies in its place."""
+    """Compare a set of poses or features, where it is in its place, with the clips above it."""
     whole = folder.absolute()
     clips = whole.parent.parent
-    if manifest.packing.contents == "clips" or whole.parent.name != POSES_FOLDER:
+    contents = manifest.packing.contents
+    places = {"poses": POSES_FOLDER, "features": FEATURES_FOLDER}
+    if whole.parent.name != places.get(contents):
         return
     try:
         frames = _frames_of(folder, manifest)
@@ -215,8 +256,8 @@ def _estranged(folder: Folder, manifest: Manifest) -> Iterator[Fault]:
         return  # named by the shard's own check
     try:
         there = read_manifest(clips)
-        packing = there.packing.of_poses(
-            manifest.packing.extractor, manifest.packing.extractor_version
+        packing = there.packing.of(
+            contents, manifest.packing.extractor, manifest.packing.extractor_version
         )
         if packing != manifest.packing:
             differences = "; ".join(packing.differences(manifest.packing))

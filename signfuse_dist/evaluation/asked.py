@@ -143,7 +143,7 @@ def ask(
     folder = RunFolder(run_folder).evaluation(split, name)
     location = open_folder(run.shards(split))
     _refuse_unpacked(location, split)
-    opened = open_split(run.shards(split), run.data)
+    opened = open_split(run.shards(split), run.data, run.model.feature_sets)
     settings = _settings(run_folder, run, opened.content)
     settings |= {} if corpus is None else {CORPUS: corpus}
     finished = _finished(folder, run, settings)

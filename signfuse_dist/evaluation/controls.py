@@ -57,7 +57,14 @@ def why_inapplicable(control: str, streams: str, num_clips: int) -> str | None:
 
 
 def hidden(batch: SignBatch, control: str) -> SignBatch:
-    """Return the batch as ``blank`` or ``masked_joints`` shows it to the model."""
+    """Return the batch as ``blank`` or ``masked_joints`` shows it to the model.
+
+    Vectors in the place of pictures are blank as 0.
+    """
+    if control == "blank" and batch.frame_vectors is not None:
+        return replace(
+            batch, frame_vectors=batch.frame_vectors.new_zeros(batch.frame_vectors.shape)
+        )
     if control == "blank":
         grey = batch.frames.new_tensor(GREY).view(1, 3, 1, 1)
         return replace(batch, frames=grey.expand_as(batch.frames).contiguous())

@@ -215,7 +215,7 @@ class DecodingPlan:
     def key(self, run_folder: Path, device: torch.device) -> str:
         """Return a name for everything that the sentences depend on."""
         run, split = self.run, self.split
-        manifests = [split.manifest, *([split.poses.manifest] if split.poses else [])]
+        manifests = split.manifests
         decoding = asdict(run.evaluation)
         del decoding["num_samples"]
         parts = {

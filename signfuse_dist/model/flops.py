@@ -105,7 +105,8 @@ class StepFlops:
         if batch.visual is None and batch.skeletal is None:
             if model.visual is not None:
                 shown = _some(batch.has_visual, frames, real)
-                costs["visual"] = self._visual_of(tuple(batch.frames.shape[2:])).sum(shown)
+                size = () if batch.frame_vectors is not None else tuple(batch.frames.shape[2:])
+                costs["visual"] = self._visual_of(size).sum(shown)
             if model.skeletal is not None:
                 costs["skeletal"] = self._skeletal.sum(_some(batch.has_skeletal, frames, real))
         if "fusion" not in self.uncounted:
@@ -137,11 +138,14 @@ class StepFlops:
         return self._visual[size]
 
     def _run_visual(self, frames: int, size: tuple[int, ...]) -> None:
+        """Run the stream over pictures of this size; of size () over vectors in their place."""
         stream = self._model.visual
         assert stream is not None
-        pictures = torch.empty(frames, 3, *size, dtype=torch.uint8, device=_META)
         lengths, weight = torch.full((1,), frames, device=_META), torch.ones(1, device=_META)
-        features = stream.frame_features(pictures, lengths, weight)
+        features = torch.empty(frames, stream.backbone.output_dim, device=_META)
+        if size:
+            pictures = torch.empty(frames, 3, *size, dtype=torch.uint8, device=_META)
+            features = stream.frame_features(pictures, lengths, weight)
         stream.shorten(features[None], lengths, weight)
 
     def _run_skeletal(self, frames: int) -> None:

@@ -82,9 +82,11 @@ class SignFuseConfig(PreTrainedConfig):
             for a model without LLM.
         llm_trained: whether the LLM's own weights were trained, and lie in the model's folder.
         max_frames: the longest clip it takes, in frames; None = any.
+        vector_dim: numbers of a frame in the feature sets that it sees; None for one of pictures.
     """
 
     model_type = "signfuse"
+    vector_dim: int | None = None
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class SignFuseConfig(PreTrainedConfig):
         llm_fingerprint: str | None = None,
         llm_trained: bool = False,
         max_frames: int | None = None,
+        vector_dim: int | None = None,
         **values: Any,
     ) -> None:
         """Raise :class:`UserError` with every value that is missing, unknown or of another type."""
@@ -109,6 +112,8 @@ class SignFuseConfig(PreTrainedConfig):
         self.llm_commit, self.llm_fingerprint = llm_commit, llm_fingerprint
         self.llm_trained = llm_trained
         self.max_frames = max_frames
+        if vector_dim is not None:  # others' files stay what they were
+            self.vector_dim = vector_dim
 
     @classmethod
     def of(cls, model: ModelConfig, **trained_with: Any) -> SignFuseConfig:
@@ -126,7 +131,7 @@ class SignFuseConfig(PreTrainedConfig):
 
     def _own(self) -> tuple[Any, ...]:
         identity = self.llm_commit, self.llm_fingerprint, self.llm_trained
-        return self.model, *identity, self.max_frames
+        return self.model, *identity, self.max_frames, self.vector_dim
 
     __hash__ = None  # type: ignore[assignment]  # values can be changed
 
@@ -164,18 +169,22 @@ class _MergedRecord:
 
 
 def build(
-    config: ModelConfig, language: bool, max_frames: int | None = None, in_full: bool = False
+    config: ModelConfig,
+    language: bool,
+    max_frames: int | None = None,
+    in_full: bool = False,
+    vector_dim: int | None = None,
 ) -> tuple[SignFuse, TextTokenizer | None]:
     """Build an untrained model, with the LLM and its tokenizer when ``language``.
 
-    ``in_full`` loads the LLM in float32, as a stage that trains its weights needs it. Raises
-    UserError when the LLM cannot be loaded.
+    ``in_full`` loads the LLM in float32, as a stage that trains its weights needs it;
+    ``vector_dim`` is as in :class:`SignFuse`. Raises UserError when the LLM cannot be loaded.
     """
     if not language:
-        return SignFuse(config, None, max_frames), None
+        return SignFuse(config, None, max_frames, vector_dim), None
     tokenizer = load_tokenizer(config)
     llm = load_language_model(config, tokenizer, in_full)
-    model = SignFuse(config, llm, max_frames)
+    model = SignFuse(config, llm, max_frames, vector_dim)
     model.tokenizer = tokenizer
     model.llm_reference = refer(config.llm, config.llm_revision)
     return model, tokenizer
@@ -267,7 +276,8 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
         numbers = dataclasses.replace(numbers, llm=str((folder / LLM).absolute()))
     elif numbers.llm == config.model.llm and numbers.llm_revision is None:
         numbers = dataclasses.replace(numbers, llm_revision=config.llm_commit)
-    model, _ = build(numbers, config.llm_fingerprint is not None, config.max_frames)
+    language = config.llm_fingerprint is not None
+    model, _ = build(numbers, language, config.max_frames, vector_dim=config.vector_dim)
     _refuse_another_llm(model, config, folder)
     load_exactly(load_tensors(folder / WEIGHTS), own_state(model), model, folder / WEIGHTS)
     _merge(folder, model)

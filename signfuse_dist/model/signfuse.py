@@ -27,7 +27,7 @@ from signfuse_dist.model.skeletal import SkeletalStream
 from signfuse_dist.model.sla import SignLanguageAdapter
 from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.model.usage import Usage
-from signfuse_dist.model.visual import FrameBudget, ResNet, VisualStream
+from signfuse_dist.model.visual import FrameBudget, GivenVectors, ResNet, VisualStream
 
 if TYPE_CHECKING:
     from signfuse_dist.model.saved import SignFuseConfig
@@ -55,16 +55,18 @@ class SignFuse(nn.Module):
         config: ModelConfig,
         llm: LanguageModel | tuple[int, float] | None,
         max_frames: int | None = None,
+        vector_dim: int | None = None,
     ) -> None:
         """Build the model around an LLM.
 
         ``llm`` None builds the encoders alone, without adapter: the contrastive stage needs no
         LLM. A pair ``(llm_dim, embedding_rms)`` builds the adapter for an LLM that is not there,
-        to count parameters.
+        to count parameters. ``vector_dim`` is the numbers of a frame where
+        ``config.visual_backbone`` names feature sets, which say it.
         """
         super().__init__()
         self.built_from, self.max_frames = config, max_frames
-        self.visual = build_visual(config) if config.streams != "skeletal" else None
+        self.visual = build_visual(config, vector_dim) if config.streams != "skeletal" else None
         self.skeletal = build_skeletal(config) if config.streams != "visual" else None
         self.fusion = build_fusion(config)
         self.temporal = build_temporal(config)
@@ -145,7 +147,15 @@ class SignFuse(nn.Module):
             llm_fingerprint=None if trained_with is None else trained_with.fingerprint,
             llm_trained=self.language_model is not None and self.language_model.is_trained,
             max_frames=self.max_frames,
+            vector_dim=self.vector_dim,
         )
+
+    @property
+    def vector_dim(self) -> int | None:
+        """Numbers of a frame in the feature sets that it sees; None for a model of pictures."""
+        if self.visual is None or not isinstance(self.visual.backbone, GivenVectors):
+            return None
+        return self.visual.backbone.output_dim
 
     def forward(
         self,
@@ -214,7 +224,16 @@ class SignFuse(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
                 longest, shown = batch.pose.shape[1], batch.picture_lengths
                 steps_shown = steps if shown is batch.frame_lengths else steps * (shown > 0)
-                streams.append(self.visual(batch.frames, shown, steps_shown, batch.weight, longest))
+                streams.append(
+                    self.visual(
+                        batch.frames,
+                        shown,
+                        steps_shown,
+                        batch.weight,
+                        longest,
+                        self._given(batch.frame_vectors),
+                    )
+                )
         if self.skeletal is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.skeletal)):
                 streams.append(
@@ -343,6 +362,19 @@ class SignFuse(nn.Module):
         )
         return Decoded(candidates, gate, streams.step_lengths)
 
+    def _given(self, vectors: Tensor | None) -> Tensor | None:
+        """Return vectors that a batch brings; raise UserError where this model is not of them."""
+        assert self.visual is not None
+        if vectors is None:
+            return None
+        dim, given = self.visual.backbone.output_dim, isinstance(self.visual.backbone, GivenVectors)
+        if not given or vectors.shape[1] != dim:
+            raise UserError(
+                f"the clips have vectors of {vectors.shape[1]} numbers a frame, and the model has "
+                f"model.visual_backbone={self.built_from.visual_backbone} of {dim}"
+            )
+        return vectors
+
     def _refuse_unseen(self, batch: SignBatch) -> None:
         """A model of one stream has nothing to read of a clip without it; known on the host."""
         known = batch.known_skeletal if self.visual is None else batch.known_visual
@@ -441,9 +473,18 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     }
 
 
-def build_visual(config: ModelConfig) -> VisualStream:
-    """Return Eq. 2-3."""
-    backbone = ResNet(config.visual_backbone, config.visual_width, config.visual_norm)
+def build_visual(config: ModelConfig, vector_dim: int | None = None) -> VisualStream:
+    """Return Eq. 2-3; raise UserError for feature sets of which nobody says how wide they are."""
+    backbone: ResNet | GivenVectors
+    if config.feature_sets:
+        if vector_dim is None:
+            raise UserError(
+                f"model.visual_backbone={config.visual_backbone}: how many numbers a frame these "
+                "sets have is not known here"
+            )
+        backbone = GivenVectors(vector_dim)
+    else:
+        backbone = ResNet(config.visual_backbone, config.visual_width, config.visual_norm)
     if config.visual_compile:
         backbone.compile(dynamic=True)  # in place: the names of its parameters stay
     # What `auto` means is decided where the run is known; a model by itself is run whole.

@@ -19,6 +19,7 @@ from signfuse_dist.files import read_json
 from signfuse_dist.origin import TrainedStage
 from signfuse_dist.records import STRICT_KEYS, NonBlank, Number, Whole, read_record
 from signfuse_dist.skeleton import JOINT_LAYOUT
+from signfuse_dist.vector_source import VectorSource
 
 USAGE = "usage.json"
 
@@ -43,6 +44,8 @@ class Usage:
         llm_licence: of the LLM, likewise.
         history: every training that went into the model, oldest first, its own the last; empty
             where an earlier version did not say.
+        features: what the feature sets are whose vectors it sees, in their order; empty for a
+            model of pictures.
     """
 
     corpus: NonBlank
@@ -59,6 +62,7 @@ class Usage:
     corpus_licence: str | None
     llm_licence: str | None
     history: tuple[TrainedStage, ...] = ()
+    features: tuple[VectorSource, ...] = ()
 
     @classmethod
     def of(
@@ -67,6 +71,7 @@ class Usage:
         extractor: str | None,
         extractor_version: str | None,
         history: tuple[TrainedStage, ...] = (),
+        features: tuple[VectorSource, ...] = (),
     ) -> Usage:
         """Return what a run's model is used with, whose joints ``extractor`` found."""
         return cls(
@@ -84,6 +89,7 @@ class Usage:
             corpus_licence=run.data.licence,
             llm_licence=run.model.llm_licence,
             history=history,
+            features=features,
         )
 
     @property
@@ -93,7 +99,10 @@ class Usage:
 
     def to_json(self) -> str:
         """Return the text of the file."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        values = dataclasses.asdict(self) | {"features": [of.values for of in self.features]}
+        if not self.features:
+            del values["features"]
+        return json.dumps(values, indent=1, ensure_ascii=False)
 
 
 def read_usage(folder: Path) -> Usage | None:

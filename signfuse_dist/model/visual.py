@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from signfuse_dist.batch import lay_out, length_mask
+from signfuse_dist.errors import UserError
 from signfuse_dist.model.norm import ImageBatchNorm
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -120,6 +121,29 @@ class ResNet(nn.Module):
         return x
 
 
+class GivenVectors(nn.Module):
+    """In the place of a network of pictures: F_v of Eq. 2 is given, a vector a frame.
+
+    Paper: ResNet-50 on every frame, trained. Here, on request (``model.visual_backbone:
+    features:NAME``): vectors of models that were computed once. Because: the best published systems
+    without glosses use frozen features, and no picture is decoded then.
+    """
+
+    uses_batch = False
+    recompute_blocks = False
+
+    def __init__(self, output_dim: int) -> None:
+        super().__init__()
+        self.output_dim = output_dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raise UserError: there is no network to show pictures to."""
+        raise UserError(
+            "the model was trained on feature sets (model.visual_backbone=features:...), and is "
+            f"given {len(images)} pictures without vectors"
+        )
+
+
 class VisualStream(nn.Module):
     """Eq. 2-3: frames to ``visual`` features at half the frame rate."""
 
@@ -128,7 +152,7 @@ class VisualStream(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: ResNet | GivenVectors,
         dim: int,
         kernel: int,
         stride: int,
@@ -154,6 +178,7 @@ class VisualStream(nn.Module):
         step_lengths: Tensor,
         weight: Tensor,
         longest: int,
+        vectors: Tensor | None = None,
     ) -> Tensor:
         """Return ``visual`` (F^_v of Eq. 3), zero beyond each clip's end.
 
@@ -163,12 +188,16 @@ class VisualStream(nn.Module):
             step_lengths: ``[batch]``, ceil(T / 2).
             weight: ``[batch]``; a clip of weight 0 enters no statistic.
             longest: frames of the longest clip, as the host knows them: nothing waits for a device.
+            vectors: F_v of Eq. 2 where it was computed before, ``[sum(frame_lengths),
+                visual_dim]``; the frames are not read then.
 
         Returns:
             ``[batch, steps, dim]``.
         """
-        features = self.frame_features(frames, frame_lengths, weight)
-        layout = lay_out(frame_lengths, longest, len(frames))
+        features = vectors
+        if features is None:
+            features = self.frame_features(frames, frame_lengths, weight)
+        layout = lay_out(frame_lengths, longest, len(features))
         return self.shorten(layout.unpack(features), step_lengths, weight)
 
     def frame_features(self, frames: Tensor, frame_lengths: Tensor, weight: Tensor) -> Tensor:

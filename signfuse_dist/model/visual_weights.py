@@ -14,6 +14,7 @@ from torchvision.models import get_model_weights
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError, first_line
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.model.visual import ResNet
 from signfuse_dist.weights import load_exactly
 
 _UNREADABLE = (
@@ -30,11 +31,11 @@ _UNREADABLE = (
 def load_visual_weights(model: SignFuse, config: ModelConfig) -> None:
     """Start the ResNet from ``model.visual_weights``: `imagenet`, a file, or null for none.
 
-    Nothing is read for a model of the skeletal stream alone. Raises UserError when the weights
-    are missing, damaged or of another network; pickles that could run code are not loaded.
+    Nothing is read for a model without a ResNet. Raises UserError when the weights are missing,
+    damaged or of another network; pickles that could run code are not loaded.
     """
     source = config.visual_weights
-    if source is None or model.visual is None:
+    if source is None or model.visual is None or not isinstance(model.visual.backbone, ResNet):
         return
     state = _imagenet(config.visual_backbone) if source == "imagenet" else _weights_of(source)
     state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}

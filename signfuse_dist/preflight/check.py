@@ -270,7 +270,7 @@ def _check_sizes(
         given = llms[run.stage.name], frames, target.world_size, bucket
         resolved = memory.resolve_chunk(run, *given, gigabytes)
         how = ""
-        if run.model.streams != "skeletal":
+        if run.model.sees_pictures:
             how = memory.say_chunk(run.model, resolved.model)
         need = memory.estimate(resolved, *given)
         findings.append(memory.judge_gpu(resolved, need, frames, gigabytes, how, target.world_size))

@@ -34,9 +34,11 @@ from signfuse_dist.data.manifest import (
     Manifest,
     SampleEntry,
     ShardError,
+    feature_path,
     pose_path,
 )
 from signfuse_dist.data.manifest_files import load_index, load_manifest
+from signfuse_dist.data.split import read_source
 from signfuse_dist.data.stamp import is_verified
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refuse_other_position
@@ -235,7 +237,9 @@ def _look_at(
     elif manifest.num_samples and run.model.streams != "visual":
         may_lack = blended and run.model.streams == "both"
         findings += _check_joints(what, manifest, samples, may_lack)
-    if manifest.packing.contents == "clips":
+    for name in run.model.feature_sets:
+        findings.append(_check_features(manifest, folder, location, name, missing))
+    if manifest.packing.contents == "clips" and not run.model.feature_sets:
         findings += _check_pictures(run, what, samples)
     return _SplitSeen(role, location, findings, {sample.id: sample.text for sample in samples})
 
@@ -326,6 +330,27 @@ def _check_poses(run: RunConfig, clips: Folder, location: str, missing: _Level) 
     if manifest.packing.extractor == NO_EXTRACTOR:
         return error(what, "holds no joints", fix)
     return ok(what, f"joints by {manifest.packing.extractor}")
+
+
+def _check_features(
+    clips: Manifest, folder: Folder, location: str, name: str, missing: _Level
+) -> Finding:
+    """Look at one feature set of a split: whether it is of these clips, and what it is."""
+    what = f"feature set {name} of {location}"
+    fix = f"signfuse features {shlex.quote(location)} --model NAME, or --from FOLDER, --name {name}"
+    try:
+        beside = folder / feature_path(name)
+        manifest = load_manifest(beside)
+        source = read_source(beside, manifest.packing)
+    except UserError as e:
+        refuse_machine(e, location)
+        return missing(what, _fault(e), fix)
+    made = manifest.packing.extractor, manifest.packing.extractor_version
+    if clips.packing.of("features", *made) != manifest.packing:
+        return error(what, "is of other clips", fix)
+    without = manifest.num_flagged
+    lacking = f"; {without} clips have none, and their joints stand on both sides of CMFA"
+    return ok(what, printable(f"{source}{lacking if without else ''}"))
 
 
 def _fault(error: UserError) -> str:
@@ -462,7 +487,7 @@ def _check_start(run: RunConfig, is_here: bool) -> list[Finding]:
     if run.train.start is not None:
         finding, needed = _check_named_start(run)
         findings = [finding]
-    if not needed or run.model.visual_weights is None or run.model.streams == "skeletal":
+    if not needed or run.model.visual_weights is None or not run.model.sees_pictures:
         return findings
     return [*findings, _check_visual(run.model, run.model.visual_weights, is_here)]
 

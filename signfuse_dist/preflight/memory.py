@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from signfuse_dist.config import SCALES, LossConfig, ModelConfig, RunConfig, StageName
+from signfuse_dist.data.blended import find_vector_dim
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import divisors_that_fit
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
@@ -130,11 +131,14 @@ def frame_bytes(config: ModelConfig, frame_size: int, bf16: bool) -> FrameBytes:
     return FrameBytes(held, most)
 
 
-def parameters(config: ModelConfig, llm_dim: int) -> dict[str, int]:
-    """Return the parameters of each component, without the LLM and LoRA."""
+def parameters(config: ModelConfig, llm_dim: int, vector_dim: int = 0) -> dict[str, int]:
+    """Return the parameters of each component, without the LLM and LoRA.
+
+    ``vector_dim`` is the numbers of a frame in the feature sets that the model sees.
+    """
     dim = config.dim
     counts = {
-        "visual": _visual(config),
+        "visual": _visual(config, vector_dim),
         "skeletal": _skeletal(config),
         "fusion": fusion_parameters(config),
         "temporal": _temporal(config),
@@ -145,10 +149,15 @@ def parameters(config: ModelConfig, llm_dim: int) -> dict[str, int]:
 
 
 def count_trained(
-    config: ModelConfig, loss: LossConfig, stage: StageName, llm_dim: int, of_llm: int
+    config: ModelConfig,
+    loss: LossConfig,
+    stage: StageName,
+    llm_dim: int,
+    of_llm: int,
+    vector_dim: int = 0,
 ) -> int:
     """Return how many parameters of a stage train; ``of_llm`` are those that the LLM trains."""
-    counts = parameters(config, llm_dim) | {"llm": of_llm}
+    counts = parameters(config, llm_dim, vector_dim) | {"llm": of_llm}
     # Of CMFA "attended" features reach the first layer's attention alone, named below it.
     return sum(
         counts.get(part, _attention(config.dim) if "." in part else 0)
@@ -156,7 +165,9 @@ def count_trained(
     )
 
 
-def _visual(config: ModelConfig) -> int:
+def _visual(config: ModelConfig, vector_dim: int) -> int:
+    if config.feature_sets:
+        return vector_dim * config.dim * config.visual_kernel + 2 * config.dim
     blocks = list(_blocks(config, 64))
     resnet = sum(conv.parameters for block in blocks for conv in block)
     outputs = max(conv.outputs for conv in blocks[-1])
@@ -283,8 +294,9 @@ def estimate(
     """
     llm_dim = llm.llm_dim if llm else 0
     of_llm = _trained_of_llm(run, llm)
-    every = sum(parameters(run.model, llm_dim).values()) + of_llm
-    trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, of_llm)
+    dim = find_vector_dim(run) or 0
+    every = sum(parameters(run.model, llm_dim, dim).values()) + of_llm
+    trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, of_llm, dim)
     whole = trains_llm(run.stage.name, run.model)
     average = 0.0 if run.train.weight_average is None else 4.0 * trained
     shared = 4 + 8 + 4  # gradients, moments, and ZeRO's copy of the weights, in float32
@@ -319,9 +331,11 @@ def _visual_bytes(run: RunConfig, frames: int) -> tuple[float, float]:
     """
     model, size = run.model, run.data.frame_size
     bf16 = run.train.precision == "bf16"
+    if model.feature_sets:  # as they come and as they are computed on
+        return frames * (find_vector_dim(run) or 0) * (6.0 if bf16 else 4.0), 0.0
     pictures = frames * 3.0 * size**2
     each = frame_bytes(model, size, bf16)
-    casts = 2.0 * _visual(model) if bf16 else 0.0
+    casts = 2.0 * _visual(model, 0) if bf16 else 0.0
     chunk = frames if model.visual_chunk in (None, "auto") else min(frames, int(model.visual_chunk))
     if run.stage.name == "alignment":  # a few feature maps at once, and none is kept
         widest = max(c.activations for block in _blocks(model, size) for c in block)
@@ -438,7 +452,7 @@ def resolve_chunk(
     if run.model.visual_chunk != "auto":
         return run
     whole = _with_chunk(run, None)
-    can = run.model.streams != "skeletal" and run.model.visual_norm not in ("sync", "local")
+    can = run.model.sees_pictures and run.model.visual_norm not in ("sync", "local")
     if gigabytes is None or not can:
         return whole
     if llm is None and needs_language_model(run.stage.name):
@@ -462,7 +476,7 @@ def advise(run: RunConfig, world_size: int) -> str:
     model, train, trains = run.model, run.train, run.stage.name != "alignment"
     keys = []
     chunk = None if model.visual_chunk == "auto" else model.visual_chunk
-    if model.streams != "skeletal" and model.visual_norm not in ("sync", "local"):
+    if model.sees_pictures and model.visual_norm not in ("sync", "local"):
         if chunk is None or chunk > _CHUNKS[-1]:
             less = _MODEST if chunk is None or chunk > _MODEST else max(_CHUNKS[-1], chunk // 2)
             now = "all frames at once" if chunk is None else chunk
@@ -534,8 +548,9 @@ def judge_disk(runs: Sequence[RunConfig], llms: Sequence[LLMFiles | None]) -> Fi
     for run, llm in zip(runs, llms, strict=True):
         llm_dim = llm.llm_dim if llm else 0
         of_llm = _trained_of_llm(run, llm)
-        trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, of_llm)
-        every = sum(parameters(run.model, llm_dim).values()) + of_llm
+        dim = find_vector_dim(run) or 0
+        trained = count_trained(run.model, run.loss, run.stage.name, llm_dim, of_llm, dim)
+        every = sum(parameters(run.model, llm_dim, dim).values()) + of_llm
         each = 12.0 if run.train.weight_average is None else 16.0
         # One more while it is written, one more for the best; then the stage's model.
         needed += (run.train.keep_checkpoints + 2) * each * trained + 4.0 * every

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from signfuse_dist.ablation.rows import Ablation, AblationRow, read_ablations
 from signfuse_dist.config import ModelConfig, RunConfig, build_section
+from signfuse_dist.data.blended import find_vector_dim
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.experiment import load_stages
 from signfuse_dist.model.signfuse import SignFuse, build_fusion, count_parameters
@@ -46,7 +47,8 @@ def count(run: RunConfig) -> dict[str, int]:
     d_LLM is read from the LLM's configuration, not typed; no weights are loaded.
     """
     with torch.device("meta"):
-        return count_parameters(SignFuse(run.model, (read_llm_dim(run.model), 1.0)))
+        llm, dim = (read_llm_dim(run.model), 1.0), find_vector_dim(run)
+        return count_parameters(SignFuse(run.model, llm, vector_dim=dim))
 
 
 def _row(ablation: Ablation, row: AblationRow, runs: Sequence[RunConfig]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import sys
 import torch
 
 from signfuse_dist.config import RunConfig
+from signfuse_dist.data.blended import find_vector_dim
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import resolve
 from signfuse_dist.model import parts
@@ -33,7 +34,7 @@ def choose(run: RunConfig) -> parts.Chosen:
             raise UserError(f"model.llm {run.model.llm!r} is not here: nothing can be compared")
         of_llm, llm = fingerprint(folder), (read_llm_dim(run.model), 1.0)
     with torch.device("meta"):
-        expected = SignFuse(run.model, llm).state_dict()
+        expected = SignFuse(run.model, llm, vector_dim=find_vector_dim(run)).state_dict()
     return parts.choose(start.folder, run, expected, of_llm)
 
 

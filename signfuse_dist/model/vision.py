@@ -1,0 +1,353 @@
+"""Vision models of transformers as encoders of frames: DINOv2, CLIP, SigLIP, ViT, ConvNeXt, ...
+
+Of a model of pictures and texts the half of the pictures is taken. A frame's vector is what the
+model's own pooling makes of it, where its files hold that, else the mean of its tokens or places.
+Normalisation and side of the picture are those of the model's image processor. Models that look at
+several frames at once (VideoMAE) make feature sets alone: the vector of a frame is that of the
+window whose middle is nearest, windows of ``num_frames`` lying half their length apart.
+
+The weights are safetensors, and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.image_processing_base import ImageProcessingMixin
+
+from signfuse_dist.errors import UserError, first_line
+from signfuse_dist.model.llm import without_bars
+from signfuse_dist.model.llm_identity import find_folder, fingerprint
+from signfuse_dist.model.read_ahead import read_ahead
+from signfuse_dist.vector_source import Dtype, VectorSource
+
+_POOLER = "pooler."
+
+
+@dataclass(frozen=True)
+class ShownPicture:
+    """How a model's image processor says that a picture is brought to it."""
+
+    side: int
+    """Of the square, in pixels."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        numbers = ", ".join(f"{m:.3g}" for m in self.mean), ", ".join(f"{s:.3g}" for s in self.std)
+        return f"{self.side} x {self.side} pixels, mean ({numbers[0]}), deviation ({numbers[1]})"
+
+
+class VisionModel(nn.Module):
+    """A vision model around its network; what it computes does not depend on other frames.
+
+    It stays in evaluation mode also where it trains, as the LLM does: no dropout of its own.
+
+    Attributes:
+        picture: as what it wants to see a frame.
+        window: frames that it looks at together; 1 for a model of pictures.
+        output_dim: numbers of a vector.
+        commit: the revision on the hub; None for a folder.
+        fingerprint: of its weights.
+    """
+
+    uses_batch = False
+    recompute_blocks = False
+
+    def __init__(
+        self,
+        network: Any,
+        picture: ShownPicture,
+        pools: bool,
+        commit: str | None = None,
+        identity: str | None = None,
+    ) -> None:
+        """``pools``: whether its own pooling is to be used, where it has one."""
+        super().__init__()
+        self.network, self.picture, self.pools = network, picture, pools
+        self.commit, self.fingerprint = commit, identity
+        config = network.config
+        is_video = hasattr(config, "num_frames") and hasattr(config, "tubelet_size")
+        self.window = int(config.num_frames) if is_video else 1
+        sizes = getattr(config, "hidden_sizes", None)
+        self.output_dim = int(sizes[-1] if sizes else config.hidden_size)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each colour, taken from a picture whose values are from 0 to 1."""
+        return self.picture.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of each colour, by which it is divided then."""
+        return self.picture.std
+
+    def train(self, mode: bool = True) -> VisionModel:
+        """Keep the network in evaluation mode whatever ``mode`` says."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return a vector a picture: normalised ``[n, 3, h, w]`` to ``[n, output_dim]``.
+
+        Larger pictures are made smaller. Of a model of films: ``[n, window, 3, h, w]``.
+        """
+        side = self.picture.side
+        if images.shape[-1] != side:
+            shape = images.shape
+            flat = images.flatten(0, -4).contiguous()
+            flat = F.interpolate(flat, size=(side, side), mode="bicubic", antialias=True)
+            images = flat.reshape(*shape[:-2], side, side)
+        out = self.network(pixel_values=images)
+        pooled = getattr(out, "pooler_output", None) if self.pools else None
+        if pooled is not None:
+            vectors: Tensor = pooled.flatten(1)
+            return vectors
+        hidden: Tensor = out.last_hidden_state
+        return hidden.mean(dim=(2, 3)) if hidden.dim() == 4 else hidden.mean(dim=1)
+
+    def refuse_unfit(self, frame_size: int, setting: str) -> None:
+        """Raise UserError where frames of this side, in pixels, cannot be shown to the model."""
+        if frame_size < self.picture.side:
+            raise UserError(
+                f"{setting}: the model sees {self.picture}, and frames are packed at "
+                f"data.frame_size {frame_size}: pack them at {self.picture.side} or more, or take "
+                "a model of smaller pictures"
+            )
+
+
+def load_vision_model(name: str, revision: str | None, setting: str) -> VisionModel:
+    """Load a vision model of the hub or of a folder, with weights that do not train.
+
+    ``setting`` is the key or option that named it. Raises UserError when it is not there, is no
+    vision model, lacks weights, does not say how a picture is brought to it, or does not take one
+    of the size that it says.
+    """
+    network, missing = _load_network(name, revision, setting)
+    folder = find_folder(name, revision)
+    if folder is None:
+        raise UserError(f"{setting}: {name!r} is not a folder, and not in the hub's cache")
+    commit = None if Path(name).is_dir() else folder.name
+    picture = _read_picture(name, revision, network.config, setting)
+    pools = not any(_POOLER in key for key in missing)
+    network = network.eval().requires_grad_(False)
+    model = VisionModel(network, picture, pools, commit, fingerprint(folder))
+    _try(model, name, setting)
+    return model
+
+
+def without_weights(config: dict[str, Any], picture: ShownPicture, pools: bool) -> VisionModel:
+    """Return a model of its configuration, whose weights are to be loaded: it was trained."""
+    kind = config.get("model_type")
+    try:
+        known = AutoConfig.for_model(**config)
+        network = AutoModel.from_config(known)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"no vision model {kind!r} can be built: {first_line(error)}") from error
+    return VisionModel(network.eval(), picture, pools)
+
+
+def unreached(model: VisionModel) -> list[str]:
+    """Return the parameters that no vector depends on, such as the token of a masked place.
+
+    In distributed training a parameter that trains must get a gradient.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if not p.is_meta]
+    if not named:
+        return []
+    before = [p.requires_grad for _, p in named]
+    for _, parameter in named:
+        parameter.requires_grad_(True)
+    shape = (1, *([model.window] if model.window > 1 else []), 3, *[model.picture.side] * 2)
+    some = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(named[0][1].dtype)
+    with torch.enable_grad():
+        total = model(some.to(named[0][1].device)).square().sum()
+        grads = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
+    for (_, parameter), trained in zip(named, before, strict=True):
+        parameter.requires_grad_(trained)
+    return [name for (name, _), grad in zip(named, grads, strict=True) if grad is None]
+
+
+class FrameVectors:
+    """What computes a feature set: a vision model on its device, a clip at a time."""
+
+    def __init__(
+        self,
+        name: str,
+        model: VisionModel,
+        device: torch.device,
+        *,
+        frame_size: int,
+        dtype: Dtype = "float32",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        frames_at_once: int = 64,
+    ) -> None:
+        """Raise UserError where frames of ``frame_size`` pixels do not fit the model."""
+        model.refuse_unfit(frame_size, f"--model {name}")
+        self.model, self.device = model.to(device).eval(), device
+        self.precision, self.frames_at_once = precision, frames_at_once
+        self.source = VectorSource(
+            dim=model.output_dim,
+            dtype=dtype,
+            model=name,
+            revision=model.commit,
+            fingerprint=model.fingerprint,
+            precision=precision,
+        )
+
+    @torch.no_grad()
+    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return ``[n, dim]`` for uint8 RGB ``[n, size, size, 3]``."""
+        pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+        places = windows(len(frames), self.model.window)
+        parts = []
+        at_once = max(1, self.frames_at_once // self.model.window)
+        for start in range(0, len(places), at_once):
+            some = places[start : start + at_once]
+            shown = pictures[some[:, 0] if self.model.window == 1 else some]
+            parts.append(self._vectors(shown.to(self.device)).float().cpu())
+        vectors = torch.cat(parts).numpy()
+        return vectors if self.model.window == 1 else vectors[nearest(places, len(frames))]
+
+    def _vectors(self, shown: Tensor) -> Tensor:
+        bf16 = self.precision == "bf16"
+        mean, std = (
+            torch.tensor(of, device=self.device).view(3, 1, 1)
+            for of in (self.model.mean, self.model.std)
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            vectors: Tensor = self.model((shown.float() / 255 - mean) / std)
+        return vectors
+
+
+def windows(count: int, size: int) -> NDArray[np.int64]:
+    """Return the frames of each window, ``[windows, size]``: half a window apart, to the last.
+
+    A clip shorter than a window shows its last frame again.
+    """
+    if size == 1:
+        return np.arange(count)[:, None]
+    starts = sorted({*range(0, max(1, count - size + 1), max(1, size // 2)), max(0, count - size)})
+    shown: NDArray[np.int64] = np.array(starts, np.int64)[:, None] + np.arange(size)
+    return np.minimum(shown, count - 1)
+
+
+def nearest(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return of each of ``count`` frames the window whose middle is nearest, the earlier of two."""
+    middles = places[:, 0] + (places.shape[1] - 1) / 2
+    apart = np.abs(np.arange(count)[:, None] - middles[None])
+    return np.asarray(apart.argmin(axis=1))
+
+
+def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, Sequence[str]]:
+    try:
+        known = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        of_pictures = getattr(known, "vision_config", known)
+        folder = find_folder(name, revision)
+        if folder is not None:
+            read_ahead(folder)
+        with without_bars(), _quiet():
+            network, said = AutoModel.from_pretrained(
+                name,
+                revision=revision,
+                config=of_pictures,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{setting}: {name!r} cannot be loaded as a vision model of transformers from its "
+            f"safetensors: {first_line(error)}"
+        ) from error
+    if getattr(network, "main_input_name", None) != "pixel_values":
+        raise UserError(f"{setting}: {name!r} ({type(network).__name__}) sees no pictures")
+    lost = sorted(key for key in said["missing_keys"] if _POOLER not in key)
+    if lost or said["mismatched_keys"]:
+        odd = [*lost, *map(str, said["mismatched_keys"])]
+        raise UserError(
+            f"{setting}: the files of {name!r} lack {len(odd)} weights of "
+            f"{type(network).__name__}, such as {odd[0]}"
+        )
+    return network, sorted(said["missing_keys"])
+
+
+def _read_picture(
+    name: str, revision: str | None, config: PreTrainedConfig, setting: str
+) -> ShownPicture:
+    try:
+        said, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{setting}: {name!r} has no preprocessor_config.json, which says how a picture is "
+            "normalised and how large it is"
+        ) from error
+    size = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
+    side = _side(size) or _side(getattr(config, "image_size", None))
+    mean, std = said.get("image_mean") or (), said.get("image_std") or ()
+    if said.get("do_normalize") is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    try:
+        picture = ShownPicture(int(side or 0), tuple(map(float, mean)), tuple(map(float, std)))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{setting}: the preprocessor_config.json of {name!r} has image_mean {mean!r} and "
+            f"image_std {std!r}, not three numbers each"
+        ) from error
+    if not 1 <= picture.side <= 4096 or len(picture.mean) != 3 or len(picture.std) != 3:
+        raise UserError(f"{setting}: {name!r} does not say how large its square pictures are")
+    if not all(value > 0 for value in picture.std):
+        raise UserError(f"{setting}: {name!r} has image_std {std!r}, not above 0")
+    return picture
+
+
+def _side(size: Any) -> int | None:
+    """Return the side of a square that a size names in one of the ways of image processors."""
+    if isinstance(size, dict):
+        sides = {size.get("height", size.get("shortest_edge")), size.get("width")} - {None}
+        return next(iter(sides)) if len(sides) == 1 else None
+    if isinstance(size, (list, tuple)):
+        return size[0] if len({*size}) == 1 else None
+    return size if isinstance(size, int) else None
+
+
+@torch.no_grad()
+def _try(model: VisionModel, name: str, setting: str) -> None:
+    """Show it one picture: a size that it does not take is said before anything is trained."""
+    side = model.picture.side
+    shape = (1, *([model.window] if model.window > 1 else []), 3, side, side)
+    try:
+        vectors = model(torch.zeros(shape))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{setting}: {name!r} does not take the {model.picture} of its own image processor: "
+            f"{first_line(error)}"
+        ) from error
+    if tuple(vectors.shape) != (1, model.output_dim):
+        model.output_dim = int(vectors.shape[1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let transformers not list what it leaves out: the texts' half of a model."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
