@@ -167,16 +167,12 @@ def write_shard(path: Path, clips: Iterable[Encoded | Rejected], packing: Packin
     """Write a tar and the index beside it, each appearing whole or not at all.
 
     ``clips`` is consumed one at a time; rows that were dropped on the way go into the index. The
-    same clips give the same bytes.
+    same clips give the same bytes, which are those of webdataset's own writer: that one is not
+    called, because it brings torch, half a gigabyte, into each process that packs.
     """
-    from webdataset.writer import TarWriter  # imports torch, which reading does without
-
     samples: list[SampleEntry] = []
     dropped: list[Rejected] = []
-    with (
-        written_whole(path) as file,
-        TarWriter(file, _OWNER, _OWNER, _MODE, compress=False, encoder=False, mtime=0) as writer,
-    ):
+    with written_whole(path) as file:
         position = 0
         for clip in clips:
             if isinstance(clip, Rejected):
@@ -186,12 +182,13 @@ def write_shard(path: Path, clips: Iterable[Encoded | Rejected], packing: Packin
             key = key_of(clip.record["id"])
             places: dict[str, tuple[int, int]] = {}
             for name, content in members.items():
-                # A write of several members would sort them; the record is to come first.
-                writer.write({"__key__": key, name: content})
-                position += len(member_header(key, name, len(content)))
-                places[name] = (position, len(content))
-                position += len(content) + -len(content) % tarfile.BLOCKSIZE
+                header, size = member_header(key, name, len(content)), len(content)
+                filling = -size % tarfile.BLOCKSIZE
+                file.writelines((header, content, bytes(filling)))
+                places[name] = (position + len(header), size)
+                position += len(header) + size + filling
             samples.append(_entry(key, clip.record, places, members))
+        file.write(tar_end(position))
     size = path.stat().st_size
     index = ShardIndex(path.name, checksum(path), size, packing, tuple(samples), tuple(dropped))
     with written_whole(path.with_name(index_name(path.name))) as file:
