@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from signfuse_dist.data.pack_workers import Death, WorkerPool
+from signfuse_dist.corpora import ClipRow
+from signfuse_dist.data.finished import ShardTask
+from signfuse_dist.data.pack_workers import Death, WorkerPool, longest_first
 from signfuse_dist.errors import UserError
 
 
@@ -34,3 +37,32 @@ def test_an_error_in_a_task_reaches_the_caller():
 
 def test_without_workers_tasks_run_in_this_process():
     assert list(WorkerPool(work, 0, lambda name, count: None).run([3, 1])) == [(0, 9), (1, 1)]
+
+
+def shard(name: str, *clips: tuple[float | None, int], folder: Path) -> ShardTask:
+    """A shard of clips of so many seconds, whose videos have so many bytes."""
+    rows = []
+    for number, (seconds, size) in enumerate(clips):
+        video = folder / f"{name}-{number}.mp4"
+        video.write_bytes(bytes(size))
+        row = ClipRow(2, video.stem, video, video.name, "", 0.0, seconds, None, None, "train", None)
+        rows.append(row)
+    return ShardTask(name, tuple(rows))
+
+
+def test_the_longest_shard_is_begun_first_by_seconds_else_by_bytes(tmp_path: Path) -> None:
+    timed = [
+        shard("short", (1.0, 9), (1.0, 9), folder=tmp_path),
+        shard("long", (9.0, 1), folder=tmp_path),
+        shard("middle", (2.0, 1), (2.0, 1), folder=tmp_path),
+    ]
+    assert [t.name for t in longest_first(timed, 2)] == ["long", "middle", "short"]
+    untimed = [*timed[:2], shard("gone", (None, 1), folder=tmp_path)]
+    (tmp_path / "gone-0.mp4").unlink()
+    assert [t.name for t in longest_first(untimed, 2)] == ["short", "long", "gone"]
+
+
+def test_one_worker_and_one_for_each_shard_keep_the_order(tmp_path: Path) -> None:
+    tasks = [shard("a", (1.0, 1), folder=tmp_path), shard("b", (2.0, 1), folder=tmp_path)]
+    for workers in (0, 1, 2, 5):
+        assert longest_first(tasks, workers) == tasks
