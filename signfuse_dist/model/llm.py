@@ -12,28 +12,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft import (
-    LoraConfig,
-    TaskType,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedModel,
-)
-from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging as transformers_logging
 
 from signfuse_dist import device
 from signfuse_dist.batch import length_mask
@@ -45,6 +28,11 @@ from signfuse_dist.model.llm_identity import find_folder, not_found
 from signfuse_dist.model.read_ahead import read_ahead
 from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.weights import refuse_difference
+
+# PEFT and what transformers makes an LLM of are imported where there is one: they take three
+# seconds, and the contrastive stage needs neither.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LanguageModel(nn.Module):
@@ -62,6 +50,8 @@ class LanguageModel(nn.Module):
         self, model: PreTrainedModel, prompt: list[int], opening: Sequence[int] = ()
     ) -> None:
         """Put ``opening`` before the sign tokens and ``prompt`` behind them, as ids."""
+        from transformers import GenerationConfig
+
         super().__init__()
         self.model: Any = model.requires_grad_(False)
         for name, ids in (("opening", opening), ("prompt", prompt)):
@@ -147,6 +137,8 @@ class LanguageModel(nn.Module):
         In the LLM's own precision: with bfloat16 the sum is rounded. Raises UserError for a
         quantized LLM, and for matrices of another form than they say.
         """
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
         if config.llm_quantization != "none":
             raise UserError(
                 f"LoRA matrices cannot be merged into model.llm_quantization="
@@ -276,6 +268,8 @@ class LanguageModel(nn.Module):
         Raises UserError when ``max_new_tokens`` do not fit into the context, or the beams are fewer
         than what is asked for.
         """
+        from transformers import GenerationConfig
+
         self.refuse_beyond_context(
             sign_embeddings.shape[1], config.max_new_tokens, "evaluation.max_new_tokens"
         )
@@ -373,6 +367,8 @@ def load_frozen(config: ModelConfig) -> PreTrainedModel:
 
     Raises UserError when it is not there, is of no known kind, or has no such attention.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
     quantization = _quantization(config)
     try:
         known = AutoConfig.from_pretrained(config.llm, revision=config.llm_revision)
@@ -399,6 +395,8 @@ def without_bars() -> Iterator[None]:
 
     What the hub downloads keeps its own, which it draws on terminals alone.
     """
+    from transformers.utils import logging as transformers_logging
+
     before = transformers_logging.set_tqdm_hook(
         lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True})
     )
@@ -415,6 +413,8 @@ def add_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
     blocks, with `all` on every linear layer but the output layer. Raises UserError for a target
     that matches no layer.
     """
+    from peft import LoraConfig, TaskType, get_peft_model
+
     targets = find_linear(model) if config.lora_targets == "all" else config.lora_targets
     lora = LoraConfig(
         r=config.lora_rank,
@@ -454,6 +454,8 @@ def find_projections(model: nn.Module) -> list[str]:
     Full names, not endings: GPT-2 calls a layer of its feed-forward part as one of its attention.
     Raises UserError when there are none.
     """
+    from transformers.pytorch_utils import Conv1D
+
     projections = [
         f"{block}.{name}"
         for block, module in attention_blocks(model).items()
@@ -470,6 +472,8 @@ def find_projections(model: nn.Module) -> list[str]:
 
 def find_linear(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the full names of all linear layers of an LLM but the one that gives the logits."""
+    from transformers.pytorch_utils import Conv1D
+
     output = model.get_output_embeddings()
     return tuple(
         name
@@ -513,6 +517,8 @@ def _quantization(config: ModelConfig) -> dict[str, Any]:
             f"model.llm_quantization={config.llm_quantization} needs the package bitsandbytes, "
             "which is not installed (pip install bitsandbytes)"
         )
+    from transformers import BitsAndBytesConfig
+
     settings = BitsAndBytesConfig(
         load_in_8bit=config.llm_quantization == "8bit",
         load_in_4bit=config.llm_quantization == "4bit",

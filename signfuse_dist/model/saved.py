@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
@@ -390,9 +389,11 @@ def _refuse_another_llm(model: SignFuse, config: SignFuseConfig, folder: Path) -
 
 def _peft(model: SignFuse) -> Any:
     language_model = model.language_model
-    if language_model is None or not isinstance(language_model.model, PeftModel):
+    if language_model is None:
         return None
-    return language_model.model
+    from peft import PeftModel
+
+    return language_model.model if isinstance(language_model.model, PeftModel) else None
 
 
 def _save_adapter(adapted: Any, config: SignFuseConfig, path: Path) -> None:
@@ -410,6 +411,8 @@ def load_adapter(folder: Path, model: SignFuse) -> None:
 
     Raises UserError when they are of another configuration or damaged.
     """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     assert model.language_model is not None
     found = load_tensors(folder / ADAPTER_WEIGHTS)
     adapted = model.language_model.model

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.llm_identity import not_found
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class TextTokenizer:
@@ -107,6 +109,8 @@ def _marks_first_words(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def load_tokenizer(config: ModelConfig) -> TextTokenizer:
     """Load the LLM's tokenizer; raise :class:`UserError` when it is not there."""
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.llm_revision)
         return TextTokenizer(tokenizer, config.prompt, config.start_token, config.leading_space)
