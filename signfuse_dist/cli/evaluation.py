@@ -279,9 +279,7 @@ def _score(options: argparse.Namespace) -> int:
         score_files,
         write_split_scores,
     )
-    from signfuse_dist.evaluation.seen import read_texts, score_unseen, unseen_ids
     from signfuse_dist.evaluation.significance import Resampling
-    from signfuse_dist.evaluation.translations import read_scored
 
     protocol = from_options(Protocol, options)
     file, language = options.hypotheses, protocol.language
@@ -303,6 +301,9 @@ def _score(options: argparse.Namespace) -> int:
     )
     unseen = None
     if options.trained is not None:
+        from signfuse_dist.evaluation.seen import read_texts, score_unseen, unseen_ids
+        from signfuse_dist.evaluation.translations import read_scored
+
         ours, theirs = read_scored(file, protocol.references or (), [])
         texts = read_texts(options.trained)
         unseen = score_unseen(ours, theirs, texts, protocol.find_preset(), language)

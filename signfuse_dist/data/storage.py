@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
-
-from upath import UPath
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from signfuse_dist.errors import UserError
 from signfuse_dist.writer import temporary_beside
 
-Folder: TypeAlias = Path | UPath
+if TYPE_CHECKING:
+    from upath import UPath  # brings fsspec, which a folder on a disk does without
+
+Folder: TypeAlias = "Path | UPath"
 Read: TypeAlias = Callable[[int, int], bytes]
 """Returns the bytes of a file from ``start`` to ``stop``, fewer where the file ends."""
 
@@ -38,6 +39,8 @@ def open_folder(location: str) -> Folder:
     """
     if "://" not in location:
         return Path(location)
+    from upath import UPath
+
     try:
         path = UPath(location)
         _ = path.fs  # made on first use: what it needs is missing now, not in the first batch

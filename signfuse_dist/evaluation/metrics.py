@@ -2,7 +2,7 @@
 
 sacrebleu's resampling and signatures thus serve them all. BLEU and chrF are sacrebleu's own.
 ROUGE-L is computed here, or by the package `rouge` where a protocol takes it from there; METEOR is
-nltk's, and imported when it is asked for: nltk brings scipy's statistics, a second of processor.
+nltk's, and imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -385,11 +385,27 @@ def _meteor(preset: Preset, language: str | None) -> SentenceMean:
 
 def sentence_meteor(hypothesis: Sequence[str], reference: Sequence[str], synonyms: Any) -> float:
     """Return METEOR of one sentence's tokens in 0..1; 0.0 for an empty hypothesis."""
-    from nltk.translate.meteor_score import single_meteor_score
-
     if not hypothesis:
         return 0.0
-    return float(single_meteor_score(reference, hypothesis, wordnet=synonyms))
+    return float(_meteor_of_nltk()(reference, hypothesis, wordnet=synonyms))
+
+
+@cache
+def _meteor_of_nltk() -> Callable[..., float]:
+    """Import nltk's METEOR without scipy's statistics, where those are not there already.
+
+    nltk wants them for a test of collocations and for aligning texts, and does without where scipy
+    is not installed; METEOR has no part in either. They take longer than scoring a split.
+    """
+    hidden = "scipy.stats" not in sys.modules
+    if hidden:
+        sys.modules["scipy.stats"] = None  # type: ignore[assignment]
+    try:
+        from nltk.translate.meteor_score import single_meteor_score
+    finally:
+        if hidden:
+            del sys.modules["scipy.stats"]
+    return single_meteor_score  # type: ignore[no-any-return]
 
 
 def find_wordnet(language: str | None) -> tuple[Any, str]:
@@ -401,6 +417,7 @@ def find_wordnet(language: str | None) -> tuple[Any, str]:
     """
     if language is not None and language.lower().replace("_", "-").split("-")[0] != "en":
         return _NoSynonyms(), "exact+stem"
+    _meteor_of_nltk()  # imports nltk as it is wanted
     from nltk.corpus import wordnet
 
     try:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError, first_line
 from signfuse_dist.tensor_files import read_spans
@@ -45,6 +43,8 @@ def find_folder(name: str, revision: str | None) -> Path | None:
     """Return the folder of an LLM, in the hub's cache where ``name`` is none; None without."""
     if Path(name).is_dir():
         return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
     found = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 

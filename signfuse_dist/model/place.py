@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from signfuse_dist.errors import UserError
 from signfuse_dist.files import STATE
 from signfuse_dist.model.usage import USAGE
@@ -35,6 +32,9 @@ def local(name: str | Path, revision: str | None = None) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=_WANTED))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as e:

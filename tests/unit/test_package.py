@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 import grimp
+import pytest
 
 import signfuse_dist
+from helpers.imports import imported_with
 from helpers.repository import ROOT
 
 MODEL = "signfuse_dist.model"
@@ -34,3 +36,33 @@ def test_no_imports_go_in_a_circle_but_those_of_a_model_that_loads_and_uses_itse
         if graph.chain_exists(importer=other, imported=module)
     }
     assert circles == set()
+
+
+HEAVY = {"torch", "transformers", "peft", "scipy", "nltk", "matplotlib", "mediapipe", "webdataset"}
+
+
+@pytest.mark.parametrize(
+    ("module", "brought"),
+    [
+        ("data.pack_workers", set()),
+        ("data.pack", set()),
+        ("data.verify", set()),
+        ("data.look", set()),
+        ("data.mediapipe", set()),
+        ("evaluation.scores", set()),
+        ("evaluation.compare", set()),
+        ("report.report", {"matplotlib"}),
+        ("jobs.local", set()),
+        ("jobs.launcher", {"torch"}),
+        ("model.signfuse", {"torch"}),
+        ("train", {"torch", "transformers"}),
+    ],
+)
+def test_a_command_starts_without_what_it_may_not_need(module: str, brought: set[str]) -> None:
+    """What takes seconds, or half a gigabyte a process, is imported where it is used."""
+    assert imported_with(f"signfuse_dist.{module}") & HEAVY == brought
+
+
+def test_addresses_and_the_hub_are_reached_by_what_is_imported_for_them() -> None:
+    for module in ("data.storage", "cli.evaluation", "model.place", "evaluation.scores"):
+        assert not imported_with(f"signfuse_dist.{module}") & {"upath", "fsspec", "huggingface_hub"}

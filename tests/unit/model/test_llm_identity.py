@@ -139,7 +139,7 @@ def test_an_llm_of_the_hub_is_known_by_its_commit(
     def cached(name: str, file: str, revision: str | None) -> str | None:
         return str(snapshot / file) if (name, revision) == ("someone/llm", None) else None
 
-    monkeypatch.setattr(llm_identity, "try_to_load_from_cache", cached)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
     assert refer("someone/llm", None) == llm_identity.LLMReference("abc123", fingerprint(llm))
     with pytest.raises(UserError, match="not in the hub's cache"):
         refer("someone/other", None)

@@ -314,7 +314,7 @@ def test_a_name_of_the_hub_is_downloaded_at_its_revision(
         asked.append((name, revision))
         return str(folder)
 
-    monkeypatch.setattr(place, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert SignFuse.from_pretrained("someone/signs", revision="v1").max_frames == MAX_FRAMES
     assert asked == [("someone/signs", "v1")]
 
