@@ -1,4 +1,8 @@
-"""The plots of a report, drawn for light and for dark pages."""
+"""The plots of a report, for light and for dark pages.
+
+Each is laid out and drawn once, in the colours of a light page; then its colours are changed, and
+it is written again. A plot's function returns the figure, :func:`in_themes` its two pictures.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,15 @@ from io import BytesIO
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgba
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from signfuse_dist.report.figures import Figure, Table
@@ -32,6 +41,11 @@ class Theme:
     grid: str
     lines: tuple[str, ...]
 
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """All of them, in an order that is the same for each theme."""
+        return (self.background, self.ink, self.grid, *self.lines)
+
 
 LIGHT = Theme("#ffffff", "#1b1b1f", "#c9c9d1", ("#0b5cad", "#b3470b", "#4b7a14", "#8a2a8f"))
 DARK = Theme("#17171b", "#ececf1", "#44444d", ("#7db8f5", "#f2a06b", "#a9d36c", "#dd97e0"))
@@ -46,10 +60,44 @@ T = TypeVar("T")
 
 
 def plot(
-    name: str, draw: Callable[[Theme], bytes], alt: str, caption: str, table: Table | None
+    name: str,
+    draw: Callable[[Theme], MatplotlibFigure],
+    alt: str,
+    caption: str,
+    table: Table | None,
 ) -> Figure:
-    """Return a figure drawn once for each theme."""
-    return Figure(name, draw(LIGHT), draw(DARK), alt, caption, table)
+    """Return a figure of a report, as :func:`in_themes` makes its pictures."""
+    return Figure(name, *in_themes(draw), alt, caption, table)
+
+
+def in_themes(draw: Callable[[Theme], MatplotlibFigure]) -> tuple[bytes, bytes]:
+    """Return a plot as PNG, for light and for dark pages."""
+    figure = draw(LIGHT)
+    light = _png(figure)
+    figure.set_layout_engine("none")  # where everything stands is known, and stays
+    _recolour(figure, LIGHT, DARK)
+    return light, _png(figure)
+
+
+def _recolour(figure: MatplotlibFigure, before: Theme, after: Theme) -> None:
+    """Give everything in a figure that has a colour of one theme that of another."""
+    other = dict(zip(before.colours, after.colours, strict=True))
+
+    def change(artist: Artist, *names: str) -> None:
+        for name in names:
+            colour = getattr(artist, f"get_{name}")()
+            if to_rgba(colour)[3] and to_hex(colour) in other:  # 0: it is not drawn
+                getattr(artist, f"set_{name}")(other[to_hex(colour)])
+
+    for artist in figure.findobj():
+        if isinstance(artist, Line2D):
+            change(artist, "color", "markerfacecolor", "markeredgecolor")
+        elif isinstance(artist, Text):
+            change(artist, "color")
+        elif isinstance(artist, Patch):
+            change(artist, "facecolor", "edgecolor")
+        elif isinstance(artist, AxesImage):
+            artist.set_cmap(_shades(after))
 
 
 def thinned(rows: Sequence[T], most: int) -> list[T]:
@@ -59,7 +107,7 @@ def thinned(rows: Sequence[T], most: int) -> list[T]:
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
-def loss_curves(stages: Mapping[str, Rows], theme: Theme) -> bytes:
+def loss_curves(stages: Mapping[str, Rows], theme: Theme) -> MatplotlibFigure:
     """Draw one panel a stage: each loss that its log holds against the optimizer step.
 
     Scores of the development split are diamonds in the colour of their loss.
@@ -75,10 +123,10 @@ def loss_curves(stages: Mapping[str, Rows], theme: Theme) -> bytes:
         axes.set_ylabel("loss", color=theme.ink)
         axes.set_xlabel("optimizer step", color=theme.ink)
         _legend(axes, theme)
-    return _png(figure)
+    return figure
 
 
-def learning_rates(stages: Mapping[str, Rows], theme: Theme) -> bytes:
+def learning_rates(stages: Mapping[str, Rows], theme: Theme) -> MatplotlibFigure:
     """Draw one panel a stage: the learning rate against the optimizer step."""
     figure, panels = _panels(stages, theme)
     for axes, rows in zip(panels, stages.values(), strict=True):
@@ -86,10 +134,12 @@ def learning_rates(stages: Mapping[str, Rows], theme: Theme) -> bytes:
         axes.set_ylabel("learning rate", color=theme.ink)
         axes.set_xlabel("optimizer step", color=theme.ink)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    return _png(figure)
+    return figure
 
 
-def gate_over_time(gate: NDArray[np.float32], theme: Theme, seconds: float | None = None) -> bytes:
+def gate_over_time(
+    gate: NDArray[np.float32], theme: Theme, seconds: float | None = None
+) -> MatplotlibFigure:
     """Draw the mean gate of Eq. 10, float ``[steps]`` in 0..1, over the steps of a clip.
 
     ``seconds`` is the clip's length, None where it is not known.
@@ -102,24 +152,23 @@ def gate_over_time(gate: NDArray[np.float32], theme: Theme, seconds: float | Non
     axes.set_ylim(0.0, 1.0)
     axes.set_yticks([0.0, 0.5, 1.0], labels=["0 joints", "0.5", "1 picture"])
     axes.set_xlabel(_time_label(seconds), color=theme.ink)
-    return _png(figure)
+    return figure
 
 
 def attention_maps(
     maps: Mapping[str, NDArray[np.float32]], seconds: float | None, theme: Theme
-) -> bytes:
+) -> MatplotlibFigure:
     """Draw one panel a direction: weights ``[query steps, key steps]`` over the clip's time.
 
     A panel's title is its key in ``maps``. Colours go from the page's own at 0
     to a line's at the panel's strongest weight.
     """
     figure, panels = _panels(maps, theme, height=3.6)
-    colours = LinearSegmentedColormap.from_list("page", [theme.background, theme.lines[0]])
     for axes, weights in zip(panels, maps.values(), strict=True):
         end = step_times(len(weights) + 1, seconds and seconds * (1 + 1 / len(weights)))[-1]
         axes.imshow(
             weights,
-            cmap=colours,
+            cmap=_shades(theme),
             vmin=0.0,
             origin="lower",
             aspect="auto",
@@ -129,10 +178,12 @@ def attention_maps(
         axes.grid(False)
         axes.set_xlabel(f"attended to: {_time_label(seconds)}", color=theme.ink)
         axes.set_ylabel(f"asked from: {_time_label(seconds)}", color=theme.ink)
-    return _png(figure)
+    return figure
 
 
-def bucket_bars(names: Sequence[str], values: Sequence[float], axis: str, theme: Theme) -> bytes:
+def bucket_bars(
+    names: Sequence[str], values: Sequence[float], axis: str, theme: Theme
+) -> MatplotlibFigure:
     """Draw a bar a bucket, its value written above it."""
     figure, (axes,) = _panels({"": ()}, theme, height=2.4)
     bars = axes.bar(range(len(names)), values, color=theme.lines[0], width=0.6)
@@ -142,7 +193,11 @@ def bucket_bars(names: Sequence[str], values: Sequence[float], axis: str, theme:
     axes.set_ylabel(axis, color=theme.ink)
     axes.grid(False, axis="x")
     axes.set_axisbelow(True)
-    return _png(figure)
+    return figure
+
+
+def _shades(theme: Theme) -> LinearSegmentedColormap:
+    return LinearSegmentedColormap.from_list("page", [theme.background, theme.lines[0]])
 
 
 def step_times(num_steps: int, seconds: float | None) -> NDArray[np.float64]:
@@ -160,9 +215,8 @@ def _panels(
     count = len(titles)
     width = 6.4 if count == 1 else 4.2 * count
     figure = MatplotlibFigure(
-        figsize=(width, height), facecolor=theme.background, layout="constrained"
+        figsize=(width, height), dpi=DPI, facecolor=theme.background, layout="constrained"
     )
-    FigureCanvasAgg(figure)
     panels = [figure.add_subplot(1, count, i + 1) for i in range(count)]
     for axes, title in zip(panels, titles, strict=True):
         axes.set_facecolor(theme.background)
@@ -217,6 +271,7 @@ def _legend(axes: Axes, theme: Theme) -> None:
 
 
 def _png(figure: MatplotlibFigure) -> bytes:
+    """Draw a figure, once: `savefig` would first draw it into nothing."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from signfuse_dist.evaluation.translate import ClipReader, NewClip, Source, join
 from signfuse_dist.evaluation.translator import Translation, Translator
 from signfuse_dist.report.figures import data_uri
 from signfuse_dist.report.markup import visible
-from signfuse_dist.report.plots import DARK, LIGHT, gate_over_time
+from signfuse_dist.report.plots import gate_over_time, in_themes
 from signfuse_dist.serve.door import KEPT_SECONDS
 from signfuse_dist.serve.reading import ReadingProcess, Upload
 
@@ -142,7 +143,7 @@ def _gate(translation: Translation) -> str:
     """Return the gate over time as HTML with a picture for light pages and one for dark ones."""
     if translation.gate is None:
         return "<p>This model has no gate: it has one stream, or another fusion.</p>"
-    light, dark = (data_uri(gate_over_time(translation.gate, theme)) for theme in (LIGHT, DARK))
+    light, dark = map(data_uri, in_themes(partial(gate_over_time, translation.gate)))
     mean = float(translation.gate.mean())
     about = (
         f"The gate over {len(translation.gate)} steps, {mean:.2f} on average: 0 listens to the "
