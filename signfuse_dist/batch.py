@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from signfuse_dist.arrangement import PICTURE
 from signfuse_dist.errors import raise_together
 
 
@@ -188,6 +189,21 @@ class SignBatch:
     def pair_weight(self) -> Tensor:
         """``weight`` in Eq. 21: 0 also for a clip of one stream, which is no pair."""
         return _where(self.has_both, self.weight)
+
+    @property
+    def work(self) -> tuple[float, float]:
+        """What the batch needs, and what is computed for it, in units of a frame of joints alone.
+
+        The ResNet, :data:`~signfuse_dist.arrangement.PICTURE` units a picture, sees real frames
+        alone; all else has as many places for each clip as the longest has frames. Clips of weight
+        zero are not needed. On the host.
+        """
+        needed = (self.frame_lengths * self.weight).sum()
+        computed = len(self.frame_lengths) * self.frame_lengths.max()
+        if len(self.frames):
+            needed = needed + PICTURE * (self.picture_lengths * self.weight).sum()
+            computed = computed + PICTURE * len(self.frames)
+        return float(needed), float(computed)
 
     def augmented(self) -> SignBatch:
         """Return the batch with ``colour`` and ``warp`` applied to its frames, on their device.

@@ -28,8 +28,10 @@ class Agreed(NamedTuple):
 
     counts: dict[str, float]
     frames: float
-    most_frames: float
-    """Of the process with the most; the only maximum."""
+    needed: float
+    """Work without padding, of all processes."""
+    slowest: float
+    """Work of the process with the most, micro batch by micro batch: the only maxima."""
     clips: float
     broken: int
     stopping: bool
@@ -46,25 +48,25 @@ class Agreement:
 
     def exchange(self, window: Sequence[TrainingBatch], stop_asked: bool) -> Agreed:
         """Return the sums over all processes, and whether any of them must stop."""
-        # Each process puts its frames into a place of its own, so that a sum brings them all.
+        # Each process puts its work into places of its own, so that a sum brings them all.
         own = dist.get_rank() if self._num_processes > 1 else 0
-        each = torch.zeros(self._num_processes, dtype=torch.float64)
-        local = torch.zeros(len(self._names) + 3, dtype=torch.float64)
-        for batch in window:
+        each = torch.zeros(len(window), self._num_processes, dtype=torch.float64)
+        local = torch.zeros(len(self._names) + 5, dtype=torch.float64)
+        for part, batch in enumerate(window):
             counts = self._objective.counts(batch)
-            each[own] += float((batch.frame_lengths * batch.weight).sum())
-            clips = float(batch.weight.sum())
-            broken = float(len(batch.faults))
-            local += torch.tensor([*(counts[n] for n in self._names), clips, broken, 0.0])
+            needed, each[part, own] = batch.work
+            frames = float((batch.frame_lengths * batch.weight).sum())
+            rest = frames, needed, float(batch.weight.sum()), float(len(batch.faults)), 0.0
+            local += torch.tensor([*(counts[n] for n in self._names), *rest])
         local[-1] = float(stop_asked)
-        together = torch.cat((each, local))
+        together = torch.cat((each.flatten(), local))
         if self._hosts is not None:
             dist.all_reduce(together, group=self._hosts)
-        each, local = together.split((len(each), len(local)))
-        *counts_of, clips, broken, stops = local.tolist()
+        works, local = together.split((each.numel(), len(local)))
+        slowest = float(works.view_as(each).amax(dim=1).sum())
+        *counts_of, frames, needed, clips, broken, stops = local.tolist()
         named = dict(zip(self._names, counts_of, strict=True))
-        frames, most = float(each.sum()), float(each.max())
-        return Agreed(named, frames, most, clips, int(broken), stops > 0)
+        return Agreed(named, frames, needed, slowest, clips, int(broken), stops > 0)
 
     def gather(self, mine: list[str]) -> list[list[str]]:
         """Return what every process gives, by rank; for what happens rarely."""

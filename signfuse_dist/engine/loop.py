@@ -253,6 +253,10 @@ class Step:
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.objective, self.accelerator.num_processes)
         self.finite = FiniteSteps(self.model, self.agreement, self.train.non_finite)
+        self._enter: Callable[[str], None] = lambda part: None
+        engine: Any = self.model
+        if hasattr(engine, "get_global_grad_norm"):
+            engine.step = self._entered(engine.step)
 
     def take(
         self,
@@ -275,6 +279,7 @@ class Step:
         losses: list[dict[str, Tensor]] = []
         norm, taken = None, False
         self.finite.begin()
+        self._enter = interval.enter
         for part, compared in enumerate(self._compare(step, window)):
             batch = window[part].to(self.accelerator.device)
             self._seed(step, part)
@@ -323,6 +328,18 @@ class Step:
         """Key the randomness by step, process and micro batch: resumed and repeated runs agree."""
         key = [self.train.seed, step, self.accelerator.process_index, part]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def _entered(self, step: Callable[..., None]) -> Callable[..., None]:
+        """Return DeepSpeed's own step, whose time is the optimizer's.
+
+        Accelerate calls it within the backward pass, so that no mark of ours could come before it.
+        """
+
+        def entered(*given: Any, **named: Any) -> None:
+            self._enter(OPTIMIZER)
+            step(*given, **named)
+
+        return entered
 
     def _clip(self) -> Any:
         """Clip (plain DDP) or ask what was clipped (DeepSpeed clips by its own dictionary)."""

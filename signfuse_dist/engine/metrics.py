@@ -89,7 +89,7 @@ class Interval:
         self.started = time.perf_counter()
         self.steps, self.waited, self.frames, self.clips, self.broken = 0, 0.0, 0.0, 0.0, 0
         self.gradient_norm: Any = 0.0
-        self._most_frames = 0.0
+        self._needed, self._slowest = 0.0, 0.0
         self._flops = dict.fromkeys(meter.components, 0.0)
         timeline.restart()
 
@@ -108,7 +108,8 @@ class Interval:
     def count(self, agreed: Agreed, window: Iterable[Any]) -> None:
         """Add what all processes bring to a step, and what this one's batches will cost."""
         self.frames += agreed.frames
-        self._most_frames += agreed.most_frames
+        self._needed += agreed.needed
+        self._slowest += agreed.slowest
         self.clips += agreed.clips
         self.broken += agreed.broken
         if self._meter.cost is not None:
@@ -162,7 +163,12 @@ class Interval:
         return {**dict(zip(self.names, means, strict=True)), **seen_means}, figures
 
     def _rates(self, elapsed: float, num_processes: int) -> dict[str, float]:
-        """Return speeds over all processes, and the share of time spent waiting for data."""
+        """Return speeds over all processes, and the share of time spent waiting for data.
+
+        ``balance`` is the share of what processes could compute that is clips: the rest is padding,
+        and waiting for the process that has most in a micro batch. They wait at each under ZeRO-2,
+        which reduces gradients then, and where norms or Eq. 21 see clips of all processes.
+        """
         return {
             "gradient_norm": float(self.gradient_norm),
             "clips_per_second": self.clips / elapsed,
@@ -170,7 +176,7 @@ class Interval:
             "frames_per_second_per_device": self.frames / elapsed / num_processes,
             "seconds_per_step": elapsed / max(1, self.steps),
             "data_wait": self.waited / elapsed,
-            "balance": self.frames / max(self._most_frames * num_processes, 1.0),
+            "balance": self._needed / max(self._slowest * num_processes, 1.0),
         }
 
     def _costs(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class TrainingBatch(Protocol):
-    """What the loop asks of a batch."""
+    """What the loop asks of a batch. ``work`` is what it needs, and with padding what it takes."""
 
     @property
     def ids(self) -> tuple[str, ...]: ...
@@ -21,6 +21,8 @@ class TrainingBatch(Protocol):
     def weight(self) -> Tensor: ...
     @property
     def faults(self) -> tuple[str, ...]: ...
+    @property
+    def work(self) -> tuple[float, float]: ...
     def to(self, device: torch.device) -> Any: ...
 
 
