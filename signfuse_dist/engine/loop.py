@@ -253,10 +253,6 @@ class Step:
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.objective, self.accelerator.num_processes)
         self.finite = FiniteSteps(self.model, self.agreement, self.train.non_finite)
-        self._enter: Callable[[str], None] = lambda part: None
-        engine: Any = self.model
-        if hasattr(engine, "get_global_grad_norm"):
-            engine.step = self._entered(engine.step)
 
     def take(
         self,
@@ -279,14 +275,15 @@ class Step:
         losses: list[dict[str, Tensor]] = []
         norm, taken = None, False
         self.finite.begin()
-        self._enter = interval.enter
         for part, compared in enumerate(self._compare(step, window)):
             batch = window[part].to(self.accelerator.device)
             self._seed(step, part)
             with self.accelerator.accumulate(self.model):
                 sums = self.objective(self.model, batch, compared)
                 terms = [weights[n] * sums[n] / max(counts[n], 1) for n in sums if n in weights]
-                self.accelerator.backward(marked(torch.stack(terms).sum()) * scale)
+                loss = marked(torch.stack(terms).sum()) * scale
+                _call_after_backward(loss, lambda: interval.enter(OPTIMIZER))
+                self.accelerator.backward(loss)
                 interval.enter(OPTIMIZER)
                 if self.accelerator.sync_gradients:
                     norm = self._clip()
@@ -329,18 +326,6 @@ class Step:
         key = [self.train.seed, step, self.accelerator.process_index, part]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
-    def _entered(self, step: Callable[..., None]) -> Callable[..., None]:
-        """Return DeepSpeed's own step, whose time is the optimizer's.
-
-        Accelerate calls it within the backward pass, so that no mark of ours could come before it.
-        """
-
-        def entered(*given: Any, **named: Any) -> None:
-            self._enter(OPTIMIZER)
-            step(*given, **named)
-
-        return entered
-
     def _clip(self) -> Any:
         """Clip (plain DDP) or ask what was clipped (DeepSpeed clips by its own dictionary)."""
         model: Any = self.model
@@ -349,6 +334,16 @@ class Step:
         # 0 is no clipping, as in DeepSpeed.
         limit = self.train.gradient_clipping or math.inf
         return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+
+
+def _call_after_backward(loss: Tensor, call: Callable[[], None]) -> None:
+    """Call as soon as the backward pass of ``loss`` has gone through the graph.
+
+    What engines do then, such as the exchange of gradients that is not hidden and all of
+    DeepSpeed's step, runs within the call of ``backward``: no mark of ours could come between.
+    """
+    engine: Any = torch.autograd.Variable._execution_engine
+    loss.register_hook(lambda _: engine.queue_callback(call))
 
 
 @contextmanager
