@@ -67,10 +67,11 @@ _SETS = re.compile(r"features:[A-Za-z0-9][A-Za-z0-9._-]*(\+[A-Za-z0-9][A-Za-z0-9
 
 def _backbone(value: str) -> str:
     """Refuse what is neither a ResNet, a model of the hub nor feature sets by their names."""
-    if value in RESNETS or _SETS.fullmatch(value):
+    on_hub = value.startswith("hf:") and value[3:].strip()
+    if value in RESNETS or on_hub or _SETS.fullmatch(value):
         return value
     raise ValueError(
-        f"is not one of {', '.join(RESNETS)} or "
+        f"is not one of {', '.join(RESNETS)}, hf:NAME (a vision model of transformers) or "
         f"features:NAME[+NAME] (sets of `signfuse features`){suggest(value, RESNETS)}"
     )
 
@@ -199,8 +200,15 @@ class ModelConfig:
     """Licence of the LLM, in words; a saved model and its card state it."""
     visual_backbone: Annotated[str, AfterValidator(_backbone)] = key("resnet50", "encoders")
     """What encodes each frame: `resnet10`, `resnet18` or `resnet50` (section 3.2, Table 1:
-    ResNet-50); or `features:NAME` or `features:NAME+NAME`, sets of vectors that `signfuse features`
-    has put beside the shards, so that no picture is read."""
+    ResNet-50); `hf:NAME`, a vision model of transformers, of the hub or a folder; or
+    `features:NAME` or `features:NAME+NAME`, sets of vectors that `signfuse features` has put beside
+    the shards, so that no picture is read."""
+    visual_revision: str | None = key(None, "load")
+    """Of `hf:NAME`: commit, tag or branch of the model hub; null: the newest when training starts,
+    or a folder."""
+    visual_training: Literal["full", "frozen"] | None = key(None, "encoders")
+    """Whether what encodes each frame trains where the visual stream does (`full`), or stays as it
+    is (`frozen`); null: a ResNet trains, a model of the hub does not."""
     visual_width: Positive = 64
     """Channels of the ResNet's first layer; 64 gives d_v = 2048 for ResNet-50."""
     visual_norm: Literal["frozen", "sync", "local", "group"] = key("frozen", "stage", "encoders")
@@ -310,6 +318,24 @@ class ModelConfig:
     def sees_pictures(self) -> bool:
         """Whether frames go through a network here."""
         return self.streams != "skeletal" and not self.feature_sets
+
+    @property
+    def has_resnet(self) -> bool:
+        """Whether frames go through a ResNet."""
+        return self.sees_pictures and self.vision_model is None
+
+    @property
+    def vision_model(self) -> str | None:
+        """The vision model of transformers that encodes frames; None for anything else."""
+        kind, _, name = self.visual_backbone.partition(":")
+        return name if kind == "hf" and self.streams != "skeletal" else None
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the network of pictures trains where the visual stream does."""
+        if self.visual_training is not None:
+            return self.visual_training == "full"
+        return self.vision_model is None
 
     @property
     def feature_sets(self) -> tuple[str, ...]:

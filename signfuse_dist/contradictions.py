@@ -34,6 +34,7 @@ def contradictions(run: RunConfig) -> list[str]:
         *_of_positions(run.model),
         *_of_dropped_streams(run),
         *_of_vectors(run),
+        *_of_vision(run.model),
         *_of_scales(run.model),
         *_of_stages(run.train, run.stage),
         *_of_rates(run),
@@ -124,6 +125,23 @@ def _of_vectors(run: RunConfig) -> list[str]:
     for name in ("visual_checkpoint", "visual_compile"):
         if getattr(model, name):
             errors.append(f"model.{name}=true: {sets} runs no network of pictures; leave it out")
+    return errors
+
+
+def _of_vision(model: ModelConfig) -> list[str]:
+    if model.vision_model is None:
+        return []
+    named, errors = f"model.visual_backbone={model.visual_backbone}", []
+    if model.visual_checkpoint:
+        errors.append(
+            f"model.visual_checkpoint=true is of ResNets, not of {named}: model.visual_chunk takes "
+            "less memory of any"
+        )
+    if model.visual_norm != "frozen":
+        errors.append(
+            f"model.visual_norm={model.visual_norm} is of ResNets; the norms of {named} are its "
+            "own: write model.visual_norm=frozen"
+        )
     return errors
 
 

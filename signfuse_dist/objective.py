@@ -14,6 +14,7 @@ from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import LossConfig, StageName
 from signfuse_dist.model import losses
 from signfuse_dist.model.signfuse import SignFuse, SignFuseOutput
+from signfuse_dist.model.vision import unreached
 from signfuse_dist.stages import (
     TRAINABLE,
     loss_weights,
@@ -39,6 +40,18 @@ def prepare(model: SignFuse, stage: StageName, config: LossConfig) -> None:
                 model.language_model.add_lora(model.built_from)
         elif getattr(model, name.partition(".")[0]) is not None:  # a stream may not be there
             model.get_submodule(name).requires_grad_(True)
+    _freeze_backbone(model)
+
+
+def _freeze_backbone(model: SignFuse) -> None:
+    """Keep a network of pictures as it is where it is not to train, and what no loss reaches."""
+    if model.visual is None:
+        return
+    if not model.built_from.trains_backbone:
+        model.visual.backbone.requires_grad_(False)
+    elif model.vision is not None and any(p.requires_grad for p in model.vision.parameters()):
+        for name in unreached(model.vision):
+            model.vision.get_parameter(name).requires_grad_(False)
 
 
 def set_mode(model: SignFuse, stage: StageName) -> None:
@@ -47,6 +60,8 @@ def set_mode(model: SignFuse, stage: StageName) -> None:
     for name, part in model.named_children():
         if name not in TRAINABLE[stage] and name != "language_model":
             part.eval()
+    if model.visual is not None and not model.built_from.trains_backbone:
+        model.visual.backbone.eval()
     if model.language_model is not None and "llm" not in TRAINABLE[stage]:
         model.language_model.eval()
 

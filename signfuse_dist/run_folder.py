@@ -487,7 +487,8 @@ _FREE = {
 
 
 def _batch_norms(run: RunConfig) -> list[str]:
-    return [key for key in ("norm", "visual_norm") if getattr(run.model, key) in BATCH_NORMS]
+    keys = ("norm", "visual_norm") if run.model.has_resnet else ("norm",)
+    return [key for key in keys if getattr(run.model, key) in BATCH_NORMS]
 
 
 def _why_they_meet(run: RunConfig) -> str:

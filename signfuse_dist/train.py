@@ -472,6 +472,10 @@ def _build(job: _Job) -> tuple[SignFuse, TextTokenizer | None]:
         trains_llm(stage, run.model),
         job.split.vector_dim or None,
     )
+    if model.vision is not None:
+        setting = f"model.visual_backbone={run.model.visual_backbone}"
+        model.vision.refuse_unfit(run.data.frame_size, setting)
+        job.print_main(f"{setting}: of {model.vision.picture}")
     job.startup.lap("model")
     before, chosen = previous(stage, run.train.stages), None
     start = find_start(run)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import simplejpeg
 import torch
+from numpy.typing import NDArray
 
 from signfuse_dist import device
 from signfuse_dist.batch import SignBatch
@@ -34,12 +35,14 @@ from signfuse_dist.data.video import VideoFile, open_video
 from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.extractors import difference, extractor_for
+from signfuse_dist.evaluation.new_vectors import refuse_published, vectors_of
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
 from signfuse_dist.experiment import override_section
 from signfuse_dist.files import STATE, checksum, write_text
 from signfuse_dist.locks import held
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.usage import Usage
+from signfuse_dist.model.vision import FrameVectors
 from signfuse_dist.plan import spread_frames
 from signfuse_dist.progress import Progress
 from signfuse_dist.skeleton import JOINT_LAYOUT
@@ -139,9 +142,19 @@ class NewClip:
 
     def clip(self) -> Clip:
         """Return the clip as it is read from a shard: what the model sees."""
-        frames = np.stack([simplejpeg.decode_jpeg(self.encoded.jpegs[i]) for i in self.chosen])
+        frames = self._frames(self.chosen)
         pose, mask = self.encoded.pose[self.chosen], self.encoded.mask[self.chosen]
         return Clip(dict(self.encoded.record), frames, pose, mask)
+
+    def vectors(self, vectorisers: Sequence[FrameVectors]) -> NDArray[np.float32]:
+        """Return ``[chosen, dim]``, what models make of its frames in the place of pictures.
+
+        Of all of its frames, as for a feature set: some models look at several at once.
+        """
+        return vectors_of(self._frames(range(len(self.encoded.jpegs))), vectorisers)[self.chosen]
+
+    def _frames(self, places: Sequence[int]) -> NDArray[np.uint8]:
+        return np.stack([simplejpeg.decode_jpeg(self.encoded.jpegs[i]) for i in places])
 
     def _covered(self, flag: str) -> bool:
         """Where there is no person, that there are no hands goes without saying."""
@@ -363,8 +376,9 @@ def reader_for(
     """Return what reads new clips for a model, and ``say`` where their joints come from elsewhere.
 
     ``with_joints``: each clip comes with a file of them. Raises UserError when there is no pose
-    extractor.
+    extractor, and for a model of published vectors.
     """
+    refuse_published(usage)
     extractor = None if with_joints else extractor_for(usage, pose_model)
     differs = difference(usage, extractor)
     if differs is not None:
@@ -380,23 +394,27 @@ def translated(
     As an evaluation does, clips of like lengths are computed together, so that little is padding;
     here among :data:`_TOGETHER` batches that were read.
     """
-    size = translator.usage.decoding.batch_size
+    size, vectorisers = translator.usage.decoding.batch_size, translator.vectorisers
     while read := list(islice(clips, size * _TOGETHER)):
         longest_first = sorted(range(len(read)), key=lambda i: -len(read[i][1].chosen))
         found: dict[int, Translation] = {}
         for start in range(0, len(read), size):
             places = longest_first[start : start + size]
-            batch = join([read[place][1] for place in places])
+            batch = join([read[place][1] for place in places], vectorisers)
             found.update(zip(places, translator.translate(batch, nbest), strict=True))
         for place, (video, clip) in enumerate(read):
             yield video, clip, found[place]
 
 
-def join(clips: Sequence[NewClip]) -> SignBatch:
-    """Return clips as one batch."""
+def join(clips: Sequence[NewClip], vectorisers: Sequence[FrameVectors] = ()) -> SignBatch:
+    """Return clips as one batch; with ``vectorisers``, with vectors in the place of pictures."""
     read = [clip.clip() for clip in clips]
     frames = torch.cat([torch.from_numpy(clip.frames) for clip in read])
-    return collate(read, frames, np.array([len(clip.frames) for clip in read]), encode=None)
+    batch = collate(read, frames, np.array([len(clip.frames) for clip in read]), encode=None)
+    if not vectorisers:
+        return batch
+    vectors = torch.cat([torch.from_numpy(clip.vectors(vectorisers)) for clip in clips])
+    return replace(batch, frames=batch.frames[:0], frame_vectors=vectors)
 
 
 def _sources(videos: Sequence[Path], choices: Choices) -> list[Source]:

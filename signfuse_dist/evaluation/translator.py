@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.asked import ask_model
+from signfuse_dist.evaluation.new_vectors import load_vectorisers
 from signfuse_dist.model import saved
 from signfuse_dist.model.attention import choose_for, recorded_weights
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.usage import Usage
+from signfuse_dist.model.vision import FrameVectors
 
 # The directions of Eq. 8-9, as attention.npz and the fusions of one direction name them.
 DIRECTIONS = ("visual_from_skeletal", "skeletal_from_visual")
@@ -49,6 +52,14 @@ class Translator:
     def __init__(self, model: SignFuse, usage: Usage, folder: Path | None = None) -> None:
         self.model, self.usage, self.folder = model.eval(), usage, folder
         self.device = next(model.parameters()).device
+
+    @cached_property
+    def vectorisers(self) -> tuple[FrameVectors, ...]:
+        """What makes the vectors of new clips; none for a model of pictures.
+
+        Raises UserError as :func:`.load_vectorisers` does.
+        """
+        return load_vectorisers(self.usage, self.device)
 
     def ask_by(self, prompt: str) -> None:
         """Ask by another prompt than the model's, as the clips of a corpus of a blend are."""

@@ -89,6 +89,9 @@ class StepFlops:
         self._text = self._by_length(self._run_text, ())
         self.uncounted: dict[str, str] = {}
         tried = {"fusion": self._fusion}
+        if model.vision is not None:
+            side = model.vision.picture.side
+            tried["visual"] = self._visual_of((side, side))
         if language and model.language_model is not None:
             tried["language_model"] = self._text
         for name, costs in tried.items():
@@ -103,7 +106,7 @@ class StepFlops:
         frames = batch.frame_lengths.numpy()[real].tolist()
         costs: dict[str, Flops] = {}
         if batch.visual is None and batch.skeletal is None:
-            if model.visual is not None:
+            if model.visual is not None and "visual" not in self.uncounted:
                 shown = _some(batch.has_visual, frames, real)
                 size = () if batch.frame_vectors is not None else tuple(batch.frames.shape[2:])
                 costs["visual"] = self._visual_of(size).sum(shown)
@@ -280,6 +283,8 @@ def _without_memory(model: SignFuse) -> SignFuse:
     set_backend(empty_model, "eager")
     if empty_model.visual is not None:
         empty_model.visual.budget, empty_model.visual.backbone.recompute_blocks = WHOLE, False
+    if empty_model.vision is not None:
+        empty_model.vision.network.set_attn_implementation("eager")
     if empty_model.language_model is not None:
         empty_model.language_model.model.set_attn_implementation("eager")
     return empty_model

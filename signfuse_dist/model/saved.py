@@ -46,6 +46,7 @@ from signfuse_dist.model.place import (
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.text_tokenizer import TextTokenizer, load_tokenizer
 from signfuse_dist.model.usage import USAGE, read_usage
+from signfuse_dist.model.vision import VisionModel, without_weights
 from signfuse_dist.records import STRICT_KEYS, Whole, read_record
 from signfuse_dist.weights import (
     load_exactly,
@@ -69,6 +70,10 @@ _OF_TRANSFORMERS |= {
 }
 
 
+# What a model of feature sets, or with a vision model of transformers, says besides.
+_OF_FRAMES = ("vector_dim", "visual_commit", "visual_fingerprint", "visual_network")
+
+
 class SignFuseConfig(PreTrainedConfig):
     """The configuration of a SignFuse model, with what transformers expects of one.
 
@@ -82,10 +87,17 @@ class SignFuseConfig(PreTrainedConfig):
         llm_trained: whether the LLM's own weights were trained, and lie in the model's folder.
         max_frames: the longest clip it takes, in frames; None = any.
         vector_dim: numbers of a frame in the feature sets that it sees; None for one of pictures.
+        visual_commit: revision on the model hub of the vision model that encodes frames; None for a
+            folder, or none.
+        visual_fingerprint: of that model, as of an LLM; None without one.
+        visual_network: what it is built from, where its weights were trained and are this model's.
     """
 
     model_type = "signfuse"
     vector_dim: int | None = None
+    visual_commit: str | None = None
+    visual_fingerprint: str | None = None
+    visual_network: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -94,11 +106,11 @@ class SignFuseConfig(PreTrainedConfig):
         llm_fingerprint: str | None = None,
         llm_trained: bool = False,
         max_frames: int | None = None,
-        vector_dim: int | None = None,
         **values: Any,
     ) -> None:
         """Raise :class:`UserError` with every value that is missing, unknown or of another type."""
         errors: list[str] = []
+        of_frames = {name: values.pop(name) for name in _OF_FRAMES if name in values}
         refuse_unknown(values, _FIELDS | _OF_TRANSFORMERS, "model", errors)
         own = {name: value for name, value in values.items() if name in _FIELDS}
         model = build_section("model", ModelConfig, own, errors)
@@ -111,8 +123,9 @@ class SignFuseConfig(PreTrainedConfig):
         self.llm_commit, self.llm_fingerprint = llm_commit, llm_fingerprint
         self.llm_trained = llm_trained
         self.max_frames = max_frames
-        if vector_dim is not None:  # others' files stay what they were
-            self.vector_dim = vector_dim
+        for name, value in of_frames.items():
+            if value is not None:  # others' files stay what they were
+                setattr(self, name, value)
 
     @classmethod
     def of(cls, model: ModelConfig, **trained_with: Any) -> SignFuseConfig:
@@ -130,7 +143,7 @@ class SignFuseConfig(PreTrainedConfig):
 
     def _own(self) -> tuple[Any, ...]:
         identity = self.llm_commit, self.llm_fingerprint, self.llm_trained
-        return self.model, *identity, self.max_frames, self.vector_dim
+        return self.model, *identity, self.max_frames, *(getattr(self, n) for n in _OF_FRAMES)
 
     __hash__ = None  # type: ignore[assignment]  # values can be changed
 
@@ -173,28 +186,36 @@ def build(
     max_frames: int | None = None,
     in_full: bool = False,
     vector_dim: int | None = None,
+    vision: VisionModel | None = None,
 ) -> tuple[SignFuse, TextTokenizer | None]:
     """Build an untrained model, with the LLM and its tokenizer when ``language``.
 
     ``in_full`` loads the LLM in float32, as a stage that trains its weights needs it;
-    ``vector_dim`` is as in :class:`SignFuse`. Raises UserError when the LLM cannot be loaded.
+    ``vector_dim`` and ``vision`` are as in :class:`SignFuse`. Raises UserError when the LLM cannot
+    be loaded.
     """
     if not language:
-        return SignFuse(config, None, max_frames, vector_dim), None
+        return SignFuse(config, None, max_frames, vector_dim, vision), None
     tokenizer = load_tokenizer(config)
     llm = load_language_model(config, tokenizer, in_full)
-    model = SignFuse(config, llm, max_frames, vector_dim)
+    model = SignFuse(config, llm, max_frames, vector_dim, vision)
     model.tokenizer = tokenizer
     model.llm_reference = refer(config.llm, config.llm_revision)
     return model, tokenizer
 
 
 def own_state(model: SignFuse) -> dict[str, Tensor]:
-    """Return the components: everything but the LLM and its LoRA matrices."""
+    """Return the components: everything but the LLM and its LoRA matrices.
+
+    And but a vision model of transformers that stays as it is, which has a name, as the LLM has.
+    """
+    others: tuple[str, ...] = ("language_model.",)
+    if model.vision is not None and not model.built_from.trains_backbone:
+        others = (*others, "visual.backbone.")
     return {
         name: tensor.detach()
         for name, tensor in model.state_dict().items()
-        if not name.startswith("language_model.")
+        if not name.startswith(others)
     }
 
 
@@ -259,7 +280,7 @@ def is_nowhere_else(llm: str) -> bool:
 
 def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> SignFuse:
     """Load a saved model; see :meth:`SignFuse.from_pretrained`."""
-    unknown = sorted(changes.keys() - set(MOVABLE))
+    unknown = sorted(changes.keys() - {*MOVABLE, "visual_backbone"})
     if unknown:
         raise UserError(f"{unknown} cannot be changed where a model is loaded, only {MOVABLE}")
     folder = local(name, revision)
@@ -275,9 +296,18 @@ def load(name: str | Path, revision: str | None, changes: dict[str, Any]) -> Sig
         numbers = dataclasses.replace(numbers, llm=str((folder / LLM).absolute()))
     elif numbers.llm == config.model.llm and numbers.llm_revision is None:
         numbers = dataclasses.replace(numbers, llm_revision=config.llm_commit)
+    if numbers.visual_backbone == config.visual_backbone and numbers.visual_revision is None:
+        numbers = dataclasses.replace(numbers, visual_revision=config.visual_commit)
+    vision = None
+    if config.visual_network is not None:
+        vision = without_weights(config.visual_network, str(folder / CONFIG))
+        vision.commit, vision.fingerprint = config.visual_commit, config.visual_fingerprint
     language = config.llm_fingerprint is not None
-    model, _ = build(numbers, language, config.max_frames, vector_dim=config.vector_dim)
+    model, _ = build(
+        numbers, language, config.max_frames, vector_dim=config.vector_dim, vision=vision
+    )
     _refuse_another_llm(model, config, folder)
+    _refuse_another_vision(model, config, folder)
     load_exactly(load_tensors(folder / WEIGHTS), own_state(model), model, folder / WEIGHTS)
     _merge(folder, model)
     if model.language_model is not None:
@@ -305,6 +335,7 @@ def load_into(folder: Path, model: SignFuse, may_miss: tuple[str, ...] = ()) -> 
     errors = [f"model.{k} was {then[k]!r}, is {now[k]!r}" for k in differ]
     raise_together(errors, f"{folder} was trained with another model configuration")
     _refuse_another_llm(model, config, folder)
+    _refuse_another_vision(model, config, folder)
     if ADAPTER_WEIGHTS in files:
         raise UserError(f"{folder} holds LoRA matrices, which no stage starts from")
     load_exactly(
@@ -384,6 +415,18 @@ def _refuse_another_llm(model: SignFuse, config: SignFuseConfig, folder: Path) -
     raise UserError(
         f"{folder} was trained with {config.llm} (fingerprint {config.llm_fingerprint[:12]}), and "
         f"model.llm={model.built_from.llm} is another LLM now (fingerprint {now.fingerprint[:12]})"
+    )
+
+
+def _refuse_another_vision(model: SignFuse, config: SignFuseConfig, folder: Path) -> None:
+    now = None if model.vision is None else model.vision.fingerprint
+    if config.visual_fingerprint == now:
+        return
+    raise UserError(
+        f"{folder} was trained with {config.visual_backbone} (fingerprint "
+        f"{str(config.visual_fingerprint)[:12]}), and model.visual_backbone="
+        f"{model.built_from.visual_backbone} is another vision model now (fingerprint "
+        f"{str(now)[:12]})"
     )
 
 

@@ -27,6 +27,7 @@ from signfuse_dist.model.skeletal import SkeletalStream
 from signfuse_dist.model.sla import SignLanguageAdapter
 from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.model.usage import Usage
+from signfuse_dist.model.vision import VisionModel, load_configured
 from signfuse_dist.model.visual import FrameBudget, GivenVectors, ResNet, VisualStream
 
 if TYPE_CHECKING:
@@ -56,17 +57,21 @@ class SignFuse(nn.Module):
         llm: LanguageModel | tuple[int, float] | None,
         max_frames: int | None = None,
         vector_dim: int | None = None,
+        vision: VisionModel | None = None,
     ) -> None:
         """Build the model around an LLM.
 
         ``llm`` None builds the encoders alone, without adapter: the contrastive stage needs no
         LLM. A pair ``(llm_dim, embedding_rms)`` builds the adapter for an LLM that is not there,
         to count parameters. ``vector_dim`` is the numbers of a frame where
-        ``config.visual_backbone`` names feature sets, which say it.
+        ``config.visual_backbone`` names feature sets, which say it; ``vision`` the vision model
+        that it names, where that is here already.
         """
         super().__init__()
         self.built_from, self.max_frames = config, max_frames
-        self.visual = build_visual(config, vector_dim) if config.streams != "skeletal" else None
+        self.visual = None
+        if config.streams != "skeletal":
+            self.visual = build_visual(config, vector_dim, vision)
         self.skeletal = build_skeletal(config) if config.streams != "visual" else None
         self.fusion = build_fusion(config)
         self.temporal = build_temporal(config)
@@ -148,7 +153,22 @@ class SignFuse(nn.Module):
             llm_trained=self.language_model is not None and self.language_model.is_trained,
             max_frames=self.max_frames,
             vector_dim=self.vector_dim,
+            visual_commit=None if self.vision is None else self.vision.commit,
+            visual_fingerprint=None if self.vision is None else self.vision.fingerprint,
+            visual_network=self._trained_network(),
         )
+
+    @property
+    def vision(self) -> VisionModel | None:
+        """The vision model of transformers that encodes frames; None without one."""
+        backbone = None if self.visual is None else self.visual.backbone
+        return backbone if isinstance(backbone, VisionModel) else None
+
+    def _trained_network(self) -> dict[str, Any] | None:
+        """Return what a vision model is built from whose weights are part of this model."""
+        if self.vision is None or not self.built_from.trains_backbone:
+            return None
+        return self.vision.described
 
     @property
     def vector_dim(self) -> int | None:
@@ -473,10 +493,18 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     }
 
 
-def build_visual(config: ModelConfig, vector_dim: int | None = None) -> VisualStream:
-    """Return Eq. 2-3; raise UserError for feature sets of which nobody says how wide they are."""
-    backbone: ResNet | GivenVectors
-    if config.feature_sets:
+def build_visual(
+    config: ModelConfig, vector_dim: int | None = None, vision: VisionModel | None = None
+) -> VisualStream:
+    """Return Eq. 2-3; a vision model is loaded where it is not given.
+
+    Raises UserError for feature sets of which nobody says how wide they are, and where a vision
+    model cannot be loaded.
+    """
+    backbone: ResNet | VisionModel | GivenVectors
+    if config.vision_model is not None:
+        backbone = vision or load_configured(config)
+    elif config.feature_sets:
         if vector_dim is None:
             raise UserError(
                 f"model.visual_backbone={config.visual_backbone}: how many numbers a frame these "

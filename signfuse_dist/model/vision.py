@@ -11,10 +11,10 @@ The weights are safetensors, and no code that comes with a model is run.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +22,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
+from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError, first_line
 from signfuse_dist.model.llm import without_bars
 from signfuse_dist.model.llm_identity import find_folder, fingerprint
 from signfuse_dist.model.read_ahead import read_ahead
+from signfuse_dist.records import STRICT_KEYS, Flag, Number, Whole, read_record
 from signfuse_dist.vector_source import Dtype, VectorSource
 
 _POOLER = "pooler."
@@ -52,6 +55,9 @@ class ShownPicture:
 
 class VisionModel(nn.Module):
     """A vision model around its network; what it computes does not depend on other frames.
+
+    Paper: ResNet-50 on every frame, fine-tuned. Here, on request: any vision model, frozen or
+    trained. Because: models that were trained on far more pictures see more in a frame.
 
     It stays in evaluation mode also where it trains, as the LLM does: no dropout of its own.
 
@@ -93,6 +99,17 @@ class VisionModel(nn.Module):
     def std(self) -> tuple[float, ...]:
         """Of each colour, by which it is divided then."""
         return self.picture.std
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What :func:`without_weights` makes the same model of, but for its weights."""
+        return {
+            "config": json.loads(self.network.config.to_json_string(use_diff=False)),
+            "side": self.picture.side,
+            "mean": list(self.picture.mean),
+            "std": list(self.picture.std),
+            "pools": self.pools,
+        }
 
     def train(self, mode: bool = True) -> VisionModel:
         """Keep the network in evaluation mode whatever ``mode`` says."""
@@ -149,15 +166,53 @@ def load_vision_model(name: str, revision: str | None, setting: str) -> VisionMo
     return model
 
 
-def without_weights(config: dict[str, Any], picture: ShownPicture, pools: bool) -> VisionModel:
-    """Return a model of its configuration, whose weights are to be loaded: it was trained."""
-    kind = config.get("model_type")
+def load_configured(config: ModelConfig) -> VisionModel:
+    """Load the vision model of ``model.visual_backbone``; of no size in memory where nothing has.
+
+    On the meta device, as where parameters are counted, there are no weights. Raises UserError as
+    :func:`load_vision_model` does, and for a model of films.
+    """
+    name, setting = str(config.vision_model), f"model.visual_backbone={config.visual_backbone}"
+    if torch.get_default_device().type == "meta":
+        known = _read_config(name, config.visual_revision, setting)
+        picture = _read_picture(name, config.visual_revision, known, setting)
+        model = VisionModel(AutoModel.from_config(known), picture, True)
+    else:
+        model = load_vision_model(name, config.visual_revision, setting)
+    if model.window > 1:
+        raise UserError(
+            f"{setting}: the model looks at {model.window} frames at a time: put its vectors "
+            f"beside the shards, signfuse features SHARDS --model {name}, and train on them, "
+            "model.visual_backbone=features:NAME"
+        )
+    return model
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class _Described:
+    """The form of :attr:`VisionModel.described`."""
+
+    config: dict[str, Any]
+    side: Whole
+    mean: tuple[Number, Number, Number]
+    std: tuple[Number, Number, Number]
+    pools: Flag
+
+
+def without_weights(described: object, where: str) -> VisionModel:
+    """Return a vision model that was trained, whose weights are to be loaded.
+
+    Raises UserError naming ``where`` for what describes none.
+    """
+    headline = f"{where}: does not describe a vision model"
+    said = read_record(_Described, described, headline)
+    values = dict(said.config)
     try:
-        known = AutoConfig.for_model(**config)
-        network = AutoModel.from_config(known)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"no vision model {kind!r} can be built: {first_line(error)}") from error
-    return VisionModel(network.eval(), picture, pools)
+        known = AutoConfig.for_model(values.pop("model_type"), **values)
+        network = AutoModel.from_config(known, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{headline} that can be built: {first_line(error)}") from error
+    return VisionModel(network.eval(), ShownPicture(said.side, said.mean, said.std), said.pools)
 
 
 def unreached(model: VisionModel) -> list[str]:
@@ -253,9 +308,8 @@ def nearest(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, Sequence[str]]:
+    of_pictures = _read_config(name, revision, setting)
     try:
-        known = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        of_pictures = getattr(known, "vision_config", known)
         folder = find_folder(name, revision)
         if folder is not None:
             read_ahead(folder)
@@ -270,10 +324,7 @@ def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, S
                 output_loading_info=True,
             )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"{setting}: {name!r} cannot be loaded as a vision model of transformers from its "
-            f"safetensors: {first_line(error)}"
-        ) from error
+        raise _not_loaded(name, setting, error) from error
     if getattr(network, "main_input_name", None) != "pixel_values":
         raise UserError(f"{setting}: {name!r} ({type(network).__name__}) sees no pictures")
     lost = sorted(key for key in said["missing_keys"] if _POOLER not in key)
@@ -284,6 +335,23 @@ def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, S
             f"{type(network).__name__}, such as {odd[0]}"
         )
     return network, sorted(said["missing_keys"])
+
+
+def _read_config(name: str, revision: str | None, setting: str) -> PreTrainedConfig:
+    """Return the configuration of the half that sees pictures."""
+    try:
+        known = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _not_loaded(name, setting, error) from error
+    of_pictures: PreTrainedConfig = getattr(known, "vision_config", known)
+    return of_pictures
+
+
+def _not_loaded(name: str, setting: str, error: Exception) -> UserError:
+    return UserError(
+        f"{setting}: {name!r} cannot be loaded as a vision model of transformers from its "
+        f"safetensors: {first_line(error)}"
+    )
 
 
 def _read_picture(
@@ -344,7 +412,7 @@ def _try(model: VisionModel, name: str, setting: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Let transformers not list what it leaves out: the texts' half of a model."""
-    logger = logging.getLogger("transformers.modeling_utils")
+    logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -18,6 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from signfuse_dist.batch import lay_out, length_mask
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.norm import ImageBatchNorm
+from signfuse_dist.model.vision import VisionModel
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -62,6 +63,8 @@ class ResNet(nn.Module):
     function of the same weights. The last norm of each residual branch starts at zero, so an
     untrained network is the identity plus the stem whatever its depth.
     """
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(self, architecture: str, width: int, norm: str) -> None:
         super().__init__()
@@ -131,6 +134,7 @@ class GivenVectors(nn.Module):
 
     uses_batch = False
     recompute_blocks = False
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(self, output_dim: int) -> None:
         super().__init__()
@@ -152,7 +156,7 @@ class VisualStream(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet | GivenVectors,
+        backbone: ResNet | VisionModel | GivenVectors,
         dim: int,
         kernel: int,
         stride: int,
@@ -168,8 +172,8 @@ class VisualStream(nn.Module):
             backbone.output_dim, dim, kernel, stride, padding=kernel // 2, bias=False
         )
         self.norm = norm
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
 
     def forward(
         self,
@@ -215,11 +219,21 @@ class VisualStream(nn.Module):
         return features
 
     def _in_chunks(self, frames: Tensor) -> Tensor:
-        """Frames stay uint8 until their chunk's turn, 0.15 MB each at 224 x 224."""
-        size = self.budget.chunk
+        """Frames stay uint8 until their chunk's turn, 0.15 MB each at 224 x 224.
+
+        Of a network that is frozen nothing is kept for the backward pass, or computed again.
+        """
+        size, again = self.budget.chunk, torch.is_grad_enabled() and self._backbone_trains
+        with torch.set_grad_enabled(again):
+            return self._parts(frames, size, again)
+
+    @property
+    def _backbone_trains(self) -> bool:
+        return any(p.requires_grad for p in self.backbone.parameters())
+
+    def _parts(self, frames: Tensor, size: int | None, again: bool) -> Tensor:
         if size is None or len(frames) <= size:
             return self._features(frames)
-        again = torch.is_grad_enabled()
         return torch.cat(
             [
                 _computed_again(self._features, part) if again else self._features(part)

@@ -27,6 +27,7 @@ from signfuse_dist.preflight import inputs, machine, memory
 from signfuse_dist.preflight.finding import Finding, StartedBy, error, ok, warning
 from signfuse_dist.preflight.interfaces import check_interfaces, networks
 from signfuse_dist.preflight.llm_files import check_llm, find_usable
+from signfuse_dist.preflight.vision_files import check_vision
 from signfuse_dist.run_folder import RunFolder, price_of_meeting
 from signfuse_dist.stages import loss_weights, needs_language_model
 from signfuse_dist.system_errors import refuse_machine
@@ -208,6 +209,7 @@ def check_job(runs: Sequence[RunConfig], plans: Sequence[Plan], target: Target) 
     ]
     if any(needs_language_model(run.stage.name) for run in runs):
         findings += check_llm(first.model, target.is_here)
+    findings += check_vision(first.model, first.data.frame_size, target.is_here)
     bucket: int | None = 0
     several_nodes = False
     if target.launch is not None:

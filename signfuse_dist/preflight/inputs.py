@@ -487,7 +487,7 @@ def _check_start(run: RunConfig, is_here: bool) -> list[Finding]:
     if run.train.start is not None:
         finding, needed = _check_named_start(run)
         findings = [finding]
-    if not needed or run.model.visual_weights is None or not run.model.sees_pictures:
+    if not needed or run.model.visual_weights is None or not run.model.has_resnet:
         return findings
     return [*findings, _check_visual(run.model, run.model.visual_weights, is_here)]
 

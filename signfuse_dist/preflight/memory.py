@@ -25,6 +25,7 @@ from signfuse_dist.errors import UserError
 from signfuse_dist.plan import divisors_that_fit
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.llm_files import LLMFiles
+from signfuse_dist.preflight.vision_files import usable_vision_files, vision_bytes
 from signfuse_dist.skeleton import NUM_JOINTS, PARTITIONS
 from signfuse_dist.stages import needs_language_model, trained_parts, trains_llm
 
@@ -158,6 +159,8 @@ def count_trained(
 ) -> int:
     """Return how many parameters of a stage train; ``of_llm`` are those that the LLM trains."""
     counts = parameters(config, llm_dim, vector_dim) | {"llm": of_llm}
+    if "visual" in counts and not config.trains_backbone:
+        counts["visual"] -= _backbone(config)
     # Of CMFA "attended" features reach the first layer's attention alone, named below it.
     return sum(
         counts.get(part, _attention(config.dim) if "." in part else 0)
@@ -168,10 +171,24 @@ def count_trained(
 def _visual(config: ModelConfig, vector_dim: int) -> int:
     if config.feature_sets:
         return vector_dim * config.dim * config.visual_kernel + 2 * config.dim
+    if config.vision_model is not None:
+        files = usable_vision_files(config)
+        dim, own = (0, 0) if files is None else (files.dim, files.num_weights)
+        return own + dim * config.dim * config.visual_kernel + 2 * config.dim
     blocks = list(_blocks(config, 64))
     resnet = sum(conv.parameters for block in blocks for conv in block)
     outputs = max(conv.outputs for conv in blocks[-1])
     return resnet + outputs * config.dim * config.visual_kernel + 2 * config.dim
+
+
+def _backbone(config: ModelConfig) -> int:
+    """Return the parameters of the network of pictures by itself."""
+    if config.feature_sets:
+        return 0
+    if config.vision_model is not None:
+        files = usable_vision_files(config)
+        return 0 if files is None else files.num_weights
+    return sum(conv.parameters for block in _blocks(config, 64) for conv in block)
 
 
 def _skeletal(config: ModelConfig) -> int:
@@ -334,6 +351,8 @@ def _visual_bytes(run: RunConfig, frames: int) -> tuple[float, float]:
     if model.feature_sets:  # as they come and as they are computed on
         return frames * (find_vector_dim(run) or 0) * (6.0 if bf16 else 4.0), 0.0
     pictures = frames * 3.0 * size**2
+    if model.vision_model is not None:
+        return vision_bytes(run, frames, pictures)
     each = frame_bytes(model, size, bf16)
     casts = 2.0 * _visual(model, 0) if bf16 else 0.0
     chunk = frames if model.visual_chunk in (None, "auto") else min(frames, int(model.visual_chunk))
@@ -481,7 +500,7 @@ def advise(run: RunConfig, world_size: int) -> str:
             less = _MODEST if chunk is None or chunk > _MODEST else max(_CHUNKS[-1], chunk // 2)
             now = "all frames at once" if chunk is None else chunk
             keys.append(f"model.visual_chunk={less} (now {now})")
-        if trains and not model.visual_checkpoint:
+        if trains and not model.visual_checkpoint and model.vision_model is None:
             keys.append("model.visual_checkpoint=true (now false)")
     fits = divisors_that_fit(train.global_batch_size, world_size)
     if smaller := [size for size in fits if size < train.micro_batch_size]:
@@ -519,7 +538,8 @@ def say_chunk(asked: ModelConfig, resolved: ModelConfig) -> str:
     """Return in words how many frames go through the ResNet at once, and what was asked for."""
     chunk, word = resolved.visual_chunk, asked.visual_chunk
     how = "all frames at once" if chunk is None else f"{chunk} frames at once"
-    return f"ResNet: {how} (model.visual_chunk: {'null' if word is None else word})"
+    what = "ResNet" if asked.vision_model is None else "vision model"
+    return f"{what}: {how} (model.visual_chunk: {'null' if word is None else word})"
 
 
 def judge_gpu(

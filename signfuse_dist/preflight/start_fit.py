@@ -14,7 +14,7 @@ from signfuse_dist.config import RunConfig
 from signfuse_dist.data.blended import find_vector_dim
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import resolve
-from signfuse_dist.model import parts
+from signfuse_dist.model import parts, saved
 from signfuse_dist.model.llm_identity import find_folder, fingerprint
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.preflight.parameters import read_llm_dim
@@ -34,7 +34,8 @@ def choose(run: RunConfig) -> parts.Chosen:
             raise UserError(f"model.llm {run.model.llm!r} is not here: nothing can be compared")
         of_llm, llm = fingerprint(folder), (read_llm_dim(run.model), 1.0)
     with torch.device("meta"):
-        expected = SignFuse(run.model, llm, vector_dim=find_vector_dim(run)).state_dict()
+        built = SignFuse(run.model, llm, vector_dim=find_vector_dim(run))
+    expected = saved.own_state(built)
     return parts.choose(start.folder, run, expected, of_llm)
 
 

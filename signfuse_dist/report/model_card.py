@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic.dataclasses import dataclass
 
-from signfuse_dist.config import RunConfig
+from signfuse_dist.config import ModelConfig, RunConfig
 from signfuse_dist.data.joints import JointsFile
 from signfuse_dist.data.manifest import NO_EXTRACTOR
 from signfuse_dist.errors import UserError
@@ -172,14 +172,20 @@ def _last_losses(folder: Path) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in losses.items() if value is not None)
 
 
+def _picture(model: ModelConfig) -> str:
+    """Say what encodes frames, and whether it was trained."""
+    trained = "" if model.trains_backbone else ", frozen"
+    if model.has_resnet:
+        width = f"width {model.visual_width}, {model.visual_norm} norm"
+        return f"{model.visual_backbone}, {width}{trained}"
+    return model.visual_backbone + (trained if model.vision_model else "")
+
+
 def _model(run: RunConfig, saved: _SavedModel, translates: bool) -> Rows:
     model = run.model
     rows = [
         ("streams", model.streams),
-        (
-            "picture",
-            f"{model.visual_backbone}, width {model.visual_width}, {model.visual_norm} norm",
-        ),
+        ("picture", _picture(model)),
         ("fusion", f"{model.fusion}, {model.fusion_layers} layers"),
         ("time scales", ", ".join(model.scales) or "none"),
         ("sign tokens", str(model.num_sign_tokens)),

@@ -109,7 +109,9 @@ class ClipTranslator:
         try:
             clip = self._reading.read(Upload(video, Path(overlay)))
             count = min(_NUM_CANDIDATES, self._translator.usage.decoding.num_beams)
-            (translation,) = self._translator.translate(join([clip]), count)
+            (translation,) = self._translator.translate(
+                join([clip], self._translator.vectorisers), count
+            )
         except BaseException:
             Path(overlay).unlink(missing_ok=True)
             raise

@@ -155,3 +155,34 @@ def test_fewer_epochs_than_the_shipped_warmup_are_refused_with_both_keys_to_give
     assert f"{said}stage.epochs=3 stage.warmup_epochs=1" in str(raised.value)
     both = ["stage.epochs=3", "stage.warmup_epochs=1"]
     assert load_run(PHOENIX, "contrastive", both).stage.epochs == 3
+
+
+def test_augmentation_of_pictures_is_refused_with_feature_sets_and_no_other() -> (
+    None
+):
+    sets = ("model.visual_backbone=features:a+b",)
+    message = refused(*sets, "augment.crop=0.1", "augment.colour=0.2", "model.visual_compile=true")
+    assert "write augment.crop=0 augment.colour=0" in message
+    assert "model.visual_compile=true" in message
+    words = ("augment.speed=0.2", "augment.drop_stream=0.1", "augment.joint_noise=0.01")
+    run = load_run(DEMO, "finetune", [*sets, *words])
+    assert run.model.feature_sets == ("a", "b")
+    assert not run.model.sees_pictures
+    alone = [*ONE_STREAM, "model.streams=skeletal", *sets, "augment.crop=0.1"]
+    assert load_run(DEMO, "finetune", alone).model.feature_sets == ()  # are not read
+
+
+def test_what_is_of_resnets_is_refused_with_a_vision_model() -> None:
+    message = refused("model.visual_backbone=hf:a/b", "model.visual_checkpoint=true")
+    assert "model.visual_checkpoint=true is of ResNets" in message
+    assert "write model.visual_norm=frozen" in message
+    words = ["model.visual_backbone=hf:a/b", "model.visual_norm=frozen"]
+    model = load_run(DEMO, "finetune", words).model
+    assert (model.vision_model, model.trains_backbone) == ("a/b", False)
+    assert load_run(DEMO, "finetune").model.trains_backbone
+
+
+@pytest.mark.parametrize("name", ["resnet34", "features:../a", "features:a++b"])
+def test_an_encoder_of_frames_that_cannot_be_meant_is_refused(name: str) -> None:
+    message = refused(f"model.visual_backbone={name}")
+    assert "is not one of resnet10, resnet18, resnet50, hf:NAME" in message

@@ -1,0 +1,149 @@
+"""The vision model of ``model.visual_backbone: hf:NAME`` as its files say it, without torch.
+
+Of a transformer its memory is estimated as an encoder's of the LLM is, 34 bytes a channel, token
+and layer in half precision (Korthikanti et al., 2022, Eq. 2, its attention recomputed), of other
+networks not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from signfuse_dist.config import ModelConfig, RunConfig
+from signfuse_dist.errors import MachineError, UserError
+from signfuse_dist.files import read_json
+from signfuse_dist.model.llm_identity import find_folder
+from signfuse_dist.preflight.finding import Finding, error, ok
+from signfuse_dist.preflight.network import hub_file, missing_file
+from signfuse_dist.tensor_files import read_infos
+
+_KEPT, _AT_ONCE = (
+    34.0,
+    10.0,
+)  # bytes a channel, token and layer; a channel and token, half precision
+_TEXTS = ("text_model.", "text_projection", "logit_", "visual_projection", "decoder.")
+
+
+@dataclass(frozen=True)
+class VisionFiles:
+    """A vision model in its folder.
+
+    Attributes:
+        config: of the half that sees pictures.
+        side: of the picture that its image processor makes, in pixels.
+        num_weights: of that half.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    side: int
+    num_weights: int
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a frame's vector."""
+        sizes = self.config.get("hidden_sizes")
+        return int(sizes[-1] if sizes else self.config["hidden_size"])
+
+    def frame_bytes(self, bf16: bool) -> tuple[float, float] | None:
+        """Return what a frame keeps for the backward pass, and what it takes at once.
+
+        None for a network that is no transformer.
+        """
+        layers, patch = self.config.get("num_hidden_layers"), self.config.get("patch_size")
+        if not layers or not isinstance(patch, int):
+            return None
+        tokens = (self.side // patch) ** 2 + 1 + int(self.config.get("num_register_tokens") or 0)
+        each = tokens * self.dim * (1.0 if bf16 else 2.0)
+        picture = 3.0 * self.side**2 * 8.0
+        return picture + each * int(layers) * _KEPT, picture + each * _AT_ONCE
+
+
+def find_vision_files(model: ModelConfig) -> VisionFiles | None:
+    """Return the vision model that a run names; None without one, and where it is not here."""
+    if model.vision_model is None:
+        return None
+    return _find(model.vision_model, model.visual_revision)
+
+
+def usable_vision_files(model: ModelConfig) -> VisionFiles | None:
+    """Return them; None also where they cannot be read, which :func:`check_vision` says."""
+    try:
+        return find_vision_files(model)
+    except (UserError, ValueError, KeyError, TypeError):
+        return None
+
+
+def vision_bytes(run: RunConfig, frames: int, pictures: float) -> tuple[float, float]:
+    """Return the bytes of a vision model for the backward pass, and those computed again in it.
+
+    Beside those of the ``pictures``. Of a model that is frozen nothing is kept.
+    """
+    files, bf16 = usable_vision_files(run.model), run.train.precision == "bf16"
+    each = None if files is None else files.frame_bytes(bf16)
+    if files is None or each is None:
+        return pictures, 0.0
+    casts, asked = (2.0 * files.num_weights if bf16 else 0.0), run.model.visual_chunk
+    chunk = frames if asked in (None, "auto") else min(frames, int(asked))
+    vectors = frames * files.dim * 4.0
+    if not run.model.trains_backbone or run.stage.name == "alignment":
+        return pictures + vectors, casts + chunk * each[1]
+    if chunk == frames:
+        return pictures + casts + frames * each[0], frames * each[1]
+    return pictures + vectors + casts, casts + chunk * (each[0] + each[1])
+
+
+@functools.lru_cache(maxsize=4)
+def _find(name: str, revision: str | None) -> VisionFiles | None:
+    folder = find_folder(name, revision)
+    if folder is None:
+        return None
+    read = read_json(folder / "config.json")
+    said = read_json(folder / "preprocessor_config.json")
+    if not isinstance(read, dict) or not isinstance(said, dict):
+        raise ValueError(f"{folder}: its JSON files hold no objects")
+    config = read.get("vision_config", read)
+    size = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
+    if isinstance(size, dict):
+        size = size.get("height", size.get("shortest_edge"))
+    infos = [
+        (key, info.shape)
+        for path in sorted(folder.glob("*.safetensors"))
+        for key, info in read_infos(path).items()
+    ]
+    if not infos:
+        raise ValueError(f"{folder} holds no safetensors")
+    count = sum(math.prod(shape) for key, shape in infos if not key.startswith(_TEXTS))
+    return VisionFiles(folder, config, int(size or config.get("image_size") or 0), count)
+
+
+def check_vision(model: ModelConfig, frame_size: int, is_here: bool) -> list[Finding]:
+    """Say whether the vision model can be loaded, and whether frames of this side fit it."""
+    name = model.vision_model
+    if name is None:
+        return []
+    revision = f" --revision {model.visual_revision}" if model.visual_revision else ""
+    what = f"vision model {name}"
+    fetch = f"hf download {shlex.quote(name)}{revision}, or model.visual_backbone=hf:FOLDER"
+    on_hub = not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).is_dir()
+    address = hub_file(name, model.visual_revision, "config.json") if on_hub else None
+    try:
+        files = find_vision_files(model)
+        if files is None:
+            value = "neither a folder nor in the cache of the model hub"
+            return [missing_file(what, value, fetch, address, is_here)]
+        size = f"{files.num_weights / 1e6:,.1f} M weights, {files.dim} numbers a frame"
+    except MachineError:
+        raise
+    except (UserError, ValueError, KeyError, TypeError) as e:
+        return [error(what, f"its files cannot be read ({e})", fetch)]
+    if frame_size < files.side:
+        fix = f"Pack at --frame-size {files.side} or more, or take a model of smaller pictures"
+        return [error(what, f"sees {files.side} pixels, data.frame_size is {frame_size}", fix)]
+    trains = "trains" if model.trains_backbone else "frozen"
+    return [ok(what, f"{files.folder}, {size}, {files.side} pixels, {trains}")]

@@ -1,0 +1,57 @@
+"""What `check` says of a vision model, from its files and without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.model_factory import small_config
+from helpers.vision_models import write_vision_model
+from signfuse_dist.config import LossConfig
+from signfuse_dist.model.signfuse import SignFuse, count_parameters
+from signfuse_dist.objective import prepare
+from signfuse_dist.preflight import memory
+from signfuse_dist.preflight.vision_files import check_vision, find_vision_files
+
+
+@pytest.mark.parametrize("family", ["dinov2", "clip", "siglip"])
+def test_parameters_by_the_files_are_those_of_the_model(tmp_path: Path, family: str) -> None:
+    folder = write_vision_model(tmp_path / family, family)
+    for training in ("frozen", "full"):
+        config = small_config(visual_backbone=f"hf:{folder}", visual_training=training)
+        with torch.device("meta"):
+            model = SignFuse(config, None)
+        expected = count_parameters(model)["visual"]
+        assert memory.parameters(config, 12)["visual"] == expected
+        prepare(model, "contrastive", LossConfig())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        counted = memory.count_trained(config, LossConfig(), "contrastive", 12, 0)
+        assert counted == pytest.approx(trained, abs=12)  # but for DINOv2's masked token
+
+
+def test_a_vision_model_that_is_there_is_described(tmp_path: Path) -> None:
+    folder = write_vision_model(tmp_path / "clip", "clip")
+    config = small_config(visual_backbone=f"hf:{folder}")
+    (found,) = check_vision(config, 32, True)
+    assert found.level == "ok"
+    assert "12 numbers a frame, 32 pixels, frozen" in found.said
+    (found,) = check_vision(config, 24, True)
+    assert found.level == "error"
+    assert "sees 32 pixels, data.frame_size is 24" in found.said
+    files = find_vision_files(config)
+    assert files is not None
+    kept, at_once = files.frame_bytes(bf16=True) or (0, 0)
+    assert kept > at_once > 3 * 32**2
+
+
+def test_one_that_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
+    (found,) = check_vision(small_config(visual_backbone=f"hf:{tmp_path / 'no'}"), 32, True)
+    assert found.level == "error"
+    folder = write_vision_model(tmp_path / "clip", "clip")
+    (folder / "preprocessor_config.json").write_text("[")
+    (found,) = check_vision(small_config(visual_backbone=f"hf:{folder}"), 32, True)
+    assert found.level == "error"
+    assert "cannot be read" in found.said
+    assert check_vision(small_config(), 32, True) == []
