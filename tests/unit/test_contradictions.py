@@ -157,9 +157,7 @@ def test_fewer_epochs_than_the_shipped_warmup_are_refused_with_both_keys_to_give
     assert load_run(PHOENIX, "contrastive", both).stage.epochs == 3
 
 
-def test_augmentation_of_pictures_is_refused_with_feature_sets_and_no_other() -> (
-    None
-):
+def test_augmentation_of_pictures_is_refused_with_feature_sets_and_no_other() -> None:
     sets = ("model.visual_backbone=features:a+b",)
     message = refused(*sets, "augment.crop=0.1", "augment.colour=0.2", "model.visual_compile=true")
     assert "write augment.crop=0 augment.colour=0" in message
