@@ -147,8 +147,9 @@ def add_translate(command: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="VIDEO",
-        help="a video file, a folder of frames, or a folder of videos; write -- before names that "
-        "begin with -",
+        help="a video file, a folder of frames, joints alone (.pose, .npz, .npy, .parquet, .pkl, "
+        "or a folder of OpenPose's frames), or a folder of videos or of joints; write -- before "
+        "names that begin with -",
     )
     add_options(command, Choices)
     add_pose_model(command)

@@ -45,6 +45,7 @@ from signfuse_dist.corpora.rows import (
     Tree,
     boxed,
     key_of,
+    picture_size,
 )
 from signfuse_dist.corpora.subtitles import read_subtitles
 from signfuse_dist.corpora.table import read_synthetic, read_table, splits_of_table
@@ -64,6 +65,7 @@ __all__ = [
     "Tree",
     "boxed",
     "key_of",
+    "picture_size",
     "read_corpus",
     "read_table",
     "script_of",

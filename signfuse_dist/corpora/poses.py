@@ -25,7 +25,7 @@ BOSTON104 = "boston104"
 POSE_FORMATS = (OPENPOSE, POSE, WHOLEBODY, HOLISTIC)
 """Those that may be asked for by name."""
 
-_BY_ENDING = {
+POSE_ENDINGS = {
     ".pose": POSE,
     ".parquet": HOLISTIC,
     ".npy": HOLISTIC,
@@ -43,7 +43,7 @@ def pose_format(written: Iterable[str], asked: str | None, where: str) -> str:
     if asked is not None:
         return asked
     endings = {_ending(path) for path in written}
-    formats = {_BY_ENDING.get(ending) if ending else OPENPOSE for ending in endings}
+    formats = {POSE_ENDINGS.get(ending) if ending else OPENPOSE for ending in endings}
     if len(formats) == 1 and None not in formats:
         return str(formats.pop())
     shown = ", ".join(repr(ending) for ending in sorted(endings)[:5])

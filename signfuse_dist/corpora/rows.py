@@ -60,6 +60,7 @@ _PLAIN_PATH = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-
 _KEY_BYTES = 240  # a member's file name is the key and at most 12 bytes, and 255 is the limit
 EMPTY_WORDS = frozenset(("nan", "NaN", "NAN", "None", "NULL", "null", "<NA>", "NaT", "#N/A"))
 """What programs write for an empty cell."""
+_SIZE = re.compile(r"([1-9][0-9]{0,4})\s*[x\u00d7]\s*([1-9][0-9]{0,4})")
 _LATIN_CONTROL = re.compile("[\x80-\x9f]")
 _BREAKS = re.compile(" *[\t\n\r\u2028\u2029]+ *")
 
@@ -303,6 +304,14 @@ def check_window(start: float | None, end: float | None) -> None:
     """Raise :class:`CorpusError` when the end is not after the start."""
     if end is not None and end <= (start or 0.0):
         raise CorpusError(f"bad time: end {end:g} s is not after start {start or 0.0:g} s")
+
+
+def picture_size(written: str) -> tuple[int, int]:
+    """Return width and height of ``WIDTHxHEIGHT``; raise :class:`CorpusError` where it is none."""
+    sides = _SIZE.fullmatch(written)
+    if sides is None:
+        raise CorpusError(f"bad size: {shortened(written)!r} is not WIDTHxHEIGHT in pixels")
+    return int(sides[1]), int(sides[2])
 
 
 def boxed(written: str) -> Box | None:

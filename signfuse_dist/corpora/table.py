@@ -15,7 +15,6 @@ table of the same form.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
@@ -41,11 +40,11 @@ from signfuse_dist.corpora.rows import (
     composed,
     entries_in,
     flag_scripts,
+    picture_size,
     seconds,
     unmatched,
 )
 from signfuse_dist.corpora.tables import Lines, read_lines
-from signfuse_dist.errors import shortened
 
 _REQUIRED = ("id", "text")
 _FILES = ("video", "joints", "poses")
@@ -53,7 +52,6 @@ _OPTIONAL = (
     *_FILES,
     *("start", "end", "signer", "language", "corpus", "split", "box", "fps", "size"),
 )
-_SIZE = re.compile(r"([1-9][0-9]{0,4})\s*[x\u00d7]\s*([1-9][0-9]{0,4})")
 
 
 def read_table(
@@ -224,10 +222,7 @@ def _size(fields: Fields) -> tuple[int, int] | None:
     written = _optional(fields, "size")
     if written is None:
         return None
-    sides = _SIZE.fullmatch(written)
-    if sides is None:
-        raise CorpusError(f"bad size: {shortened(written)!r} is not WIDTHxHEIGHT in pixels")
-    return int(sides[1]), int(sides[2])
+    return picture_size(written)
 
 
 def _optional(fields: Fields, column: str) -> str | None:

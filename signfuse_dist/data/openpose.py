@@ -41,7 +41,8 @@ middle, the eyes' the outer corner, the lips' the middle of the inner rim."""
 HAND_LEFT = {name: i for i, name in enumerate(LEFT_HAND)}
 HAND_RIGHT = {name: i for i, name in enumerate(RIGHT_HAND)}
 
-_SUFFIX = "_keypoints.json"
+FRAME_ENDING = "_keypoints.json"
+"""Of the file of a frame."""
 _NUMBER = re.compile(r"([0-9]+)\Z")
 _MOST_BYTES = 4 << 20  # of one frame: some people with all their points are a hundredth of it
 _MOST_PEOPLE = 100
@@ -86,9 +87,9 @@ def _files(folder: Path) -> dict[int, Path]:
     files: dict[int, Path] = {}
     try:
         for path in folder.iterdir():
-            if path.name.startswith(".") or not path.name.endswith(_SUFFIX):
+            if path.name.startswith(".") or not path.name.endswith(FRAME_ENDING):
                 continue
-            number = _NUMBER.search(path.name.removesuffix(_SUFFIX))
+            number = _NUMBER.search(path.name.removesuffix(FRAME_ENDING))
             if number is None or len(number[1]) > 18:
                 raise PoseError(f"bad poses: {folder.name}/{path.name} has no number of a frame")
             if int(number[1]) in files:
@@ -97,7 +98,7 @@ def _files(folder: Path) -> dict[int, Path]:
     except OSError as error:
         raise _unreadable(error, folder) from error
     if not files:
-        raise PoseError(f"bad poses: {folder.name} holds no file NAME_NUMBER{_SUFFIX}")
+        raise PoseError(f"bad poses: {folder.name} holds no file NAME_NUMBER{FRAME_ENDING}")
     return dict(sorted(files.items()))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from signfuse_dist.data.clock import VideoError
 
@@ -30,7 +30,10 @@ class Choices:
 
     joints: Sequence[Path] | None = field(
         default=None,
-        metadata={"nargs": "+", "help": "an .npz of joints for each video, in place of MediaPipe"},
+        metadata={
+            "nargs": "+",
+            "help": "a file of joints for each video, in place of MediaPipe",
+        },
     )
     box: Sequence[str] | None = field(
         default=None,
@@ -64,6 +67,21 @@ class Choices:
         default=None,
         metadata={
             "help": "rate of folders of frames, which have none of their own (default: data.fps)"
+        },
+    )
+    poses: Literal["openpose", "pose", "wholebody", "holistic"] | None = field(
+        default=None,
+        metadata={
+            "help": "in which form files of joints are written (default: what their endings say; "
+            ".npz: this package's own)"
+        },
+    )
+    picture_size: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "WIDTHxHEIGHT",
+            "help": "of the picture that joints in pixels are in, where no video and no file says "
+            "it, as of OpenPose",
         },
     )
     pose_model: Path | None = None

@@ -23,17 +23,21 @@ def extractor_for(usage: Usage, pose_model: Path | None) -> PoseExtractor:
     return NoJoints()
 
 
-def difference(usage: Usage, extractor: PoseExtractor | None) -> str | None:
+def difference(
+    usage: Usage, extractor: PoseExtractor | None, form: str = JointsFile.name
+) -> str | None:
     """Return in words what else found the joints of new clips than those of training, else None.
 
-    ``extractor`` None: each clip comes with a file of joints. Nothing is said where it is not known
-    what found them in training.
+    ``extractor`` None: clips come with files of joints, written in the ``form`` that is named.
+    Nothing is said where it is not known what found them in training.
     """
-    source = JointsFile if extractor is None else extractor
-    now = f"{source.name} {source.version}"
+    now = f"{form} {JointsFile.version}" if extractor is None else _name(extractor)
     if usage.joints_from in (None, now):
         return None
-    where = "from the files that are given" if extractor is None else f"from {now}"
+    where = f"from {now}"
+    if extractor is None:
+        published = "" if form == JointsFile.name else f" ({form})"
+        where = f"from the files that are given{published}"
     theirs = usage.joints_from
     if usage.extractor == JointsFile.name:
         theirs = "files beside its clips"
@@ -41,3 +45,7 @@ def difference(usage: Usage, extractor: PoseExtractor | None) -> str | None:
         f"the joints come {where}, and those that the model was trained with came from {theirs}: "
         "it may translate worse"
     )
+
+
+def _name(extractor: PoseExtractor) -> str:
+    return f"{extractor.name} {extractor.version}"

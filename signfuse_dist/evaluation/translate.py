@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+<<<<<<< HEAD
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -37,33 +38,45 @@ from signfuse_dist.evaluation.choices import Choices, Limits
 from signfuse_dist.evaluation.extractors import difference, extractor_for
 from signfuse_dist.evaluation.new_vectors import refuse_published, vectors_of
 from signfuse_dist.evaluation.translator import Translation, Translator, load_translator
+=======
+from queue import Full, Queue
+from typing import Any, NamedTuple, TypeVar
+
+from signfuse_dist import device
+from signfuse_dist.batch import SignBatch
+from signfuse_dist.data.pack_workers import Death, WorkerPool
+from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.choices import Choices
+from signfuse_dist.evaluation.new_clips import (
+    ClipReader,
+    NewClip,
+    Source,
+    find_videos,
+    look_at_streams,
+    read_source,
+    reader_for,
+    sources_of,
+)
+from signfuse_dist.evaluation.translator import Translation, Translator, join, load_translator
+>>>>>>> f7b335e (Joints alone are new clips; clips are read beside the model, as fast as an evaluation)
 from signfuse_dist.experiment import override_section
 from signfuse_dist.files import STATE, checksum, write_text
 from signfuse_dist.locks import held
 from signfuse_dist.model.signfuse import SignFuse
+<<<<<<< HEAD
 from signfuse_dist.model.usage import Usage
 from signfuse_dist.model.vision import FrameVectors
 from signfuse_dist.plan import spread_frames
+=======
+>>>>>>> f7b335e (Joints alone are new clips; clips are read beside the model, as fast as an evaluation)
 from signfuse_dist.progress import Progress
-from signfuse_dist.skeleton import JOINT_LAYOUT
 from signfuse_dist.system_errors import at_path
 
-_FLAGS = {
-    "no_person": "no person was found: the joints say nothing, and the sentence hardly anything",
-    "no_left_hand": "no left hand was found in any frame",
-    "no_right_hand": "no right hand was found in any frame",
-    "failed_frames": "the pose extractor failed at some frames",
-    "variable_rate": "the pictures come at varying distances",
-    "gap": "for a while no new picture is shown",
-    "interlaced": "each picture is made of two, half a moment apart (interlaced)",
-    "missing_frames": "the numbers of the pictures leave some out",
-    "no_crop": "nothing was found to cut the picture by: the model saw all of it, and was trained "
-    "on pictures that are cut around the signer",
-    "no_box": "no box was given: the picture was cut around the signer's joints, where those that "
-    "the model was trained on are cut around boxes of the corpus",
-    "hand_outside_box": "at times a hand lies outside the part of the picture that the model saw",
-}
+Outcome = NewClip | str | Death
+"""A clip, or why it could not be read."""
+T = TypeVar("T")
 
+<<<<<<< HEAD
 _TOGETHER = 4  # batches of clips that are read before they are translated
 
 
@@ -267,6 +280,10 @@ def read_source(reader: ClipReader, source: Source, report: Report) -> NewClip |
         raise
     except UserError as e:
         return str(e)
+=======
+_TOGETHER = 8  # batches of clips among which like lengths are computed together
+_PATIENCE = 5.0  # seconds for a clip that is being read when nobody wants it any more
+>>>>>>> f7b335e (Joints alone are new clips; clips are read beside the model, as fast as an evaluation)
 
 
 def translate_videos(model: Path, places: Sequence[Path], choices: Choices) -> int:
@@ -281,7 +298,7 @@ def translate_videos(model: Path, places: Sequence[Path], choices: Choices) -> i
     UserError when there is no model or no pose extractor, for a word that is wrong and for more
     candidates than beams.
     """
-    sources = _sources(find_videos(places), choices)
+    sources = sources_of(find_videos(places), choices)
     translator = load_translator(model, device.choose(), choices.decoding)
     beams = translator.usage.decoding.num_beams
     if choices.nbest > beams:  # before minutes of reading videos
@@ -294,6 +311,7 @@ def translate_videos(model: Path, places: Sequence[Path], choices: Choices) -> i
             f"--box: data.crop of {model} is {translator.usage.crop}, so the model was not "
             "trained on boxes; leave it out"
         )
+    look_at_streams(translator.model.built_from.streams, sources, _note)
     with _writing_alone(choices.out):
         return _translate(translator, sources, choices)
 
@@ -318,17 +336,18 @@ def sentences(
         )
     decoding = override_section("evaluation", usage.decoding, choices.decoding, "translate")
     translator = Translator(model, replace(usage, decoding=decoding))
-    reader = reader_for(usage, choices.pose_model, with_joints=choices.joints is not None, say=say)
-
-    def clips() -> Iterator[tuple[Path, NewClip]]:
-        for source, clip in _in_order(reader, _sources(videos, choices), choices.workers):
-            if not isinstance(clip, NewClip):
-                raise UserError(f"{source.video}: {_why(clip)}")
+    sources = sources_of(videos, choices)
+    look_at_streams(model.built_from.streams, sources, say)
+    reader = reader_for(usage, choices.pose_model, say=say, sources=sources, choices=choices)
+    texts: list[str] = []
+    with closing(translated(translator, in_order(reader, sources, choices.workers))) as found:
+        for source, clip, translation in found:
+            if not isinstance(clip, NewClip) or translation is None:
+                raise UserError(f"{source.place}: {_why(clip)}")
             for note in clip.notes:
-                say(f"{source.video}: {note}")
-            yield source.video, clip
-
-    return [translation.text for _, _, translation in translated(translator, clips())]
+                say(f"{source.place}: {note}")
+            texts.append(translation.text)
+    return texts
 
 
 @contextmanager
@@ -346,24 +365,21 @@ def _writing_alone(out: Path | None) -> Iterator[None]:
 def _translate(translator: Translator, sources: Sequence[Source], choices: Choices) -> int:
     by = _made_by(translator)
     done = _already(choices.out, by, choices.nbest)
-    waiting = [source for source in sources if str(source.video) not in done]
+    waiting = [source for source in sources if str(source.place) not in done]
     if len(waiting) < len(sources):
         print(
             f"{choices.out}: holds {len(sources) - len(waiting)} of {len(sources)}", file=sys.stderr
         )
     reader = reader_for(
-        translator.usage,
-        choices.pose_model,
-        with_joints=choices.joints is not None,
-        folder_fps=choices.folder_fps,
-        say=lambda note: print(f"note: {note}", file=sys.stderr),
+        translator.usage, choices.pose_model, say=_note, sources=waiting, choices=choices
     )
     with Progress("translating", len(waiting), "clip") as progress:
-        clips = _read_all(reader, waiting, choices.workers, progress)
+        clips = in_order(reader, waiting, choices.workers)
         failed = len(waiting) - _write_all(translator, clips, choices, by, progress)
     return 1 if failed else 0
 
 
+<<<<<<< HEAD
 def reader_for(
     usage: Usage,
     pose_model: Path | None,
@@ -384,16 +400,24 @@ def reader_for(
     if differs is not None:
         say(differs)
     return ClipReader(usage, extractor, folder_fps, limits)
+=======
+def _note(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
+>>>>>>> f7b335e (Joints alone are new clips; clips are read beside the model, as fast as an evaluation)
 
 
 def translated(
-    translator: Translator, clips: Iterator[tuple[Path, NewClip]], nbest: int = 1
-) -> Iterator[tuple[Path, NewClip, Translation]]:
+    translator: Translator,
+    clips: Generator[tuple[Source, Outcome], None, None],
+    nbest: int = 1,
+) -> Generator[tuple[Source, Outcome, Translation | None], None, None]:
     """Translate clips in batches of ``evaluation.batch_size``, and yield them in their order.
 
     As an evaluation does, clips of like lengths are computed together, so that little is padding;
-    here among :data:`_TOGETHER` batches that were read.
+    here among :data:`_TOGETHER` batches. Clips are read, and their pictures put into a batch, in a
+    thread beside the model. What could not be read has no translation.
     """
+<<<<<<< HEAD
     size, vectorisers = translator.usage.decoding.batch_size, translator.vectorisers
     while read := list(islice(clips, size * _TOGETHER)):
         longest_first = sorted(range(len(read)), key=lambda i: -len(read[i][1].chosen))
@@ -415,26 +439,82 @@ def join(clips: Sequence[NewClip], vectorisers: Sequence[FrameVectors] = ()) -> 
         return batch
     vectors = torch.cat([torch.from_numpy(clip.vectors(vectorisers)) for clip in clips])
     return replace(batch, frames=batch.frames[:0], frame_vectors=vectors)
+=======
+    found: dict[int, Translation] = {}
+    with closing(_ahead(_batched(clips, translator.usage.decoding.batch_size))) as ready:
+        for made in ready:
+            if isinstance(made, _Batch):
+                translations = translator.translate(made.batch, nbest)
+                found.update(zip(made.places, translations, strict=True))
+                continue
+            for place, (source, clip) in enumerate(made):
+                yield source, clip, found.get(place)
+            found.clear()
 
 
-def _sources(videos: Sequence[Path], choices: Choices) -> list[Source]:
-    joints: Sequence[Path | None] = choices.joints or [None] * len(videos)
-    if len(joints) != len(videos):
-        raise UserError(f"--joints names {len(joints)} files for {len(videos)} videos")
-    boxes = [_box(text) for text in choices.box or ()] or [None] * len(videos)
-    if len(boxes) != len(videos):
-        raise UserError(
-            f"--box has {len(boxes)} boxes for {len(videos)} videos; one each is needed"
-        )
-    return [Source(*each) for each in zip(videos, joints, boxes, strict=True)]
+class _Batch(NamedTuple):
+    """Clips that are computed together."""
+
+    places: list[int]
+    """Of each clip among those that were read with it."""
+    batch: SignBatch
+>>>>>>> f7b335e (Joints alone are new clips; clips are read beside the model, as fast as an evaluation)
 
 
-def _box(text: str) -> Box | None:
-    """Return a box that was typed, None for an empty one."""
+def _batched(
+    clips: Generator[tuple[Source, Outcome], None, None], size: int
+) -> Generator[_Batch | list[tuple[Source, Outcome]], None, None]:
+    """Yield the batches of so many clips, the longest first, then those clips in their order."""
+    with closing(clips):
+        while read := list(islice(clips, size * _TOGETHER)):
+            whole = {
+                place: clip for place, (_, clip) in enumerate(read) if isinstance(clip, NewClip)
+            }
+            longest_first = sorted(whole, key=lambda place: -len(whole[place].chosen))
+            for start in range(0, len(whole), size):
+                places = longest_first[start : start + size]
+                yield _Batch(places, join([whole[place] for place in places]))
+            yield read
+
+
+def _ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
+    """Yield items that are made in a thread, one waiting while the one before is worked on."""
+    made: Queue[tuple[T | None, BaseException | None]] = Queue(1)
+    ended = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> bool:
+        while not ended.is_set():
+            try:
+                made.put((item, error), timeout=0.1)
+                return True
+            except Full:
+                continue
+        return False
+
+    def make() -> None:
+        fault: BaseException | None = None
+        try:
+            with closing(items):
+                for item in items:
+                    if not put(item, None):
+                        return
+        except BaseException as error:  # raised where the items are wanted
+            fault = error
+        put(None, fault)
+
+    thread = threading.Thread(target=make, name="read", daemon=True)
+    thread.start()
     try:
-        return boxed(text)
-    except UserError as error:
-        raise UserError(f"--box: {error}") from error
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        ended.set()
+        thread.join(_PATIENCE)
 
 
 def _made_by(translator: Translator) -> dict[str, Any]:
@@ -470,44 +550,30 @@ def _already(out: Path | None, by: dict[str, Any], nbest: int) -> set[str]:
     return done
 
 
-def _read_all(
-    reader: ClipReader,
-    sources: Sequence[Source],
-    workers: int,
-    progress: Progress,
-) -> Iterator[tuple[Path, NewClip]]:
-    """Yield the clips that can be read in the order of ``sources``, and name the others."""
-    for source, clip in _in_order(reader, sources, workers):
-        if isinstance(clip, NewClip):
-            yield source.video, clip
-            continue
-        progress.print(f"error: {source.video}: {_why(clip)}", sys.stderr)
-        progress.advance()
-
-
-def _in_order(
+def in_order(
     reader: ClipReader, sources: Sequence[Source], workers: int
-) -> Iterator[tuple[Source, NewClip | str | Death]]:
+) -> Generator[tuple[Source, Outcome], None, None]:
     """Yield each source with its clip, or with what is wrong with it."""
     pool: WorkerPool[Source, NewClip | str] = WorkerPool(
         partial(read_source, reader), workers, lambda name, finished: None
     )
-    early: dict[int, NewClip | str | Death] = {}
+    early: dict[int, Outcome] = {}
     following = 0
-    for number, result in pool.run(sources):
-        early[number] = result
-        while following in early:
-            yield sources[following], early.pop(following)
-            following += 1
+    with closing(pool.run(sources)) as results:
+        for number, result in results:
+            early[number] = result
+            while following in early:
+                yield sources[following], early.pop(following)
+                following += 1
 
 
-def _why(failure: str | Death) -> str:
-    return f"a process died ({failure.how})" if isinstance(failure, Death) else failure
+def _why(failure: Outcome) -> str:
+    return f"a process died ({failure.how})" if isinstance(failure, Death) else str(failure)
 
 
 def _write_all(
     translator: Translator,
-    clips: Iterator[tuple[Path, NewClip]],
+    clips: Generator[tuple[Source, Outcome], None, None],
     choices: Choices,
     by: dict[str, Any],
     progress: Progress,
@@ -519,11 +585,15 @@ def _write_all(
         if choices.out:
             opened.enter_context(at_path(choices.out))
             file = opened.enter_context(choices.out.open("a", encoding="utf-8"))
-        for video, clip, translation in translated(translator, clips, choices.nbest):
-            line = json.dumps(_line(video, translation, clip, by), ensure_ascii=False)
-            progress.print(line, file)
+        found = opened.enter_context(closing(translated(translator, clips, choices.nbest)))
+        for source, clip, translation in found:
+            if isinstance(clip, NewClip) and translation is not None:
+                line = _line(source.place, translation, clip, by)
+                progress.print(json.dumps(line, ensure_ascii=False), file)
+                written += 1
+            else:
+                progress.print(f"error: {source.place}: {_why(clip)}", sys.stderr)
             progress.advance()
-            written += 1
     return written
 
 

@@ -1,4 +1,4 @@
-"""A trained model, loaded and ready to translate batches."""
+"""A trained model, loaded and ready to translate batches, and new clips as a batch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from signfuse_dist.batch import SignBatch
+from signfuse_dist.data.loader import collate
+from signfuse_dist.data.manifest import NO_EXTRACTOR
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.asked import ask_model
+<<<<<<< HEAD
 from signfuse_dist.evaluation.new_vectors import load_vectorisers
+=======
+from signfuse_dist.evaluation.new_clips import NewClip
+>>>>>>> f7b335e (Joints alone are new clips; clips are read beside the model, as fast as an evaluation)
 from signfuse_dist.model import saved
 from signfuse_dist.model.attention import choose_for, recorded_weights
 from signfuse_dist.model.signfuse import SignFuse
@@ -153,3 +159,19 @@ def load_translator(place: Path, device: torch.device, overrides: Sequence[str] 
     if model.tokenizer is None:
         raise UserError(f"{place}: a model of the encoders alone, without LLM; it cannot translate")
     return Translator(model.to(device), asked.usage, asked.folder)
+
+
+def join(clips: Sequence[NewClip]) -> SignBatch:
+    """Return clips as one batch."""
+    read = [clip.clip() for clip in clips]
+    frames = torch.cat([torch.from_numpy(clip.frames) for clip in read])
+    shown = np.array([bool(clip.encoded.jpegs) for clip in clips])
+    tracked = np.array([clip.encoded.record["extractor"] != NO_EXTRACTOR for clip in clips])
+    return collate(
+        read,
+        frames,
+        np.array([len(clip.mask) for clip in read]),
+        encode=None,
+        shown=None if shown.all() else shown,
+        tracked=None if tracked.all() else tracked,
+    )

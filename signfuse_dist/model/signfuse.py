@@ -316,8 +316,9 @@ class SignFuse(nn.Module):
         than those of training.
 
         Args:
-            videos: files, or folders of frames; a corpus is for `signfuse translate`, which goes on
-                after a clip that cannot be read.
+            videos: files, folders of frames, or joints alone (``.pose``, ``.npz``, a folder of
+                OpenPose's frames), where the model needs no picture; a corpus is for `signfuse
+                translate`, which goes on after a clip that cannot be read.
             joints: an ``.npz`` for each video, in place of MediaPipe.
             pose_model: MediaPipe's model file, where it brings none.
             workers: processes that decode and find joints; 0: none beside this one.

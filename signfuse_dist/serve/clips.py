@@ -20,8 +20,8 @@ from signfuse_dist.data.look import draw_skeleton
 from signfuse_dist.data.pack_workers import Report
 from signfuse_dist.data.shard import EncodedClip
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.translate import ClipReader, NewClip, Source, join, read_source
-from signfuse_dist.evaluation.translator import Translation, Translator
+from signfuse_dist.evaluation.new_clips import ClipReader, NewClip, Source, read_source
+from signfuse_dist.evaluation.translator import Translation, Translator, join
 from signfuse_dist.report.figures import data_uri
 from signfuse_dist.report.markup import visible
 from signfuse_dist.report.plots import gate_over_time, in_themes

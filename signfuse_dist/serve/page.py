@@ -17,7 +17,7 @@ from typing import Any
 from signfuse_dist import device
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Server
-from signfuse_dist.evaluation.translate import reader_for
+from signfuse_dist.evaluation.new_clips import reader_for
 from signfuse_dist.evaluation.translator import load_translator
 from signfuse_dist.serve.clips import ClipTranslator, read_upload
 from signfuse_dist.serve.door import KEPT_SECONDS, Door, sweep

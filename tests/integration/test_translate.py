@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.blended_project import add_tracks
 from helpers.project import Project
 from helpers.untrained_run import write_run  # tests/helpers/untrained_run.py
 from signfuse_dist.cli import main
@@ -17,8 +18,9 @@ from signfuse_dist.data.joints import NoJoints
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.choices import Limits
 from signfuse_dist.evaluation.evaluate import evaluate
-from signfuse_dist.evaluation.translate import ClipReader, find_videos
+from signfuse_dist.evaluation.new_clips import ClipReader, find_videos
 from signfuse_dist.experiment import load_run
+from signfuse_dist.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,6 +74,25 @@ def test_translate_names_a_missing_video_goes_on_and_ends_with_status_1(
     assert len(errors) == 1
     assert absent in errors[0]
     assert main(["translate", str(folder), first, "--joints", first_joints]) == 0
+
+
+def test_a_model_of_joints_alone_gives_joints_the_sentences_of_their_packed_clips(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No video is there, and nothing looks for a pose extractor."""
+    add_tracks(project)
+    words = ["model.streams=skeletal", "train.stages=[finetune]", "loss.contrastive_weight=0"]
+    run = write_run(project, tmp_path, *words, f"data.shards={project.folder / 'tracks'}")
+    evaluate(run, "test", controls=())
+    text = RunFolder(run).evaluation("test").hypotheses.read_text(encoding="utf-8")
+    hypotheses = {row["id"]: row["hypothesis"] for row in lines(text)}
+    joints = [clip(project, number)[1] for number in range(3)]
+    capsys.readouterr()
+    assert main(["translate", str(run), *joints, str(tmp_path / "absent.pose")]) == 1
+    printed = capsys.readouterr()
+    told = {Path(line["video"]).stem: line["translation"] for line in lines(printed.out)}
+    assert told == {Path(path).stem: hypotheses[f"t-{Path(path).stem}"] for path in joints}
+    assert "absent.pose" in printed.err
 
 
 def test_joints_that_are_missing_or_too_few_are_an_error_of_their_video(

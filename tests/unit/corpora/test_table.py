@@ -18,7 +18,7 @@ from signfuse_dist.corpora import (
     read_table,
     script_of,
 )
-from signfuse_dist.evaluation.translate import find_videos
+from signfuse_dist.evaluation.new_clips import find_videos
 
 COLUMNS = ("id", "video", "text", "start", "end")
 

@@ -1,26 +1,41 @@
-"""New clips are cropped as the training clips were."""
+"""New clips: cropped as the training clips were, read ahead, and of joints alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import simplejpeg
 
 from helpers.little_clips import write_video
 from helpers.little_splits import data_config
+from helpers.published_poses import HEIGHT, WIDTH, signer, write_openpose, write_pose
 from helpers.signers import InTheMiddle
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.corpora import Box
 from signfuse_dist.data.joints import NoJoints
 from signfuse_dist.data.video import VideoFile
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
+from signfuse_dist.evaluation import translate
 from signfuse_dist.evaluation.choices import Choices, Limits
-from signfuse_dist.evaluation.translate import ClipReader, NewClip, _sources, translated
-from signfuse_dist.evaluation.translator import Translation
+from signfuse_dist.evaluation.new_clips import (
+    ClipReader,
+    NewClip,
+    Source,
+    find_videos,
+    is_joints,
+    look_at_streams,
+    read_source,
+    sources_of,
+)
+from signfuse_dist.evaluation.translate import translated
+from signfuse_dist.evaluation.translator import Translation, join
+from signfuse_dist.skeleton import LEFT_HAND, NUM_JOINTS
 
 DATA = data_config(fps=None, frame_size=32, max_frames=100)
 
@@ -74,13 +89,13 @@ def test_a_model_of_boxes_says_what_it_used_where_none_is_given(video: Path) -> 
 
 def test_boxes_are_typed_one_a_video() -> None:
     videos = [Path("a.mp4"), Path("b.mp4")]
-    first, second = _sources(videos, Choices(box=["0,0,0.5,1", "0.5 0 1 1"]))
+    first, second = sources_of(videos, Choices(box=["0,0,0.5,1", "0.5 0 1 1"]))
     assert (first.box, second.box) == (Box(0, 0, 0.5, 1), Box(0.5, 0, 1, 1))
-    assert [source.box for source in _sources(videos, Choices())] == [None, None]
+    assert [source.box for source in sources_of(videos, Choices())] == [None, None]
     with pytest.raises(UserError, match="--box has 1 boxes for 2 videos"):
-        _sources(videos, Choices(box=["0,0,1,1"]))
+        sources_of(videos, Choices(box=["0,0,1,1"]))
     with pytest.raises(UserError, match="--box: bad box: '0,0,640,480' is not x0 y0 x1 y1"):
-        _sources(videos[:1], Choices(box=["0,0,640,480"]))
+        sources_of(videos[:1], Choices(box=["0,0,640,480"]))
 
 
 def refuse_decoding(*_: object) -> None:
@@ -126,20 +141,120 @@ class Counts:
 
 
 def test_clips_of_like_lengths_are_computed_together_and_come_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translate, "_TOGETHER", 4)
+    lengths = (1, 5, 2, 6, 1, 5, 2, 6, 3)
+    sources = [
+        Source(write_video(tmp_path / f"{i}.mp4", n), None, None) for i, n in enumerate(lengths)
+    ]
+    translator = Counts()
+    found = list(translated(translator, read_by(ClipReader(DATA, NoJoints()), sources)))
+    assert translator.batches == [[6, 6], [5, 5], [2, 2], [1, 1], [3]]
+    assert [source for source, _, _ in found] == sources
+    assert [t.text for _, _, t in found if t] == [str(n) for n in lengths]
+
+
+def read_by(
+    reader: ClipReader, sources: list[Source]
+) -> Generator[tuple[Source, NewClip | str], None, None]:
+    for source in sources:
+        yield source, read_source(reader, source, lambda name, finished: None)
+
+
+def test_clips_are_read_while_the_model_computes_and_no_more_of_them_than_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translate, "_TOGETHER", 1)
+    source = Source(write_video(tmp_path / "v.mp4", 2), None, None)
+    read = [threading.Event() for _ in range(40)]
+
+    def clips() -> Generator[tuple[Source, NewClip | str], None, None]:
+        for event, result in zip(read, read_by(reader, [source] * len(read)), strict=True):
+            event.set()
+            yield result
+        closed.set()
+
+    class Waits(Counts):
+        def translate(self, batch: SignBatch, nbest: int) -> list[Translation]:
+            assert read[2].wait(20), "the next batch is not read"  # while this one is computed
+            return super().translate(batch, nbest)
+
+    reader, closed = ClipReader(DATA, NoJoints()), threading.Event()
+    found = translated(Waits(), clips())
+    assert next(found)[0] == source
+    found.close()
+    assert not read[-1].is_set()
+    assert not closed.is_set()
+    assert not [thread for thread in threading.enumerate() if thread.name == "read"]
+
+
+def test_what_cannot_be_read_is_told_in_its_place_and_a_fault_of_reading_is_raised(
     tmp_path: Path,
 ) -> None:
-    lengths = (1, 5, 2, 6, 1, 5, 2, 6, 3)
-    videos = [write_video(tmp_path / f"{i}.mp4", n) for i, n in enumerate(lengths)]
-    reader, translator = ClipReader(DATA, NoJoints()), Counts()
-    read: list[Path] = []
+    good = Source(write_video(tmp_path / "v.mp4", 2), None, None)
+    absent = Source(tmp_path / "absent.mp4", None, None)
+    reader = ClipReader(DATA, NoJoints())
+    found = list(translated(Counts(), read_by(reader, [absent, good])))
+    assert [source for source, _, _ in found] == [absent, good]
+    assert "absent.mp4" in str(found[0][1])
+    assert [t and t.text for _, _, t in found] == [None, "2"]
 
-    def clips() -> Iterator[tuple[Path, NewClip]]:
-        for video in videos:
-            read.append(video)
-            yield video, reader.read(video)
+    def broken() -> Generator[tuple[Source, NewClip | str], None, None]:
+        yield from read_by(reader, [good])
+        raise MachineError("the disk is away")
 
-    found = translated(translator, clips())
-    assert next(found)[0] == videos[0]
-    assert read == videos[:8]  # four batches, and not the ninth clip yet
-    assert translator.batches == [[6, 6], [5, 5], [2, 2], [1, 1]]
-    assert [t.text for _, _, t in found] == [str(n) for n in lengths[1:]]
+    with pytest.raises(MachineError, match="the disk is away"):
+        list(translated(Counts(), broken()))
+
+
+def write_joints(path: Path, frames: int) -> Path:
+    """Write joints in this package's own form, those of the left hand not found."""
+    mask = np.ones((frames, NUM_JOINTS), dtype=bool)
+    mask[:, : len(LEFT_HAND)] = False
+    np.savez(path, pose=signer(frames).astype(np.float32), mask=mask)
+    return path
+
+
+def test_joints_alone_are_a_clip_without_pictures(tmp_path: Path) -> None:
+    """Of any published form; what their endings do not say is said beside them."""
+    joints, reader = signer(6), ClipReader(replace(DATA, fps=10.0), None)
+    own = write_joints(tmp_path / "own.npz", 6)
+    posed = write_pose(tmp_path / "a.pose", joints)
+    folder = write_openpose(tmp_path / "b", joints)
+    (tmp_path / "empty").mkdir()
+    places = [own, posed, folder]
+    assert find_videos([tmp_path, folder]) == [posed, own, folder]
+    assert all(map(is_joints, places))
+    assert not is_joints(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"b does not say which picture"):
+        reader.read(None, folder)
+    sized = replace(reader, picture_size=(WIDTH, HEIGHT))
+    clips = [sized.read(None, place) for place in places]
+    assert [clip.encoded.record["extractor"] for clip in clips] == ["synthetic", "pose", "openpose"]
+    batch = join([*clips, ClipReader(DATA, NoJoints()).read(write_video(tmp_path / "v.mp4", 3))])
+    assert batch.has_visual.tolist() == [False, False, False, True]
+    assert batch.has_skeletal.tolist() == [True, True, True, False]
+    assert batch.frame_lengths.tolist() == [6, 6, 6, 3]
+    assert len(batch.frames) == 3
+    # Shares of the picture become those of the square that it is letterboxed into.
+    posed_at, openposed_at = (clip.encoded for clip in clips[1:])
+    found = posed_at.mask & openposed_at.mask
+    assert found.any(axis=0).sum() > len(LEFT_HAND) * 2
+    assert np.allclose(posed_at.pose[found], openposed_at.pose[found], atol=1e-3)
+    assert clips[0].notes == ["no left hand was found in any frame"]
+
+
+def test_joints_alone_are_refused_where_a_model_looks_at_pictures_alone(tmp_path: Path) -> None:
+    own = write_joints(tmp_path / "own.npz", 6)
+    sources, said = sources_of([own, Path("v.mp4")], Choices()), []
+    assert sources == [Source(None, own, None), Source(Path("v.mp4"), None, None)]
+    with pytest.raises(UserError, match=r"own\.npz is joints alone, and the model looks at"):
+        look_at_streams("visual", sources, said.append)
+    look_at_streams("skeletal", sources, said.append)
+    look_at_streams("both", sources[1:], said.append)
+    assert said == []
+    look_at_streams("both", sources, said.append)
+    assert "1 clips are joints alone" in said[0]
+    with pytest.raises(UserError, match=r"own\.npz is joints itself"):
+        sources_of([own], Choices(joints=[own]))

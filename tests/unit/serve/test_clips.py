@@ -16,8 +16,8 @@ from helpers.signers import InTheMiddle
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.data.clock import VideoError
 from signfuse_dist.evaluation.choices import Limits
-from signfuse_dist.evaluation.translate import ClipReader, NewClip, join
-from signfuse_dist.evaluation.translator import Translation
+from signfuse_dist.evaluation.new_clips import ClipReader, NewClip
+from signfuse_dist.evaluation.translator import Translation, join
 from signfuse_dist.serve.clips import ClipTranslator, read_upload
 from signfuse_dist.serve.reading import ReadingProcess, Upload
 
