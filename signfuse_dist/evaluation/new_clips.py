@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 from signfuse_dist.config import Crop
 from signfuse_dist.corpora import (
@@ -157,11 +158,15 @@ class NewClip:
 
     def clip(self) -> Clip:
         """Return the clip as it is read from a shard: what the model sees."""
-        frames = np.zeros((0, self.frame_size, self.frame_size, 3), dtype=np.uint8)
-        if self.encoded.jpegs:
-            frames = np.stack([simplejpeg.decode_jpeg(self.encoded.jpegs[i]) for i in self.chosen])
+        frames = self.pictures(self.chosen)
         pose, mask = self.encoded.pose[self.chosen], self.encoded.mask[self.chosen]
         return Clip(dict(self.encoded.record), frames, pose, mask)
+
+    def pictures(self, places: Sequence[int]) -> NDArray[np.uint8]:
+        """Return frames, uint8 ``[places, size, size, 3]``; none of a clip of joints alone."""
+        if not self.encoded.jpegs:
+            return np.zeros((0, self.frame_size, self.frame_size, 3), dtype=np.uint8)
+        return np.stack([simplejpeg.decode_jpeg(self.encoded.jpegs[place]) for place in places])
 
     def _covered(self, flag: str) -> bool:
         """Where there is no person, that there are no hands goes without saying."""
@@ -299,6 +304,18 @@ def read_source(reader: ClipReader, source: Source, report: Report) -> NewClip |
         return str(e)
 
 
+def refuse_published(usage: Usage) -> None:
+    """Raise UserError where nobody knows how a new clip's vectors would be made."""
+    unknown = [source.published for source in usage.features if source.published is not None]
+    if unknown:
+        raise UserError(
+            f"the model was trained on the published vectors {' and '.join(unknown)}: what makes "
+            "them is not known here, so no new clip can be brought to it. `signfuse evaluate` "
+            "translates packed splits that have them; a model that is to read videos is trained on "
+            "sets of `signfuse features SHARDS --model NAME`"
+        )
+
+
 def reader_for(
     usage: Usage,
     pose_model: Path | None,
@@ -311,8 +328,9 @@ def reader_for(
     """Return what reads new clips for a model, and ``say`` where their joints come from elsewhere.
 
     ``sources`` are the clips where they are known; None: videos without joints. Raises UserError
-    when a pose extractor is needed and there is none.
+    when a pose extractor is needed and there is none, and for a model of published vectors.
     """
+    refuse_published(usage)
     choices = choices or Choices()
     looked_at = sources is None or any(source.joints is None for source in sources)
     extractor = extractor_for(usage, pose_model) if looked_at else None

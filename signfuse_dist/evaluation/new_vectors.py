@@ -9,20 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from signfuse_dist.errors import UserError
+from signfuse_dist.evaluation.new_clips import refuse_published
 from signfuse_dist.model.usage import Usage
 from signfuse_dist.model.vision import FrameVectors, load_vision_model
-
-
-def refuse_published(usage: Usage) -> None:
-    """Raise UserError where nobody knows how a new clip's vectors would be made."""
-    unknown = [source.published for source in usage.features if source.published is not None]
-    if unknown:
-        raise UserError(
-            f"the model was trained on the published vectors {' and '.join(unknown)}: what makes "
-            "them is not known here, so no new clip can be brought to it. `signfuse evaluate` "
-            "translates packed splits that have them; a model that is to read videos is trained on "
-            "sets of `signfuse features SHARDS --model NAME`"
-        )
 
 
 def load_vectorisers(usage: Usage, device: torch.device) -> tuple[FrameVectors, ...]:

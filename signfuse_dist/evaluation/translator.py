@@ -16,11 +16,8 @@ from signfuse_dist.data.loader import collate
 from signfuse_dist.data.manifest import NO_EXTRACTOR
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.asked import ask_model
-<<<<<<< HEAD
-from signfuse_dist.evaluation.new_vectors import load_vectorisers
-=======
 from signfuse_dist.evaluation.new_clips import NewClip
->>>>>>> f7b335e (Joints alone are new clips; clips are read beside the model, as fast as an evaluation)
+from signfuse_dist.evaluation.new_vectors import load_vectorisers, vectors_of
 from signfuse_dist.model import saved
 from signfuse_dist.model.attention import choose_for, recorded_weights
 from signfuse_dist.model.signfuse import SignFuse
@@ -161,17 +158,31 @@ def load_translator(place: Path, device: torch.device, overrides: Sequence[str] 
     return Translator(model.to(device), asked.usage, asked.folder)
 
 
-def join(clips: Sequence[NewClip]) -> SignBatch:
-    """Return clips as one batch."""
+def join(clips: Sequence[NewClip], vectorisers: Sequence[FrameVectors] = ()) -> SignBatch:
+    """Return clips as one batch; with ``vectorisers``, with vectors in the place of pictures.
+
+    They are made of all frames of a clip, as for a feature set: some models look at several at
+    once.
+    """
     read = [clip.clip() for clip in clips]
     frames = torch.cat([torch.from_numpy(clip.frames) for clip in read])
     shown = np.array([bool(clip.encoded.jpegs) for clip in clips])
     tracked = np.array([clip.encoded.record["extractor"] != NO_EXTRACTOR for clip in clips])
-    return collate(
+    batch = collate(
         read,
         frames,
         np.array([len(clip.mask) for clip in read]),
         encode=None,
         shown=None if shown.all() else shown,
         tracked=None if tracked.all() else tracked,
+    )
+    if not vectorisers or not shown.any():
+        return batch
+    vectors = [
+        vectors_of(clip.pictures(range(len(clip.encoded.jpegs))), vectorisers)[clip.chosen]
+        for clip in clips
+        if clip.encoded.jpegs
+    ]
+    return replace(
+        batch, frames=batch.frames[:0], frame_vectors=torch.from_numpy(np.concatenate(vectors))
     )

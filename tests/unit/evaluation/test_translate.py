@@ -130,6 +130,7 @@ class Counts:
     """Stands for the translator: a sentence is the number of frames that it saw."""
 
     usage = SimpleNamespace(decoding=SimpleNamespace(batch_size=2))
+    vectorisers = ()
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

@@ -33,6 +33,8 @@ class Model:
         default_factory=lambda: SimpleNamespace(decoding=SimpleNamespace(num_beams=1))
     )
 
+    vectorisers: tuple[()] = ()
+
     def translate(self, batch: SignBatch, count: int) -> list[Translation]:
         self.seen.append(batch)
         return [Translation("clip", "<b>regen</b>", None, [("<b>regen</b>", 0.0)])]
