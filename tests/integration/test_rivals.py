@@ -1,0 +1,55 @@
+"""The rivals' recipes through the commands, with a small encoder-decoder in the LLM's place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from helpers.model_factory import tiny_t5
+from helpers.project import Project
+from helpers.vision_models import write_vision_model
+from signfuse_dist.cli import main
+from signfuse_dist.evaluation.evaluate import evaluate
+
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture(scope="module")
+def llm(project: Project, tmp_path_factory: pytest.TempPathFactory) -> str:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("t5")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(project.folder / "llm" / name, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tiny_t5(
+        dim=16,
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("recipe", ["uni_sign_pose", "spamo"])
+def test_a_rival_is_trained_evaluated_and_says_what_it_is(
+    project: Project, llm: str, recipe: str, tmp_path: Path
+) -> None:
+    if recipe == "spamo":
+        for name, family in (("clip-vit-large-patch14", "clip"), ("videomae-large", "videomae")):
+            model = write_vision_model(tmp_path / name, family)
+            assert main(["features", str(project.folder / "shards"), "--model", str(model)]) == 0
+    # The small experiment's own sizes stand above a recipe's.
+    words = [f"recipe={recipe}", f"model.llm={llm}", "stage=finetune"]
+    project.train(tmp_path, 2, *words)
+    folder = tmp_path / "small" / "finetune"
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert recipe in card
+    rows = (evaluate(folder, "test") / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 5
+    assert all(isinstance(json.loads(row)["hypothesis"], str) for row in rows)
+    assert (folder / "model" / "llm").is_dir() is (recipe == "uni_sign_pose")
