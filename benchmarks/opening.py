@@ -1,4 +1,4 @@
-"""What a process needs to open a packed split: from the columns, and from the indexes.
+"""What a process needs to open a packed split and plan: from the columns, and from the indexes.
 
 The split is written into a temporary folder: indexes as `signfuse pack` writes them, beside tars of
 nothing but a size. Each way runs in fresh processes, in turn, and the least of each counts.
@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from signfuse_dist.answer import answer
+from signfuse_dist.arrangement import Arrangement
 from signfuse_dist.cli import add_options, from_options, parse
+from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
 from signfuse_dist.corpora import key_of
 from signfuse_dist.data.columns import COLUMNS_NAME, write_columns
 from signfuse_dist.data.manifest import (
@@ -35,10 +37,12 @@ from signfuse_dist.data.manifest import (
 from signfuse_dist.data.manifest_files import index_bytes, load_index, load_manifest, manifest_bytes
 from signfuse_dist.data.split import read_split
 from signfuse_dist.errors import UserError
+from signfuse_dist.plan import ClipFrames, MicroBatches, make_plan
 from signfuse_dist.skeleton import JOINT_LAYOUT
 
 _CLIPS_A_SHARD, _MEMBER = 128, 40_000  # bytes of a member
 _FRAMES = 120
+_EPOCHS = 8  # in which the fullest micro batch is looked for, as training does
 _DIGEST = "0123456789abcdef" * 4
 
 
@@ -55,12 +59,15 @@ class OpeningBench:
 
 
 class Opened(NamedTuple):
-    """What a process needed."""
+    """What a process needed to open a split, and to be ready for its first batch."""
 
     cpu: float
-    """Processor seconds."""
+    """Processor seconds until it was open."""
     megabytes: float
-    """By which the process grew at its peak."""
+    """By which the process had grown then, at its peak."""
+    ready_cpu: float
+    """Processor seconds until there was a plan too, with its fullest and first micro batch."""
+    ready_megabytes: float
 
 
 def bench_opening(bench: OpeningBench) -> str:
@@ -78,7 +85,8 @@ def bench_opening(bench: OpeningBench) -> str:
             hidden.rename(columns)
     best = {way: Opened(*map(min, zip(*opened, strict=True))) for way, opened in ways.items()}
     lines = [
-        f"from the {way}: {of.cpu:6.2f} CPU s, {of.megabytes:5.0f} MB more"
+        f"from the {way}: {of.cpu:6.2f} CPU s, {of.megabytes:5.0f} MB more; "
+        f"with the plan {of.ready_cpu:6.2f} s, {of.ready_megabytes:5.0f} MB"
         for way, of in best.items()
     ]
     ratio = best["indexes"].cpu / best["columns"].cpu
@@ -92,9 +100,18 @@ def open_here(folder: Path) -> Opened:
     before = _peak()
     began = time.process_time()
     split = read_split(folder, load_manifest(folder), None)
-    cpu = time.process_time() - began
+    cpu, megabytes = time.process_time() - began, _peak() - before
     assert len(split) == split.manifest.num_samples
-    return Opened(cpu, _peak() - before)
+    stage = StageConfig(name="alignment", epochs=_EPOCHS, learning_rate=1e-3, warmup_epochs=1)
+    train = TrainConfig(
+        micro_batch_size=4, global_batch_size=128, precision="bf16", gradient_clipping=1.0
+    )
+    frames = ClipFrames(split.lengths, 256, AugmentConfig(), seed=0)
+    plan = make_plan(len(split), stage, train, world_size=8)
+    order = MicroBatches(plan, 0, frames.counts, 0, 0, Arrangement(by_length=True))
+    assert order[order.fullest(_EPOCHS)].clips
+    assert order[0].clips
+    return Opened(cpu, megabytes, time.process_time() - began, _peak() - before)
 
 
 def _peak() -> float:

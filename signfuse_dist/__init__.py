@@ -37,8 +37,9 @@ synthetic/     the demo's invented world, with a small LLM
 
 A run starts in ``train``, once a process: the only place that knows data, model and engine, with
 ``weights``, ``start`` (what ``train.start`` names) with ``origin`` (what went into a model),
-``cached_features``, ``development`` (the score a model is selected by) and ``metering`` (what the
-log divides) as its parts. ``docs/architecture.md`` says where to read first.
+``texts`` (that the LLM takes them), ``cached_features``, ``development`` (the score a model is
+selected by) and ``metering`` (what the log divides) as its parts. ``docs/architecture.md`` says
+where to read first.
 """
 
 from __future__ import annotations

@@ -179,6 +179,7 @@ Clips = NDArray[np.int64]
 """Clips by their places in a split, or a number for each."""
 _NONE: Clips = np.empty(0, dtype=np.int64)
 _TWICE = (_NONE, _NONE)
+_CLIPS_AT_ONCE = 1 << 17  # are looked through
 
 
 class MicroBatches:
@@ -251,9 +252,10 @@ class MicroBatches:
         plan, step, most = self.plan, self.start_step, -1
         item, found = 0, np.zeros(plan.num_together, dtype=np.int64)
         stop = min(step + self._looked_through(epochs), plan.total_steps)
+        at_once = max(1, _CLIPS_AT_ONCE // plan.global_batch_size)
         while step < stop:
             epoch, first = divmod(step, plan.steps_per_epoch)
-            last = min(plan.steps_per_epoch, first + stop - step)
+            last = min(plan.steps_per_epoch, first + min(stop - step, at_once))
             frames = self._frames(*self._steps(epoch, first, last))
             if self.arrangement.by_length:
                 frames = -np.sort(-frames, axis=1)

@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,7 @@ from signfuse_dist.engine.rehearsal import rehearse
 from signfuse_dist.engine.selection import Selection
 from signfuse_dist.engine.stopping import REQUEUE
 from signfuse_dist.engine.timing import Marks, Startup
-from signfuse_dist.errors import MachineError, UserError, raise_together
+from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.experiment import load_run
 from signfuse_dist.files import write_text
 from signfuse_dist.jobs.folder import JobFolder
@@ -93,8 +92,8 @@ from signfuse_dist.stages import (
 )
 from signfuse_dist.start import find_start, history_of, with_origin
 from signfuse_dist.system_errors import faults_told
+from signfuse_dist.texts import refuse_long_texts
 
-_TEXTS_AT_ONCE = 4096  # are tokenised
 _EPOCHS_AHEAD = 8  # in which the fullest micro batch is looked for: more find hardly fuller ones
 
 
@@ -571,34 +570,6 @@ def _rate_of(run: RunConfig, component: str) -> str:
     factor = rate_factor(component, run.stage)
     highest = factor * run.stage.learning_rate
     return "" if factor == 1 else f" at {factor:g} of the rate, {highest:.3g} at most"
-
-
-def refuse_long_texts(
-    model: SignFuse, tokenizer: TextTokenizer | None, split: Split, say: Callable[[str], None]
-) -> None:
-    """Raise UserError naming texts that the LLM's context has no room for; ``say`` unknown letters.
-
-    Without an LLM there is nothing to compare with.
-    """
-    if model.language_model is None or tokenizer is None:
-        return
-    room = model.language_model.room(model.built_from.num_sign_tokens)
-    entries, count = split.entries(), 0
-    too_long: list[str] = []
-    unknown: list[str] = []
-    while some := {entry.id: entry.text for entry in islice(entries, _TEXTS_AT_ONCE)}:
-        longer, odd = tokenizer.find_unfit(some, room)
-        too_long, unknown, count = too_long + longer, unknown + odd, count + len(some)
-    if unknown:
-        say(
-            f"{len(unknown)} of {count} texts hold letters that the LLM's tokenizer does not "
-            f"know, and are learned without them: {', '.join(unknown[:10])}"
-        )
-    raise_together(
-        too_long[:10],
-        f"{split.folder}: {len(too_long)} texts are too long for the LLM's context; take them out "
-        "of the corpus, or another LLM. The first",
-    )
 
 
 if __name__ == "__main__":

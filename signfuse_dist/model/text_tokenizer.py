@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,22 +78,46 @@ class TextTokenizer:
             tokens = tokens[: tokens.index(self.end)]
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
-    def find_unfit(self, texts: Mapping[str, str], room: int | None) -> tuple[list[str], list[str]]:
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """A SHA-256 of all that decides how a text is cut into tokens.
+
+        None for a tokenizer in Python code, of which no file says all.
+        """
+        if not self._tokenizer.is_fast:
+            return None
+        import tokenizers
+
+        rules = [
+            tokenizers.__version__,
+            type(self._tokenizer).__name__,
+            self._before,
+            self._tokenizer.unk_token_id,
+            self._tokenizer.backend_tokenizer.to_str(),
+        ]
+        return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
+
+    def find_unfit(
+        self, texts: Mapping[str, str], room: int | None
+    ) -> tuple[list[str], list[str], int]:
         """Return what is wrong with texts, by id: those too long, and those not all known.
+
+        And how many tokens the longest has with its end token, 0 without a text.
 
         Args:
             texts: by clip id.
             room: most tokens that a text may have with its end token; None = no limit.
         """
-        too_long, unknown = [], []
+        too_long, unknown, longest = [], [], 0
         spaced = [self._spaced(text) for text in texts.values()]
         rows = self._tokenizer(spaced, add_special_tokens=False).input_ids
         for name, tokens in zip(texts, rows, strict=True):
+            longest = max(longest, len(tokens) + 1)
             if room is not None and len(tokens) + 1 > room:
                 too_long.append(f"{name}: {len(tokens) + 1} tokens, and there is room for {room}")
             if self._tokenizer.unk_token_id in tokens:
                 unknown.append(name)
-        return too_long, unknown
+        return too_long, unknown, longest
 
     def _spaced(self, text: str) -> str:
         return f"{self._before}{text}" if text else text

@@ -6,7 +6,6 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +35,6 @@ from signfuse_dist.model.llm import load_language_model
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.text_tokenizer import TextTokenizer, load_tokenizer
 from signfuse_dist.objective import StageObjective, prepare, set_mode
-from signfuse_dist.train import refuse_long_texts
 
 LLMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
     "llama": (tiny_llama, tiny_tokenizer), "qwen": (tiny_qwen, tiny_tokenizer),
@@ -226,28 +224,11 @@ def test_an_empty_text_is_the_end_token_alone(make: Callable[[], Any]) -> None:
 def test_texts_that_do_not_fit_are_found_by_name() -> None:
     tokenizer = TextTokenizer(tiny_tokenizer(), "sign")
     texts = {"short": "i see", "exact": "i see a", "long": "i see a cat", "odd": "i zebra"}
-    too_long, unknown = tokenizer.find_unfit(texts, room=4)
+    too_long, unknown, longest = tokenizer.find_unfit(texts, room=4)
+    assert longest == 5
     assert too_long == ["long: 5 tokens, and there is room for 4"]
     assert unknown == ["odd"]
     assert tokenizer.find_unfit(texts, room=None)[0] == []
-
-
-def test_training_refuses_texts_beyond_the_context_before_it_starts(tmp_path: Path) -> None:
-    config = _config(tmp_path, "llama", num_sign_tokens=50)  # leaves 10
-    model, tokenizer = saved.build(config, language=True)
-    said: list[str] = []
-    entries = [SimpleNamespace(id=f"clip{i}", text="i see " * i) for i in range(9)]
-    split: Any = SimpleNamespace(folder=Path("shards/x"), entries=lambda: iter(entries))
-    with pytest.raises(UserError, match=r"4 texts are too long") as error:
-        refuse_long_texts(model, tokenizer, split, said.append)
-    assert "clip5: 11 tokens, and there is room for 10" in str(error.value)
-    assert said == []
-    split.entries = lambda: iter([*entries[:3], SimpleNamespace(id="odd", text="zebra")])
-    refuse_long_texts(model, tokenizer, split, said.append)
-    assert said == [
-        "1 of 4 texts hold letters that the LLM's tokenizer does not know, and are "
-        "learned without them: odd"
-    ]
 
 
 PUBLISHED: dict[str, tuple[Callable[..., Any], str, dict[str, Any], dict[str, Any]]] = {
@@ -375,7 +356,11 @@ def test_the_first_word_may_be_cut_as_one_inside_a_text() -> None:
     assert plain.decode([8, 3, 1]) == spaced.decode([9, 3, 1]) == "the a"
     assert spaced.encode("") == [1]
     assert spaced.prompt == plain.prompt
-    assert spaced.find_unfit({"x": "the a"}, 2) == (["x: 3 tokens, and there is room for 2"], [])
+    assert spaced.find_unfit({"x": "the a"}, 2) == (
+        ["x: 3 tokens, and there is room for 2"],
+        [],
+        3,
+    )
 
 
 def test_a_tokenizer_that_marks_first_words_itself_gets_no_second_space() -> None:
