@@ -86,12 +86,14 @@ def choose(
     has_lora, other_llm = saved.ADAPTER_WEIGHTS in files, False
     if None not in (config.llm_fingerprint, llm_fingerprint):
         other_llm = config.llm_fingerprint != llm_fingerprint
+    # One that was trained lies in the start: its place is what model.llm has to name.
+    its_llm = str(folder / then.llm) if config.llm_trained else then.llm
     errors: list[str] = []
     if listed is None:
         wanted = {*there, "statistics", *(["lora"] if has_lora else [])}
         errors += _differences(then, run.model)
         if other_llm:
-            errors.append(_other_llm("adapter", then, run.model))
+            errors.append(_other_llm("adapter", its_llm, run.model))
     else:
         wanted = {*listed}
         missing = [part for part in listed if part in COMPONENTS and part not in there]
@@ -109,7 +111,7 @@ def choose(
             errors.append(f"{part}: {_absent(part, stage, run.model) or unfit}")
     lora = next((part for part in ("lora", "merged_lora") if part in wanted), None)
     if lora is not None:
-        errors += _unfit_lora(lora, stage, then, run.model, other_llm)
+        errors += _unfit_lora(lora, stage, then, run.model, its_llm if other_llm else None)
     raise_together(
         errors,
         f"train.start={run.train.start}: stage {stage} cannot start from {folder}. "
@@ -200,12 +202,12 @@ def _absent(part: str, stage: StageName, model: ModelConfig) -> str | None:
 
 
 def _unfit_lora(
-    part: str, stage: StageName, then: ModelConfig, now: ModelConfig, other_llm: bool
+    part: str, stage: StageName, then: ModelConfig, now: ModelConfig, other_llm: str | None
 ) -> list[str]:
     if not needs_language_model(stage):
         return [f"{part}: stage {stage} has no LLM"]
-    if other_llm:
-        return [_other_llm(part, then, now)]
+    if other_llm is not None:
+        return [_other_llm(part, other_llm, now)]
     if part == "merged_lora":
         if now.llm_quantization == "none":
             return []
@@ -228,5 +230,5 @@ def _unfit_lora(
     ]
 
 
-def _other_llm(part: str, then: ModelConfig, now: ModelConfig) -> str:
-    return f"{part}: was trained with the LLM {then.llm}, and model.llm={now.llm} is another"
+def _other_llm(part: str, its: str, now: ModelConfig) -> str:
+    return f"{part}: was trained with the LLM {its}, and model.llm={now.llm} is another"
