@@ -26,9 +26,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    LlamaConfig,
     PreTrainedConfig,
-    T5Config,
 )
 
 from signfuse_dist.answer import answer
@@ -42,6 +40,7 @@ from signfuse_dist.model.dropout import drawn
 from signfuse_dist.model.llm import LanguageModel
 from signfuse_dist.model.signfuse import SignFuse, build_skeletal, build_visual
 from signfuse_dist.skeleton import NUM_JOINTS
+from signfuse_dist.synthetic.llm_shapes import ShapeName, llm_shape
 
 CUDA = torch.device("cuda", 0)
 _META = torch.device("meta")
@@ -303,27 +302,7 @@ class Held(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-# Shapes of LLMs; nothing is downloaded.
-LLMS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama2_7b": lambda: LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-    ),
-    "flan_t5_xl": lambda: T5Config(
-        vocab_size=32128,
-        d_model=2048,
-        d_kv=64,
-        d_ff=5120,
-        num_layers=24,
-        num_heads=32,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    ),
-}
+LLMS: tuple[ShapeName, ...] = ("llama2_7b", "flan_t5_xl")
 PROMPT_TOKENS = 16
 Loss = Callable[[SignBatch], Tensor]
 
@@ -486,8 +465,8 @@ def run(bench: PartsBench) -> str:
             with_blank_features(config, batch, bf16),
         ),
     ]
-    for shape, made in LLMS.items():
-        rows.append((f"{shape} with LoRA", partial(llm_part, config, made()), batch))
+    for name in LLMS:
+        rows.append((f"{name} with LoRA", partial(llm_part, config, llm_shape(name)), batch))
     lines = [f"{'part':32}{'kept, MB':>12}{'most, MB':>12}"]
     for part, build, given in rows:
         peak = measure(build, given, bf16)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from signfuse_dist.answer import answer
 from signfuse_dist.batch import SignBatch
@@ -45,22 +45,8 @@ from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.plan import Plan, make_plan
 from signfuse_dist.skeleton import NUM_JOINTS
+from signfuse_dist.synthetic.llm_shapes import llm_shape
 
-# Llama architectures by name; `tiny` is for a CPU.
-LLM_SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 172,
-        "num_hidden_layers": 2, "num_attention_heads": 4,
-    },
-    "smollm2_135m": {
-        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-    },
-    "llama2_7b": {
-        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
-        "num_hidden_layers": 32, "num_attention_heads": 32,
-    },
-}  # fmt: skip
 _PROMPT_TOKENS = 12  # of the default prompt in LLaMA's tokens
 _STEPS = 1000  # of the schedule; the bench takes fewer
 
@@ -131,7 +117,7 @@ def draw_batch(bench: StepBench, frame_size: int, language: bool) -> SignBatch:
     generator = torch.Generator().manual_seed(0)
     clips, frames = bench.clips, bench.frames
     size = (clips * frames, 3, frame_size, frame_size)
-    vocabulary = LLM_SHAPES[bench.llm_shape]["vocab_size"]
+    vocabulary = llm_shape(bench.llm_shape).vocab_size
     shape = (clips, bench.tokens)
     tokens = torch.randint(3, vocabulary, shape, generator=generator)
     batch = SignBatch(
@@ -164,7 +150,7 @@ def build_model(bench: StepBench, case: StepCase, device: torch.device) -> SignF
 
 
 def _random_llm(bench: StepBench, attention: str, dtype: torch.dtype) -> Any:
-    config = LlamaConfig(**LLM_SHAPES[bench.llm_shape])
+    config = llm_shape(bench.llm_shape)
     known = attention if attention in ("eager", "flash_attention_2") else "sdpa"
     return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=known).eval()
 

@@ -13,12 +13,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
     GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    MT5Config,
     PreTrainedConfig,
-    Qwen2Config,
-    T5Config,
 )
 
 from benchmarks.fake_cuda import FakeCuda, batch_on_cuda
@@ -29,39 +24,20 @@ from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.skeleton import NUM_JOINTS
 from signfuse_dist.stages import needs_language_model
+from signfuse_dist.synthetic.llm_shapes import llm_shape
 
 PROMPT = list(range(15))
-_SEVEN_B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
-_T5_XL: dict[str, Any] = {
-    "d_model": 2048,
-    "d_kv": 64,
-    "d_ff": 5120,
-    "num_heads": 32,
-    "feed_forward_proj": "gated-gelu",
-    "tie_word_embeddings": False,
-    "decoder_start_token_id": 0,
-}
 
 
 def llm_config(name: str, layers: int = 2) -> PreTrainedConfig:
     """Return an LLM of the width of those of configs/model, and of families near them."""
-    deep: dict[str, Any] = {"num_hidden_layers": layers}
     families: dict[str, Any] = {
-        "llama": lambda: LlamaConfig(vocab_size=32000, **_SEVEN_B, **deep),
-        "mistral": lambda: MistralConfig(
-            vocab_size=32000, num_key_value_heads=8, sliding_window=None, **_SEVEN_B, **deep
-        ),
-        "qwen2": lambda: Qwen2Config(
-            vocab_size=152064,
-            hidden_size=3584,
-            intermediate_size=18944,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            **deep,
-        ),
+        "llama": lambda: llm_shape("llama2_7b", num_hidden_layers=layers),
+        "mistral": lambda: llm_shape("mistral_7b", num_hidden_layers=layers),
+        "qwen2": lambda: llm_shape("qwen2_5_7b", num_hidden_layers=layers),
         "gpt2": lambda: GPT2Config(n_embd=1600, n_head=25, n_layer=layers),
-        "t5": lambda: T5Config(vocab_size=32128, num_layers=layers, **_T5_XL),
-        "mt5": lambda: MT5Config(vocab_size=250112, num_layers=layers, **_T5_XL),
+        "t5": lambda: llm_shape("flan_t5_xl", num_layers=layers),
+        "mt5": lambda: llm_shape("mt5_xl", num_layers=layers),
         "bart": lambda: BartConfig(
             encoder_layers=layers, decoder_layers=layers, decoder_start_token_id=2
         ),

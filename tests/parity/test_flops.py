@@ -17,13 +17,9 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
-    LlamaConfig,
     MistralConfig,
     MistralForCausalLM,
-    MT5Config,
     PreTrainedConfig,
-    Qwen2Config,
-    T5Config,
 )
 
 from helpers.model_factory import (
@@ -46,79 +42,21 @@ from signfuse_dist.model.llm import LanguageModel
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.stages import needs_language_model
+from signfuse_dist.synthetic.llm_shapes import ShapeName, llm_shape
 
 EXACT = 1e-9
 
 
-def _llama(**changes: Any) -> LlamaConfig:
-    sizes = {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    }
-    return LlamaConfig(**{**sizes, **changes})
-
-
-def _t5_xl(kind: type[Any], vocab_size: int) -> Any:
-    return kind(
-        vocab_size=vocab_size,
-        d_model=2048,
-        d_kv=64,
-        d_ff=5120,
-        num_layers=24,
-        num_heads=32,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
-
-
-def _tiny_llm() -> LlamaConfig:
-    """That of the demo."""
-    return _llama(
-        vocab_size=398,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-    )
-
-
 # The shapes of the LLMs of configs/model; vicuna_7b has that of llama2_7b.
-SHIPPED: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama2_7b": _llama,
-    "llama2_13b": lambda: _llama(
-        hidden_size=5120,
-        intermediate_size=13824,
-        num_hidden_layers=40,
-        num_attention_heads=40,
-        num_key_value_heads=40,
-    ),
-    "smollm2_135m": lambda: _llama(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    ),
-    "qwen2_5_7b": lambda: Qwen2Config(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-    ),
-    "flan_t5_xl": lambda: _t5_xl(T5Config, 32128),
-    "mt5_xl": lambda: _t5_xl(MT5Config, 250112),
-    "tiny": _tiny_llm,
-}
+SHIPPED: tuple[ShapeName, ...] = (
+    "llama2_7b",
+    "llama2_13b",
+    "smollm2_135m",
+    "qwen2_5_7b",
+    "flan_t5_xl",
+    "mt5_xl",
+    "tiny",
+)
 LONG = {"llama2_13b", "smollm2_135m", "qwen2_5_7b", "mt5_xl"}
 
 
@@ -201,7 +139,7 @@ def test_the_shipped_models_cost_what_arithmetic_said(
         values[key] = yaml.safe_load(value)
         if key == "streams":
             loss = replace(loss, contrastive_weight=0.0)
-    llm = SHIPPED[name]() if needs_language_model(stage) else None
+    llm = llm_shape(name) if needs_language_model(stage) else None
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     built = _without_memory(ModelConfig(**values), llm)
     prepare(built, stage, loss)

@@ -23,6 +23,7 @@ from signfuse_dist.objective import prepare
 from signfuse_dist.preflight import memory
 from signfuse_dist.preflight.check import Target, check_job
 from signfuse_dist.preflight.llm_files import LLMFiles
+from signfuse_dist.synthetic.llm_shapes import ShapeName, llm_shape
 
 LLM_DIM = 576
 
@@ -216,10 +217,10 @@ def test_what_distance_adds_to_the_scores_is_counted() -> None:
 @pytest.mark.parametrize("llm_training", ["lora", pytest.param("full", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", fake_cuda.LLMS)
 def test_an_llm_takes_what_fake_tensors_find(
-    name: str, llm_training: str, monkeypatch: pytest.MonkeyPatch
+    name: ShapeName, llm_training: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 6 layers: each is like the other, and the figure without layers is that of the logits."""
-    shape, run = fake_cuda.LLMS[name](), last_stage(f"model.llm_training={llm_training}")
+    shape, run = llm_shape(name), last_stage(f"model.llm_training={llm_training}")
     for key in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
         if key in shape.to_dict():
             setattr(shape, key, 6)
@@ -235,7 +236,7 @@ def test_an_llm_takes_what_fake_tensors_find(
 def llama(monkeypatch: pytest.MonkeyPatch) -> LLMFiles:
     """LLaMA-2 7B as its configuration says it is, without its weights."""
     monkeypatch.setattr(LLMFiles, "num_weights", 6.74e9)
-    shape = fake_cuda.LLMS["llama2_7b"]().to_dict()
+    shape = llm_shape("llama2_7b").to_dict()
     return LLMFiles(None, shape)  # type: ignore[arg-type]
 
 
