@@ -123,15 +123,16 @@ def _open(
     if row.video is not None:
         return open_video(row.video, known.fps, known.suffix)
     if isinstance(finder, TrackJoints):
-        track = finder.track
+        track, size = finder.track, row.size
     elif isinstance(finder, JointsFile):
-        track = finder.track(packing.settings.frame_size)
-        return TrackSource(track, row.named_file, known.fps, None)
+        track, size = finder.track(packing.settings.frame_size), None
     else:
         raise PoseError(
             f"no video: {row.source} is joints alone, and {finder.name} looks at pictures"
         )
-    return TrackSource(track, row.named_file, known.fps, row.size)
+    # The rate that is stored is the film's only where neither file nor row says another.
+    fps = None if row.folder is None and track.fps is not None else known.fps
+    return TrackSource(track, row.named_file, fps, size)
 
 
 def _frames(

@@ -70,12 +70,12 @@ class TrackSource:
         if rate is None:
             raise VideoError(
                 f"unknown frame rate: {track.name} does not say its own; give the table a column "
-                "`fps`, or --fps"
+                "`fps`, or --fps (of a new clip: --folder-fps)"
             )
         if picture is None:
             raise VideoError(
                 f"unknown picture: {track.name} does not say which picture its points are in; give "
-                "the table a column `size`, as 1280x720"
+                "the table a column `size`, as 1280x720 (of a new clip: --picture-size 1280x720)"
             )
         if not len(track.points):
             raise VideoError(f"empty video: {track.name} holds no frame")

@@ -66,7 +66,8 @@ class Choices:
     folder_fps: float | None = field(
         default=None,
         metadata={
-            "help": "rate of folders of frames, which have none of their own (default: data.fps)"
+            "help": "rate of folders of frames, and of joints alone, where they say none of their "
+            "own (default: data.fps)"
         },
     )
     poses: Literal["openpose", "pose", "wholebody", "holistic"] | None = field(

@@ -25,7 +25,7 @@ from signfuse_dist.corpora import (
     boxed,
     picture_size,
 )
-from signfuse_dist.corpora.poses import OPENPOSE, POSE_ENDINGS
+from signfuse_dist.corpora.poses import OPENPOSE, POSE, POSE_ENDINGS
 from signfuse_dist.data.clock import VideoError
 from signfuse_dist.data.encode import encode_clip
 from signfuse_dist.data.frame_folder import IMAGE_SUFFIXES
@@ -202,7 +202,7 @@ class ClipReader:
     extractor: PoseExtractor | None
     """Looks at clips that come without a file of joints; None: there are none."""
     folder_fps: float | None = None
-    """Rate of folders of frames, which have none of their own; None: ``data.fps``."""
+    """Rate of folders of frames, and of joints that have none of their own; None: ``data.fps``."""
     limits: Limits | None = None
     """None: the clips are the user's own, and may cost what they cost."""
     poses: str | None = None
@@ -243,7 +243,9 @@ class ClipReader:
             settings=settings,
             rows_sha256="",
         )
-        rate = self.folder_fps or self.data.fps
+        # What says its own rate is asked for no other.
+        says = video is None and found_by == POSE
+        folder = None if says else FolderFrames(self.folder_fps or self.data.fps, None)
         row = ClipRow(
             row=0,
             id=named.stem or "clip",
@@ -256,7 +258,7 @@ class ClipReader:
             language=None,
             split="",
             joints=joints,
-            folder=FolderFrames(rate, None),
+            folder=folder,
             flags=("no_box",) if instead else (),
             box=box,
             size=self.picture_size,

@@ -11,6 +11,7 @@ import pytest
 
 from helpers.little_clips import write_joints, write_table, write_video
 from helpers.little_splits import clip_batches, data_config
+from helpers.published_poses import signer, write_pose
 from signfuse_dist.data import encode
 from signfuse_dist.data.look import collect, show
 from signfuse_dist.data.manifest import PackConfig
@@ -20,6 +21,7 @@ from signfuse_dist.data.planned import plan_rows
 from signfuse_dist.data.shard import ShardError, read_clip
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.data.verify import verify
+from signfuse_dist.evaluation.new_clips import ClipReader
 from signfuse_dist.plan import PADDING
 from signfuse_dist.preflight.inputs import _check_pictures
 
@@ -88,6 +90,19 @@ def test_joints_alone_without_a_rate_are_dropped_by_name(table: Path, tmp_path: 
     assert summary.num_packed == 1
     assert {row.id for row in summary.dropped} == {"whole", "part"}
     assert all("unknown frame rate" in row.reason for row in summary.dropped)
+
+
+def test_a_file_that_says_its_rate_is_stored_at_another_as_a_video_is(tmp_path: Path) -> None:
+    """`--fps` is the rate that is stored, and of the film only where nothing else says it."""
+    write_pose(tmp_path / "film.pose", signer(12), fps=25.0)
+    (tmp_path / "t.tsv").write_text("id\tposes\ttext\tsplit\nfilm\tfilm.pose\tHi\ttrain\n")
+    config = replace(CONFIG, fps=12.5)
+    pack("table", tmp_path / "t.tsv", "train", tmp_path / "out", config, workers=0)
+    film = clips_of(tmp_path / "out")["film"]
+    assert (film.record["fps"], len(film.pose)) == (12.5, 6)
+    reader = ClipReader(data_config(fps=12.5, frame_size=32, max_frames=100), None)
+    new = reader.read(None, tmp_path / "film.pose")
+    assert np.array_equal(new.encoded.pose, film.pose)
 
 
 def test_an_extractor_that_wants_pictures_drops_what_has_none(table: Path, tmp_path: Path) -> None:
