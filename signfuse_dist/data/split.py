@@ -19,6 +19,7 @@ from signfuse_dist.data.manifest import (
     Manifest,
     Packing,
     SampleEntry,
+    ShardError,
     feature_path,
     pose_path,
 )
@@ -199,6 +200,8 @@ def _open_beside(
     try:
         folder = split.folder / path()
         manifest = load_manifest(folder)
+    except ShardError as error:
+        raise UserError(f"{what}: {error.shard}: {error.what}; {maker} makes it") from error
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
     beside = read_split(folder, manifest, split.cache and _cache(manifest, data))

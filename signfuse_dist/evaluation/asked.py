@@ -74,7 +74,8 @@ def ask_model(place: Path, overrides: Sequence[str] = ()) -> AskedModel:
         run, folder = trained_run(place, overrides), RunFolder(place).model
         said = read_usage(folder)
         extraction = (None, None) if said is None else (said.extractor, said.extractor_version)
-        return AskedModel(folder, Usage.of(run, *extraction), run)
+        features = () if said is None else said.features
+        return AskedModel(folder, Usage.of(run, *extraction, features=features), run)
     folder = local(place)
     usage = read_usage(folder)
     if usage is None:

@@ -74,8 +74,10 @@ def test_a_set_that_a_split_lacks_is_named_before_training(
     words = ["model.visual_backbone=features:absent", "stage=finetune", f"train.output={tmp_path}"]
     assert main(["check", project.experiment, *words, "--world-size", "1"]) == 1
     assert "feature set absent of" in capsys.readouterr().out
-    said = project.train(tmp_path, 1, *words, "train.stages=[finetune]", status=2)
-    assert "model.visual_backbone=features:absent" in said
+    # The launcher's own status is 1.
+    said = project.train(tmp_path, 1, *words, "train.stages=[finetune]", status=1)
+    assert "model.visual_backbone=features:absent: " in said
+    assert "`signfuse features` makes it" in said
 
 
 def test_published_vectors_train_and_a_new_video_is_refused_by_name(

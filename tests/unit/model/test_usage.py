@@ -18,6 +18,7 @@ from signfuse_dist.experiment import load_run
 from signfuse_dist.files import read_state
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.usage import USAGE, Usage, read_usage
+from signfuse_dist.vector_source import VectorSource
 
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 
@@ -124,3 +125,16 @@ def test_an_llm_that_nobody_else_has_is_not_named_on_the_hub(tmp_path: Path) -> 
     with pytest.raises(UserError, match="with_llm=True uploads it too") as refused:
         model.push_to_hub("somebody/signer")
     assert str(tmp_path / "llm") in str(refused.value)
+
+
+def test_a_model_of_feature_sets_says_what_they_are(tmp_path: Path) -> None:
+    computed = VectorSource(dim=3, dtype="float16", model="a/b", revision="c", fingerprint="d")
+    theirs = VectorSource(dim=2, dtype="float32", published="theirs", rate=2.5, window=0.5)
+    said = usage(features=(computed, theirs))
+    (tmp_path / USAGE).write_text(said.to_json(), encoding="utf-8")
+    assert read_usage(tmp_path) == said
+    assert '"features"' not in usage().to_json()  # as before there were any
+    broken = said.to_json().replace('"dim": 3', '"dim": "3"')
+    (tmp_path / USAGE).write_text(broken, encoding="utf-8")
+    with pytest.raises(UserError, match=r"features\.entry 1\.dim"):
+        read_usage(tmp_path)
