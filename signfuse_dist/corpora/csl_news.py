@@ -7,8 +7,6 @@ splits: ``dev`` and ``test`` are drawn from the entries' own names.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,7 +22,9 @@ from signfuse_dist.corpora.rows import (
     Tree,
     accept,
     flag_scripts,
+    read_published_json,
     refuse_split,
+    split_by_name,
 )
 from signfuse_dist.system_errors import unreadable
 
@@ -97,13 +97,9 @@ def read_csl_news(root: Path, split: str, poses: str | None = None) -> Corpus:
 def _entries(path: Path) -> list[tuple[int, Fields | str]]:
     """Return each entry with its number in the list, from 1, or what is wrong with it."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CorpusError(f"{NAME} {path}: larger than {_MOST_BYTES} bytes")
-        listed = json.loads(path.read_bytes())
-    except OSError as error:
+        listed = read_published_json(path, _MOST_BYTES, NAME)
+    except FileNotFoundError as error:
         raise unreadable(error, f"{NAME} {path}", CorpusError) from error
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{NAME} {path}: cannot be read as JSON ({error})") from error
     if not isinstance(listed, list):
         raise CorpusError(f"{NAME} {path}: is no list of entries with video, text and pose")
     return [(number, _fields(one)) for number, one in enumerate(listed, 1)]
@@ -122,9 +118,7 @@ def _fields(entry: Any) -> Mapping[str, str] | str:
 def _belongs(entry: Fields | str, split: str) -> bool:
     if isinstance(entry, str):
         return split == "train"
-    place = int(hashlib.sha256(entry["id"].encode("utf-8", "surrogatepass")).hexdigest()[:13], 16)
-    share = place / 16**13
-    return split == ("test" if share < _SHARE else "dev" if share < 2 * _SHARE else "train")
+    return split_by_name(entry["id"], _SHARE, _SHARE) == split
 
 
 def _place(

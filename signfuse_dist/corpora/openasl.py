@@ -8,7 +8,6 @@ vanished: rows without a file are orphans, one a video.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,10 +27,10 @@ from signfuse_dist.corpora.rows import (
     find_anchor,
     flag_scripts,
     names_in,
+    read_published_json,
     refuse_split,
 )
 from signfuse_dist.corpora.tables import Form, read_lines
-from signfuse_dist.system_errors import unreadable
 
 NAME = "openasl"
 SPLITS = ("train", "valid", "test")
@@ -129,15 +128,9 @@ def _seconds(fields: Fields, column: str) -> float:
 def _boxes(path: Path) -> Mapping[str, object]:
     """Return what the file of boxes holds; nothing where there is no such file."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CorpusError(f"boxes {path}: larger than {_MOST_BYTES} bytes")
-        boxes = json.loads(path.read_bytes())
+        boxes = read_published_json(path, _MOST_BYTES, "boxes")
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise unreadable(error, f"boxes {path}", CorpusError) from error
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"boxes {path}: cannot be read as JSON ({error})") from error
     if not isinstance(boxes, dict):
         raise CorpusError(f"boxes {path}: is no object of vid -> [x0, y0, x1, y1]")
     return boxes

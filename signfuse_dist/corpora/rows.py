@@ -7,6 +7,8 @@ here, so that all corpora refuse the same things in the same words.
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import math
 import os
 import re
@@ -15,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from signfuse_dist.corpora.characters import (
@@ -304,6 +306,32 @@ def check_window(start: float | None, end: float | None) -> None:
     """Raise :class:`CorpusError` when the end is not after the start."""
     if end is not None and end <= (start or 0.0):
         raise CorpusError(f"bad time: end {end:g} s is not after start {start or 0.0:g} s")
+
+
+def split_by_name(name: str, dev_share: float, test_share: float) -> str:
+    """Return the split of what is published without splits: a pure function of its name."""
+    place = int(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:13], 16)
+    share = place / 16**13
+    if share < test_share:
+        return "test"
+    return "dev" if share < test_share + dev_share else "train"
+
+
+def read_published_json(path: Path, most_bytes: int, what: str) -> Any:
+    """Return what a published file of JSON holds; ``what`` it is names it in errors.
+
+    Raises :class:`CorpusError` for one that is larger, or is no JSON, and FileNotFoundError.
+    """
+    try:
+        if path.stat().st_size > most_bytes:
+            raise CorpusError(f"{what} {path}: larger than {most_bytes} bytes")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(error, f"{what} {path}", CorpusError) from error
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{what} {path}: cannot be read as JSON ({error})") from error
 
 
 def picture_size(written: str) -> tuple[int, int]:

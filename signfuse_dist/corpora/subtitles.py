@@ -8,7 +8,6 @@ belongs to follows from its video's id alone: a video is never divided.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from signfuse_dist.corpora.rows import (
     entries_in,
     flag_scripts,
     refuse_split,
+    split_by_name,
 )
 from signfuse_dist.files import parse_yaml
 from signfuse_dist.records import STRICT_KEYS, read_record
@@ -174,11 +174,7 @@ def read_rules(root: Path) -> CaptionRules:
 
 def split_of(video: str, rules: CaptionRules) -> str:
     """Return the split of a video: a pure function of its id and the shares."""
-    place = int(hashlib.sha256(video.encode("utf-8", "surrogatepass")).hexdigest()[:13], 16)
-    share = place / 16**13
-    if share < rules.test_share:
-        return "test"
-    return "dev" if share < rules.test_share + rules.dev_share else "train"
+    return split_by_name(video, rules.dev_share, rules.test_share)
 
 
 def _is_video(name: str) -> bool:
