@@ -53,8 +53,9 @@ _BLANKS = re.compile(r"\s+")
 class CaptionRules:
     """What of the captions becomes a clip: the keys of ``subtitles.yaml``, each may be left out.
 
-    The bounds of seconds and characters are those that YouTube-ASL (Uthus et al., 2023) is commonly
-    preprocessed with: 0.2 to 60 seconds, at most 300 characters.
+    The bounds of seconds and characters are those that YouTube-ASL (Uthus et al., 2023, arXiv
+    2306.15162) is preprocessed with: 0.2 to 60 seconds, at most 300 characters, as public code says
+    that follows the paper. The paper's own text was not read.
     """
 
     language: str | None = None
