@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +53,10 @@ class OpeningBench:
     clips: int = field(default=100_000, metadata={"help": "of the split (default: %(default)s)"})
     rounds: int = field(default=3, metadata={"help": "of each way (default: %(default)s)"})
 
+    columns_alone: bool = field(
+        default=False, metadata={"help": "write no indexes, and do not open from them"}
+    )
+
     def __post_init__(self) -> None:
         if self.clips < 1 or self.rounds < 1:
             raise UserError("--clips and --rounds: at least 1 is needed")
@@ -74,25 +78,28 @@ def bench_opening(bench: OpeningBench) -> str:
     """Write the split, open it both ways, and return the figures as text."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        _write(folder, bench.clips)
+        _write(folder, bench.clips, bench.columns_alone)
         columns = folder / COLUMNS_NAME
         size = columns.stat().st_size / 1e6
         ways: dict[str, list[Opened]] = {"columns": [], "indexes": []}
         for _ in range(bench.rounds):
             ways["columns"].append(_open_elsewhere(folder))
+            if bench.columns_alone:
+                continue
             hidden = columns.rename(folder / "hidden")
             ways["indexes"].append(_open_elsewhere(folder))
             hidden.rename(columns)
-    best = {way: Opened(*map(min, zip(*opened, strict=True))) for way, opened in ways.items()}
+    best = {
+        way: Opened(*map(min, zip(*opened, strict=True))) for way, opened in ways.items() if opened
+    }
     lines = [
         f"from the {way}: {of.cpu:6.2f} CPU s, {of.megabytes:5.0f} MB more; "
         f"with the plan {of.ready_cpu:6.2f} s, {of.ready_megabytes:5.0f} MB"
         for way, of in best.items()
     ]
-    ratio = best["indexes"].cpu / best["columns"].cpu
-    return "\n".join(
-        [f"{bench.clips:,} clips, columns of {size:.0f} MB", *lines, f"{ratio:.1f} times"]
-    )
+    if "indexes" in best:
+        lines.append(f"{best['indexes'].cpu / best['columns'].cpu:.1f} times")
+    return "\n".join([f"{bench.clips:,} clips, columns of {size:.0f} MB", *lines])
 
 
 def open_here(folder: Path) -> Opened:
@@ -127,31 +134,34 @@ def _open_elsewhere(folder: Path) -> Opened:
     return Opened(*json.loads(done.stdout))
 
 
-def _write(folder: Path, clips: int) -> None:
+def _write(folder: Path, clips: int, columns_alone: bool) -> None:
     packing = Packing(
         "table", "root", "train", JOINT_LAYOUT, "none", "1", PackConfig(), rows_sha256=_DIGEST
     )
     entries: list[ShardEntry] = []
-    for index in _indexes(clips, packing):
-        (folder / index_name(index.shard)).write_bytes(index_bytes(index))
-        with (folder / index.shard).open("wb") as tar:
-            tar.truncate(index.size)
-        entries.append(index.entry())
+    for first in range(0, clips, _CLIPS_A_SHARD):
+        count = min(_CLIPS_A_SHARD, clips - first)
+        name = f"shard-{len(entries):06d}.tar"
+        size = count * len(MEMBERS) * _MEMBER
+        with (folder / name).open("wb") as tar:
+            tar.truncate(size)
+        entries.append(ShardEntry(name, _DIGEST, size, count, count * _FRAMES))
+    indexes = (_index(entry, number, packing) for number, entry in enumerate(entries))
     manifest = Manifest(
         packing, tuple(entries), clips, clips, _FRAMES * clips, 0, 0, signfuse_version="0"
     )
-    write_columns(folder, manifest, (load_index(folder, entry) for entry in entries))
+    if not columns_alone:
+        for index in indexes:
+            (folder / index_name(index.shard)).write_bytes(index_bytes(index))
+        indexes = (load_index(folder, entry) for entry in entries)
+    write_columns(folder, manifest, indexes)
     (folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
 
 
-def _indexes(clips: int, packing: Packing) -> Iterator[ShardIndex]:
-    for shard, first in enumerate(range(0, clips, _CLIPS_A_SHARD)):
-        samples = tuple(
-            _sample(number, number - first)
-            for number in range(first, min(clips, first + _CLIPS_A_SHARD))
-        )
-        size = len(samples) * len(MEMBERS) * _MEMBER
-        yield ShardIndex(f"shard-{shard:06d}.tar", _DIGEST, size, packing, samples, ())
+def _index(entry: ShardEntry, number: int, packing: Packing) -> ShardIndex:
+    first = number * _CLIPS_A_SHARD
+    samples = tuple(_sample(first + place, place) for place in range(entry.num_samples))
+    return ShardIndex(entry.name, entry.sha256, entry.size, packing, samples, ())
 
 
 def _sample(number: int, place: int) -> SampleEntry:

@@ -28,6 +28,7 @@ from signfuse_dist.arrangement import Arrangement
 from signfuse_dist.blend import Blend, BlendedMicroBatches
 from signfuse_dist.config import ModelConfig, RunConfig, StageName
 from signfuse_dist.data.blended import BlendedSplit, blend_of, content_of, open_training
+from signfuse_dist.data.columns import open_columns
 from signfuse_dist.data.manifest import (
     FEW_JOINTS,
     NO_EXTRACTOR,
@@ -207,9 +208,8 @@ def _lengths(run: RunConfig) -> tuple[NDArray[np.int64] | None, Blend | None]:
             split = open_training(run)
             assert isinstance(split, BlendedSplit)
             return split.lengths.astype(np.int64), blend_of(run, split.sizes)
-        shards = load_manifest(folders[0]).shards
-        lengths = [s.num_frames for e in shards for s in load_index(folders[0], e).samples]
-        return np.array(lengths), None
+        columns = open_columns(folders[0], load_manifest(folders[0]))
+        return columns.lengths.astype(np.int64), None
     except UserError:
         return None, None  # named by check_splits
 

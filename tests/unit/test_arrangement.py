@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from helpers.how2sign_lengths import real_lengths
 from signfuse_dist.arrangement import AS_DRAWN, PICTURE, Arrangement, sees_micro_batch
 from signfuse_dist.blend import Blend, BlendedMicroBatches, BlendFrames, share_draws
 from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
@@ -60,6 +62,23 @@ def test_a_bucket_leaves_95_percent_of_a_step_of_one_micro_batch(micro: int, wor
     plan = plan_of(31_000, micro, world)
     steps = min(64, plan.steps_per_epoch - 1)
     assert kept(MicroBatches(plan, 0, frames.counts, 0, 0, BUCKET), frames, steps) >= 0.95
+
+
+@pytest.mark.parametrize(("micro", "world"), [(1, 4), (1, 32), (2, 16), (8, 4), (8, 8)])
+def test_a_bucket_of_real_how2sign_clips_leaves_95_percent(
+    shared: Path, micro: int, world: int
+) -> None:
+    lengths = real_lengths(shared)
+    assert len(lengths) > 4000
+    frames = ClipFrames(lengths.astype(np.int32), 512, AugmentConfig(), seed=0)
+    plan = plan_of(len(lengths), micro, world)
+    steps = plan.num_clips // plan.global_batch_size
+    drawn, bucket = (
+        kept(MicroBatches(plan, 0, frames.counts, 0, 0, how), frames, min(64, steps))
+        for how in (AS_DRAWN, BUCKET)
+    )
+    assert bucket >= 0.95
+    assert drawn < 0.75
 
 
 @pytest.mark.parametrize(("micro", "world"), [(1, 4), (2, 4), (1, 8), (2, 16), (4, 16), (8, 64)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import math
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.how2sign_lengths import real_lengths
 from signfuse_dist.arrangement import share_out
 from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
 from signfuse_dist.errors import UserError
@@ -215,14 +215,7 @@ def test_processes_get_as_many_frames_as_each_other(corpus: str, count: int, wor
 
 @pytest.mark.parametrize("world", [4, 16, 64, 256])
 def test_real_how2sign_clips_are_balanced(shared: Path, world: int) -> None:
-    rows = []
-    for name in ("val", "test"):
-        path = shared / "data" / "text" / f"how2sign_realigned_{name}.csv"
-        with path.open(encoding="utf-8", newline="") as file:
-            rows += list(csv.DictReader(file))
-    seconds = [float(r["END_REALIGNED"]) - float(r["START_REALIGNED"]) for r in rows]
-    # One clip of 58 s alone holds more frames than its process's share of 8 average ones.
-    lengths = np.array([max(1, round(24 * min(s, 45.8))) for s in seconds])
+    lengths = real_lengths(shared)
     assert len(lengths) > 4000
     assert balance(lengths, world) >= 0.97
 
