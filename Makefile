@@ -73,8 +73,9 @@ transfer-demo: synthetic
 	for split in train dev test; do $(BIN)/signfuse pack synthetic --root data/$(SECOND) \
 	  --split $$split --out shards/$(SECOND)/$$split --frame-size 48 --fps 10 --workers 2 || exit; done
 	$(PRETRAIN) train.output=runs/pretrained/both
-	$(PRETRAIN) train.output=runs/pretrained/joints model.streams=skeletal
-	$(ABLATE) configs/ablation/tiny/transfer.yaml transfer_demo --seeds 0,1,2 --split test $(ABLATE_ON)
+	$(PRETRAIN) train.output=runs/pretrained/joints model.streams=skeletal loss.contrastive_weight=0
+	$(ABLATE) configs/ablation/tiny/transfer.yaml transfer_demo 'train.stages=[finetune]' --seeds 0,1,2 \
+	  --split test $(ABLATE_ON)
 
 # On a machine with one GPU: a quarter of an hour, no network; docs/benchmarks.md says what it runs.
 gpu-session: synthetic

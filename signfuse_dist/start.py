@@ -46,6 +46,17 @@ def find_start(run: RunConfig) -> Start | None:
         raise type(e)(f"train.start={name}: {e}") from e
 
 
+def local_fingerprint(run: RunConfig) -> str | None:
+    """Return what tells the start of this stage from another one, by its ``state.json`` alone.
+
+    None without a start, and for one that is not here: the trainer says so, or asks the model hub.
+    """
+    name = run.train.start
+    if name is None or run.stage.name != run.train.stages[0] or not Path(name).is_dir():
+        return None
+    return checksum(_model_folder(name, run) / STATE)
+
+
 def with_origin(run: RunConfig) -> RunConfig:
     """Return the run with what it comes from: its own start, or that of the experiment's first.
 

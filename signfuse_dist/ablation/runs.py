@@ -22,6 +22,7 @@ from signfuse_dist.data.blended import count_clips
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.experiment import load_run, load_stages
 from signfuse_dist.run_folder import RunFolder, fixed
+from signfuse_dist.start import local_fingerprint
 
 FOLDER = "ablation"  # inside train.output
 _LONGEST_NAME = 48
@@ -119,6 +120,9 @@ class Chains:
             overrides += [_override(key, own[key]) for key in keys_with("unread by contrastive")]
         run = load_run(self.experiment, stage, overrides)
         depends: dict[str, Any] = {"before": before.key if before else None, "fixed": fixed(run)}
+        start = local_fingerprint(run)
+        if start is not None:  # a start that is trained again is another one
+            depends["start"] = start
         if last:
             depends["evaluation"] = dataclasses.asdict(run.evaluation)
         text = json.dumps(depends, sort_keys=True, ensure_ascii=True)

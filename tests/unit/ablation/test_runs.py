@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from signfuse_dist.ablation.rows import read_ablation, read_ablations
 from signfuse_dist.ablation.runs import AblationPlan, Chains, StageRun, make_plan
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_run, load_stages
+from signfuse_dist.files import write_folder
+from signfuse_dist.model.place import CONFIG, WEIGHTS
 
 # Section 5.4 compares what is done with two streams.
 OF_BOTH_STREAMS = [
@@ -276,6 +279,20 @@ def test_every_row_with_an_error_is_named(tmp_path: Path) -> None:
     assert "row 'b': " in said
     assert "train.output=elsewhere: not a row's to say" in said
     assert "has no LLM and cannot be scored" in said
+
+
+def test_a_start_that_was_trained_again_makes_another_run(tmp_path: Path) -> None:
+    """So that no table shows what an earlier one came to; without the start a plan can be made."""
+    words = ("train.stages=[finetune]", f"train.start={tmp_path / 'start'}")
+    absent = keys(last(words))
+    found = [absent]
+    for weights in ("one", "one", "other"):
+        content = {CONFIG: "{}", WEIGHTS: weights}
+        writers = {name: partial(Path.write_text, data=text) for name, text in content.items()}
+        write_folder(tmp_path / "start", writers, {})
+        found.append(keys(last(words)))
+    assert found[1] == found[2]
+    assert absent != found[1] != found[3]
 
 
 def test_rows_that_are_meant_to_differ_and_do_not_are_refused(tmp_path: Path) -> None:
