@@ -20,6 +20,7 @@ from signfuse_dist.config import ModelConfig, RunConfig, StageName
 from signfuse_dist.errors import raise_together
 from signfuse_dist.model import saved
 from signfuse_dist.model.llm import MergedLora
+from signfuse_dist.model.llm_identity import find_folder, fingerprint
 from signfuse_dist.model.place import WEIGHTS
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.stages import TRAINABLE, needs_language_model
@@ -105,6 +106,8 @@ def choose(
     for part in (c for c in COMPONENTS if c in wanted):
         names = _names(found, part, with_statistics)
         unfit = _unfit(names, found, expected, part, with_statistics)
+        if part == "visual" and unfit is None:
+            unfit = _other_vision(config, run.model)
         if unfit is None:
             tensors |= names
         else:
@@ -161,7 +164,7 @@ def _differences(then: ModelConfig, now: ModelConfig) -> list[str]:
     return [
         f"model.{key} was {before[key]!r}, is {after[key]!r}"
         for key in after
-        if key not in _FREE and before[key] != after[key]
+        if key not in _FREE and not saved.same_value(key, before[key], after[key])
     ]
 
 
@@ -189,6 +192,19 @@ def _unfit(
         f"{len(missing)} tensors missing {sorted(missing)[:_NAMED]}, {len(unknown)} unknown "
         f"{unknown[:_NAMED]}, {len(other)} of another shape {other[:_NAMED]}"
     )
+
+
+def _other_vision(then: saved.SignFuseConfig, now: ModelConfig) -> str | None:
+    """Say why a start's visual stream is of another vision model; None where it is of the same.
+
+    The weights of one that was trained are the start's own.
+    """
+    if now.vision_model is None or then.visual_fingerprint is None or now.trains_backbone:
+        return None
+    folder = find_folder(now.vision_model, now.visual_revision)
+    if folder is None or fingerprint(folder) == then.visual_fingerprint:
+        return None
+    return f"was trained with {then.visual_backbone}, and {now.visual_backbone} is another model"
 
 
 def _absent(part: str, stage: StageName, model: ModelConfig) -> str | None:

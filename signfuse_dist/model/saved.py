@@ -248,6 +248,8 @@ def save(model: SignFuse, folder: Path, said: dict[str, Any], with_llm: bool = F
         config.llm = OWN_LLM
     elif config.llm_fingerprint is not None and Path(config.llm).is_dir():
         config.llm = str(Path(config.llm).absolute())  # read from other working folders too
+    if model.built_from.vision_model is not None and Path(model.built_from.vision_model).is_dir():
+        config.visual_backbone = f"hf:{Path(model.built_from.vision_model).absolute()}"
     contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
     writers: dict[str, Any] = {}
     if llm_trained:  # first: its fingerprint is part of the configuration
@@ -331,7 +333,7 @@ def load_into(folder: Path, model: SignFuse, may_miss: tuple[str, ...] = ()) -> 
     then, now = (
         json.loads(json.dumps(dataclasses.asdict(c))) for c in (config.model, model.built_from)
     )
-    differ = [k for k in now if k not in FREE and then[k] != now[k]]
+    differ = [k for k in now if k not in FREE and not same_value(k, then[k], now[k])]
     errors = [f"model.{k} was {then[k]!r}, is {now[k]!r}" for k in differ]
     raise_together(errors, f"{folder} was trained with another model configuration")
     _refuse_another_llm(model, config, folder)
@@ -342,6 +344,16 @@ def load_into(folder: Path, model: SignFuse, may_miss: tuple[str, ...] = ()) -> 
         load_tensors(folder / WEIGHTS), own_state(model), model, folder / WEIGHTS, may_miss
     )
     _merge(folder, model)
+
+
+def same_value(key: str, before: Any, now: Any) -> bool:
+    """Return whether a key of two models says the same; a vision model may lie elsewhere now.
+
+    Whether that is the same model, its fingerprint says.
+    """
+    if key == "visual_backbone" and before.startswith("hf:") and now.startswith("hf:"):
+        return True
+    return bool(before == now)
 
 
 def read(folder: Path) -> tuple[dict[str, str], SignFuseConfig]:

@@ -135,6 +135,18 @@ def test_a_trained_vision_model_is_part_of_the_model_and_needs_no_hub(tmp_path: 
     assert config.visual_fingerprint == model.vision.fingerprint
 
 
+def test_a_model_that_names_a_folder_loads_from_another_place(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    model = SignFuse(small_config(visual_backbone=f"hf:{folder.name}"), None)
+    saved.save(model, tmp_path / "saved", {})
+    saved.load_into(tmp_path / "saved", model)  # the next stage names it as it was typed
+    monkeypatch.chdir(tmp_path)
+    again = SignFuse.from_pretrained(tmp_path / "saved")
+    assert again.built_from.vision_model == str(folder)
+
+
 def test_a_stage_does_not_start_from_another_vision_model(folder: Path, tmp_path: Path) -> None:
     model = SignFuse(small_config(visual_backbone=f"hf:{folder}"), None)
     saved.save(model, tmp_path / "saved", {})
