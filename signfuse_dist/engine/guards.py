@@ -49,22 +49,27 @@ class Agreement:
     def exchange(self, window: Sequence[TrainingBatch], stop_asked: bool) -> Agreed:
         """Return the sums over all processes, and whether any of them must stop."""
         # Each process puts its work into places of its own, so that a sum brings them all.
-        own = dist.get_rank() if self._num_processes > 1 else 0
-        each = torch.zeros(len(window), self._num_processes, dtype=torch.float64)
-        local = torch.zeros(len(self._names) + 5, dtype=torch.float64)
+        processes = self._num_processes
+        own = dist.get_rank() if processes > 1 else 0
+        each = [[0.0] * processes for _ in window]
+        local = [0.0] * (len(self._names) + 5)
         for part, batch in enumerate(window):
             counts = self._objective.counts(batch)
-            needed, each[part, own] = batch.work
+            needed, each[part][own] = batch.work
             frames = float((batch.frame_lengths * batch.weight).sum())
             rest = frames, needed, float(batch.weight.sum()), float(len(batch.faults)), 0.0
-            local += torch.tensor([*(counts[n] for n in self._names), *rest])
+            brought = (*(counts[n] for n in self._names), *rest)
+            local = [sum(pair) for pair in zip(local, brought, strict=True)]
         local[-1] = float(stop_asked)
-        together = torch.cat((each.flatten(), local))
         if self._hosts is not None:
+            works = [work for part in each for work in part]
+            together = torch.tensor([*works, *local], dtype=torch.float64)
             dist.all_reduce(together, group=self._hosts)
-        works, local = together.split((each.numel(), len(local)))
-        slowest = float(works.view_as(each).amax(dim=1).sum())
-        *counts_of, frames, needed, clips, broken, stops = local.tolist()
+            everyones = together.tolist()
+            local = everyones[len(works) :]
+            each = [everyones[i : i + processes] for i in range(0, len(works), processes)]
+        slowest = sum(map(max, each))
+        *counts_of, frames, needed, clips, broken, stops = local
         named = dict(zip(self._names, counts_of, strict=True))
         return Agreed(named, frames, needed, slowest, clips, int(broken), stops > 0)
 

@@ -252,6 +252,8 @@ class Step:
 
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.objective, self.accelerator.num_processes)
+        # Looking for them in every step costs more than clipping them.
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self.finite = FiniteSteps(self.model, self.agreement, self.train.non_finite)
 
     def take(
@@ -324,7 +326,11 @@ class Step:
     def _seed(self, step: int, part: int) -> None:
         """Key the randomness by step, process and micro batch: resumed and repeated runs agree."""
         key = [self.train.seed, step, self.accelerator.process_index, part]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        if self.accelerator.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # alone: torch's asks each kind of device
+        else:
+            torch.manual_seed(seed)
 
     def _clip(self) -> Any:
         """Clip (plain DDP) or ask what was clipped (DeepSpeed clips by its own dictionary)."""
@@ -333,7 +339,7 @@ class Step:
             return model.get_global_grad_norm()
         # 0 is no clipping, as in DeepSpeed.
         limit = self.train.gradient_clipping or math.inf
-        return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        return torch.nn.utils.clip_grad_norm_(self._trained, limit)
 
 
 def _call_after_backward(loss: Tensor, call: Callable[[], None]) -> None:
