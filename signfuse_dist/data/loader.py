@@ -97,9 +97,10 @@ class ClipBatches:
         if self.split.vectors:
             # Small beside pictures: new memory is no matter. No picture is decoded.
             vectors = torch.zeros(int(counts.sum()), self.split.vector_dim)
-            frames = self._memory.take(0, self.split.frame_size, pin_memory)
+            frames = self._memory.take(0, 0, self.split.frame_size, pin_memory)
         else:
-            frames = self._memory.take(int(counts.sum()), self.split.frame_size, pin_memory)
+            most = len(clips) * self.frames.max_frames
+            frames = self._memory.take(int(counts.sum()), most, self.split.frame_size, pin_memory)
         seen = frames if vectors is None else vectors
         parts = np.split(seen.numpy(), np.cumsum(counts)[:-1])
         read = list(each(self._read_or_name, places, parts, lengths.tolist()))
@@ -356,20 +357,23 @@ class _FrameMemory:
     """Memory for the frames of batches, used again when no tensor looks at it any more.
 
     Filling new memory in, page by page, costs a machine up to as much as decoding into it
-    (docs/log.md). Page-locked memory comes from torch, which keeps it by itself.
+    (docs/log.md). So a piece is taken as large as any batch may be: it is an address until it is
+    filled, and a longer batch fills in what it has beyond those before it, where a piece that is
+    too small would be given back and another be filled in from its beginning. Page-locked memory
+    comes from torch, which keeps it by itself.
     """
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []
 
-    def take(self, count: int, size: int, pin_memory: bool) -> Tensor:
-        """Return uint8 ``[count, size, size, 3]`` of any content."""
+    def take(self, count: int, most: int, size: int, pin_memory: bool) -> Tensor:
+        """Return uint8 ``[count, size, size, 3]`` of any content; ``most`` frames are the most."""
         shape = (count, size, size, 3)
         if pin_memory:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        wanted = count * size * size * 3
+        wanted, largest = (frames * size * size * 3 for frames in (count, max(count, most)))
         kept = self._free.pop() if self._free else np.empty(0, dtype=np.uint8)
-        whole = kept if len(kept) >= wanted else np.empty(wanted, dtype=np.uint8)
+        whole = kept if len(kept) >= wanted else np.empty(largest, dtype=np.uint8)
         part = whole[:wanted]
         weakref.finalize(part, self._free.append, whole)  # a tensor's storage holds its array
         return torch.from_numpy(part).view(shape)

@@ -292,6 +292,17 @@ def test_memory_is_used_again_only_when_nothing_looks_at_it(split: Split) -> Non
     assert torch.equal(second.frames, clip_batches(split, [[0]])[0].frames)
 
 
+def test_a_longer_batch_fits_into_the_memory_of_a_shorter_one(split: Split) -> None:
+    shortest, longest = split.lengths.argmin(), split.lengths.argmax()
+    dataset = clip_batches(split, [[int(shortest)], [int(longest)]])
+    first = dataset[0]
+    frames, place = len(first.frames), first.frames.data_ptr()
+    del first
+    second = dataset[1]
+    assert len(second.frames) > frames
+    assert second.frames.data_ptr() == place
+
+
 def test_workers_take_the_cores_there_are_and_never_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr("signfuse_dist.data.loader._CPU_QUOTA", Path("/nowhere"))
