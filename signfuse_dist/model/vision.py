@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
-from transformers.image_processing_base import ImageProcessingMixin
 
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError, first_line
@@ -34,6 +32,9 @@ from signfuse_dist.model.llm_identity import find_folder, fingerprint
 from signfuse_dist.model.read_ahead import read_ahead
 from signfuse_dist.records import STRICT_KEYS, Flag, Number, Whole, read_record
 from signfuse_dist.vector_source import Dtype, VectorSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig  # as in model/llm.py: imported where there is one
 
 _POOLER = "pooler."
 
@@ -174,6 +175,8 @@ def load_configured(config: ModelConfig) -> VisionModel:
     """
     name, setting = str(config.vision_model), f"model.visual_backbone={config.visual_backbone}"
     if torch.get_default_device().type == "meta":
+        from transformers import AutoModel
+
         known = _read_config(name, config.visual_revision, setting)
         picture = _read_picture(name, config.visual_revision, known, setting)
         model = VisionModel(AutoModel.from_config(known), picture, True)
@@ -204,6 +207,8 @@ def without_weights(described: object, where: str) -> VisionModel:
 
     Raises UserError naming ``where`` for what describes none.
     """
+    from transformers import AutoConfig, AutoModel
+
     headline = f"{where}: does not describe a vision model"
     said = read_record(_Described, described, headline)
     values = dict(said.config)
@@ -308,6 +313,8 @@ def nearest(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, Sequence[str]]:
+    from transformers import AutoModel
+
     of_pictures = _read_config(name, revision, setting)
     try:
         folder = find_folder(name, revision)
@@ -339,6 +346,8 @@ def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, S
 
 def _read_config(name: str, revision: str | None, setting: str) -> PreTrainedConfig:
     """Return the configuration of the half that sees pictures."""
+    from transformers import AutoConfig
+
     try:
         known = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -357,6 +366,8 @@ def _not_loaded(name: str, setting: str, error: Exception) -> UserError:
 def _read_picture(
     name: str, revision: str | None, config: PreTrainedConfig, setting: str
 ) -> ShownPicture:
+    from transformers.image_processing_base import ImageProcessingMixin
+
     try:
         said, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=revision)
     except (OSError, ValueError) as error:
