@@ -69,6 +69,7 @@ def write_drawn_video(path: Path) -> Path:
 
 
 RATIO_GOAL, SCALING_GOAL, POSE_SHARE_GOAL = 0.9, 1.8, 0.9
+MEMORY_GOAL = 600  # MB
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ class PoseFigures:
     share_found: float
     """Share of the joints that it found: without a person it would do half the work."""
     workers: Workers
+    share_started: float = 0.0
+    """Share of the whole time of one worker process, its start and imports included."""
+    worker_bytes: float = 0.0
+    """Resident memory of the largest worker process, at its peak."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,12 @@ class PackFigures:
             found = f"   ({self.pose.share_found:.0%} of the joints found)"
             lines += _scalings(self.pose.workers, " with pose")
             lines.append(_ratio("time inside MediaPipe", self.pose.share, POSE_SHARE_GOAL) + found)
+            started = self.pose.share_started
+            lines.append(_ratio("  the same, a worker with its start", started, POSE_SHARE_GOAL))
+            megabytes = self.pose.worker_bytes / 1e6
+            lines.append(
+                f"  {'most memory of a worker, MB':36}{megabytes:8.0f}   goal {MEMORY_GOAL}"
+            )
         return "\n".join(lines)
 
 
@@ -218,6 +229,11 @@ class _Packed:
     results: list[ShardResult]
     out: Path
 
+    @property
+    def pose_share(self) -> float:
+        """Share of the wall time that is spent inside the pose model."""
+        return sum(result.pose_seconds for result in self.results) / self.run.wall
+
 
 def bench_pack(bench: PackBench) -> PackFigures:
     """Measure packing. Raises :class:`UserError` when there is nothing to measure it with."""
@@ -230,7 +246,7 @@ def bench_pack(bench: PackBench) -> PackFigures:
         measuring = _Measuring(bench, Path(folder))
         bare, packing = measuring.compare_with_bare_loop()
         frames = int(packing.wall * bench.worker_seconds)
-        workers = measuring.compare_workers(NoJoints(), frames, bench.worker_repeats)
+        workers, _ = measuring.compare_workers(NoJoints(), frames, bench.worker_repeats)
         pose = measuring.measure_pose() if bench.pose else None
         return PackFigures(measuring.title(), bare, packing, workers, pose)
 
@@ -261,26 +277,33 @@ class _Measuring:
             runs.append((bare, self._pack(rows, NoJoints(), workers=0, shards=1).run))
         return Rates.best([bare for bare, _ in runs]), Rates.best([packed for _, packed in runs])
 
-    def compare_workers(self, extractor: PoseExtractor, frames: int, repeats: int) -> Workers:
-        """Return the rates of one worker process and of two, over the same clips."""
+    def compare_workers(
+        self, extractor: PoseExtractor, frames: int, repeats: int
+    ) -> tuple[Workers, float]:
+        """Return the rates of one worker process and of two, over the same clips.
+
+        And the share of one worker's whole time that is spent inside the pose model.
+        """
         rows = self._clips(frames)
         shards = min(len(rows), 24)  # so many that none is long enough to be waited for
-        runs = [
-            [self._pack(rows, extractor, workers, shards).run for workers in (1, 2)]
+        packed = [
+            [self._pack(rows, extractor, workers, shards) for workers in (1, 2)]
             for _ in range(repeats)
         ]
-        return Workers(Rates.best([one for one, _ in runs]), Rates.best([two for _, two in runs]))
+        one, two = (Rates.best([each[i].run for each in packed]) for i in (0, 1))
+        return Workers(one, two), max(alone.pose_share for alone, _ in packed)
 
     def measure_pose(self) -> PoseFigures:
         """Return where the time goes with pose, and what two workers make of it."""
         extractor = choose_extractor(self._bench.pose_model)
         rows = self._clips(self._bench.frames)
         packed = self._pack(rows, extractor, workers=0, shards=1)
-        share = sum(r.pose_seconds for r in packed.results) / packed.run.wall
         frames = int(packed.run.frames / packed.run.wall * self._bench.pose_worker_seconds)
         fresh = choose_extractor(self._bench.pose_model)
-        workers = self.compare_workers(fresh, frames, self._bench.pose_worker_repeats)
-        return PoseFigures(share, _share_found(packed), workers)
+        repeats = self._bench.pose_worker_repeats
+        workers, started = self.compare_workers(fresh, frames, repeats)
+        most = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        return PoseFigures(packed.pose_share, _share_found(packed), workers, started, most)
 
     def _clips(self, frames: int) -> list[ClipRow]:
         """Return clips, repeated or left out, of at least so many frames together."""
