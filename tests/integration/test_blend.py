@@ -1,16 +1,18 @@
-"""A blend is trained: pictures with joints and joints alone, on 1, 2 and 4 processes.
+"""A blend is trained: pictures with joints, joints alone, pictures alone, on 1, 2 and 4 processes.
 
-The same steps and losses on any number, killed and gone on with to the bit, and gone on with on
+Of two drawn corpora, and of a drawn one, RWTH-BOSTON-104 and OpenASL as they are published. The
+same steps and losses on any number, killed and gone on with to the bit, and gone on with on
 another number of processes.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from helpers.blended_project import add_tracks, blend
+from helpers.blended_project import add_published, add_tracks, blend
 from helpers.project import Project
 from helpers.trained import TOLERANCE, furthest, log, weights
 from signfuse_dist.cli import main
@@ -22,9 +24,17 @@ STAGE = ["stage=finetune", "train.stages=[finetune]", "model.norm=layer"]
 LOSSES = ("total", "contrastive", "language", "alignment")
 
 
-@pytest.fixture(scope="module")
-def words(project: Project) -> list[str]:
-    """Three times as many draws of pictures as of joints alone, which are asked by their own."""
+@pytest.fixture(
+    scope="module", params=["synthetic tracks", "drawn boston104", "published boston104"]
+)
+def words(request: pytest.FixtureRequest, project: Project) -> list[str]:
+    """Three times as many draws of pictures as of joints alone, which are asked by their own; or
+    three corpora, those of joints with their published tables where these are at hand.
+    """
+    if request.param != "synthetic tracks":
+        is_drawn = request.param.startswith("drawn")
+        tables = None if is_drawn else request.getfixturevalue("shared") / "data" / "boston104"
+        return [*STAGE, add_published(project, tables)]
     add_tracks(project)
     return [*STAGE, blend(project, prompt="Translate the joints into a sentence:")]
 
@@ -41,12 +51,19 @@ def two(project: Project, words: list[str], tmp_path_factory: pytest.TempPathFac
     return output
 
 
-def test_the_log_has_the_losses_and_development_scores_of_each_corpus(two: Path) -> None:
+def corpora(words: list[str]) -> list[str]:
+    return re.findall(r"corpus: (\w+)", words[-1])
+
+
+def test_the_log_has_the_losses_and_development_scores_of_each_corpus(
+    words: list[str], two: Path
+) -> None:
     last = log(two, "finetune")[-1]
-    for corpus in ("synthetic", "tracks"):
+    for corpus in corpora(words):
         assert last[f"language/{corpus}"] > 0
         assert last[f"dev_language/{corpus}"] > 0
-    assert "contrastive/tracks" not in last, "clips of joints alone are no pairs"
+    pairs = [corpus for corpus in corpora(words) if f"contrastive/{corpus}" in last]
+    assert pairs == ["synthetic"], "clips of one stream are no pairs"
     assert last["dev_language"] == last["dev_language/synthetic"], "the run's own selects"
 
 
@@ -86,14 +103,16 @@ def test_killed_it_goes_on_to_the_bit_and_on_other_processes_to_rounding(
 def test_another_blend_is_another_run(
     project: Project, words: list[str], two: Path, tmp_path: Path
 ) -> None:
-    other = [*STAGE, blend(project, weight=2), "stage.epochs=2", micro(1)]
+    other = [*words[:-1], words[-1].replace("weight: ", "weight: 1"), "stage.epochs=2", micro(1)]
     printed = project.train(two, 1, *other, status=1)
     assert "data.blend was" in printed
 
 
 def test_each_corpus_is_scored_by_its_name(
-    project: Project, two: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], two: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if "tracks" not in corpora(words):
+        pytest.skip("the others have no tracks")
     run = two / "small" / "finetune"
     for corpus in ([], ["--corpus", "tracks"]):
         words = ["evaluate", str(run), "--split", "test", "--controls", "none", *corpus]
