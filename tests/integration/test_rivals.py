@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from helpers.model_factory import tiny_t5
 from helpers.project import Project
@@ -43,8 +44,11 @@ def test_a_rival_is_trained_evaluated_and_says_what_it_is(
         for name, family in (("clip-vit-large-patch14", "clip"), ("videomae-large", "videomae")):
             model = write_vision_model(tmp_path / name, family)
             assert main(["features", str(project.folder / "shards"), "--model", str(model)]) == 0
-    # The small experiment's own sizes stand above a recipe's.
-    words = [f"recipe={recipe}", f"model.llm={llm}", "stage=finetune"]
+    # The small experiment's own sizes stand above a recipe's; `tiny` sets keys that recipes set.
+    file = {"llm": llm, "llm_dtype": "float32", "lora_targets": None, "attention": "auto"}
+    path = project.folder / "configs" / "model" / "small_t5.yaml"
+    path.write_text(yaml.safe_dump(file), encoding="utf-8")
+    words = [f"recipe={recipe}", "model=small_t5", f"model.llm={llm}", "stage=finetune"]
     project.train(tmp_path, 2, *words)
     folder = tmp_path / "small" / "finetune"
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
