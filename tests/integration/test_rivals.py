@@ -14,6 +14,7 @@ from helpers.project import Project
 from helpers.vision_models import write_vision_model
 from signfuse_dist.cli import main
 from signfuse_dist.evaluation.evaluate import evaluate
+from signfuse_dist.experiment import load_resolved
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
@@ -51,8 +52,9 @@ def test_a_rival_is_trained_evaluated_and_says_what_it_is(
     words = [f"recipe={recipe}", "model=small_t5", f"model.llm={llm}", "stage=finetune"]
     project.train(tmp_path, 2, *words)
     folder = tmp_path / "small" / "finetune"
+    assert load_resolved(folder / "config.yaml").recipe == recipe
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
-    assert recipe in card
+    assert recipe in card.replace("\\", "")
     rows = (evaluate(folder, "test") / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 5
     assert all(isinstance(json.loads(row)["hypothesis"], str) for row in rows)
