@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig  # as in model/llm.py: imported where there is one
 
 _POOLER = "pooler."
+_KEY_BIAS = re.compile(r"(key|k_proj)\.bias$")
+_ROUNDING = 1e-4  # of a vector: what a move of 1 that is seen goes far beyond
 
 
 @dataclass(frozen=True)
@@ -221,9 +224,11 @@ def without_weights(described: object, where: str) -> VisionModel:
 
 
 def unreached(model: VisionModel) -> list[str]:
-    """Return the parameters that no vector depends on, such as the token of a masked place.
+    """Return the parameters that no vector depends on, in their order; they are not to train.
 
-    In distributed training a parameter that trains must get a gradient.
+    In distributed training a parameter that trains must get a gradient, which the token of a masked
+    place does not. Biases on keys get one that is rounding alone, since softmax does not see them,
+    and Adam would walk them along it: they are found by moving them.
     """
     named = [(name, p) for name, p in model.named_parameters() if not p.is_meta]
     if not named:
@@ -233,12 +238,27 @@ def unreached(model: VisionModel) -> list[str]:
         parameter.requires_grad_(True)
     shape = (1, *([model.window] if model.window > 1 else []), 3, *[model.picture.side] * 2)
     some = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(named[0][1].dtype)
+    some = some.to(named[0][1].device)
     with torch.enable_grad():
-        total = model(some.to(named[0][1].device)).square().sum()
+        total = model(some).square().sum()
         grads = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
     for (_, parameter), trained in zip(named, before, strict=True):
         parameter.requires_grad_(trained)
-    return [name for (name, _), grad in zip(named, grads, strict=True) if grad is None]
+    return [
+        name
+        for (name, parameter), grad in zip(named, grads, strict=True)
+        if grad is None or (_KEY_BIAS.search(name) and _moves_nothing(model, some, parameter))
+    ]
+
+
+@torch.no_grad()
+def _moves_nothing(model: VisionModel, images: Tensor, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter can be moved by 1 without a change of the vectors."""
+    vectors, kept = model(images), parameter.clone()
+    parameter.add_(1.0)
+    moved = model(images)
+    parameter.copy_(kept)
+    return bool((moved - vectors).norm() <= _ROUNDING * vectors.norm())
 
 
 class FrameVectors:

@@ -137,5 +137,10 @@ def test_an_llm_is_no_vision_model(tmp_path: Path) -> None:
 
 def test_parameters_that_no_vector_depends_on_are_found(tmp_path: Path) -> None:
     model = load_vision_model(str(write_vision_model(tmp_path / "d", "dinov2")), None, "m")
-    assert unreached(model) == ["network.embeddings.mask_token"]
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    mask, *keys = unreached(model)
+    assert mask == "network.embeddings.mask_token"
+    assert len(keys) == 2  # of two layers: softmax does not see what is added to every key
+    assert all(name.endswith(("key.bias", "k_proj.bias")) for name in keys)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert not any(p.requires_grad for p in model.parameters())
