@@ -426,7 +426,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python benchmarks/readers.py",
         description="Read the clips of a packed split with this loader, and the same clips with "
         "webdataset, litdata, mosaicml-streaming, OpenCV's pictures, and as mp4 with PyAV, OpenCV, "
-        "decord and torchcodec, in turn. pip install 'signfuse_dist[benchmarks]' brings them. "
+        "decord and torchcodec, in turn: the packages of the extra `benchmarks`, and as "
+        "docs/benchmarks.md says mosaicml-streaming. "
         "Printed are frames a processor second, and how many times as many this loader reads.",
         epilog="Example: OMP_NUM_THREADS=1 python benchmarks/readers.py shards/how2sign/dev. "
         "Figures: docs/benchmarks.md.",
