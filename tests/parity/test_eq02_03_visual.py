@@ -80,6 +80,7 @@ class _Colour(nn.Module):
     """Stands in for the ResNet: the mean colour of a picture."""
 
     output_dim, uses_batch = 3, False
+    mean, std = MEAN, STD
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean(dim=(2, 3))

@@ -37,6 +37,9 @@ ARGUMENTS = {
     "pose":
         "corpus --root --split --shards --name --workers --task-id --num-tasks --extractor "
         "--poses --pose-model",
+    "features":
+        "shards --model --from --name --revision --dtype --precision --frames-at-once --rate "
+        "--window --file --task-id --num-tasks",
     "verify": "folder --workers",
     "stats": "folder --poses others --plot",
     "show": "folder --poses id --frames --out",
@@ -51,7 +54,7 @@ ARGUMENTS = {
     "report": "run_folder --split --name",
     "translate":
         "model videos --joints --box --nbest --decoding --out --workers --folder-fps "
-        "--pose-model",
+        "--poses --picture-size --pose-model",
     "serve":
         "model --host --port --max-megabytes --max-waiting --max-kept-megabytes --allow-host "
         "--decoding --max-seconds --max-work-seconds --max-pixels --max-frames --pose-model",

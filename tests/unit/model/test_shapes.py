@@ -15,6 +15,7 @@ import pkgutil
 import re
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -28,9 +29,13 @@ import signfuse_dist.model
 import signfuse_dist.model.attention
 import signfuse_dist.model.losses
 import signfuse_dist.model.positions
+import signfuse_dist.model.vision
+import signfuse_dist.model.visual
 from helpers.attention_reference import loop_kernel
 from helpers.model_factory import draw_clips, join, small_model, tiny_tokenizer
+from helpers.vision_models import FAMILIES, MEAN, SIDE, STD
 from signfuse_dist.config import EvaluationConfig, LossConfig
+from signfuse_dist.errors import UserError
 from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.synthetic import tiny_llm
@@ -230,6 +235,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "images": Float[Tensor, "frames 3 height width"],
         _RETURN: Float[Tensor, "frames {self.output_dim}"],
     },
+    "model.visual.GivenVectors.forward": {"images": Float[Tensor, "frames 3 height width"]},
+    "model.vision.VisionModel.forward": {
+        "images": Float[Tensor, "*pictures 3 height width"],
+        _RETURN: Float[Tensor, "frames {self.output_dim}"],
+    },
     "model.visual.VisualStream.forward": {
         "frames": _Frames, "frame_lengths": _Lengths, "step_lengths": _Lengths,
         "weight": _Weight, _RETURN: _Fused,
@@ -329,6 +339,11 @@ def _run_everything() -> None:
     tokenizer = train_tokenizer(["a text"], "say", 300)
     llm = tiny_llm.build(TinyLLM(hidden_size=8, num_layers=1), tokenizer)
     tiny_llm.mean_loss(llm, [([0, 5, 6], [IGNORED, 5, 6]), ([0, 7], [IGNORED, 7])])
+    shown = signfuse_dist.model.vision.ShownPicture(SIDE, tuple(MEAN), tuple(STD))
+    sees = signfuse_dist.model.vision.VisionModel(FAMILIES["classifier"]().vit, shown, False)
+    sees(torch.randn(2, 3, SIDE, SIDE))
+    with suppress(UserError):
+        signfuse_dist.model.visual.GivenVectors(4)(torch.randn(2, 3, 4, 4))
     batch = join(draw_clips([5, 1, 3]))
     for change in changes:
         model = small_model(**change)
