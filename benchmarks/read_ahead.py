@@ -116,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Take steps of several micro batches, whose loading and computing are waiting "
         "of a known length, with as many batches ahead as a step takes and with two, in turn. "
         "Takes half a minute.",
-        epilog="Example: python benchmarks/read_ahead.py --accumulation 4. Figures: docs/benchmarks.md.",
+        epilog="Example: python benchmarks/read_ahead.py --accumulation 4. Figures: "
+        "docs/benchmarks.md.",
     )
     command.add_argument(
         "--accumulation",
