@@ -57,7 +57,7 @@ def _locks_of(command: list[str], out: Path) -> list[str]:
     from signfuse_dist.data import pack as module
 
     seen: list[str] = []
-    make = module._make_set
+    make = module.make_set
 
     def look(*arguments: object, **options: object) -> object:
         seen.extend(
@@ -66,7 +66,7 @@ def _locks_of(command: list[str], out: Path) -> list[str]:
         return make(*arguments, **options)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_make_set", look)
+        patch.setattr(module, "make_set", look)
         assert main(command) == 0
     return seen
 
