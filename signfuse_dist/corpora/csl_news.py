@@ -7,6 +7,7 @@ splits: ``dev`` and ``test`` are drawn from the entries' own names.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -134,6 +135,11 @@ def _place(
 
 def _is_there(tree: Tree, written: str, column: str) -> bool:
     try:
-        return tree.find(written, column).is_file()
+        path = tree.find(written, column)
+        return path.is_file()
     except CorpusError:
         return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise unreadable(error, f"{NAME} {path}", CorpusError) from error

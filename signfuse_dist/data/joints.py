@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple, Protocol
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
@@ -196,7 +197,9 @@ UNREADABLE = (
     RuntimeError,
     BadZipFile,
     zlib.error,
+    TokenError,  # numpy cuts the header of an array into Python's tokens
 )
+"""What a damaged file of numpy arrays raises."""
 MOST_FRAMES = 1_000_000
 """Of a file of joints: nine hours at 30 a second, 1.3 GB at most when unpacked."""
 PLAINLY_PACKED = (ZIP_STORED, ZIP_DEFLATED)  # as numpy does; others unpack more than is asked for

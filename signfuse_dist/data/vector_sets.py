@@ -8,7 +8,6 @@ publish, an array a clip. Training on them decodes no picture and runs no networ
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from signfuse_dist.corpora import ClipRow
 from signfuse_dist.data.finished import PackError, ShardTask, refuse_other
+from signfuse_dist.data.joints import UNREADABLE
 from signfuse_dist.data.manifest import (
     Manifest,
     Packing,
@@ -34,7 +34,7 @@ from signfuse_dist.data.pack import make_set, writing, writing_alone
 from signfuse_dist.data.pack_summary import PackSummary
 from signfuse_dist.data.pack_workers import ClipError, Division
 from signfuse_dist.data.shard import EncodedVectors, read_clip, read_record
-from signfuse_dist.errors import MachineError, UserError, printable, raise_together
+from signfuse_dist.errors import MachineError, UserError, first_line, printable, raise_together
 from signfuse_dist.files import write_bytes
 from signfuse_dist.progress import Progress
 from signfuse_dist.system_errors import refuse_machine
@@ -92,13 +92,19 @@ class PublishedVectors:
     def path(self, clip_id: str) -> Path:
         """Return the file of a clip; raise UserError where there is none inside the folder."""
         patterns = ("{id}.npy", "{id}.npz") if self.file is None else (self.file,)
-        for pattern in patterns:
-            path = self.folder / pattern.replace("{id}", clip_id)
-            if not path.resolve().is_relative_to(self.folder.resolve()):
-                raise UserError("its id leads out of the folder")
-            if path.is_file():
+        names = [pattern.replace("{id}", clip_id) for pattern in patterns]
+        for name in names:
+            path = self.folder / name
+            try:
+                whole, there = path.resolve(), path.is_file()
+            except (OSError, ValueError) as error:  # too long for the disk, or no name
+                refuse_machine(error, path)
+                raise UserError(f"no file can be called {name!r} ({first_line(error)})") from error
+            if not whole.is_relative_to(self.folder.resolve()):
+                raise UserError(f"{name} leads out of the folder")
+            if there:
                 return path
-        raise UserError(f"no file {' or '.join(p.replace('{id}', clip_id) for p in patterns)}")
+        raise UserError(f"no file {' or '.join(names)}")
 
     def places(self, count: int, num_frames: int, fps: float) -> list[int] | None:
         """Return which of ``count`` vectors stands for each frame; None: each its own.
@@ -139,8 +145,12 @@ def read_array(path: Path) -> NDArray[np.floating[Any]]:
     except OSError as error:
         refuse_machine(error, path)
         raise UserError(f"{path.name}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
-        raise UserError(f"{path.name}: no array of numbers ({error})") from error
+    except UserError:
+        raise
+    except (*UNREADABLE, MemoryError) as error:
+        raise UserError(f"{path.name}: no array of numbers ({first_line(error)})") from error
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"{path.name}: no array of numbers, but a file of another kind inside it")
     if found.ndim != 2 or found.dtype.kind != "f":
         what = f"{found.dtype} {list(found.shape)}"
         raise UserError(f"{path.name}: {what}, not floating-point numbers [vectors, dim]")

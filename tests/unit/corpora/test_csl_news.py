@@ -68,6 +68,14 @@ def test_without_videos_the_clips_are_of_joints_alone(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "out").packing.extractor == "wholebody"
 
 
+def test_a_name_that_no_file_can_have_is_a_clip_that_is_not_there(tmp_path: Path) -> None:
+    root = write(tmp_path / "c", [entry("a")], videos=False)
+    (root / "CSL_News_Labels.json").write_text(
+        json.dumps([{**entry("b"), "video": f"{'x' * 300}.mp4"}, entry("a")])
+    )
+    assert "a" in [row.id for row in read(root, poses="wholebody").rows]
+
+
 def test_what_is_no_such_list_is_refused(tmp_path: Path) -> None:
     root = write(tmp_path / "c", [entry("a")], videos=True)
     with pytest.raises(CorpusError, match="of COCO-WholeBody, wholebody"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,6 +224,41 @@ def test_an_archive_of_one_array_is_read_and_one_of_two_refused(tmp_path: Path) 
     assert read_array(one).shape == (2, 3)
     with pytest.raises(UserError, match="2 arrays"):
         read_array(two)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda array, packed: array.replace(b"'descr'", b"'descr\"", 1),  # a string without an end
+        lambda array, packed: packed[:60] + bytes([packed[60] ^ 0xFF]) + packed[61:],
+        lambda array, packed: packed.replace(b"PK\x01\x02-\x03-", b"PK\x01\x02-\x03\xc0", 1),
+        lambda array, packed: zipped(b"no array"),
+    ],
+    ids=["header", "deflated bytes", "version of zip", "no array inside"],
+)
+def test_a_damaged_array_is_named_and_no_other_error(
+    tmp_path: Path, damaged: Callable[[bytes, bytes], bytes]
+) -> None:
+    vectors = np.random.default_rng(0).random((4, 3))
+    np.save(tmp_path / "a.npy", vectors)
+    np.savez_compressed(tmp_path / "a.npz", vectors)
+    broken = tmp_path / "b.npz"
+    broken.write_bytes(damaged(*((tmp_path / f"a.{end}").read_bytes() for end in ("npy", "npz"))))
+    with pytest.raises(UserError, match=r"^b\.npz: no array of numbers"):
+        read_array(broken)
+
+
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("notes.txt", content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("clip_id", ["x" * 300, "a\0b"])
+def test_an_id_that_no_file_can_have_is_a_clip_without_one(tmp_path: Path, clip_id: str) -> None:
+    with pytest.raises(UserError, match="no file can be called"):
+        PublishedVectors(publish(tmp_path / "p"), "p").path(clip_id)
 
 
 def test_an_id_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
