@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -170,8 +171,11 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its place when the block ends well.
 
     The content is on the disk before the name is. No two writers have one temporary name. The first
-    file that a process writes in a folder is when it removes what killed ones left there.
+    file that a process writes in a folder is when it removes what killed ones left there. Raises
+    OSError for a folder, which no file takes the place of.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     _remove_leftovers_once(path.parent)
     temporary = temporary_beside(path)
     try:

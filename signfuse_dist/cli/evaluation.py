@@ -273,7 +273,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    _refuse_absent(options.hypotheses, *(options.references or ()), options.trained)
+    read = (options.hypotheses, *(options.references or ()), options.trained)
+    _refuse_absent(*read)
+    _refuse_json_place(options.json, *read)
     from signfuse_dist.evaluation.scores import (
         SplitScores,
         format_split_scores,
@@ -319,7 +321,9 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    _refuse_absent(*options.systems, *(options.references or ()), options.baselines)
+    read = (*options.systems, *(options.references or ()), options.baselines)
+    _refuse_absent(*read)
+    _refuse_json_place(options.json, *read)
     rows = _published(options)
     from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
     from signfuse_dist.evaluation.significance import Resampling
@@ -375,9 +379,10 @@ def _published(options: argparse.Namespace) -> list[Published]:
     rows = published.results(corpus, split, more)
     if not rows:
         known = sorted({*published.corpora(), *(row.corpus for row in more)})
+        near = "" if corpus in known else suggest(corpus, known)
         raise UserError(
             f"--published {corpus}: there are no published results of its split {split!r}"
-            f"{suggest(corpus, known)}. There are some of test of: {', '.join(known)}"
+            f"{near}. There are some of test of: {', '.join(known)}"
         )
     return rows
 
@@ -429,6 +434,16 @@ def _refuse_absent(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and not path.exists():
             raise UserError(f"{path}: no such file or folder")
+
+
+def _refuse_json_place(json: Path | None, *read: Path | None) -> None:
+    """Raise UserError where the figures would take the place of a folder, or of what is read."""
+    if json is None or not json.exists():
+        return
+    if json.is_dir():
+        raise UserError(f"--json {json}: is a folder; name the file that the figures go to")
+    if any(path is not None and path.exists() and json.samefile(path) for path in read):
+        raise UserError(f"--json {json}: is read here, and would be overwritten; name another file")
 
 
 def _refuse_not_above_zero(options: argparse.Namespace, *names: str) -> None:

@@ -85,9 +85,12 @@ def _seconds(hours: str | None, minutes: str, seconds: str, thousandths: str) ->
 
 
 def _text(lines: list[str], place: int) -> tuple[str, ...]:
-    """Return the lines of a cue that begins at ``place``, up to the first that is empty."""
+    """Return the lines of a cue that begins at ``place``, up to the first that is empty.
+
+    One of blanks is not empty: YouTube's rolling captions begin with it where the screen is bare.
+    """
     text = []
-    while place < len(lines) and lines[place].strip() and "-->" not in lines[place]:
+    while place < len(lines) and lines[place] and "-->" not in lines[place]:
         clean = _BLANKS.sub(" ", html.unescape(_TAG.sub("", lines[place]))).strip()
         if clean:
             text.append(clean)

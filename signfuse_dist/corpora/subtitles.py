@@ -237,11 +237,12 @@ def _clips(path: Path, rules: CaptionRules) -> tuple[list[Caption], list[Rejecte
     dropped = [Rejected(line, "", reason) for line, reason in read.broken]
     spoken: list[Caption] = []
     for caption in _unrolled(read.captions):
-        if not caption.text or _SOUND.match(caption.text):
+        words = _IN_BRACKETS.sub(" ", _SPEAKER.sub("", caption.text)).strip()
+        words = _BLANKS.sub(" ", _SPEAKER.sub("", words))
+        if _SOUND.match(caption.text) or not any(map(str.isalnum, words)):
             dropped.append(Rejected(caption.line, "", f"sound cue: {caption.text[:60]!r}"))
             continue
-        words = _SPEAKER.sub("", _IN_BRACKETS.sub(" ", caption.text))
-        spoken.append(replace(caption, lines=(_BLANKS.sub(" ", words).strip(),)))
+        spoken.append(replace(caption, lines=(words,)))
     kept = []
     for clip in _merged(spoken, rules):
         reason = _unfit(clip, rules)

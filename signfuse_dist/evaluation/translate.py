@@ -31,7 +31,7 @@ from signfuse_dist.evaluation.new_clips import (
 )
 from signfuse_dist.evaluation.translator import Translation, Translator, join, load_translator
 from signfuse_dist.experiment import override_section
-from signfuse_dist.files import STATE, checksum, write_text
+from signfuse_dist.files import STATE, checksum, special_kind, write_bytes
 from signfuse_dist.locks import held
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.vision import FrameVectors
@@ -43,6 +43,7 @@ Outcome = NewClip | str | Death
 T = TypeVar("T")
 
 _TOGETHER = 8  # batches of clips among which like lengths are computed together
+_BEGINNING = b'{"video": '  # of every line that is written
 _PATIENCE = 5.0  # seconds for a clip that is being read when nobody wants it any more
 
 
@@ -251,18 +252,25 @@ def _already(out: Path | None, by: dict[str, Any], nbest: int) -> set[str]:
     """Return the videos whose lines an earlier call has written; cut off a line that is torn."""
     if out is None or not out.exists():
         return set()
-    *kept, _torn = out.read_text(encoding="utf-8").split("\n")
+    kind = "a folder" if out.is_dir() else special_kind(out)
+    if kind:
+        raise UserError(f"--out {out}: is {kind}; name the file that the lines are added to")
+    with at_path(out):
+        *kept, torn = out.read_bytes().split(b"\n")
     wanted, done = {**by, "--nbest": nbest}, set()
+    other = f"{out}: holds other lines than this command's; choose another"
+    if not (torn.startswith(_BEGINNING) or _BEGINNING.startswith(torn)):
+        raise UserError(other)
     for line in kept:
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
             held = {key: row[key] for key in by} | {"--nbest": len(row.get("candidates", [None]))}
             done.add(row["video"])
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{out}: holds other lines than this command's; choose another") from e
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise UserError(other) from e
         if held != wanted:
             raise UserError(f"{out}: holds lines of {held}, not of {wanted}: choose another file")
-    write_text(out, "".join(f"{line}\n" for line in kept))
+    write_bytes(out, b"".join(line + b"\n" for line in kept))
     return done
 
 

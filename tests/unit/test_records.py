@@ -81,6 +81,17 @@ def test_a_long_value_is_cut_short_in_an_error() -> None:
     assert len(errors[0]) < 200
 
 
+@pytest.mark.parametrize("folder", [".", "..", "there"])
+def test_no_file_takes_the_place_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "inside" / "there").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "inside")
+    with pytest.raises(IsADirectoryError):
+        write_json(Path(folder), {})
+    assert list(Path().iterdir()) == [Path("there")]
+
+
 def test_json_is_written_whole_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "made" / "a.json"
     write_json(path, {"b": "ä", "a": [1.5, None]})

@@ -482,6 +482,25 @@ def test_score_prints_figures_with_signatures(
     assert "did you mean 'sacrebleu'" in refused(capsys, *words, "sacrableu")
 
 
+def test_figures_are_written_over_nothing_that_is_read_and_over_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "id\thypothesis\treference\n1\ta\tb\n"
+    for name in ("ours.tsv", "theirs.tsv"):
+        Path(name).write_text(text)
+    Path("link").symlink_to("theirs.tsv")
+    preset = ("--preset", "sacrebleu", "--json")
+    of_one = ("score", "--hypotheses", "ours.tsv", "--references", "theirs.tsv", *preset)
+    of_two = ("compare", "ours.tsv", "theirs.tsv", *preset)
+    for words in (of_one, of_two):
+        for place in ("ours.tsv", "theirs.tsv", "link"):
+            assert "would be overwritten" in refused(capsys, *words, place)
+            assert Path(place).read_text() == text
+        for place in (".", "..", str(tmp_path)):
+            assert "is a folder" in refused(capsys, *words, place)
+
+
 def test_a_run_that_is_not_there_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

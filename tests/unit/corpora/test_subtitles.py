@@ -77,6 +77,43 @@ def test_rolling_captions_come_once_without_tags_and_sounds_are_dropped_by_name(
     assert corpus.rows[0].source == "a_-b.mp4"
 
 
+def test_the_first_line_on_a_bare_screen_is_kept(tmp_path) -> None:
+    """YouTube's automatic captions begin with a line of one blank there, and end with one."""
+    rolling = (
+        "WEBVTT\n\n00:00:00.160 --> 00:00:02.070\n \nhello<00:00:00.400><c> world</c>\n\n"
+        "00:00:02.070 --> 00:00:02.080\nhello world\n \n\n"
+        "00:00:02.080 --> 00:00:04.000\nhello world\nnext<00:00:03.000><c> line</c>\n\n"
+        "00:00:04.000 --> 00:00:04.010\nnext line\n \n\n"
+        "00:00:09.000 --> 00:00:11.000\n \nafter a pause\n"
+    )
+    corpus = read(write(tmp_path / "c", {"v": rolling}, ALL))
+    assert [row.text for row in corpus.rows] == ["hello world", "next line", "after a pause"]
+    assert corpus.rejected == ()
+
+
+def test_lines_of_blanks_divide_cues_of_srt(tmp_path) -> None:
+    cues = "1\n00:00:01,000 --> 00:00:02,000\nfirst\n \n2\n00:00:03,000 --> 00:00:04,000\nsecond\n"
+    (tmp_path / "a.srt").write_text(cues, encoding="utf-8")
+    assert [c.text for c in read_captions(tmp_path / "a.srt").captions] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "cue", ["- [Music]", ">> [Applause]", "[Music] - [Laughs]", "...", "\u266a \u266a", ">>"]
+)
+def test_a_cue_of_which_no_word_is_left_is_a_sound(tmp_path, cue) -> None:
+    lines = f"WEBVTT\n\n00:00:01.000 --> 00:00:02.000\n{cue}\n"
+    corpus = read(write(tmp_path / "c", {"v": lines}, ALL))
+    assert corpus.rows == ()
+    assert [row.reason for row in corpus.rejected] == [f"sound cue: {cue!r}"]
+
+
+def test_a_speaker_after_a_sound_is_no_part_of_the_text(tmp_path) -> None:
+    lines = "WEBVTT\n\n00:00:01.000 --> 00:00:02.000\n[Music] >> good morning\n"
+    assert [row.text for row in read(write(tmp_path / "c", {"v": lines}, ALL)).rows] == [
+        "good morning"
+    ]
+
+
 def test_captions_that_follow_each_other_are_joined_up_to_a_length(tmp_path) -> None:
     lines = "\n\n".join(
         f"00:00:{n:02d}.000 --> 00:00:{n:02d}.900\nword{n}" for n in (0, 1, 2, 3, 8)

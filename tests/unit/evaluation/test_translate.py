@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator
 from dataclasses import replace
@@ -33,7 +34,7 @@ from signfuse_dist.evaluation.new_clips import (
     read_source,
     sources_of,
 )
-from signfuse_dist.evaluation.translate import translated
+from signfuse_dist.evaluation.translate import _already, translated
 from signfuse_dist.evaluation.translator import Translation, join
 from signfuse_dist.skeleton import LEFT_HAND, NUM_JOINTS
 
@@ -259,3 +260,38 @@ def test_joints_alone_are_refused_where_a_model_looks_at_pictures_alone(tmp_path
     assert "1 clips are joints alone" in said[0]
     with pytest.raises(UserError, match=r"own\.npz is joints itself"):
         sources_of([own], Choices(joints=[own]))
+
+
+LINE = b'{"video": "a.mp4", "translation": "f\xc3\xbcr", "model": "m"}\n'
+
+
+def test_a_line_that_was_torn_within_a_letter_is_cut_off_and_the_others_are_kept(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out.jsonl"
+    for torn in (LINE[:4], LINE[: LINE.index(b"\xbc")]):
+        out.write_bytes(LINE + torn)
+        assert _already(out, {"model": "m"}, 1) == {"a.mp4"}
+        assert out.read_bytes() == LINE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"my notes, without a line break", b'{"answer": 42}', b"\x00\xff\n", b"[" * 100_000 + b"\n"],
+)
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(
+    tmp_path: Path, content: bytes
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_bytes(content)
+    with pytest.raises(UserError, match="holds other lines"):
+        _already(out, {"model": "m"}, 1)
+    assert out.read_bytes() == content
+
+
+def test_lines_are_added_to_no_folder_and_no_device(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--out .*: is a folder"):
+        _already(tmp_path, {"model": "m"}, 1)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match=r"--out .*: is a FIFO"):
+        _already(tmp_path / "fifo", {"model": "m"}, 1)
