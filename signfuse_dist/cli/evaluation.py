@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import math
 import os
 import shlex
 import sys
@@ -449,7 +450,7 @@ def _refuse_json_place(json: Path | None, *read: Path | None) -> None:
 def _refuse_not_above_zero(options: argparse.Namespace, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
 
 

@@ -54,8 +54,8 @@ VIDEO_SUFFIXES = (
 )
 """Endings of the files in a folder that are videos; a video named by itself may have any."""
 
-MOST_FPS = 1000.0
-"""Frames a second; more is no film of a person."""
+LEAST_FPS, MOST_FPS = 0.1, 1000.0
+"""Frames a second; less or more is no film of a person."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_~-]+")
 _PLAIN_PATH = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")

@@ -24,6 +24,7 @@ from signfuse_dist.corpora.characters import visible
 from signfuse_dist.corpora.poses import pose_format
 from signfuse_dist.corpora.rows import (
     EMPTY_WORDS,
+    LEAST_FPS,
     MOST_FPS,
     VIDEO_SUFFIXES,
     ClipRow,
@@ -213,8 +214,8 @@ def _folder(fields: Fields) -> FolderFrames | None:
     fps = seconds(fields, "fps")
     if fps is None:
         return None
-    if not 0 < fps <= MOST_FPS:
-        raise CorpusError(f"bad rate: fps {fps:g} is not above 0 and at most {MOST_FPS:g}")
+    if not LEAST_FPS <= fps <= MOST_FPS:
+        raise CorpusError(f"bad rate: fps {fps:g} is not from {LEAST_FPS:g} to {MOST_FPS:g}")
     return FolderFrames(fps, None)
 
 

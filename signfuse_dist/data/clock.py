@@ -16,6 +16,7 @@ from math import inf
 from statistics import median
 from typing import Generic, Protocol, TypeVar
 
+from signfuse_dist.corpora.rows import LEAST_FPS, MOST_FPS
 from signfuse_dist.errors import UserError
 
 MAX_GAP = 2.0
@@ -49,6 +50,18 @@ class Window:
 
     start: float | None = None
     end: float | None = None
+
+
+def refuse_rate(fps: float, name: str) -> None:
+    """Raise :class:`VideoError` for a rate at which nobody films a person.
+
+    A frame of an hour would come at every step of that hour: what a file says may not decide how
+    much is made of it.
+    """
+    if not LEAST_FPS <= fps <= MOST_FPS:
+        raise VideoError(
+            f"bad rate: {name} is of {fps:g} frames a second, not {LEAST_FPS:g} to {MOST_FPS:g}"
+        )
 
 
 @dataclass
@@ -134,7 +147,8 @@ def shown(
                 f"{picture.time:.3f} s"
             )
         until = max(since, min(picture.time, end))
-        if until - since > max_gap and until - max(since, begin) > 1.5 * timing.span:
+        longest = min(1.5 * timing.span, max(max_gap, 1.5 / LEAST_FPS))
+        if until - since > max_gap and until - max(since, begin) > longest:
             raise VideoError(
                 f"gap: {name} shows no new picture from {since:.2f} s to {picture.time:.2f} s, "
                 f"and at most {max_gap:g} s are bridged (max_gap)"
@@ -151,7 +165,8 @@ def shown(
         held = picture
     if held is None:
         raise VideoError(f"empty video: {name} holds no picture")
-    finish = held.time + max(timing.span, min(held.duration, max_gap))
+    span = min(timing.span, max(max_gap, 1 / LEAST_FPS))
+    finish = held.time + max(span, min(held.duration, max_gap))
     for edge, second in (("end", window.end), ("start", begin)):
         allowed = timing.span + timing.tick if edge == "end" else -half
         if second is not None and second > finish + allowed:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from signfuse_dist.data.clock import VideoError
+from signfuse_dist.data.clock import VideoError, refuse_rate
 from signfuse_dist.data.picture import TimedPicture, refuse_large
 from signfuse_dist.system_errors import machine_error, machine_fault
 
@@ -74,6 +74,7 @@ class FrameFolder:
                 f"unknown frame rate: {path.name} is a folder of frames, which has none of its "
                 "own; say the frames per second to pack at"
             )
+        refuse_rate(fps, path.name)
         self.path, self.fps = path, fps
         self.rates = (fps,)
         self._files = image_files(path, suffix)

@@ -74,6 +74,8 @@ class WorkerPool(Generic[Task, Result]):
     def __init__(
         self, function: Callable[[Task, Report], Result], workers: int, on_report: Report
     ) -> None:
+        if workers < 0:  # nobody would ever work
+            raise UserError(f"--workers {workers}: must be 0 or more")
         self._function, self._workers, self._on_report = function, workers, on_report
 
     def run(self, tasks: Sequence[Task]) -> Generator[tuple[int, Result | Death], None, None]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from signfuse_dist.data.clock import VideoError
+from signfuse_dist.data.clock import VideoError, refuse_rate
 from signfuse_dist.data.joints import Joints, PoseError, PoseExtractor, PoseTrack, stacked
 from signfuse_dist.data.picture import TimedPicture, VideoFrame
 from signfuse_dist.skeleton import NUM_JOINTS
@@ -72,6 +72,7 @@ class TrackSource:
                 f"unknown frame rate: {track.name} does not say its own; give the table a column "
                 "`fps`, or --fps (of a new clip: --folder-fps)"
             )
+        refuse_rate(rate, track.name)
         if picture is None:
             raise VideoError(
                 f"unknown picture: {track.name} does not say which picture its points are in; give "

@@ -243,8 +243,8 @@ class ClipReader:
             settings=settings,
             rows_sha256="",
         )
-        # What says its own rate is asked for no other.
-        says = video is None and found_by == POSE
+        # What may say its own rate is asked for another only where one was given.
+        says = video is None and (found_by == POSE or self.folder_fps is None)
         folder = None if says else FolderFrames(self.folder_fps or self.data.fps, None)
         row = ClipRow(
             row=0,

@@ -65,6 +65,14 @@ def test_a_gap_beyond_the_bound_is_refused_by_name(times, window):
         timed(times, **window)
 
 
+def test_no_declared_rate_makes_more_of_a_picture_than_ten_seconds():
+    """The first of pictures that are 1e5 s apart would be there a million times."""
+    with pytest.raises(VideoError, match="gap: v shows no new picture"):
+        timed([0.0, 1e5, 2e5], fps=10, declared=1e-5)
+    assert timed([0.0], fps=10, declared=1e-9)[0] == [0.0] * 100
+    assert timed([0.0, 8.0, 16.0], declared=0.125)[0] == [0.0, 8.0, 16.0]
+
+
 def test_a_gap_that_the_window_does_not_see_is_nobodys_fault():
     assert timed([0, 0.1, 9.0, 9.1, 9.2], 9.0, 9.2, declared=10)[0] == [9.0, 9.1]
     assert timed([0, 0.1, 9.0], 0.0, 0.2, declared=10)[0] == [0, 0.1]

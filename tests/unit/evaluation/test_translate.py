@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image
 
 from helpers.little_clips import write_video
 from helpers.little_splits import data_config
-from helpers.published_poses import HEIGHT, WIDTH, signer, write_openpose, write_pose
+from helpers.published_poses import HEIGHT, WIDTH, signer, wholebody, write_openpose, write_pose
 from helpers.signers import InTheMiddle
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.corpora import Box
@@ -245,6 +246,41 @@ def test_joints_alone_are_a_clip_without_pictures(tmp_path: Path) -> None:
     assert found.any(axis=0).sum() > len(LEFT_HAND) * 2
     assert np.allclose(posed_at.pose[found], openposed_at.pose[found], atol=1e-3)
     assert clips[0].notes == ["no left hand was found in any frame"]
+
+
+def test_joints_that_say_their_own_rate_are_asked_for_no_other(tmp_path: Path) -> None:
+    points, scores = wholebody(signer(6))
+    size = {"width": WIDTH, "height": HEIGHT}
+    np.savez(tmp_path / "w.npz", keypoints=points, scores=scores, fps=25, **size)
+    reader = ClipReader(replace(DATA, fps=10.0), None, poses="wholebody")
+    clip = reader.read(None, tmp_path / "w.npz")
+    assert clip.encoded.record["num_frames"] == 3  # 6 of 25 a second, at 10 a second
+    with pytest.raises(UserError, match="has 25 frames a second"):
+        replace(reader, folder_fps=10.0).read(None, tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.05, 2000.0, float("nan"), float("inf")])
+def test_a_rate_at_which_nobody_films_is_refused_before_anything_is_made_of_it(
+    tmp_path: Path, rate: float
+) -> None:
+    """A frame of an hour would be there for each tenth of a second of it."""
+    posed = write_pose(tmp_path / "a.pose", signer(6), rate)
+    reader = ClipReader(replace(DATA, fps=10.0), NoJoints(), folder_fps=rate)
+    with pytest.raises(UserError, match=r"bad (rate|poses): a\.pose"):
+        reader.read(None, posed)
+    with pytest.raises(UserError, match=r"bad rate: own\.npz"):
+        reader.read(None, write_joints(tmp_path / "own.npz", 6))
+    (tmp_path / "frames").mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 32)).save(tmp_path / "frames" / f"{number}.png")
+    with pytest.raises(UserError, match="bad rate: frames"):
+        reader.read(tmp_path / "frames")
+
+
+def test_less_than_no_process_is_refused() -> None:
+    reader = ClipReader(DATA, NoJoints())
+    with pytest.raises(UserError, match="--workers -1: must be 0 or more"):
+        next(translate.in_order(reader, [Source(Path("v.mp4"), None, None)], -1))
 
 
 def test_joints_alone_are_refused_where_a_model_looks_at_pictures_alone(tmp_path: Path) -> None:
