@@ -28,8 +28,8 @@ class VectorSource:
         model: the name of a vision model of transformers (of the hub, or a folder) that computes
             them; None for published vectors.
         revision: of the hub; None for a folder.
-        fingerprint: of the model's weights
-            (:func:`signfuse_dist.model.llm_identity.fingerprint`).
+        fingerprint: of the model's weights and of the picture that it is shown
+            (:attr:`signfuse_dist.model.vision.VisionModel.shown_fingerprint`).
         precision: in which the model computed.
         published: what others call their vectors; None where a model computes them.
         rate: vectors a second, where it is not a vector for each frame.

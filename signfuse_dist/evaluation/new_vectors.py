@@ -25,10 +25,10 @@ def load_vectorisers(usage: Usage, device: torch.device) -> tuple[FrameVectors, 
         assert source.model is not None  # what is published was refused
         setting = f"the model's feature set of {source.model}"
         model = load_vision_model(source.model, source.revision, setting)
-        if (model.fingerprint, model.output_dim) != (source.fingerprint, source.dim):
+        if (model.shown_fingerprint, model.output_dim) != (source.fingerprint, source.dim):
             raise UserError(
                 f"{setting}: the files of that name are of another model now (fingerprint "
-                f"{str(model.fingerprint)[:12]}, it was {str(source.fingerprint)[:12]})"
+                f"{model.shown_fingerprint[:12]}, it was {str(source.fingerprint)[:12]})"
             )
         loaded.append(
             FrameVectors(

@@ -383,10 +383,19 @@ def load_frozen(config: ModelConfig) -> PreTrainedModel:
                 dtype=getattr(torch, config.llm_dtype),
                 **quantization,
             )
-    except (OSError, ValueError, ImportError) as e:
+    except unloadable() as e:
         raise not_found(config, e) from e
     _set_attention(model, config)
     return model
+
+
+def unloadable() -> tuple[type[Exception], ...]:
+    """Return what transformers raises for files that are no model's, or damaged."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    of_values = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+    return (OSError, ImportError, RuntimeError, SafetensorError, StrictDataclassError, *of_values)
 
 
 @contextmanager

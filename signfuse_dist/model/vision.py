@@ -11,8 +11,10 @@ The weights are safetensors, and no code that comes with a model is run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ from torch import Tensor, nn
 
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError, first_line
-from signfuse_dist.model.llm import without_bars
+from signfuse_dist.model.llm import unloadable, without_bars
 from signfuse_dist.model.llm_identity import find_folder, fingerprint
 from signfuse_dist.model.read_ahead import read_ahead
 from signfuse_dist.records import STRICT_KEYS, Flag, Number, Whole, read_record
@@ -38,6 +40,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig  # as in model/llm.py: imported where there is one
 
 _POOLER = "pooler."
+# What an image processor may ask for beside size and normalisation, and what is done here.
+_USUAL = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "offset": False,
+    "rescale_offset": False,
+    "include_top": False,
+    "do_flip_channel_order": False,
+}
+_LARGEST = 4096  # pixels of a side
 _KEY_BIAS = re.compile(r"(key|k_proj)\.bias$")
 _ROUNDING = 1e-4  # of a vector: what a move of 1 that is seen goes far beyond
 
@@ -86,13 +98,13 @@ class VisionModel(nn.Module):
     ) -> None:
         """``pools``: whether its own pooling is to be used, where it has one."""
         super().__init__()
-        self.network, self.picture, self.pools = network, picture, pools
+        self.network, self.picture, self.pools = network.eval(), picture, pools
         self.commit, self.fingerprint = commit, identity
         config = network.config
         is_video = hasattr(config, "num_frames") and hasattr(config, "tubelet_size")
         self.window = int(config.num_frames) if is_video else 1
-        sizes = getattr(config, "hidden_sizes", None)
-        self.output_dim = int(sizes[-1] if sizes else config.hidden_size)
+        with torch.no_grad():  # configurations have many names for it
+            self.output_dim = self._vectors(_example(self)).shape[1]
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -103,6 +115,12 @@ class VisionModel(nn.Module):
     def std(self) -> tuple[float, ...]:
         """Of each colour, by which it is divided then."""
         return self.picture.std
+
+    @property
+    def shown_fingerprint(self) -> str:
+        """What tells its vectors from another's: its weights, and as what it sees a picture."""
+        shown = json.dumps([self.picture.side, self.picture.mean, self.picture.std])
+        return hashlib.sha256(f"{self.fingerprint} {shown}".encode()).hexdigest()
 
     @property
     def described(self) -> dict[str, Any]:
@@ -126,6 +144,9 @@ class VisionModel(nn.Module):
 
         Larger pictures are made smaller. Of a model of films: ``[n, window, 3, h, w]``.
         """
+        return self._vectors(images)
+
+    def _vectors(self, images: Tensor) -> Tensor:
         side = self.picture.side
         if images.shape[-1] != side:
             shape = images.shape
@@ -150,6 +171,15 @@ class VisionModel(nn.Module):
             )
 
 
+def _example(model: VisionModel) -> Tensor:
+    """Return what a network is shown of one picture, the same each time: noise."""
+    side, like = model.picture.side, next(model.network.parameters())
+    shape = (1, *([model.window] if model.window > 1 else []), 3, side, side)
+    with torch.device("cpu"):
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(like.device, like.dtype)
+
+
 def load_vision_model(name: str, revision: str | None, setting: str) -> VisionModel:
     """Load a vision model of the hub or of a folder, with weights that do not train.
 
@@ -164,10 +194,23 @@ def load_vision_model(name: str, revision: str | None, setting: str) -> VisionMo
     commit = None if Path(name).is_dir() else folder.name
     picture = _read_picture(name, revision, network.config, setting)
     pools = not any(_POOLER in key for key in missing)
-    network = network.eval().requires_grad_(False)
-    model = VisionModel(network, picture, pools, commit, fingerprint(folder))
-    _try(model, name, setting)
+    network = network.requires_grad_(False)
+    with _taking(picture, name, setting):
+        model = VisionModel(network, picture, pools, commit, fingerprint(folder))
+    _refuse_chance(model, name, setting)
     return model
+
+
+@contextmanager
+def _taking(picture: ShownPicture, name: str, setting: str) -> Iterator[None]:
+    """Let a network that cannot be shown its picture be a UserError, before it is trained on."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{setting}: {name!r} does not take the {picture} of its own image processor: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def load_configured(config: ModelConfig) -> VisionModel:
@@ -182,7 +225,8 @@ def load_configured(config: ModelConfig) -> VisionModel:
 
         known = _read_config(name, config.visual_revision, setting)
         picture = _read_picture(name, config.visual_revision, known, setting)
-        model = VisionModel(AutoModel.from_config(known), picture, True)
+        with _taking(picture, name, setting):
+            model = VisionModel(AutoModel.from_config(known), picture, True)
     else:
         model = load_vision_model(name, config.visual_revision, setting)
     if model.window > 1:
@@ -218,9 +262,9 @@ def without_weights(described: object, where: str) -> VisionModel:
     try:
         known = AutoConfig.for_model(values.pop("model_type"), **values)
         network = AutoModel.from_config(known, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return VisionModel(network, ShownPicture(said.side, said.mean, said.std), said.pools)
+    except unloadable() as error:
         raise UserError(f"{headline} that can be built: {first_line(error)}") from error
-    return VisionModel(network.eval(), ShownPicture(said.side, said.mean, said.std), said.pools)
 
 
 def unreached(model: VisionModel) -> list[str]:
@@ -236,9 +280,7 @@ def unreached(model: VisionModel) -> list[str]:
     before = [p.requires_grad for _, p in named]
     for _, parameter in named:
         parameter.requires_grad_(True)
-    shape = (1, *([model.window] if model.window > 1 else []), 3, *[model.picture.side] * 2)
-    some = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(named[0][1].dtype)
-    some = some.to(named[0][1].device)
+    some = _example(model)
     with torch.enable_grad():
         total = model(some).square().sum()
         grads = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
@@ -284,7 +326,7 @@ class FrameVectors:
             dtype=dtype,
             model=name,
             revision=model.commit,
-            fingerprint=model.fingerprint,
+            fingerprint=model.shown_fingerprint,
             precision=precision,
         )
 
@@ -350,7 +392,7 @@ def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, S
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except unloadable() as error:
         raise _not_loaded(name, setting, error) from error
     if getattr(network, "main_input_name", None) != "pixel_values":
         raise UserError(f"{setting}: {name!r} ({type(network).__name__}) sees no pictures")
@@ -370,7 +412,7 @@ def _read_config(name: str, revision: str | None, setting: str) -> PreTrainedCon
 
     try:
         known = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except unloadable() as error:
         raise _not_loaded(name, setting, error) from error
     of_pictures: PreTrainedConfig = getattr(known, "vision_config", known)
     return of_pictures
@@ -390,54 +432,67 @@ def _read_picture(
 
     try:
         said, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{setting}: {name!r} has no preprocessor_config.json, which says how a picture is "
-            "normalised and how large it is"
+            f"{setting}: {name!r} has no preprocessor_config.json that can be read, which says "
+            f"how a picture is normalised and how large it is ({first_line(error)})"
         ) from error
+    where = f"{setting}: the preprocessor_config.json of {name!r}"
+    if not isinstance(said, dict):
+        raise UserError(f"{where} holds no object")
+    odd = [f"{key} {said[key]!r}" for key, usual in _USUAL.items() if said.get(key, usual) != usual]
+    if odd:
+        raise UserError(
+            f"{where} asks for {', '.join(odd)}: pictures are brought to it as RGB from 0 to 1, "
+            "less image_mean, divided by image_std, and in no other way"
+        )
     size = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
     side = _side(size) or _side(getattr(config, "image_size", None))
-    mean, std = said.get("image_mean") or (), said.get("image_std") or ()
+    mean, std = said.get("image_mean"), said.get("image_std")
     if said.get("do_normalize") is False:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    try:
-        picture = ShownPicture(int(side or 0), tuple(map(float, mean)), tuple(map(float, std)))
-    except (TypeError, ValueError) as error:
+    if side is None or not 1 <= side <= _LARGEST:
+        raise UserError(f"{where} does not say how large its square pictures are: size {size!r}")
+    picture = ShownPicture(side, _three(mean), _three(std))
+    if not (picture.mean and picture.std):
         raise UserError(
-            f"{setting}: the preprocessor_config.json of {name!r} has image_mean {mean!r} and "
-            f"image_std {std!r}, not three numbers each"
-        ) from error
-    if not 1 <= picture.side <= 4096 or len(picture.mean) != 3 or len(picture.std) != 3:
-        raise UserError(f"{setting}: {name!r} does not say how large its square pictures are")
+            f"{where} has image_mean {mean!r} and image_std {std!r}, not three numbers each"
+        )
     if not all(value > 0 for value in picture.std):
-        raise UserError(f"{setting}: {name!r} has image_std {std!r}, not above 0")
+        raise UserError(f"{where} has image_std {std!r}, not above 0")
     return picture
+
+
+def _three(numbers: Any) -> tuple[float, ...]:
+    """Return three finite numbers, one a colour; none where that is not what is said."""
+    try:
+        said = tuple(map(float, numbers))
+    except (TypeError, ValueError):
+        return ()
+    return said if len(said) == 3 and all(map(math.isfinite, said)) else ()
 
 
 def _side(size: Any) -> int | None:
     """Return the side of a square that a size names in one of the ways of image processors."""
+    sides = [size]
     if isinstance(size, dict):
-        sides = {size.get("height", size.get("shortest_edge")), size.get("width")} - {None}
-        return next(iter(sides)) if len(sides) == 1 else None
-    if isinstance(size, (list, tuple)):
-        return size[0] if len({*size}) == 1 else None
-    return size if isinstance(size, int) else None
+        sides = [size[key] for key in ("height", "width", "shortest_edge") if key in size]
+    elif isinstance(size, (list, tuple)):
+        sides = list(size)
+    if not sides or any(type(side) is not int or side != sides[0] for side in sides):
+        return None
+    return int(sides[0])
 
 
 @torch.no_grad()
-def _try(model: VisionModel, name: str, setting: str) -> None:
-    """Show it one picture: a size that it does not take is said before anything is trained."""
-    side = model.picture.side
-    shape = (1, *([model.window] if model.window > 1 else []), 3, side, side)
-    try:
-        vectors = model(torch.zeros(shape))
-    except (RuntimeError, ValueError) as error:
+def _refuse_chance(model: VisionModel, name: str, setting: str) -> None:
+    """Refuse a network that makes two vectors of one picture, as masked autoencoders do."""
+    once, again = model(_example(model)), model(_example(model))
+    if not (once - again).norm() <= _ROUNDING * once.norm():
         raise UserError(
-            f"{setting}: {name!r} does not take the {model.picture} of its own image processor: "
-            f"{first_line(error)}"
-        ) from error
-    if tuple(vectors.shape) != (1, model.output_dim):
-        model.output_dim = int(vectors.shape[1])
+            f"{setting}: {name!r} ({type(model.network).__name__}) makes another vector of the "
+            "same picture each time: it draws what it looks at. Take a model that sees all of it"
+        )
 
 
 @contextmanager

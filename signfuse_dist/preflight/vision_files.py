@@ -45,10 +45,11 @@ class VisionFiles:
     num_weights: int
 
     @property
-    def dim(self) -> int:
-        """Numbers of a frame's vector."""
+    def dim(self) -> int | None:
+        """Numbers of a frame's vector; None where the configuration has another name for them."""
         sizes = self.config.get("hidden_sizes")
-        return int(sizes[-1] if sizes else self.config["hidden_size"])
+        size = sizes[-1] if sizes else self.config.get("hidden_size")
+        return None if size is None else int(size)
 
     def frame_bytes(self, bf16: bool) -> tuple[float, float] | None:
         """Return what a frame keeps for the backward pass, and what it takes at once.
@@ -56,7 +57,7 @@ class VisionFiles:
         None for a network that is no transformer.
         """
         layers, patch = self.config.get("num_hidden_layers"), self.config.get("patch_size")
-        if not layers or not isinstance(patch, int):
+        if not layers or not isinstance(patch, int) or not patch or self.dim is None:
             return None
         tokens = (self.side // patch) ** 2 + 1 + int(self.config.get("num_register_tokens") or 0)
         each = tokens * self.dim * (1.0 if bf16 else 2.0)
@@ -75,7 +76,7 @@ def usable_vision_files(model: ModelConfig) -> VisionFiles | None:
     """Return them; None also where they cannot be read, which :func:`check_vision` says."""
     try:
         return find_vision_files(model)
-    except (UserError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -86,7 +87,7 @@ def vision_bytes(run: RunConfig, frames: int, pictures: float) -> tuple[float, f
     """
     files, bf16 = usable_vision_files(run.model), run.train.precision == "bf16"
     each = None if files is None else files.frame_bytes(bf16)
-    if files is None or each is None:
+    if files is None or files.dim is None or each is None:
         return pictures, 0.0
     casts, asked = (2.0 * files.num_weights if bf16 else 0.0), run.model.visual_chunk
     chunk = frames if asked in (None, "auto") else min(frames, int(asked))
@@ -108,9 +109,13 @@ def _find(name: str, revision: str | None) -> VisionFiles | None:
     if not isinstance(read, dict) or not isinstance(said, dict):
         raise ValueError(f"{folder}: its JSON files hold no objects")
     config = read.get("vision_config", read)
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'}: vision_config is no object")
     size = said.get("crop_size") if said.get("do_center_crop") else said.get("size")
     if isinstance(size, dict):
         size = size.get("height", size.get("shortest_edge"))
+    elif isinstance(size, list):
+        size = size[0] if size else None
     infos = [
         (key, info.shape)
         for path in sorted(folder.glob("*.safetensors"))
@@ -137,10 +142,11 @@ def check_vision(model: ModelConfig, frame_size: int, is_here: bool) -> list[Fin
         if files is None:
             value = "neither a folder nor in the cache of the model hub"
             return [missing_file(what, value, fetch, address, is_here)]
-        size = f"{files.num_weights / 1e6:,.1f} M weights, {files.dim} numbers a frame"
+        wide = "" if files.dim is None else f", {files.dim} numbers a frame"
+        size = f"{files.num_weights / 1e6:,.1f} M weights{wide}"
     except MachineError:
         raise
-    except (UserError, ValueError, KeyError, TypeError) as e:
+    except (UserError, ValueError, KeyError, TypeError, OverflowError) as e:
         return [error(what, f"its files cannot be read ({e})", fetch)]
     if frame_size < files.side:
         fix = f"Pack at --frame-size {files.side} or more, or take a model of smaller pictures"

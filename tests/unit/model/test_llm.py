@@ -189,6 +189,14 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
             llm.load_frozen(small_config(llm=str(tmp_path / folder)))
 
 
+def test_an_llm_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    config = _config(tmp_path, "llama")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        llm.load_frozen(config)
+
+
 def test_a_decoder_that_does_not_know_how_to_start_is_refused(tmp_path: Path) -> None:
     config = _config(tmp_path, "t5")
     tiny_t5(decoder_start_token_id=None).save_pretrained(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from signfuse_dist.model.vision import (
     nearest,
     unreached,
     windows,
+    without_weights,
 )
 
 
@@ -117,6 +119,80 @@ def test_a_processor_that_cannot_be_meant_is_refused(tmp_path: Path, wrong: dict
     folder = write_vision_model(tmp_path / "c", "clip", **wrong)
     with pytest.raises(UserError, match=r"image_(mean|std)|how large"):
         load_vision_model(str(folder), None, "--model c")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"rescale_factor": 1 / 127.5}, {"do_rescale": False}, {"do_flip_channel_order": True}],
+)
+def test_a_processor_that_wants_pictures_in_another_way_is_refused(
+    tmp_path: Path, said: dict
+) -> None:
+    folder = write_vision_model(tmp_path / "c", "clip", **said)
+    with pytest.raises(UserError, match=f"asks for {next(iter(said))} .*in no other way"):
+        load_vision_model(str(folder), None, "--model c")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "[" * 100_000])
+def test_a_processor_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+    folder = write_vision_model(tmp_path / "c", "clip")
+    (folder / "preprocessor_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"--model c: .*preprocessor_config\.json"):
+        load_vision_model(str(folder), None, "--model c")
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    folder = write_vision_model(tmp_path / "c", "clip")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"--model c: .*cannot be loaded"):
+        load_vision_model(str(folder), None, "--model c")
+
+
+@pytest.mark.parametrize("wrong", [{"patch_size": 0}, {"hidden_size": "12"}, {"model_type": ["a"]}])
+def test_a_configuration_that_cannot_be_meant_is_refused(tmp_path: Path, wrong: dict) -> None:
+    path = write_vision_model(tmp_path / "c", "classifier") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(UserError, match=r"--model c: .*cannot be loaded"):
+        load_vision_model(str(path.parent), None, "--model c")
+
+
+def write_own(folder: Path, network: Any) -> Path:
+    write_vision_model(folder, "clip")
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_a_network_that_draws_what_it_looks_at_is_refused(tmp_path: Path) -> None:
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    shape = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = ViTMAEConfig(**shape, num_attention_heads=2, image_size=SIDE, patch_size=8)
+    folder = write_own(tmp_path / "m", ViTMAEModel(config))
+    with pytest.raises(UserError, match="another vector of the same picture each time"):
+        load_vision_model(str(folder), None, "--model m")
+
+
+def test_a_vector_is_as_wide_as_the_network_makes_it(tmp_path: Path) -> None:
+    from transformers import MobileNetV1Config, MobileNetV1Model, MobileViTConfig, MobileViTModel
+
+    # One whose configuration has no name for it, and one whose name is that of another layer.
+    small = MobileNetV1Model(MobileNetV1Config(image_size=SIDE, depth_multiplier=0.25))
+    sizes = {"hidden_sizes": [12, 16, 20], "neck_hidden_sizes": [8, 8, 8, 8, 12, 12, 40]}
+    wide = MobileViTModel(
+        MobileViTConfig(image_size=SIDE, num_attention_heads=2, patch_size=2, **sizes)
+    )
+    for name, network, dim in (("small", small, 256), ("wide", wide, 40)):
+        model = load_vision_model(str(write_own(tmp_path / name, network)), None, "--model m")
+        assert model.output_dim == vectors_of(model, frames(2)).shape[1] == dim
+        assert without_weights(model.described, "here").output_dim == dim
+
+
+def test_what_a_picture_is_to_a_model_is_part_of_what_its_sets_are(tmp_path: Path) -> None:
+    folder = write_vision_model(tmp_path / "c", "clip")
+    before = load_vision_model(str(folder), None, "--model c").shown_fingerprint
+    write_vision_model(folder, "clip", image_mean=[0.5, 0.5, 0.5])
+    assert load_vision_model(str(folder), None, "--model c").shown_fingerprint != before
 
 
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
