@@ -15,6 +15,7 @@ Paper: names one corpus. Here: any number, by weight. Because: what is known to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -44,11 +45,21 @@ def share_draws(
     By ``weights`` alone where ``temperature`` is None, else by weight x clips^(1 / temperature):
     1 is by clips, above it small corpora get more than their clips. Largest remainders round.
 
-    Raises UserError where a corpus would get none.
+    Raises UserError where a corpus would get none, and for numbers that no share can be told of.
     """
-    exponent = 0.0 if temperature is None else 1.0 / temperature
-    each = [w * float(n) ** exponent for n, w in zip(sizes, weights, strict=True)]
     total = sum(sizes)
+    try:
+        exponent = 0.0 if temperature is None else 1.0 / temperature
+        each = [w * float(n) ** exponent for n, w in zip(sizes, weights, strict=True)]
+        countable = 0 < total * sum(each) < math.inf
+    except (OverflowError, ZeroDivisionError):
+        countable = False
+    if not countable:
+        how = "" if temperature is None else f" under data.blend_temperature {temperature:g}"
+        raise UserError(
+            f"data.blend: weights {', '.join(f'{w:g}' for w in weights)}{how} come to no share "
+            "that can be counted; give numbers nearer to 1"
+        )
     exact = [total * share / sum(each) for share in each]
     draws = [int(value) for value in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda c: (draws[c] - exact[c], c))

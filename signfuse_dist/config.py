@@ -636,7 +636,13 @@ def _build_blend(section: str, entries: tuple[Any, ...], errors: list[str]) -> t
         if not isinstance(entry, Mapping):
             errors.append(f"{where}: expected a mapping such as {{corpus: NAME}}, got {entry!r}")
             continue
+        if "corpus" not in entry:
+            errors.append(f"{where}.corpus: missing; name a file of configs/data")
+            continue
         if isinstance(entry.get("data"), Mapping):
+            if entry["data"].get("blend"):
+                errors.append(f"{where}: {entry['corpus']} is a blend itself")
+                continue
             own = build_section(f"{where}.data", DataConfig, entry["data"], errors)
             if own is None:
                 continue

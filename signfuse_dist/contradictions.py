@@ -183,6 +183,11 @@ def _of_stages(train: TrainConfig, stage: StageConfig) -> list[str]:
             f"train.start_parts {list(train.start_parts)} without train.start: say of what, "
             "train.start=RUN"
         )
+    if train.start_parts == () and train.start is not None:
+        errors.append(
+            f"train.start_parts=[] takes nothing of train.start={train.start}: leave out both, or "
+            "name parts"
+        )
     if train.start_parts is not None and {"lora", "merged_lora"} <= {*train.start_parts}:
         errors.append(
             "train.start_parts: lora goes on with the start's LoRA matrices, merged_lora keeps "
@@ -251,8 +256,6 @@ def _of_blend(run: RunConfig) -> list[str]:
             theirs, ours = getattr(part.data, key), getattr(data, key)
             if theirs != ours:
                 errors.append(f"{what} has data.{key} {theirs}, the model sees {ours}: pack alike")
-        if part.data.blend:
-            errors.append(f"{what} is a blend itself")
         if not _LABEL.fullmatch(part.corpus):
             errors.append(f"{what!r}: a name of letters, digits, '.', '_' and '-' alone")
     if run.train.features == "cached":

@@ -77,6 +77,17 @@ def test_a_corpus_that_would_never_be_drawn_is_refused() -> None:
         share_draws((10, 10), (1.0, 0.001), None)
 
 
+@pytest.mark.parametrize(
+    ("weights", "temperature"),
+    [((1e308, 1e308), None), ((1e307, 1.0), None), ((1.0, 1.0), 1e-300), ((1.0, 1.0), 5e-324)],
+)
+def test_numbers_of_which_no_share_can_be_told_are_refused(
+    weights: tuple[float, ...], temperature: float | None
+) -> None:
+    with pytest.raises(UserError, match=r"data\.blend: weights .* come to no share"):
+        share_draws((100, 900), weights, temperature)
+
+
 def test_every_step_has_of_each_corpus_what_its_share_says() -> None:
     shares = np.array(BLEND.draws) / BLEND.num_draws
     counts = np.array([BLEND.before(k) for k in range(BLEND.num_draws + 1)])

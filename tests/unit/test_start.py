@@ -125,6 +125,8 @@ def test_parts_without_a_start_and_both_kinds_of_lora_are_contradictions(tmp_pat
         run_of(tmp_path, "finetune", "train.start_parts=[visual]")
     with pytest.raises(UserError, match="give one of them"):
         run_of(tmp_path, "finetune", "train.start=x", "train.start_parts=[lora,merged_lora]")
+    with pytest.raises(UserError, match=r"train\.start_parts=\[\] takes nothing"):
+        run_of(tmp_path, "finetune", "train.start=x", "train.start_parts=[]")
 
 
 def test_a_model_of_an_earlier_version_says_its_corpus_and_no_steps(

@@ -112,6 +112,11 @@ def test_a_blend_is_read_from_data_files_and_kept_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("blend", "said"),
     [
+        ("[{weight: 1}]", r"data\.blend\.entry 1\.corpus: missing"),
+        (
+            "[{corpus: synthetic, data: {blend: [{corpus: how2sign}]}}]",
+            "synthetic is a blend itself",
+        ),
         ("[{corpus: syntetic}]", "did you mean 'synthetic'"),
         ("[{corpus: synthetic, wieght: 2}]", "did you mean 'weight'"),
         ("[{corpus: synthetic, weight: 0}]", r"weight: 0\.0"),
