@@ -30,7 +30,7 @@ from signfuse_dist.corpora.rows import (
     read_published_json,
     refuse_split,
 )
-from signfuse_dist.corpora.tables import Form, read_lines
+from signfuse_dist.corpora.tables import Form, Lines, read_lines
 
 NAME = "openasl"
 SPLITS = ("train", "valid", "test")
@@ -57,11 +57,7 @@ def read_openasl(root: Path, split: str) -> Corpus:
     folder = _videos(root, anchor)
     there, boxes = names_in(folder, ".mp4"), _boxes(anchor / BOXES)
     tree, texts = Tree(folder), TextReader(published=True)
-    chosen = [
-        (number, fields)
-        for number, fields in table.lines
-        if isinstance(fields, str) or _ALIKE.get(fields["split"], fields["split"]) == asked
-    ]
+    chosen = _chosen(table, asked)
     if not any(not isinstance(fields, str) for _, fields in chosen):
         known = sorted({fields["split"] for _, fields in table.fields})
         raise CorpusError(f"table {table.path}: no row of split {split!r}; it has {known}")
@@ -108,6 +104,21 @@ def read_openasl(root: Path, split: str) -> Corpus:
         orphans=tuple(sorted(orphans)),
         notes=(*texts.notes, *([note] if unboxed else [])),
     )
+
+
+def _chosen(table: Lines, split: str) -> list[tuple[int, Fields | str]]:
+    """Return the lines of ``split``, and those of which nobody can say whose they are."""
+    lines: list[tuple[int, Fields | str]] = []
+    for number, fields in table.lines:
+        if isinstance(fields, str):
+            lines.append((number, fields))
+            continue
+        named = _ALIKE.get(fields["split"], fields["split"])
+        if named == split:
+            lines.append((number, fields))
+        elif named not in SPLITS:
+            lines.append((number, f"its split {fields['split']!r} is none of {', '.join(SPLITS)}"))
+    return lines
 
 
 def _videos(root: Path, anchor: Path) -> Path:

@@ -201,6 +201,7 @@ UNREADABLE = (
 )
 """What a damaged file of numpy arrays raises."""
 MOST_FRAMES = 1_000_000
+_FAR, _MOST_FAR = 8.0, 0.1  # squares from the middle, and the share of points that may be farther
 """Of a file of joints: nine hours at 30 a second, 1.3 GB at most when unpacked."""
 PLAINLY_PACKED = (ZIP_STORED, ZIP_DEFLATED)  # as numpy does; others unpack more than is asked for
 
@@ -253,16 +254,35 @@ class JointsFile(PoseExtractor):
             raise PoseError(f"bad joints: {name} is {kind} and no file; it is not opened")
         try:
             with ZipFile(self._path) as file:
+                lacks = [m for m in ("pose", "mask") if f"{m}.npy" not in file.namelist()]
+                if lacks:
+                    raise PoseError(
+                        f"bad joints: {name} holds no {' and no '.join(lacks)}, as this package's "
+                        "own form does; of another form, say which with --poses"
+                    )
                 shapes = [npz_header(file, member) for member in ("pose.npy", "mask.npy")]
                 self._check(*shapes)
                 pose, mask = (npz_array(file, member) for member in ("pose.npy", "mask.npy"))
         except PoseError:
             raise
+        except FileNotFoundError as error:
+            raise PoseError(f"bad joints: {name} cannot be read (it is not there)") from error
         except UNREADABLE as error:
             raise PoseError(
                 f"bad joints: {name} cannot be read ({type(error).__name__})"
             ) from error
+        self._refuse_pixels(pose[mask])
         return pose, mask
+
+    def _refuse_pixels(self, found: NDArray[Any]) -> None:
+        """Refuse positions in no units of the square, such as a tracker's pixels."""
+        finite = found[np.isfinite(found).all(axis=-1)]
+        far = (abs(finite.astype(np.float64) - 0.5) > _FAR).any(axis=-1)
+        if far.sum() > _MOST_FAR * len(far):
+            raise PoseError(
+                f"bad joints: {far.mean():.0%} of the points of {self._path.name} lie farther than "
+                f"{_FAR:g} squares from the picture's middle; are they in pixels?"
+            )
 
     def _check(self, pose: NpzHeader, mask: NpzHeader) -> None:
         """Refuse arrays by their headers, which are all that was read of them."""

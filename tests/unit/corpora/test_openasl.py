@@ -56,6 +56,18 @@ def test_traps_are_dropped_by_name_and_lost_videos_are_orphans(root: Path) -> No
     assert any("2 of 2 clips have no box" in note for note in corpus.notes)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_row_of_a_split_that_is_none_is_named_in_every_split(root: Path, split: str) -> None:
+    there = [
+        f"{name}:9\ta-b\t00:00:01.000\t00:00:02.000\tHi.\thi\t{name}"
+        for name in ("Train", "test", "tset")
+    ]
+    write_lines(root / "data" / "openasl-v1.0.tsv", [HEADER, *ROWS, *there])
+    reasons = [row.reason for row in read(root, split).rejected]
+    for name in ("Train", "tset"):
+        assert any(f"its split '{name}' is none of train, valid, test" in r for r in reasons)
+
+
 @pytest.mark.parametrize("split", ["valid", "dev", "val"])
 def test_the_development_split_has_three_names(root: Path, split: str) -> None:
     (row,) = read(root, split).rows

@@ -45,6 +45,30 @@ def test_landmarks_land_on_the_joints_of_their_names():
         assert tuple(joints[JOINT_INDEX[name]]) == (1000 + landmark, -landmark)
 
 
+def saved(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_positions_in_pixels_are_refused_and_few_far_ones_are_not(tmp_path: Path) -> None:
+    pose = np.full((4, 75, 2), 0.5, np.float32)
+    mask = np.ones((4, 75), bool)
+    with pytest.raises(PoseError, match=r"100% of the points of p\.npz .* are they in pixels"):
+        JointsFile(saved(tmp_path / "p.npz", pose=640 * pose, mask=mask)).read()
+    pose[0, :5] = 1e6
+    pose[1] = np.inf
+    assert JointsFile(saved(tmp_path / "p.npz", pose=pose, mask=mask)).read()[0].shape == (4, 75, 2)
+    JointsFile(saved(tmp_path / "p.npz", pose=640 * pose, mask=~mask)).read()
+
+
+def test_joints_of_another_form_or_that_are_not_there_are_named(tmp_path: Path) -> None:
+    other = saved(tmp_path / "w.npz", keypoints=np.zeros((4, 133, 2)))
+    with pytest.raises(PoseError, match=r"w\.npz holds no pose and no mask.* with --poses"):
+        JointsFile(other).read()
+    with pytest.raises(PoseError, match=r"gone\.npz cannot be read \(it is not there\)"):
+        JointsFile(tmp_path / "gone.npz").read()
+
+
 def test_missing_and_non_finite_landmarks_are_zero_and_masked():
     left = landmarks(21, 0)
     left[3].x = math.inf
