@@ -8,12 +8,14 @@ another number of processes.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from helpers.blended_project import add_published, add_tracks, blend
 from helpers.project import Project
+from helpers.repository import REAL_INPUTS
 from helpers.trained import TOLERANCE, furthest, log, weights
 from signfuse_dist.cli import main
 
@@ -24,17 +26,14 @@ STAGE = ["stage=finetune", "train.stages=[finetune]", "model.norm=layer"]
 LOSSES = ("total", "contrastive", "language", "alignment")
 
 
-@pytest.fixture(
-    scope="module", params=["synthetic tracks", "drawn boston104", "published boston104"]
-)
+@pytest.fixture(scope="module", params=["synthetic tracks", "three corpora"])
 def words(request: pytest.FixtureRequest, project: Project) -> list[str]:
     """Three times as many draws of pictures as of joints alone, which are asked by their own; or
     three corpora, those of joints with their published tables where these are at hand.
     """
-    if request.param != "synthetic tracks":
-        is_drawn = request.param.startswith("drawn")
-        tables = None if is_drawn else request.getfixturevalue("shared") / "data" / "boston104"
-        return [*STAGE, add_published(project, tables)]
+    if request.param == "three corpora":
+        published = REAL_INPUTS / "data" / "boston104"
+        return [*STAGE, add_published(project, published if published.is_dir() else None)]
     add_tracks(project)
     return [*STAGE, blend(project, prompt="Translate the joints into a sentence:")]
 
@@ -48,6 +47,22 @@ def two(project: Project, words: list[str], tmp_path_factory: pytest.TempPathFac
     """Two epochs on two processes, undisturbed."""
     output = tmp_path_factory.mktemp("two")
     project.train(output, 2, *words, "stage.epochs=2", micro(2))
+    return output
+
+
+@pytest.fixture(scope="module")
+def killed(project: Project, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, killed in the second epoch."""
+    output = tmp_path_factory.mktemp("killed")
+    metrics = output / "small" / "finetune" / "metrics.jsonl"
+    project.train_until_killed(
+        output,
+        2,
+        lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 12,
+        *words,
+        "stage.epochs=2",
+        micro(2),
+    )
     return output
 
 
@@ -83,17 +98,9 @@ def test_any_number_of_processes_has_the_same_losses(
 
 @pytest.mark.parametrize("then", [2, 1, 4])
 def test_killed_it_goes_on_to_the_bit_and_on_other_processes_to_rounding(
-    project: Project, words: list[str], two: Path, tmp_path: Path, then: int
+    project: Project, words: list[str], two: Path, killed: Path, tmp_path: Path, then: int
 ) -> None:
-    metrics = tmp_path / "small" / "finetune" / "metrics.jsonl"
-    project.train_until_killed(
-        tmp_path,
-        2,
-        lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 12,
-        *words,
-        "stage.epochs=2",
-        micro(2),
-    )
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     printed = project.train(tmp_path, then, *words, "stage.epochs=2", micro(then))
     assert "resuming after step" in printed
     apart = furthest(weights(tmp_path, "finetune"), weights(two, "finetune"))
