@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
@@ -342,6 +343,9 @@ def _features(options: argparse.Namespace) -> int:
     from signfuse_dist.data.vector_sets import PublishedVectors, compute_vectors, import_vectors
 
     _refuse_mixed(options)
+    if options.model is not None and Path(options.model).is_dir():
+        # From whatever folder the set is gone on with, or a model of it is used.
+        options.model = os.path.abspath(options.model)  # which leads up, too
     name = options.name or Path(options.model or "").name
     if not name:
         raise UserError("--from needs --name: what the published vectors are called")

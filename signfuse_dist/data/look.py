@@ -144,7 +144,7 @@ def collect(folder: Folder, poses: str | None = None) -> SplitStats:
 
     Raises :class:`UserError` when the split, or the pose set, is missing or damaged.
     """
-    manifest = load_manifest(folder)
+    manifest = _of_pictures_or_joints(folder)
     if not manifest.num_samples:
         raise UserError(f"{folder}: the split has no clips (see its dropped.tsv)")
     joints = folder if poses is None else folder / pose_path(poses)
@@ -226,13 +226,13 @@ def show(
     square in its picture stands below, with the landmarks of hands of all frames. Raises
     :class:`UserError` when the split has no such clip, or its shard is damaged.
     """
-    shard, entry = find_clip(folder, load_manifest(folder), clip_id)
+    shard, entry = find_clip(folder, _of_pictures_or_joints(folder), clip_id)
     chosen = spread(entry.num_frames, num_frames)
     clip = read_clip(folder, shard, entry.members, chosen)
     box, flags = clip.record.get("box"), entry.flags
     if poses is not None:
         folder = folder / pose_path(poses)
-        shard, entry = find_clip(folder, load_manifest(folder), clip_id)
+        shard, entry = find_clip(folder, _of_pictures_or_joints(folder), clip_id)
     joints = read_pose(folder, shard, entry.members)
     clip = Clip(clip.record, clip.frames, joints.pose[chosen], joints.mask[chosen])
     frames = sheet(clip, columns=min(len(chosen), 6))
@@ -391,3 +391,14 @@ def contact_sheet(
         place = (column * width + _MARGIN, row * height + _MARGIN)
         sheet.paste(Image.fromarray(picture), place)
     return sheet
+
+
+def _of_pictures_or_joints(folder: Folder) -> Manifest:
+    """Return the manifest of a set; raise UserError for one of vectors, where there is no more."""
+    manifest = load_manifest(folder)
+    if manifest.packing.contents == "features":
+        raise UserError(
+            f"{folder}: holds the vectors of a feature set alone; name the folder with the clips, "
+            "two above it"
+        )
+    return manifest

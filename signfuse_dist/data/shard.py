@@ -381,7 +381,7 @@ class _ClipReader:
 
     def _bytes(self, member: str, start: int = 0, stop: int | None = None) -> bytes:
         if member not in self._members:
-            self._refuse(f"has no member {member}; is this a pose set?")
+            self._refuse(f"has no member {member}; is this a pose set or a feature set?")
         offset, size = self._members[member]
         stop = size if stop is None else stop
         content = self._read(offset + start, offset + stop)

@@ -347,6 +347,32 @@ def test_the_command_computes_with_a_model_of_a_folder(
     assert clip_batches(split, [[0, 1]])[0].faults == ()
 
 
+def test_a_model_of_a_folder_is_the_same_from_every_place(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from helpers.vision_models import write_vision_model
+
+    model = write_vision_model(tmp_path / "tiny-clip", "clip")
+    monkeypatch.chdir(tmp_path)
+    assert main(["features", str(shards), "--model", "tiny-clip"]) == 0
+    assert opened(shards, "tiny-clip").vectors[0].source.model == str(model)
+    monkeypatch.chdir(model)
+    assert main(["features", str(shards), "--model", "."]) == 0
+    assert main(["features", str(shards), "--model", str(model)]) == 0
+
+
+@pytest.mark.parametrize("command", [["stats"], ["show"]])
+def test_what_shows_clips_says_where_those_of_a_feature_set_are(
+    shards: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    compute_vectors(shards, "b", Brightness())
+    rest = ["clip 0"] if command == ["show"] else []
+    assert main([*command, str(shards / "features" / "b"), *rest]) == 2
+    said = capsys.readouterr().err
+    assert "holds the vectors of a feature set alone" in said
+    assert "signfuse pack" not in said
+
+
 def test_a_set_is_of_clips_and_not_of_poses(shards: Path) -> None:
     compute_vectors(shards, "b", Brightness())
     with pytest.raises(PackError, match="holds features alone"):
