@@ -90,7 +90,7 @@ def read_subtitles(root: Path, split: str, poses: str | None = None) -> Corpus:
             f"{NAME} {root}: no captions; <id>.<language>.vtt or .srt is looked for"
             + (f", of the language {rules.language!r}" if rules.language else "")
         )
-    videos = {name.rsplit(".", 1)[0]: name for name in sorted(files) if _is_video(name)}
+    videos = _videos(files)
     wanted = _ids(root, rules) or sorted(captions.keys() | videos.keys())
     tree, texts = Tree(root), TextReader()
     lines: list[tuple[int, Fields | str]] = []
@@ -182,6 +182,20 @@ def _is_video(name: str) -> bool:
     return name.lower().endswith(VIDEO_SUFFIXES)
 
 
+def _videos(files: Sequence[str]) -> dict[str, str]:
+    """Return the file of each video by its id; raise :class:`CorpusError` where one has several."""
+    found: dict[str, list[str]] = {}
+    for name in filter(_is_video, sorted(files)):
+        found.setdefault(name.rsplit(".", 1)[0], []).append(name)
+    several = [names for names in found.values() if len(names) > 1]
+    if several:
+        raise CorpusError(
+            f"{NAME}: {len(several)} videos are there in several files, such as "
+            f"{', '.join(several[0])}; keep one of each"
+        )
+    return {video: names[0] for video, names in found.items()}
+
+
 def _captions(files: Sequence[str], rules: CaptionRules) -> dict[str, str]:
     """Return the file of captions of each video's id.
 
@@ -236,9 +250,9 @@ def _clips(path: Path, rules: CaptionRules) -> tuple[list[Caption], list[Rejecte
         return [], [Rejected(0, "", str(error))]
     dropped = [Rejected(line, "", reason) for line, reason in read.broken]
     spoken: list[Caption] = []
-    for caption in _unrolled(read.captions):
-        words = _IN_BRACKETS.sub(" ", _SPEAKER.sub("", caption.text)).strip()
-        words = _BLANKS.sub(" ", _SPEAKER.sub("", words))
+    in_time = sorted(read.captions, key=lambda caption: caption.start)  # files need not be
+    for caption in _unrolled(in_time):
+        words = " ".join(filter(None, map(_spoken, caption.lines)))
         if _SOUND.match(caption.text) or not any(map(str.isalnum, words)):
             dropped.append(Rejected(caption.line, "", f"sound cue: {caption.text[:60]!r}"))
             continue
@@ -251,6 +265,12 @@ def _clips(path: Path, rules: CaptionRules) -> tuple[list[Caption], list[Rejecte
         else:
             kept.append(clip)
     return kept, dropped
+
+
+def _spoken(line: str) -> str:
+    """Return the words of a line: two speakers may share a cue, a line and a dash each."""
+    words = _IN_BRACKETS.sub(" ", _SPEAKER.sub("", line)).strip()
+    return _BLANKS.sub(" ", _SPEAKER.sub("", words)).strip()
 
 
 def _unrolled(captions: Sequence[Caption]) -> Iterator[Caption]:

@@ -91,6 +91,25 @@ def test_the_first_line_on_a_bare_screen_is_kept(tmp_path) -> None:
     assert corpus.rejected == ()
 
 
+def test_each_speaker_of_a_cue_loses_the_dash(tmp_path) -> None:
+    lines = "WEBVTT\n\n00:01.000 --> 00:02.000\n- Hi. [Laughs]\n- Well-known.\n"
+    corpus = read(write(tmp_path / "c", {"v": lines}, ALL))
+    assert [row.text for row in corpus.rows] == ["Hi. Well-known."]
+
+
+def test_cues_that_are_not_in_the_order_of_time_are_joined_in_it(tmp_path) -> None:
+    lines = "WEBVTT\n\n00:05.000 --> 00:06.000\nlater\n\n00:04.000 --> 00:05.000\nearlier\n"
+    corpus = read(write(tmp_path / "c", {"v": lines}, f"{ALL}merge_seconds: 10\n"))
+    assert [(row.text, row.start, row.end) for row in corpus.rows] == [("earlier later", 4.0, 6.0)]
+
+
+def test_a_video_in_two_files_is_refused(tmp_path) -> None:
+    root = write(tmp_path / "c", {"v": "WEBVTT\n\n00:05.000 --> 00:06.000\nwords\n"}, ALL)
+    (root / "v.webm").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"several files, such as v\.mp4, v\.webm"):
+        read(root)
+
+
 def test_lines_of_blanks_divide_cues_of_srt(tmp_path) -> None:
     cues = "1\n00:00:01,000 --> 00:00:02,000\nfirst\n \n2\n00:00:03,000 --> 00:00:04,000\nsecond\n"
     (tmp_path / "a.srt").write_text(cues, encoding="utf-8")
