@@ -105,7 +105,13 @@ def sees_micro_batch(run: RunConfig) -> bool:
 def norms_see_clips(run: RunConfig) -> bool:
     """Return whether a norm takes statistics over the clips of a micro batch in this stage."""
     trains = {"visual", "skeletal"} & set(TRAINABLE[run.stage.name])
-    return bool(trains and {run.model.norm, run.model.visual_norm} & BATCH_NORMS)
+    return bool(trains and batch_norms(run))
+
+
+def batch_norms(run: RunConfig) -> list[str]:
+    """Return the keys of the model's norms whose statistics are those of a batch."""
+    keys = ("norm", "visual_norm") if run.model.has_resnet else ("norm",)
+    return [key for key in keys if getattr(run.model, key) in BATCH_NORMS]
 
 
 def longest_first(frames: Places) -> Places:

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from signfuse_dist.arrangement import BATCH_NORMS, norms_see_clips
+from signfuse_dist.arrangement import batch_norms, norms_see_clips
 from signfuse_dist.config import RunConfig, keys_with
 from signfuse_dist.engine.checkpoint_files import list_checkpoints
 from signfuse_dist.errors import UserError, suggest
@@ -462,14 +462,14 @@ def price_of_meeting(run: RunConfig, plan: Plan) -> str | None:
     None where any number of processes goes on with any micro batch.
     """
     together = _num_meeting(run, plan)
-    if together is None or not (_batch_norms(run) or not run.train.gradient_caching):
+    if together is None or not (batch_norms(run) or not run.train.gradient_caching):
         return None
     possible = [
         f"{n} x {together // n}"
         for n in range(1, together + 1)
         if together % n == 0 and together // n in divisors_that_fit(plan.global_batch_size, n)
     ]
-    keys = [*_batch_norms(run), *([] if run.train.gradient_caching else ["gradient_caching"])]
+    keys = [*batch_norms(run), *([] if run.train.gradient_caching else ["gradient_caching"])]
     free = " and ".join(_FREE[key] for key in keys)
     return (
         f"{_why_they_meet(run)}, {together} at a time. Once begun, the run goes on with as many "
@@ -486,13 +486,8 @@ _FREE = {
 }
 
 
-def _batch_norms(run: RunConfig) -> list[str]:
-    keys = ("norm", "visual_norm") if run.model.has_resnet else ("norm",)
-    return [key for key in keys if getattr(run.model, key) in BATCH_NORMS]
-
-
 def _why_they_meet(run: RunConfig) -> str:
-    norms = _batch_norms(run)
+    norms = batch_norms(run)
     if norms:
         return " and ".join(f"model.{key}={getattr(run.model, key)}" for key in norms) + (
             " takes statistics over them"

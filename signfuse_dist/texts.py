@@ -20,7 +20,7 @@ from pathlib import Path
 from signfuse_dist.data.split import Split
 from signfuse_dist.data.storage import is_local
 from signfuse_dist.errors import UserError, printable, raise_together
-from signfuse_dist.files import parse_json, write_text
+from signfuse_dist.files import parse_json, special_kind, write_text
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.records import read_record
@@ -111,6 +111,8 @@ def _remembered(split: Split, key: str | None) -> TextsSeen | None:
         return None
     path = _path(split, key)
     try:
+        if special_kind(path) is not None:  # reading a pipe would wait for ever
+            return None
         with path.open("rb") as file:
             text = file.read(_LARGEST).decode("utf-8")
         said = parse_json(text, str(path))

@@ -205,6 +205,11 @@ def test_the_padding_of_the_last_step_lies_in_its_last_micro_batches() -> None:
         (("model.norm=layer",), [False, False, False]),
         (("model.norm=layer", "train.gradient_caching=false"), [True, False, True]),
         (("model.norm=layer", "model.visual_norm=local"), [True, False, True]),
+        # Without a ResNet nothing has the norm of one.
+        (
+            ("model.norm=layer", "model.visual_norm=local", "model.visual_backbone=features:a"),
+            [False, False, False],
+        ),
         (
             (
                 "model.norm=frozen",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,6 +132,20 @@ def test_a_damaged_answer_is_not_believed_and_written_anew(
     job.look()
     assert job.reads == 2
     assert stamp.read_bytes() == whole
+
+
+def test_a_pipe_in_the_place_of_an_answer_is_not_waited_for(job: Job) -> None:
+    job.look()
+    [stamp] = job.stamps
+    stamp.unlink()
+    os.mkfifo(stamp)
+    writer = os.open(stamp, os.O_RDWR)  # so that a reader would wait, and a test that fails ends
+    os.write(writer, b"x")
+    before = job.reads
+    job.look()
+    assert job.reads == before + 1
+    assert stamp.is_file()
+    os.close(writer)
 
 
 def test_the_answer_to_another_question_is_not_believed(job: Job) -> None:
