@@ -173,7 +173,8 @@ def _visual(config: ModelConfig, vector_dim: int) -> int:
         return vector_dim * config.dim * config.visual_kernel + 2 * config.dim
     if config.vision_model is not None:
         files = usable_vision_files(config)
-        dim, own = (0, 0) if files is None else (files.dim, files.num_weights)
+        own = 0 if files is None else files.num_weights
+        dim = 0 if files is None or files.dim is None else files.dim  # not known before it is made
         return own + dim * config.dim * config.visual_kernel + 2 * config.dim
     blocks = list(_blocks(config, 64))
     resnet = sum(conv.parameters for block in blocks for conv in block)

@@ -110,7 +110,9 @@ def test_chosen_frames_of_a_pose_set_come_in_the_order_asked(corpus):
     assert (chosen.pose == whole.pose[[4, 0, 0]]).all()
     with pytest.raises(ValueError, match="frame indices"):
         read_pose(folder, entry.name, members, [99])
-    with pytest.raises(ShardError, match=r"has no member offsets.npy; is this a pose set or a feature set\?"):
+    with pytest.raises(
+        ShardError, match=r"has no member offsets.npy; is this a pose set or a feature set\?"
+    ):
         read_clip(folder, entry.name, members)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,21 @@ def test_parameters_by_the_files_are_those_of_the_model(tmp_path: Path, family: 
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         counted = memory.count_trained(config, LossConfig(), "contrastive", 12, 0)
         assert counted == pytest.approx(trained, abs=36)  # but for what nothing sees
+
+
+def test_a_model_that_does_not_say_how_wide_it_is_is_counted_without_what_follows(
+    tmp_path: Path,
+) -> None:
+    folder = write_vision_model(tmp_path / "dinov2", "dinov2")
+    config = small_config(visual_backbone=f"hf:{folder}")
+    whole = memory.parameters(config, 12)["visual"]
+    said = json.loads((folder / "config.json").read_text())
+    width = said.pop("hidden_size")
+    other = Path(shutil.copytree(folder, tmp_path / "other"))  # files that are read are kept
+    (other / "config.json").write_text(json.dumps(said))
+    config = small_config(visual_backbone=f"hf:{other}")
+    after = width * config.dim * config.visual_kernel
+    assert memory.parameters(config, 12)["visual"] == whole - after
 
 
 def test_a_vision_model_that_is_there_is_described(tmp_path: Path) -> None:
