@@ -44,10 +44,10 @@ def truncated(path: Path, share: float) -> Path:
 
 
 def write_joints(path: Path, frames: int = 8, absent: slice = slice(0, 0)) -> Path:
-    """Write joints that differ from frame to frame; those of ``absent`` are masked."""
+    """Write joints that differ from frame to frame, of 700; those of ``absent`` are masked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pose = np.zeros((frames, NUM_JOINTS, 2), dtype=np.float32)
-    pose += np.arange(frames, dtype=np.float32)[:, None, None] / 100 + 0.1
+    pose += (np.arange(frames, dtype=np.float32) % 700)[:, None, None] / 100 + 0.1
     mask = np.ones((frames, NUM_JOINTS), dtype=bool)
     mask[:, absent] = False
     np.savez(path, pose=pose, mask=mask)
