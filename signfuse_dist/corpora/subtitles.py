@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,13 +187,7 @@ def _videos(files: Sequence[str]) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for name in filter(_is_video, sorted(files)):
         found.setdefault(name.rsplit(".", 1)[0], []).append(name)
-    several = [names for names in found.values() if len(names) > 1]
-    if several:
-        raise CorpusError(
-            f"{NAME}: {len(several)} videos are there in several files, such as "
-            f"{', '.join(several[0])}; keep one of each"
-        )
-    return {video: names[0] for video, names in found.items()}
+    return _only(found, "videos are there in several files", "keep one of each")
 
 
 def _captions(files: Sequence[str], rules: CaptionRules) -> dict[str, str]:
@@ -212,11 +206,16 @@ def _captions(files: Sequence[str], rules: CaptionRules) -> dict[str, str]:
                 found.setdefault(stem.removesuffix(f".{rules.language}"), []).append(name)
         else:
             found.setdefault(video if video and _is_language(language) else stem, []).append(name)
+    step = f"say `language` in {RULES}, and keep one file of it a video"
+    return _only(found, "videos have several files of captions", step)
+
+
+def _only(found: Mapping[str, list[str]], several_are: str, step: str) -> dict[str, str]:
+    """Return the one file of each video; raise :class:`CorpusError` where one has several."""
     several = [names for names in found.values() if len(names) > 1]
     if several:
         raise CorpusError(
-            f"{NAME}: {len(several)} videos have several files of captions, such as "
-            f"{', '.join(several[0])}; say `language` in {RULES}, and keep one file of it a video"
+            f"{NAME}: {len(several)} {several_are}, such as {', '.join(several[0])}; {step}"
         )
     return {video: names[0] for video, names in found.items()}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -193,6 +195,23 @@ def tiny_t5(dim: int = 12, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     config = T5Config(**{**_t5_values(dim), **changes})
     return T5ForConditionalGeneration(config).eval()
+
+
+def write_t5(llm: Path, folder: Path) -> str:
+    """Write a random T5, with dropout, for the tokenizer of the LLM in ``llm``; return where."""
+    from transformers import AutoTokenizer
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(llm / name, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tiny_t5(
+        dim=16,
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
+    return str(folder)
 
 
 def tiny_mt5(dim: int = 12, seed: int = 0) -> Any:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.model_factory import tiny_t5
+from helpers.model_factory import write_t5
 from helpers.project import Project
 from helpers.trained import TOLERANCE, furthest, weights
 from signfuse_dist.evaluation.evaluate import evaluate
@@ -20,20 +19,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def llm(project: Project, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random T5, with dropout, for the tokenizer of the small corpus."""
-    from transformers import AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("t5")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(project.folder / "llm" / name, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tiny_t5(
-        dim=16,
-        vocab_size=len(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
-    ).save_pretrained(folder)
-    return str(folder)
+    return write_t5(project.folder / "llm", tmp_path_factory.mktemp("t5"))
 
 
 def test_two_processes_train_it_as_one_does_and_it_is_evaluated(
