@@ -40,12 +40,6 @@ class Little(nn.Module):
 class Breaking(LoneObjective):
     """A mean square, and what the clip's name says."""
 
-    def __init__(self) -> None:
-        self.weights = {"total": 1.0}
-
-    def counts(self, batch: SignBatch) -> dict[str, float]:
-        return {"total": float(batch.weight.sum())}
-
     def __call__(
         self, model: nn.Module, batch: SignBatch, compared: None = None
     ) -> dict[str, Tensor]:
@@ -56,9 +50,6 @@ class Breaking(LoneObjective):
         if LOSS in batch.ids:  # and its gradient is finite
             total = total + float("inf")
         return {"total": total}
-
-    def report(self, means: dict[str, float]) -> dict[str, float]:
-        return means
 
 
 def batches(steps: Sequence[str]) -> Iterator[Any]:

@@ -9,10 +9,19 @@ from torch import nn
 
 
 class LoneObjective:
-    """The part of an objective that gradient caching asks for, and that stays unused."""
+    """One sum, `total`, over the clips' weights; what gradient caching asks for stays unused."""
 
     compares = False
     observed: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.weights = {"total": 1.0}
+
+    def counts(self, batch: Any) -> dict[str, float]:
+        return {"total": float(batch.weight.sum())}
+
+    def report(self, means: dict[str, float]) -> dict[str, float]:
+        return means
 
     def summarise(self, model: nn.Module, batch: Any) -> Any:
         raise AssertionError("nothing is compared")

@@ -76,19 +76,10 @@ class Timed(nn.Module):
 class Squares(LoneObjective):
     """A mean square of the model's output."""
 
-    def __init__(self) -> None:
-        self.weights = {"total": 1.0}
-
-    def counts(self, batch: SignBatch) -> dict[str, float]:
-        return {"total": float(batch.weight.sum())}
-
     def __call__(
         self, model: nn.Module, batch: SignBatch, compared: None = None
     ) -> dict[str, Tensor]:
         return {"total": model(batch.pose.mean(dim=(1, 2))).square().sum()}
-
-    def report(self, means: dict[str, float]) -> dict[str, float]:
-        return means
 
 
 def _optimizer(model: nn.Module) -> torch.optim.AdamW:
