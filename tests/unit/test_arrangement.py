@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from helpers.how2sign_lengths import real_lengths
-from signfuse_dist.arrangement import AS_DRAWN, PICTURE, Arrangement, sees_micro_batch
+from signfuse_dist.arrangement import AS_DRAWN, PICTURE, Arrangement, deal, sees_micro_batch
 from signfuse_dist.blend import Blend, BlendedMicroBatches, BlendFrames, share_draws
 from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
 from signfuse_dist.experiment import load_stages
@@ -190,6 +190,15 @@ def test_a_bucket_of_a_blend_keeps_the_share_of_each_corpus_in_each_step() -> No
 def _flat(order: MicroBatches, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     clips, times = order.of_all(step)
     return clips.reshape(-1), times.reshape(-1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_step_with_more_clips_of_a_corpus_than_others_has_as_many_afterwards(seed: int) -> None:
+    corpora = np.array([[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 1, 1]])
+    frames = np.arange(12).reshape(3, 4)
+    dealt = deal(frames, corpora, [seed])
+    assert sorted(dealt.reshape(-1)) == list(range(12))
+    assert (corpora.reshape(-1)[dealt].sum(axis=1) == corpora.sum(axis=1)).all()
 
 
 def test_the_padding_of_the_last_step_lies_in_its_last_micro_batches() -> None:
