@@ -36,9 +36,10 @@ from signfuse_dist.cli.training import add_run
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_stages
+from signfuse_dist.model.building import build_skeletal, build_visual
 from signfuse_dist.model.dropout import drawn
 from signfuse_dist.model.llm import LanguageModel
-from signfuse_dist.model.signfuse import SignFuse, build_skeletal, build_visual
+from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.skeleton import NUM_JOINTS
 from signfuse_dist.synthetic.llm_shapes import ShapeName, llm_shape
 

@@ -83,9 +83,9 @@ def _passes(case: MemoryCase, device: torch.device) -> Callable[[SignBatch], Non
 
 
 def _visual(config: ModelConfig) -> tuple[nn.Module, Callable[[SignBatch], Tensor]]:
-    from signfuse_dist.model import signfuse
+    from signfuse_dist.model.building import build_visual
 
-    stream = signfuse.build_visual(config)
+    stream = build_visual(config)
 
     def loss(batch: SignBatch) -> Tensor:
         steps = (batch.frame_lengths + config.visual_stride - 1) // config.visual_stride

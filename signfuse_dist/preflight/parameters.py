@@ -14,7 +14,8 @@ from signfuse_dist.config import ModelConfig, RunConfig, build_section
 from signfuse_dist.data.blended import find_vector_dim
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.experiment import load_stages
-from signfuse_dist.model.signfuse import SignFuse, build_fusion, count_parameters
+from signfuse_dist.model.building import build_fusion
+from signfuse_dist.model.signfuse import SignFuse, count_parameters
 
 COMPONENTS = ("visual", "skeletal", "fusion", "temporal", "adapter")
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from helpers.model_factory import small_config
-from signfuse_dist.model import signfuse
+from signfuse_dist.model.building import build_fusion
 from signfuse_dist.model.cmfa import CrossModalFusion
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.1, 1.0])
 def test_every_layer_starts_at_the_gain_of_the_configuration(gain: float) -> None:
-    stack = signfuse.build_fusion(small_config(fusion_layers=2, fusion_gain=gain))
+    stack = build_fusion(small_config(fusion_layers=2, fusion_gain=gain))
     starts = [p for n, p in stack.named_parameters() if n.endswith("fusion_norm.weight")]
     assert len(starts) == 2
     assert all((start == gain).all() for start in starts)

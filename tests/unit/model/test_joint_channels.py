@@ -13,9 +13,9 @@ from torch import Tensor
 from helpers.model_factory import draw_clips, join, scramble, small_config, small_model
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.config import LossConfig
+from signfuse_dist.model.building import build_skeletal
 from signfuse_dist.model.flops import StepFlops
 from signfuse_dist.model.joint_channels import JointChannels, in_body
-from signfuse_dist.model.signfuse import build_skeletal
 from signfuse_dist.objective import prepare
 from signfuse_dist.skeleton import JOINT_INDEX, JOINTS, NUM_JOINTS
 
