@@ -25,9 +25,10 @@ from signfuse_dist.answer import answer
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.cli import add_options, from_options, parse, whole_numbers
 from signfuse_dist.cli.training import add_run
-from signfuse_dist.config import LossConfig, ModelConfig, build_section
+from signfuse_dist.config import LossConfig, ModelConfig
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.experiment import load_stages
+from signfuse_dist.sections import build_section
 from signfuse_dist.skeleton import NUM_JOINTS
 
 _WARMUP_FRAMES = 2  # one would let torch.compile take the number of frames for a constant

@@ -9,8 +9,8 @@ before. Data flows from left to right, imports go from right to left::
 Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes),
 ``system_errors`` (the machine's fault or a file's), ``files`` and
 ``tensor_files``, ``writer`` (which process writes) and ``locks`` (that one does), ``records``
-(typed YAML and JSON), ``config`` (what a run is), ``experiment`` (reading one),
-``contradictions`` (values that exclude each other), ``recipe`` (what
+(typed YAML and JSON), ``config`` (what a run is), ``sections`` (its sections by their names),
+``experiment`` (reading one), ``contradictions`` (values that exclude each other), ``recipe`` (what
 of it is not as printed), ``run_folder`` (what RUN holds), ``progress`` (the only bars), ``device``
 and ``nvidia`` (where it computes),
 ``languages`` (their names, for prompts), ``vector_source`` (what a feature set is).

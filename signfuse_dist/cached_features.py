@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from signfuse_dist.config import RunConfig, names_with
+from signfuse_dist.config import ModelConfig, RunConfig, names_with
 from signfuse_dist.data.features import (
     CLIPS_A_PART,
     FeatureSet,
@@ -39,7 +39,7 @@ from signfuse_dist.run_folder import RunFolder
 
 _WHAT = "features.json"
 # Of the model, what decides how the encoders are computed; their numbers show in their weights.
-_ENCODERS = names_with("model", "encoders")
+_ENCODERS = names_with(ModelConfig, "encoders")
 
 
 def find_or_compute(

@@ -1,27 +1,25 @@
 """What a run is: its typed sections, and what is true of each key.
 
 The string below a field says what it means, the field's metadata where it may change
-(:data:`Property`); ``docs/configuration.md`` lists both. Reading them from files is
-:mod:`signfuse_dist.experiment`'s. Imports no torch.
+(:data:`Property`); ``docs/configuration.md`` lists both. Sections by their names are
+:mod:`signfuse_dist.sections`', reading them from files is :mod:`signfuse_dist.experiment`'s.
+Imports no torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import typing
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass, rebuild_dataclass
 
 from signfuse_dist.errors import suggest
 from signfuse_dist.origin import Origin
-from signfuse_dist.records import explain
 
 StageName = Literal["contrastive", "alignment", "finetune"]
 STAGES: tuple[StageName, ...] = ("contrastive", "alignment", "finetune")
@@ -548,7 +546,7 @@ class RunConfig:
 
         Where clips are kept is the machine's, so all of them follow the one section's.
         """
-        here = {name: getattr(self.data, name) for name in names_with("data", "resume")}
+        here = {name: getattr(self.data, name) for name in names_with(DataConfig, "resume")}
         del here["licence"]
         parts = self.data.blend or (BlendedCorpus(corpus=self.data.corpus, data=self.data),)
         return tuple(
@@ -557,7 +555,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, tuples as lists, as written to ``config.yaml``."""
-        values = typing.cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+        values = cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
         for name, default in (("recipe", "paper"), ("origin", None)):
             if values[name] == default:
                 del values[name]
@@ -584,71 +582,10 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-SECTIONS: dict[str, type] = {
-    f.name: typing.get_type_hints(RunConfig)[f.name]
-    for f in dataclasses.fields(RunConfig)
-    if f.name not in ("name", "recipe", "origin")
-}
-
-
-def keys_with(*properties: Property) -> tuple[str, ...]:
-    """Return each ``section.key`` that has one of these properties."""
+def names_with(cls: type, *properties: Property) -> tuple[str, ...]:
+    """Return the keys of a section's class that have one of these properties, by name alone."""
     return tuple(
-        f"{section}.{item.name}"
-        for section, cls in SECTIONS.items()
+        item.name
         for item in dataclasses.fields(cls)
         if set(properties) & set(item.metadata.get("properties", ()))
     )
-
-
-def names_with(section: str, *properties: Property) -> tuple[str, ...]:
-    """Return the keys of a section that have one of these properties, without its name."""
-    keys = [key.partition(".") for key in keys_with(*properties)]
-    return tuple(name for of, _, name in keys if of == section)
-
-
-T = TypeVar("T")
-
-
-def build_section(
-    section: str, cls: type[T], values: Mapping[Any, Any], errors: list[str]
-) -> T | None:
-    """Build one section from YAML or JSON, or record every error of it and return None."""
-    lists_as_tuples = {str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    if cls is DataConfig and isinstance(lists_as_tuples.get("blend"), tuple):
-        before = len(errors)
-        lists_as_tuples["blend"] = _build_blend(section, lists_as_tuples["blend"], errors)
-        if len(errors) > before:
-            return None
-    try:
-        return cls(**lists_as_tuples)
-    except ValidationError as e:
-        named = explain(cls, e, lambda place: ".".join([section, *map(str, place[:1])]))
-        errors += [f"{e}; it has no default" if e.endswith(": missing") else e for e in named]
-        return None
-
-
-def _build_blend(section: str, entries: tuple[Any, ...], errors: list[str]) -> tuple[Any, ...]:
-    """Build each corpus of a blend, with the section of its own, or record every error."""
-    built = []
-    for number, entry in enumerate(entries, start=1):
-        where = f"{section}.blend.entry {number}"
-        if not isinstance(entry, Mapping):
-            errors.append(f"{where}: expected a mapping such as {{corpus: NAME}}, got {entry!r}")
-            continue
-        if "corpus" not in entry:
-            errors.append(f"{where}.corpus: missing; name a file of configs/data")
-            continue
-        if isinstance(entry.get("data"), Mapping):
-            if entry["data"].get("blend"):
-                errors.append(f"{where}: {entry['corpus']} is a blend itself")
-                continue
-            own = build_section(f"{where}.data", DataConfig, entry["data"], errors)
-            if own is None:
-                continue
-            entry = {**entry, "data": own}
-        elif "data" not in entry:  # its file is not there, which is said elsewhere
-            continue
-        part = build_section(where, BlendedCorpus, entry, errors)
-        built += [] if part is None else [part]
-    return tuple(built)

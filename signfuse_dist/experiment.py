@@ -14,13 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from signfuse_dist.config import (
-    SECTIONS,
-    STAGES,
-    RunConfig,
-    StageConfig,
-    build_section,
-)
+from signfuse_dist.config import STAGES, RunConfig, StageConfig
 from signfuse_dist.contradictions import contradictions
 from signfuse_dist.errors import (
     MachineError,
@@ -34,6 +28,7 @@ from signfuse_dist.files import locate, package_files, parse_yaml, read_yaml, ya
 from signfuse_dist.origin import Origin
 from signfuse_dist.recipe import PAPER, RECIPE_SECTIONS
 from signfuse_dist.records import build, dotted
+from signfuse_dist.sections import SECTIONS, build_section
 
 _CHOICES = ("data", "model", "stage")
 _RECIPE = "recipe"

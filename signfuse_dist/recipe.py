@@ -13,7 +13,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from signfuse_dist.config import SECTIONS, RunConfig, keys_with
+from signfuse_dist.config import RunConfig
+from signfuse_dist.sections import SECTIONS, keys_with
 
 PAPER = "paper"
 RECIPE_SECTIONS = tuple(name for name in SECTIONS if name != "data")

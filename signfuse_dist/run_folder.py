@@ -20,12 +20,13 @@ from typing import Any
 import yaml
 
 from signfuse_dist.arrangement import batch_norms, norms_see_clips
-from signfuse_dist.config import RunConfig, keys_with
+from signfuse_dist.config import RunConfig
 from signfuse_dist.engine.checkpoint_files import list_checkpoints
 from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.experiment import load_resolved
 from signfuse_dist.files import STATE, checksum, peek_state, write_text
 from signfuse_dist.plan import Plan, divisors_that_fit
+from signfuse_dist.sections import keys_with
 from signfuse_dist.stages import loss_weights, previous
 
 _PACKAGES = ("signfuse_dist", "torch", "accelerate", "deepspeed", "transformers", "peft")

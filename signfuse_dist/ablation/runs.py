@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from signfuse_dist.ablation.rows import Ablation, AblationRow
-from signfuse_dist.config import RunConfig, StageName, keys_with
+from signfuse_dist.config import RunConfig, StageName
 from signfuse_dist.data.blended import count_clips
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.experiment import load_run, load_stages
 from signfuse_dist.run_folder import RunFolder, fixed
+from signfuse_dist.sections import keys_with
 from signfuse_dist.start import local_fingerprint
 
 FOLDER = "ablation"  # inside train.output

@@ -28,7 +28,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from signfuse_dist.config import ModelConfig, build_section, names_with
+from signfuse_dist.config import ModelConfig, names_with
 from signfuse_dist.errors import UserError, raise_together, refuse_unknown
 from signfuse_dist.files import read_json, read_state, write_folder, write_json, write_text
 from signfuse_dist.model.llm import LanguageModel, MergedLora, load_language_model, without_bars
@@ -48,6 +48,7 @@ from signfuse_dist.model.text_tokenizer import TextTokenizer, load_tokenizer
 from signfuse_dist.model.usage import USAGE, read_usage
 from signfuse_dist.model.vision import VisionModel, without_weights
 from signfuse_dist.records import STRICT_KEYS, Whole, read_record
+from signfuse_dist.sections import build_section
 from signfuse_dist.weights import (
     load_exactly,
     load_tensors,
@@ -162,10 +163,10 @@ def read_config(folder: Any) -> SignFuseConfig:
 ADAPTER_WEIGHTS = f"{ADAPTER}/adapter_model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")  # or of other programs
 # What may differ where a model is loaded: where its LLM is and how the numbers are computed.
-MOVABLE = names_with("model", "load")
+MOVABLE = names_with(ModelConfig, "load")
 # What a stage may change of the one before: also how the LLM is adapted and asked, and whose
 # statistics batch norms use (with others than batch norms, names of tensors differ).
-FREE = names_with("model", "load", "stage")
+FREE = names_with(ModelConfig, "load", "stage")
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from signfuse_dist.batch import SignBatch, TokenLayout, lay_out, length_mask
-from signfuse_dist.config import EvaluationConfig, ModelConfig, build_section
+from signfuse_dist.config import EvaluationConfig, ModelConfig
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.model.attention import laid_out, set_backend
 from signfuse_dist.model.building import build_fusion, build_skeletal, build_temporal, build_visual
@@ -25,6 +25,7 @@ from signfuse_dist.model.text_tokenizer import TextTokenizer
 from signfuse_dist.model.usage import Usage
 from signfuse_dist.model.vision import VisionModel
 from signfuse_dist.model.visual import GivenVectors
+from signfuse_dist.sections import build_section
 
 if TYPE_CHECKING:
     from signfuse_dist.model.saved import SignFuseConfig

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from signfuse_dist.config import Crop, EvaluationConfig, RunConfig, build_section
+from signfuse_dist.config import Crop, EvaluationConfig, RunConfig
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.files import read_json
 from signfuse_dist.origin import TrainedStage
 from signfuse_dist.records import STRICT_KEYS, NonBlank, Number, Whole, read_record
+from signfuse_dist.sections import build_section
 from signfuse_dist.skeleton import JOINT_LAYOUT
 from signfuse_dist.vector_source import VectorSource
 

@@ -10,12 +10,13 @@ import torch
 from transformers import AutoConfig
 
 from signfuse_dist.ablation.rows import Ablation, AblationRow, read_ablations
-from signfuse_dist.config import ModelConfig, RunConfig, build_section
+from signfuse_dist.config import ModelConfig, RunConfig
 from signfuse_dist.data.blended import find_vector_dim
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.experiment import load_stages
 from signfuse_dist.model.building import build_fusion
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
+from signfuse_dist.sections import build_section
 
 COMPONENTS = ("visual", "skeletal", "fusion", "temporal", "adapter")
 

@@ -11,17 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from helpers.repository import ROOT
-from signfuse_dist.config import (
-    SECTIONS,
-    EvaluationConfig,
-    LossConfig,
-    ModelConfig,
-    TrainConfig,
-    keys_with,
-    names_with,
-)
+from signfuse_dist.config import EvaluationConfig, LossConfig, ModelConfig, TrainConfig, names_with
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_resolved, load_run
+from signfuse_dist.sections import SECTIONS, keys_with
 
 EXPECTED = "expected section.key=value (or data=, model=, stage=, recipe=NAME)"
 
@@ -214,9 +207,9 @@ def test_a_section_is_a_plain_dataclass_that_cannot_be_changed() -> None:
 
 
 def test_what_may_differ_where_a_model_is_loaded_may_differ_from_the_stage_before() -> None:
-    assert {"llm", "visual_chunk", "attention"} <= set(names_with("model", "load"))
-    assert {"llm", "lora_rank", "norm"} <= set(names_with("model", "load", "stage"))
-    assert "dim" not in names_with("model", "load", "stage", "resume")
+    assert {"llm", "visual_chunk", "attention"} <= set(names_with(ModelConfig, "load"))
+    assert {"llm", "lora_rank", "norm"} <= set(names_with(ModelConfig, "load", "stage"))
+    assert "dim" not in names_with(ModelConfig, "load", "stage", "resume")
     assert set(keys_with("load", "stage")) <= {f"model.{name}" for name in names_of("model")}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.repository import ROOT
-from signfuse_dist.config import RunConfig, keys_with
+from signfuse_dist.config import RunConfig
 from signfuse_dist.engine.checkpoint_files import Checkpoint, refuse_other_run
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_run
@@ -27,6 +27,7 @@ from signfuse_dist.run_folder import (
     refuse_other_data,
     refuse_other_meeting,
 )
+from signfuse_dist.sections import keys_with
 
 CONFIGS = ROOT / "configs" / "experiment"
 

@@ -132,7 +132,8 @@ def test_of_two_that_want_the_same_shards_one_copies_and_the_other_waits(
 KILLED = """
 import json, sys, time
 from pathlib import Path
-from signfuse_dist.config import DataConfig, build_section
+from signfuse_dist.config import DataConfig
+from signfuse_dist.sections import build_section
 from signfuse_dist.data import staging
 from signfuse_dist.data.split import open_split
 

@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 
 from helpers.key_table import BEGIN, COMMAND, END, PAGE, SHOWN, rewritten, tables
-from signfuse_dist.config import SECTIONS, Property, keys_with
+from signfuse_dist.config import Property
+from signfuse_dist.sections import SECTIONS, keys_with
 
 TEXT = PAGE.read_text(encoding="utf-8")
 

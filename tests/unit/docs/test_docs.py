@@ -19,12 +19,12 @@ import yaml
 from helpers.paper_map import find, tree
 from helpers.repository import ROOT
 from signfuse_dist import cli
-from signfuse_dist.config import SECTIONS
 from signfuse_dist.corpora import CORPORA, csl_daily, how2sign, phoenix14t
 from signfuse_dist.data.manifest import PackConfig, Packing
 from signfuse_dist.data.shard import EncodedClip, write_shard
 from signfuse_dist.evaluation.protocols import PRESETS
 from signfuse_dist.experiment import load_run
+from signfuse_dist.sections import SECTIONS
 from signfuse_dist.skeleton import JOINT_LAYOUT, NUM_JOINTS
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),

@@ -3,207 +3,33 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from helpers.lone_objective import LoneObjective  # tests/helpers/lone_objective.py
-from signfuse_dist.config import StageConfig, TrainConfig
+from helpers.loop_run import (
+    CLIPS,
+    STEPS,
+    Interrupted,
+    Numbers,
+    Run,
+    assert_same,
+    clips,
+    interrupted_after,
+)
 from signfuse_dist.engine import checkpoint, checkpoint_files
-from signfuse_dist.engine.average import WeightAverage
 from signfuse_dist.engine.checkpoint import Snapshot
-from signfuse_dist.engine.loop import Loop, Step, make_optimizer
-from signfuse_dist.engine.selection import Selection
-from signfuse_dist.engine.timing import Marks
 from signfuse_dist.errors import DamagedError, MachineError, UserError
-from signfuse_dist.files import read_state
-from signfuse_dist.model.norm import BatchNorm
-from signfuse_dist.plan import make_plan
 
-CLIPS, BATCH, EPOCHS = 8, 2, 3
-STEPS = CLIPS // BATCH * EPOCHS
 WRITE = checkpoint.write_snapshot
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """A batch of four numbers a clip, over three steps."""
-
-    x: Tensor
-    faults: tuple[str, ...] = ()
-
-    @property
-    def frame_lengths(self) -> Tensor:
-        return torch.full((len(self.x),), 3)
-
-    @property
-    def weight(self) -> Tensor:
-        return torch.ones(len(self.x))
-
-    @property
-    def work(self) -> tuple[float, float]:
-        return 3.0 * len(self.x), 3.0 * len(self.x)
-
-    def to(self, device: torch.device) -> Numbers:
-        return self
-
-
-class Squares(LoneObjective):
-    """What is minimised: squares of the model's output."""
-
-    def __init__(self) -> None:
-        self.weights = {"language": 1.0}
-
-    def counts(self, batch: Numbers) -> dict[str, float]:
-        return {"language": float(len(batch.x))}
-
-    def __call__(
-        self, model: nn.Module, batch: Numbers, compared: None = None
-    ) -> dict[str, Tensor]:
-        return {"language": model(batch.x).square().sum()}
-
-    def report(self, means: dict[str, float]) -> dict[str, float]:
-        return {**means, "total": means["language"]}
-
-
-class Network(nn.Module):
-    """A projection, a batch norm and dropout, so that statistics and randomness count."""
-
-    def __init__(self, policy: str) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 3)
-        self.norm = BatchNorm(4, policy)
-        self.last = nn.Linear(3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        counted = torch.ones(len(x), x.shape[2], dtype=torch.bool)
-        mixed = self.norm(self.first(x), counted)
-        out: Tensor = self.last(nn.functional.dropout(mixed, 0.1, self.training))
-        return out
-
-
-def clips(
-    start: int, faults: dict[int, str] | None = None, steps: int = STEPS
-) -> Iterator[Numbers]:
-    """Each step's clips are a function of the step."""
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(step)
-        named = (faults or {}).get(step)
-        yield Numbers(torch.randn(BATCH, 4, 3, generator=generator), (named,) if named else ())
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class Run:
-    """One start of a run in a folder: goes on from its checkpoint where there is one."""
-
-    def __init__(
-        self,
-        folder: Path,
-        accelerator: Accelerator,
-        policy: str = "sync",
-        development: Callable[[], dict[str, float]] | None = None,
-        epochs: int = EPOCHS,
-        **train: Any,
-    ) -> None:
-        values = {"checkpoint_steps": 2, "log_steps": 1, "keep_checkpoints": 9, **train}
-        config = TrainConfig(
-            micro_batch_size=BATCH,
-            global_batch_size=BATCH,
-            precision="fp32",
-            gradient_clipping=1.0,
-            **values,
-        )
-        stage = StageConfig(name="finetune", epochs=epochs, learning_rate=1e-2, warmup_epochs=1)
-        self.folder, self.checkpoints = folder, folder / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        torch.manual_seed(0)
-        self.model = Network(policy)
-        self.found = checkpoint.agree_on_latest(self.checkpoints, accelerator, print)
-        if self.found:
-            checkpoint.load_weights(self.found.path, self.model)
-        prepared, optimizer = accelerator.prepare(
-            self.model, make_optimizer(self.model, stage.learning_rate, 0.01)
-        )
-        self.start = self.found.step if self.found else 0
-        if self.found:
-            checkpoint.load_optimizer(self.found.path, accelerator, prepared, optimizer, self.start)
-        self.average = None
-        if config.weight_average is not None:
-            self.average = WeightAverage(self.model, config.weight_average)
-            if self.found:
-                self.average.load(checkpoint.read_average(self.found.path))
-        self.loop = Loop(
-            step=Step(
-                accelerator=accelerator,
-                model=prepared,
-                optimizer=optimizer,
-                objective=Squares(),
-                plan=make_plan(CLIPS, stage, config, 1),
-                stage=stage,
-                train=config,
-                average=self.average,
-            ),
-            folder=folder,
-            marks=Marks(),
-            identity={"stage": "finetune"},
-            development=development,
-            rising={"rises"},
-            selection=Selection(config.patience, **(self.found.selection if self.found else {})),
-        )
-
-    def train(self, source: Iterator[Numbers] | None = None) -> bool:
-        broken = self.found.broken_clips if self.found else 0
-        return self.loop.run(source or clips(self.start), self.start, self.model.train, broken)
-
-    def state(self, step: int) -> dict[str, Any]:
-        return read_state(self.checkpoints / f"step_{step:08d}")
-
-    def tensors(self, step: int) -> dict[str, Tensor]:
-        folder = self.checkpoints / f"step_{step:08d}"
-        names = ("weights.safetensors", "optimizer.safetensors")
-        return {key: value for name in names for key, value in load_file(folder / name).items()}
-
-    def averaged(self, step: int) -> dict[str, Tensor]:
-        return load_file(self.checkpoints / f"step_{step:08d}" / "average.safetensors")
-
-    def lines(self) -> list[dict[str, Any]]:
-        text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-class Interrupted(Exception):
-    """What a test does in the place of kill -9."""
-
-
-def interrupted_after(step: int, start: int) -> Iterator[Numbers]:
-    for number, batch in enumerate(clips(start), start + 1):
-        if number > step:
-            raise Interrupted
-        yield batch
 
 
 @pytest.mark.parametrize("policy", ["sync", "local"])
@@ -463,50 +289,6 @@ def test_clips_of_the_epoch_that_were_broken_before_a_stop_count_after_it(
     assert again.state(6)["broken_clips"] == 1
 
 
-def test_development_is_scored_at_its_epochs_and_at_the_end(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
-    scores = iter([2.0, 3.0])
-    scored: list[int] = []
-
-    def development() -> dict[str, float]:
-        scored.append(len(run.lines()))
-        return {"dev_language": next(scores)}
-
-    run = Run(
-        tmp_path / "run",
-        accelerator,
-        development=development,
-        dev_epochs=2,
-        checkpoint_steps=99,
-        log_steps=3,
-        keep_checkpoints=1,
-    )
-    assert run.train()
-    lines = {line["step"]: line for line in run.lines()}
-    assert list(lines) == [3, 6, 8, 9, 12], "a line of its own where there is a score"
-    assert {step: line.get("dev_language") for step, line in lines.items()} == {
-        3: None,
-        6: None,
-        8: 2.0,
-        9: None,
-        12: 3.0,
-    }
-    assert len(scored) == 2
-    assert run.state(8)["score"] == 2.0
-    assert run.state(8)["development"] == {"dev_language": 2.0}
-    best = checkpoint_files.find_best(run.checkpoints, pytest.fail)
-    assert best is not None
-    assert best.step == 8, "kept beside the newest, which is 12"
-    assert run.state(12)["score"] == 3.0
-
-
-def test_no_development_score_is_no_candidate(tmp_path: Path, accelerator: Accelerator) -> None:
-    run = Run(tmp_path / "run", accelerator, development=dict)
-    assert run.train()
-    assert checkpoint_files.find_best(run.checkpoints, pytest.fail) is None
-
-
 def test_an_average_of_the_weights_is_that_of_the_steps_and_goes_on_to_the_bit(
     tmp_path: Path, accelerator: Accelerator
 ) -> None:
@@ -539,25 +321,6 @@ def test_an_average_of_the_weights_is_that_of_the_steps_and_goes_on_to_the_bit(
     assert all(torch.equal(p, found[name]) for name, p in last.model.named_parameters())
 
 
-def test_a_score_is_of_the_average_and_training_has_its_own_weights_back(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
-    seen: list[dict[str, Tensor]] = []
-
-    def look() -> dict[str, float]:
-        seen.append({n: t.clone() for n, t in checkpoint.trained_state(run.model).items()})
-        return {"dev": 1.0}
-
-    run = Run(tmp_path / "run", accelerator, development=look, weight_average=0.9)
-    plain = Run(tmp_path / "plain", accelerator)
-    assert run.train()
-    assert plain.train()
-    assert_same(run.tensors(STEPS), plain.tensors(STEPS))
-    assert len(seen) == EPOCHS
-    assert_same(seen[-1], run.averaged(STEPS))
-    assert not torch.equal(seen[-1]["first.weight"], run.tensors(STEPS)["first.weight"])
-
-
 def test_a_checkpoint_without_the_average_that_a_run_keeps_is_damaged(
     tmp_path: Path, accelerator: Accelerator
 ) -> None:
@@ -568,42 +331,3 @@ def test_a_checkpoint_without_the_average_that_a_run_keeps_is_damaged(
     checkpoint.refuse_other_tensors(found, run.model)
     with pytest.raises(DamagedError, match=r"it has no average\.safetensors"):
         checkpoint.refuse_other_tensors(found, run.model, averaged=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "values"), [("falls", (3.0, 3.0, 4.0, 1.0)), ("rises", (3.0, 3.0, 2.0, 9.0))]
-)
-@pytest.mark.parametrize("stopped", [False, True])
-def test_a_stage_ends_when_no_score_was_better_for_so_long_also_where_it_was_stopped_between(
-    tmp_path: Path,
-    accelerator: Accelerator,
-    name: str,
-    values: tuple[float, ...],
-    stopped: bool,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Scores of the epochs are no better than the first; with patience 2 the third is the last."""
-    scored: list[float] = []
-
-    def development() -> dict[str, float]:
-        scored.append(values[len(scored)])
-        return {name: scored[-1], "beside": 0.0}
-
-    def run() -> Run:
-        return Run(tmp_path / "run", accelerator, development=development, patience=2, epochs=4)
-
-    if stopped:  # after the second score, which counts as one that was waited for
-        first = run()
-        with pytest.raises(Interrupted):
-            first.train(interrupted_after(9, 0))
-        assert first.state(8)["selection"]["waited"] == 1
-    last = run()
-    assert last.start == (8 if stopped else 0)
-    assert last.train(clips(last.start, steps=16))
-    assert last.loop.done == 12
-    assert scored == list(values[:3])
-    assert last.state(12)["score"] == (-values[2] if name == "rises" else values[2])
-    assert "the stage ends after step 12 of 16: 2 development scores" in capsys.readouterr().out
-    again = run()  # a run that was killed before its model was written has nothing left to train
-    assert again.train(iter(()))
-    assert again.loop.done == 12
