@@ -241,6 +241,12 @@ class ModelConfig:
     skeletal_strides: tuple[int, ...] = key((1, 1, 2, 1), "encoders")
     """Temporal stride of each ST-GCN layer; their product is `visual_stride`, so that the streams
     align."""
+    joints: tuple[str, ...] | None = key(None, "encoders")
+    """Joints that the ST-GCN sees, by their names or the groups `left_hand`, `right_hand`, `body`
+    and `face`; those left out are skipped along the bones. null: all 75."""
+    joint_pooling: Literal["mean", "groups"] = key("mean", "encoders")
+    """How joints become one vector a step: their `mean` (Eq. 5), or the means of both hands, body
+    and face side by side, then a linear layer (`groups`)."""
     joint_frame: Literal["image", "body"] = key("image", "encoders")
     """Where a joint's coordinates are measured: in the `image`, or in the frame of the `body`, from
     between the shoulders in units of their distance, with hands relative to their wrists too."""

@@ -19,6 +19,7 @@ from signfuse_dist.config import (
 )
 from signfuse_dist.errors import UserError
 from signfuse_dist.languages import fill_prompt
+from signfuse_dist.skeleton import choose_joints
 from signfuse_dist.stages import trained_parts
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -31,6 +32,7 @@ def contradictions(run: RunConfig) -> list[str]:
     """Return what no single field can say: values that exclude each other, by their keys."""
     return [
         *_of_lengths(run.model),
+        *_of_joints(run.model),
         *_of_positions(run.model),
         *_of_dropped_streams(run),
         *_of_vectors(run),
@@ -78,6 +80,16 @@ def _of_lengths(model: ModelConfig) -> list[str]:
             f"model.visual_stride {model.visual_stride} times: the streams would not align"
         )
     return errors
+
+
+def _of_joints(model: ModelConfig) -> list[str]:
+    try:
+        chosen = choose_joints(model.joints)
+    except ValueError as error:
+        return [f"model.joints: {error}"]
+    if not chosen:
+        return ["model.joints=[] leaves no joint: write null for all, or model.streams=visual"]
+    return []
 
 
 def _of_positions(model: ModelConfig) -> list[str]:

@@ -17,6 +17,7 @@ from signfuse_dist.model.norm import BatchNorm, StepNorm
 from signfuse_dist.model.skeletal import SkeletalStream
 from signfuse_dist.model.vision import VisionModel, load_configured
 from signfuse_dist.model.visual import FrameBudget, GivenVectors, ResNet, VisualStream
+from signfuse_dist.skeleton import choose_joints
 
 
 def build_visual(
@@ -64,6 +65,8 @@ def build_skeletal(config: ModelConfig) -> SkeletalStream:
         _step_norm(config),
         JointChannels.of(config),
         config.joint_statistics,
+        choose_joints(config.joints),
+        config.joint_pooling,
     )
 
 

@@ -8,10 +8,11 @@ is put, another may really be.
 
 The frame of the body is one of a clip, so that leaning and stepping stay what they are: its origin
 is the middle of both shoulders and its unit their distance, each the median over the frames in
-which both are found. A clip in which they never are found together, or never apart (hands alone,
-tracks of hands and a nose), has as origin the median of all joints that it has, and as unit the
-median of their distances to it; one whose joints are all in one place has the picture's unit. So
-every clip that is moved or scaled as a whole has the same coordinates as before.
+which both are found. A clip in which they never are found together, or never apart (tracks of hands
+and a nose), has as origin the median of its nose, or of all its joints where that is never found
+(hands alone), and as unit the median of the other joints' distances to it; one whose joints are all
+in one place has the picture's unit. So every clip that is moved or scaled as a whole has the same
+coordinates as before.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from signfuse_dist.config import ModelConfig
 from signfuse_dist.skeleton import BODY, FACE, JOINT_INDEX, LEFT_HAND, RIGHT_HAND
 
 _SHOULDERS = (JOINT_INDEX["left_shoulder"], JOINT_INDEX["right_shoulder"])
+_NOSE = JOINT_INDEX["nose"]
 # The joint of each hand that the others are told from, and the body's, where that is not found.
 _WRISTS = {"left": ("left_hand_wrist", "left_wrist"), "right": ("right_hand_wrist", "right_wrist")}
 _LEAST = 1e-3  # of a unit, in sides of the picture: below it is none
@@ -104,9 +106,13 @@ def in_body(pose: Tensor, real: Tensor) -> Tensor:
     origin = torch.stack([_median((left + right)[..., i] / 2, seen) for i in range(2)], dim=-1)
     unit = _median((left - right).norm(dim=-1), seen)
     usable = seen.any(dim=1) & (unit > _LEAST)
-    every, found = pose.flatten(1, 2), real.flatten(1, 2)
-    middle = torch.stack([_median(every[..., i], found) for i in range(2)], dim=-1)
-    spread = _median((every - middle[:, None]).norm(dim=-1), found)
+    head = torch.zeros_like(real)
+    head[:, :, _NOSE] = real[:, :, _NOSE]
+    centre = torch.where(head.any(dim=2, keepdim=True).any(dim=1, keepdim=True), head, real)
+    every = pose.flatten(1, 2)
+    middle = torch.stack([_median(every[..., i], centre.flatten(1, 2)) for i in range(2)], dim=-1)
+    others = (real & ~head).flatten(1, 2)
+    spread = _median((every - middle[:, None]).norm(dim=-1), others)
     spread = torch.where(spread > _LEAST, spread, 1)
     origin = torch.where(usable[:, None], origin, middle)
     unit = torch.where(usable, unit, spread)

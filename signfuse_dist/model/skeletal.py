@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from signfuse_dist.batch import length_mask
 from signfuse_dist.model.dropout import ClipDropout
 from signfuse_dist.model.joint_channels import PRINTED, JointChannels
-from signfuse_dist.skeleton import NUM_JOINTS, normalized_adjacency
+from signfuse_dist.skeleton import JOINT_GROUPS, JOINT_INDEX, JOINTS, normalized_adjacency
 
 
 class SpatialGraphConv(nn.Module):
@@ -94,6 +94,44 @@ class SpatialTemporalBlock(nn.Module):
         return out * mask[:, None, :, None], lengths
 
 
+class MeanOverJoints(nn.Module):
+    """The mean of Eq. 5."""
+
+    def forward(self, x: Tensor, there: Tensor | None) -> Tensor:
+        """Return ``[batch, channels, steps]`` of ``[batch, channels, steps, joints]``.
+
+        ``there``, bool ``[batch, steps, joints]``, are the joints that count; None: all. A step
+        without any has the mean over all.
+        """
+        if there is None:
+            return x.mean(dim=3)
+        keep = (there | ~there.any(dim=2, keepdim=True))[:, None].to(x.dtype)
+        return (x * keep).sum(dim=3) / keep.sum(dim=3)
+
+
+class MeansOfGroups(nn.Module):
+    """A mean of each hand, of the body and of the face, and a linear layer over them side by side.
+
+    Paper: Eq. 5, one mean. Here: on request (``model.joint_pooling: groups``) four. Because: both
+    hands share every weight of Eq. 4 and the graph is its own mirror image, so that in one mean
+    nothing but the gains of the first norm tells the left hand from the right.
+    """
+
+    def __init__(self, dim: int, joints: Sequence[str]) -> None:
+        super().__init__()
+        groups = [[n for n in names if n in joints] for names in JOINT_GROUPS.values()]
+        self.sizes = [len(names) for names in groups if names]
+        self.mean = MeanOverJoints()
+        self.linear = nn.Linear(len(self.sizes) * dim, dim, bias=False)
+
+    def forward(self, x: Tensor, there: Tensor | None) -> Tensor:
+        """As :class:`MeanOverJoints`."""
+        masks = [None] * len(self.sizes) if there is None else there.split(self.sizes, dim=2)
+        means = [self.mean(*of) for of in zip(x.split(self.sizes, dim=3), masks, strict=True)]
+        out: Tensor = self.linear(torch.cat(means, dim=1).transpose(1, 2))
+        return out.transpose(1, 2)
+
+
 class SkeletalStream(nn.Module):
     """Eq. 4-5: joints to ``skeletal`` features at half the frame rate.
 
@@ -116,16 +154,22 @@ class SkeletalStream(nn.Module):
         make_norm: Callable[[int], nn.Module],
         inputs: JointChannels = PRINTED,
         statistics: str = "all",
+        joints: Sequence[str] = JOINTS,
+        pooling: str = "mean",
     ) -> None:
         super().__init__()
         self.inputs, self.statistics, self.strides = inputs, statistics, tuple(strides)
-        adjacency = torch.from_numpy(normalized_adjacency()).float()
-        self.input_norm = make_norm(inputs.num_coordinates * NUM_JOINTS)
+        self.joints = None if joints == JOINTS else [JOINT_INDEX[name] for name in joints]
+        adjacency = torch.from_numpy(normalized_adjacency(joints)).float()
+        self.input_norm = make_norm(inputs.num_coordinates * len(joints))
         widths = [inputs.count, *channels]
         self.blocks = nn.ModuleList(
             SpatialTemporalBlock(a, b, kernel, stride, adjacency, make_norm)
             for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True)
         )
+        self.pooling: MeanOverJoints | MeansOfGroups = MeanOverJoints()
+        if pooling == "groups":
+            self.pooling = MeansOfGroups(widths[-1], joints)
 
     def forward(
         self, pose: Tensor, joint_mask: Tensor, frame_lengths: Tensor, weight: Tensor
@@ -146,12 +190,14 @@ class SkeletalStream(nn.Module):
         """
         inside, counted = _masks(frame_lengths, pose.shape[1], weight)
         real = joint_mask & inside[:, :, None]
-        there = real if self.statistics == "present" else None
         values, known = self.inputs.coordinates(pose, real)
+        if self.joints is not None:
+            values, known, real = (x[:, :, self.joints] for x in (values, known, real))
+        there = real if self.statistics == "present" else None
         if there is not None:
             counted = counted[:, None] & known.flatten(2).transpose(1, 2)
         x = self.input_norm(values.flatten(2).transpose(1, 2), counted).transpose(1, 2)
-        x = x.unflatten(2, (NUM_JOINTS, -1)) * known
+        x = x.unflatten(2, known.shape[2:]) * known
         if self.inputs.presence:
             # Not 1 and 0: where no joint is missing that is a constant before the first norm, whose
             # gradient is rounding, and Adam would walk along it.
@@ -161,7 +207,7 @@ class SkeletalStream(nn.Module):
         for block, stride in zip(self.blocks, self.strides, strict=True):
             x, lengths = block(x, lengths, weight, there)
             there = shortened(there, stride)
-        skeletal: Tensor = _mean_over_joints(x, there).transpose(1, 2)
+        skeletal: Tensor = self.pooling(x, there).transpose(1, 2)
         return skeletal
 
 
@@ -176,14 +222,6 @@ def shortened(there: Tensor | None, stride: int) -> Tensor | None:
 
 def _of_joints(counted: Tensor, there: Tensor | None) -> Tensor:
     return counted if there is None else (counted[:, :, None] & there)[:, None]
-
-
-def _mean_over_joints(x: Tensor, there: Tensor | None) -> Tensor:
-    """Return ``[batch, channels, steps]``."""
-    if there is None:
-        return x.mean(dim=3)
-    keep = (there | ~there.any(dim=2, keepdim=True))[:, None].to(x.dtype)
-    return (x * keep).sum(dim=3) / keep.sum(dim=3)
 
 
 def _masks(lengths: Tensor, size: int, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from signfuse_dist.plan import divisors_that_fit
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.llm_files import LLMFiles
 from signfuse_dist.preflight.vision_files import usable_vision_files, vision_bytes
-from signfuse_dist.skeleton import NUM_JOINTS, PARTITIONS
+from signfuse_dist.skeleton import JOINT_GROUPS, PARTITIONS, choose_joints
 from signfuse_dist.stages import needs_language_model, trained_parts, trains_llm
 
 # Cross-attentions of each fusion.
@@ -195,13 +195,16 @@ def _backbone(config: ModelConfig) -> int:
 def _skeletal(config: ModelConfig) -> int:
     body, more = config.joint_frame == "body", config.joint_velocity
     coordinates = 2 + 2 * body + 2 * more
-    count, before = 2 * coordinates * NUM_JOINTS, coordinates + config.joint_presence
+    joints = choose_joints(config.joints)
+    count, before = 2 * coordinates * len(joints), coordinates + config.joint_presence
     for width, stride in zip(config.skeletal_channels, config.skeletal_strides, strict=True):
         count += len(PARTITIONS) * before * width + 2 * width
         count += width * width * config.skeletal_kernel + 2 * width
         if before != width or stride != 1:
             count += before * width + width
         before = width
+    if config.joint_pooling == "groups":
+        count += sum(not set(joints).isdisjoint(g) for g in JOINT_GROUPS.values()) * before**2
     return count
 
 
@@ -375,7 +378,8 @@ def _skeletal_bytes(run: RunConfig, frames: int) -> float:
         places += width * length
         length /= stride
         places += width * length
-    return places * NUM_JOINTS * (13.8 if run.train.precision == "bf16" else 19.8)
+    joints = len(choose_joints(run.model.joints))
+    return places * joints * (13.8 if run.train.precision == "bf16" else 19.8)
 
 
 def _fusion_bytes(run: RunConfig, frames: int, llm_dim: int) -> float:

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from helpers.model_factory import draw_clips, join, scramble
 from signfuse_dist.model.norm import BatchNorm, StepNorm
 from signfuse_dist.model.skeletal import SkeletalStream, SpatialGraphConv, SpatialTemporalBlock
-from signfuse_dist.skeleton import NUM_JOINTS, partitioned_adjacency
+from signfuse_dist.skeleton import (
+    FACE,
+    JOINT_INDEX,
+    JOINTS,
+    LEFT_HAND,
+    NUM_JOINTS,
+    RIGHT_HAND,
+    choose_joints,
+    partitioned_adjacency,
+)
 
 KERNEL = 9
 SYNC = partial(BatchNorm, policy="sync")
@@ -195,6 +204,63 @@ def test_equation_5_of_clips_of_odd_lengths(
     weights = list(stream.parameters())
     for a, b in zip(*(torch.autograd.grad(x, weights) for x in (ours, naive)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("statistics", ["all", "present"])
+def test_the_means_of_groups_are_joined_by_a_linear_layer(statistics: str) -> None:
+    """Of a clip with joints missing, and of one without a right hand."""
+    joints = choose_joints(["nose", "left_hand", "right_hand"])
+    stream = SkeletalStream(
+        (4, 6), (2, 1), KERNEL, SYNC, statistics=statistics, joints=joints, pooling="groups"
+    ).double()
+    scramble(stream).eval()
+    clips = draw_clips([7, 4])
+    clips[1].joint_mask[:, [JOINT_INDEX[name] for name in RIGHT_HAND]] = False
+    batch, seen = join(clips), []
+    stream.pooling.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    found = stream(batch.pose.double(), batch.joint_mask, batch.frame_lengths, batch.weight)
+    ((x, there),) = seen
+    matrices = stream.pooling.linear.weight.chunk(3, dim=1)
+    for clip, length in enumerate([4, 2]):
+        for step in range(length):
+            expected = torch.zeros(6, dtype=torch.float64)
+            for names, matrix in zip((LEFT_HAND, RIGHT_HAND, ("nose",)), matrices, strict=True):
+                places = [joints.index(name) for name in names]
+                if there is not None and there[clip, step, places].any():
+                    places = [p for p in places if there[clip, step, p]]
+                expected = expected + matrix @ x[clip, :, step, places].mean(dim=1)
+            torch.testing.assert_close(found[clip, step], expected, rtol=1e-9, atol=1e-9)
+    assert not found[1, 2:].any()
+
+
+def test_one_mean_does_not_tell_the_hands_apart_and_groups_do() -> None:
+    """The graph is its own mirror image and both sides share all weights."""
+    mirrored = [JOINT_INDEX[_mirror(name)] for name in JOINTS]
+    batch = join(draw_clips([5]))
+    sides = [(batch.pose, batch.joint_mask)]
+    sides.append((batch.pose[:, :, mirrored], batch.joint_mask[:, :, mirrored]))
+    for pooling in ("mean", "groups"):
+        stream = SkeletalStream((4, 6), (1, 1), KERNEL, SYNC, pooling=pooling).eval()
+        one, other = (stream(pose, mask, batch.frame_lengths, batch.weight) for pose, mask in sides)
+        assert torch.allclose(one, other, atol=1e-5) == (pooling == "mean")
+
+
+def test_joints_that_are_not_chosen_are_not_read() -> None:
+    joints = choose_joints(["left_hand", "body"])
+    stream = scramble(SkeletalStream((4, 6), (1, 1), KERNEL, StepNorm, joints=joints)).eval()
+    batch = join(draw_clips([5]))
+    changed = batch.pose.clone()
+    changed[:, :, [JOINT_INDEX[name] for name in (*RIGHT_HAND, *FACE)]] += 1.0
+    found = [
+        stream(pose, batch.joint_mask, batch.frame_lengths, batch.weight)
+        for pose in (batch.pose, changed)
+    ]
+    assert torch.equal(*found)
+
+
+def _mirror(name: str) -> str:
+    sides = {"left": "right", "right": "left"}
+    return "_".join(sides.get(word, word) for word in name.split("_"))
 
 
 def test_a_missing_joint_does_not_depend_on_what_is_written_there() -> None:

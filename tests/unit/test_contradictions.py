@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from helpers.repository import ROOT
@@ -184,3 +186,14 @@ def test_what_is_of_resnets_is_refused_with_a_vision_model() -> None:
 def test_an_encoder_of_frames_that_cannot_be_meant_is_refused(name: str) -> None:
     message = refused(f"model.visual_backbone={name}")
     assert "is not one of resnet10, resnet18, resnet50, hf:NAME" in message
+
+
+@pytest.mark.parametrize(
+    ("joints", "said"),
+    [
+        ("[nose,left_hnad]", "model.joints: 'left_hnad' is neither .* did you mean 'left_hand'"),
+        ("[]", r"model\.joints=\[\] leaves no joint"),
+    ],
+)
+def test_joints_that_are_unknown_or_none_are_refused(joints: str, said: str) -> None:
+    assert re.search(said, refused(f"model.joints={joints}"))

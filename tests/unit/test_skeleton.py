@@ -19,6 +19,7 @@ from signfuse_dist.skeleton import (
     PARTITIONS,
     RIGHT_HAND,
     ROOT,
+    choose_joints,
     hops_from_root,
     normalized_adjacency,
     partitioned_adjacency,
@@ -134,3 +135,30 @@ def test_every_joint_keeps_itself_in_every_partition() -> None:
     assert (normalized >= 0).all()
     assert (np.diagonal(normalized, axis1=1, axis2=2) > 0).all()
     assert np.array_equal(normalized > 0, partitioned_adjacency() + np.eye(75) > 0)
+
+
+def test_joints_are_chosen_by_names_and_groups_in_the_order_of_all() -> None:
+    assert choose_joints(None) == JOINTS
+    assert choose_joints(["nose", "left_hand", "left_hand_wrist"]) == (*LEFT_HAND, "nose")
+    assert choose_joints(["face", "body", "right_hand", "left_hand"]) == JOINTS
+    with pytest.raises(ValueError, match=r"'nos' is neither .* did you mean 'nose'"):
+        choose_joints(["left_hand", "nos"])
+
+
+def test_joints_that_are_left_out_are_skipped_along_the_bones() -> None:
+    chosen = choose_joints(["nose", "left_hand_wrist", "right_hand_wrist", "left_hand_thumb_4"])
+    left, tip, right, nose = range(4)
+    assert [chosen.index(name) for name in ("left_hand_wrist", "nose")] == [left, nose]
+    joined = {(k, i, j) for k, i, j in np.argwhere(partitioned_adjacency(chosen)).tolist()}
+    assert joined == {
+        (SELF, left, right), (SELF, right, left),
+        (INWARD, left, nose), (OUTWARD, nose, left),
+        (INWARD, right, nose), (OUTWARD, nose, right),
+        (INWARD, tip, left), (OUTWARD, left, tip),
+    }  # fmt: skip
+
+
+def test_a_group_by_itself_keeps_its_own_bones() -> None:
+    rows = [JOINT_INDEX[name] for name in RIGHT_HAND]
+    whole = partitioned_adjacency()[:, rows][:, :, rows]
+    assert np.array_equal(partitioned_adjacency(RIGHT_HAND), whole)

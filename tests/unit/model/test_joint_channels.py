@@ -20,6 +20,7 @@ from signfuse_dist.objective import prepare
 from signfuse_dist.skeleton import JOINT_INDEX, JOINTS, NUM_JOINTS
 
 SHOULDERS = [JOINT_INDEX["left_shoulder"], JOINT_INDEX["right_shoulder"]]
+NOSE = JOINT_INDEX["nose"]
 HAND = slice(JOINT_INDEX["left_hand_wrist"], JOINT_INDEX["left_hand_pinky_4"] + 1)
 EVERY = {"joint_frame": "body", "joint_velocity": True, "joint_presence": True}
 PRESENT = {"joint_statistics": "present"}
@@ -74,17 +75,20 @@ def test_a_clip_that_is_moved_and_scaled_is_the_same_in_the_frame_of_the_body(mo
 
 
 @pytest.mark.parametrize(
-    "missing", [SHOULDERS[0], slice(JOINT_INDEX["nose"] + 1, NUM_JOINTS)], ids=["one", "all but"]
+    "missing", [[SHOULDERS[0]], list(range(NOSE + 1, NUM_JOINTS))], ids=["one", "hands and nose"]
 )
-def test_a_clip_without_shoulders_is_measured_by_all_of_its_joints(missing: Any) -> None:
-    """As tracks of hands and a nose are."""
-    batch = _without(join(draw_clips([6, 3])), missing)
+@pytest.mark.parametrize("nose", [True, False], ids=["nose", "no nose"])
+def test_a_clip_without_shoulders_is_measured_from_its_nose(missing: Any, nose: bool) -> None:
+    """As tracks of hands and a nose are; hands alone from the middle of all."""
+    batch = _without(join(draw_clips([6, 3])), missing if nose else [*missing, NOSE])
     assert _change(batch, joint_frame="body") < 1e-4
     pose, mask = batch.pose[:1, :6].double(), batch.joint_mask[:1, :6]
-    points = pose[mask]
-    origin = torch.tensor([median(points[:, k].tolist()) for k in range(2)], dtype=torch.float64)
-    unit = median((points - origin).norm(dim=1).tolist())
-    torch.testing.assert_close(in_body(pose, mask)[mask], (points - origin) / unit)
+    others = mask.clone()
+    others[:, :, NOSE] = False
+    centre = pose[:, :, NOSE][mask[:, :, NOSE]] if nose else pose[mask]
+    origin = torch.tensor([median(centre[:, k].tolist()) for k in range(2)], dtype=torch.float64)
+    unit = median((pose[others] - origin).norm(dim=1).tolist())
+    torch.testing.assert_close(in_body(pose, mask)[mask], (pose[mask] - origin) / unit)
 
 
 def test_joints_in_one_place_and_no_joints_are_finite() -> None:

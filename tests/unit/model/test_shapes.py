@@ -55,6 +55,11 @@ _Attention = {
 }  # fmt: skip
 _TwoStreams = {"visual": _Fused, "skeletal": _Fused, "mask": _StepMask}
 _RETURN = "return"
+_JointsPooled = {
+    "x": Float[Tensor, "batch channels steps joints"],
+    "there": Bool[Tensor, "batch steps joints"] | None,
+    _RETURN: Float[Tensor, "batch channels steps"],
+}
 
 SHAPES: dict[str, dict[str, Any]] = {
     "batch.length_mask": {"lengths": _Lengths, _RETURN: Bool[Tensor, "batch {size}"]},
@@ -181,6 +186,8 @@ SHAPES: dict[str, dict[str, Any]] = {
             Float[Tensor, "batch out_channels {-(-x.shape[2]//self.stride)} joints"], _Lengths
         ],
     },
+    "model.skeletal.MeanOverJoints.forward": _JointsPooled,
+    "model.skeletal.MeansOfGroups.forward": _JointsPooled,
     "model.skeletal.SkeletalStream.forward": {
         "pose": Float[Tensor, "batch longest 75 2"],
         "joint_mask": Bool[Tensor, "batch longest 75"], "frame_lengths": _Lengths,
@@ -328,7 +335,7 @@ def _run_everything() -> None:
         {"fusion_layers": 0, "norm": "frozen"},
         {"attention": "eager"},
         {"positions": "sinusoidal", "joint_frame": "body", "joint_statistics": "present"},
-        {"positions": "rotary"},
+        {"positions": "rotary", "joints": ("body", "left_hand"), "joint_pooling": "groups"},
         {"positions": "distance"},
     ]
     near_diagonal = signfuse_dist.model.positions.near_diagonal

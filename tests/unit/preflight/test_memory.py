@@ -49,6 +49,8 @@ WORDS = {row.overrides for row in ROWS} | {
     ("model.visual_norm=group", "model.norm=layer"),
     ("model.joint_frame=body", "model.joint_presence=true"),
     ("model.joint_velocity=true",),
+    ("model.joint_pooling=groups",),
+    ("model.joints=[nose,left_hand]", "model.joint_pooling=groups"),
     ("model.skeletal_channels=[512,512,512,512]", "model.ffn_multiplier=2"),
 }
 
@@ -170,6 +172,7 @@ def test_the_resnet_takes_what_fake_tensors_find(way: str) -> None:
         pytest.param(
             ("model.joint_frame=body", "model.joint_statistics=present"), marks=pytest.mark.long
         ),
+        ("model.joints=[left_hand,right_hand]", "model.joint_pooling=groups"),
     ],
     ids=str,
 )
