@@ -32,7 +32,7 @@ from signfuse_dist.ablation.results import (
     RowResult,
     TableResults,
 )
-from signfuse_dist.evaluation.protocols import BLEU_NAMES
+from signfuse_dist.evaluation.protocols import BLEU_NAMES, WER
 from signfuse_dist.files import write_bytes, write_json
 from signfuse_dist.locks import held
 from signfuse_dist.report.markup import escape_markdown
@@ -231,7 +231,7 @@ def _verdict(difference: Difference | None, side: str) -> Verdict:
 def _header(results: TableResults) -> list[str]:
     header = [
         "row",
-        *METRICS,
+        *_metrics(results),
         f"{METRIC} less {results.ablation.full}",
         "p",
         "trained parameters",
@@ -247,6 +247,12 @@ def _header(results: TableResults) -> list[str]:
     return header
 
 
+def _metrics(results: TableResults) -> tuple[str, ...]:
+    """Return the columns of scores; WER, where the preset has it, is what its corpus goes by."""
+    scored = {name for row in results.rows for seed in row.seeds for name in seed.scores.scores}
+    return (WER, *METRICS) if WER in scored else METRICS
+
+
 def _has_near(results: TableResults) -> bool:
     return any(seed.near for row in results.rows for seed in row.seeds)
 
@@ -259,7 +265,7 @@ def _cells(results: TableResults, row: RowResult, finding: RowFinding) -> list[s
     full = finding.against_full
     cells = [
         row.row.name,
-        *(_spread(row.values(metric)) for metric in METRICS),
+        *(_spread(row.values(metric)) for metric in _metrics(results)),
         _apart(full),
         _p(full),
         _once(f"{seed.trained:,}" for seed in row.seeds),
@@ -371,7 +377,7 @@ def _notes(results: TableResults, findings: dict[str, RowFinding]) -> list[str]:
         for row in results.rows
         for seed in row.seeds
         for name, value in seed.scores.scores.items()
-        if name in METRICS
+        if name in _metrics(results)
     }
     notes = [f"{name}: {signature}" for name, signature in signatures.items()]
     notes.append(

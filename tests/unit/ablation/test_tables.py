@@ -60,7 +60,7 @@ def blind_to_joints(text: str, draw: random.Random) -> str:
     return " ".join(draw.choice(pairs[w]) if w in pairs else w for w in words)
 
 
-def leave(run: StageRun, translate: Translate, seed: int) -> None:
+def leave(run: StageRun, translate: Translate, seed: int, preset: str) -> None:
     """Leave what a finished and evaluated run leaves."""
     for stage in run.chain():
         (stage.folder / "model").mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def leave(run: StageRun, translate: Translate, seed: int) -> None:
     folder.mkdir(parents=True)
     write_hypotheses(folder / "hypotheses.jsonl", hypotheses, REFERENCES)
     near = NearAttention({"visual_from_skeletal": 0.2, "skeletal_from_visual": 0.4}, 0.25, 8)
-    scores = score(hypotheses, REFERENCES, "sacrebleu")
+    scores = score(hypotheses, REFERENCES, preset)
     results = SplitScores(scores, near_attention=near if translate is exact else None)
     write_split_scores(folder / "scores.json", results)
     (run.folder / "plan.json").write_text('{"global_batch_size": 8, "world_size": 2}')
@@ -82,7 +82,7 @@ def leave(run: StageRun, translate: Translate, seed: int) -> None:
     (run.folder / "metrics.jsonl").write_text("\n".join(lines))
 
 
-def make(tmp_path: Path, seeds: tuple[int, ...] = (0,)) -> AblationPlan:
+def make(tmp_path: Path, seeds: tuple[int, ...] = (0,), preset: str = "sacrebleu") -> AblationPlan:
     rows = [
         {"name": "full"},
         {"name": "a | b", "words": ["model.fusion=sum"], "below": "full"},
@@ -91,19 +91,22 @@ def make(tmp_path: Path, seeds: tuple[int, ...] = (0,)) -> AblationPlan:
     content = {"title": "*Drawn*", "paper": "as drawn", "full": "full", "rows": rows}
     path = tmp_path / "drawn.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    output = f"train.output={tmp_path}/runs"
-    return make_plan(read_ablations(str(path)), "demo", [output], seeds, None)
+    words = [f"train.output={tmp_path}/runs", f"data.metric_preset={preset}"]
+    return make_plan(read_ablations(str(path)), "demo", words, seeds, None)
 
 
 def filled(
-    tmp_path: Path, how: Mapping[str, Translate], seeds: tuple[int, ...] = (0,)
+    tmp_path: Path,
+    how: Mapping[str, Translate],
+    seeds: tuple[int, ...] = (0,),
+    preset: str = "sacrebleu",
 ) -> tuple[AblationPlan, TableResults]:
-    plan = make(tmp_path, seeds)
+    plan = make(tmp_path, seeds, preset)
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)
     for planned in plan.ablations[0].rows:
         for seed, run in planned.runs.items():
             if planned.row.name in how:
-                leave(run, how[planned.row.name], seed)
+                leave(run, how[planned.row.name], seed, preset)
     return plan, collect(plan)[0]
 
 
@@ -126,6 +129,17 @@ def test_how_near_attention_stays_is_printed_beside_the_score(tmp_path: Path) ->
     assert shown["c"] == "–"  # its fusion does not attend, or it was evaluated before
     _, found = filled(tmp_path, {"c": worse})
     assert "attention within" not in write_table(found, tmp_path / "out")
+
+
+def test_the_word_error_rate_comes_first_where_the_preset_has_it(tmp_path: Path) -> None:
+    how = {"full": exact, "c": worse}
+    _, found = filled(tmp_path, how, preset="glosses")
+    assert "- WER: nrefs:1" in write_table(found, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").open(encoding="utf-8")))
+    assert list(rows[0])[:3] == ["row", "WER", "BLEU-1"]
+    assert [row["WER"] for row in rows] == ["0.00", "–", f"{found.row('c').values('WER')[0]:.2f}"]
+    _, found = filled(tmp_path, how)
+    assert "WER" not in write_table(found, tmp_path / "out")
 
 
 def test_what_the_paper_expects_is_compared_with_what_was_found(tmp_path: Path) -> None:
