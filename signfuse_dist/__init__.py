@@ -12,7 +12,7 @@ Everybody uses ``errors`` and ``answer`` (which error and status a fault becomes
 (typed YAML and JSON), ``config`` (what a run is), ``sections`` (its sections by their names),
 ``experiment`` (reading one), ``contradictions`` (values that exclude each other), ``recipe`` (what
 of it is not as printed), ``run_folder`` (what RUN holds), ``progress`` (the only bars), ``device``
-and ``nvidia`` (where it computes),
+and ``nvidia`` (where it computes), ``garbage`` (when it is not collected),
 ``languages`` (their names, for prompts), ``vector_source`` (what a feature set is).
 Data and model do not know each other: they meet in ``batch`` and ``skeleton``, with ``plan`` (which
 clips and frames at which step), ``arrangement`` (which lie together), ``blend`` (of which corpus)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from signfuse_dist import __version__
+from signfuse_dist.garbage import importing
 
 T = TypeVar("T")
 
@@ -95,7 +96,9 @@ def build_parser(used: str | None = None) -> argparse.ArgumentParser:
     for name, module, line in SUBCOMMANDS:
         command = commands.add_parser(name, help=line)
         if used in (None, name):
-            getattr(importlib.import_module(f"signfuse_dist.cli.{module}"), f"add_{name}")(command)
+            with importing():
+                add = getattr(importlib.import_module(f"signfuse_dist.cli.{module}"), f"add_{name}")
+                add(command)
     return parser
 
 

@@ -19,6 +19,7 @@ from signfuse_dist.cli import add_options, from_options
 from signfuse_dist.cli.data import add_pose_model
 from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.evaluation.protocols import PRESETS, Preset, find_preset
+from signfuse_dist.garbage import importing
 
 if TYPE_CHECKING:
     from signfuse_dist.report.published import Published
@@ -277,13 +278,14 @@ def _score(options: argparse.Namespace) -> int:
     read = (options.hypotheses, *(options.references or ()), options.trained)
     _refuse_absent(*read)
     _refuse_json_place(options.json, *read)
-    from signfuse_dist.evaluation.scores import (
-        SplitScores,
-        format_split_scores,
-        score_files,
-        write_split_scores,
-    )
-    from signfuse_dist.evaluation.significance import Resampling
+    with importing():
+        from signfuse_dist.evaluation.scores import (
+            SplitScores,
+            format_split_scores,
+            score_files,
+            write_split_scores,
+        )
+        from signfuse_dist.evaluation.significance import Resampling
 
     protocol = from_options(Protocol, options)
     file, language = options.hypotheses, protocol.language
@@ -326,10 +328,11 @@ def _compare(options: argparse.Namespace) -> int:
     _refuse_absent(*read)
     _refuse_json_place(options.json, *read)
     rows = _published(options)
-    from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
-    from signfuse_dist.evaluation.significance import Resampling
-    from signfuse_dist.files import write_json
-    from signfuse_dist.report.published import extra_data, format_table, table_for
+    with importing():
+        from signfuse_dist.evaluation.compare import compare, format_comparison, read_systems
+        from signfuse_dist.evaluation.significance import Resampling
+        from signfuse_dist.files import write_json
+        from signfuse_dist.report.published import extra_data, format_table, table_for
 
     if len(options.systems) < 2 and not rows:
         raise UserError(
@@ -392,7 +395,8 @@ def _report(options: argparse.Namespace) -> int:
     from signfuse_dist.run_folder import RunFolder
 
     RunFolder.open(options.run_folder).evaluated(options.split, options.name)
-    from signfuse_dist.report.report import write_report
+    with importing():
+        from signfuse_dist.report.report import write_report
 
     print(write_report(options.run_folder, options.split, options.name))
     return 0

@@ -6,9 +6,7 @@ opens a video: reading says what is to be packed, and what does not fit together
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from signfuse_dist.corpora import (
@@ -49,6 +47,7 @@ from signfuse_dist.corpora.rows import (
 )
 from signfuse_dist.corpora.subtitles import read_subtitles
 from signfuse_dist.corpora.table import read_synthetic, read_table, splits_of_table
+from signfuse_dist.garbage import uncollected
 from signfuse_dist.synthetic.language import SPLITS
 
 __all__ = [
@@ -70,7 +69,6 @@ __all__ = [
     "read_table",
     "script_of",
     "splits_of",
-    "uncollected",
 ]
 
 _READERS: Mapping[str, Callable[[Path, str], Corpus]] = {
@@ -102,7 +100,7 @@ def read_corpus(corpus: str, root: Path, split: str, poses: str | None = None) -
     Raises :class:`CorpusError` when there is no such corpus, or none of its own with such poses.
     """
     _refuse_unknown(corpus)
-    with uncollected():
+    with uncollected():  # rows hold no cycles
         if poses is None:
             return _READERS[corpus](root, split)
         if poses not in POSE_FORMATS:
@@ -144,16 +142,3 @@ def splits_of(corpus: str, root: Path) -> tuple[str, ...]:
 def _refuse_unknown(corpus: str) -> None:
     if corpus not in _READERS:
         raise CorpusError(f"corpus {corpus!r}: unknown; known are {', '.join(CORPORA)}")
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep the garbage collector still: rows hold no cycles, and it looks through all of them."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

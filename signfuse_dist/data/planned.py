@@ -35,9 +35,9 @@ from signfuse_dist.corpora import (
     Rejected,
     Tree,
     read_corpus,
-    uncollected,
 )
 from signfuse_dist.files import checksum, write_bytes
+from signfuse_dist.garbage import uncollected
 from signfuse_dist.locks import HeldError, held
 from signfuse_dist.system_errors import refuse_machine
 

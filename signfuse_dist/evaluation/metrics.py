@@ -28,6 +28,7 @@ from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 from signfuse_dist import __version__
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.protocols import BLEU_NAMES, WER, Beta, Preset
+from signfuse_dist.garbage import importing
 
 # Of the table of a longest common subsequence: what the package `rouge` is given, and what is
 # computed at all (a byte each).
@@ -392,19 +393,21 @@ def sentence_meteor(hypothesis: Sequence[str], reference: Sequence[str], synonym
 
 @cache
 def _meteor_of_nltk() -> Callable[..., float]:
-    """Import nltk's METEOR without scipy's statistics, where those are not there already.
+    """Import nltk's METEOR without what it wants of scipy, where that is not there already.
 
-    nltk wants them for a test of collocations and for aligning texts, and does without where scipy
-    is not installed; METEOR has no part in either. They take longer than scoring a split.
+    nltk wants statistics for a test of collocations and for aligning texts, sparse matrices for a
+    parser, and does without where scipy is not installed; METEOR has no part in any. They take
+    longer than scoring a split.
     """
-    hidden = "scipy.stats" not in sys.modules
-    if hidden:
-        sys.modules["scipy.stats"] = None  # type: ignore[assignment]
+    hidden = [name for name in ("scipy.stats", "scipy.sparse") if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
     try:
-        from nltk.translate.meteor_score import single_meteor_score
+        with importing():
+            from nltk.translate.meteor_score import single_meteor_score
     finally:
-        if hidden:
-            del sys.modules["scipy.stats"]
+        for name in hidden:
+            del sys.modules[name]
     return single_meteor_score  # type: ignore[no-any-return]
 
 
