@@ -10,6 +10,10 @@ fault of the machine, and to be started again; 2 an error in what was asked.
 
 from __future__ import annotations
 
+import gc
+
+gc.disable()  # until all is imported: a sixth of the time (garbage.py)
+
 import argparse
 import json
 import sys
@@ -56,6 +60,7 @@ from signfuse_dist.engine.timing import Marks, Startup
 from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.experiment import load_run
 from signfuse_dist.files import write_text
+from signfuse_dist.garbage import uncollected
 from signfuse_dist.jobs.folder import JobFolder
 from signfuse_dist.languages import fill_prompt
 from signfuse_dist.locks import held
@@ -93,6 +98,9 @@ from signfuse_dist.stages import (
 from signfuse_dist.start import find_start, history_of, with_origin
 from signfuse_dist.system_errors import faults_told
 from signfuse_dist.texts import refuse_long_texts
+
+gc.freeze()
+gc.enable()
 
 _EPOCHS_AHEAD = 8  # in which the fullest micro batch is looked for: more find hardly fuller ones
 
@@ -158,7 +166,8 @@ def train(run: RunConfig) -> int:
     startup.lap("data")
     plan = make_plan(len(split), run.stage, run.train, processes.launched_world_size())
     workers = count_workers(run.train.num_workers)
-    accelerator, resolved = processes.start(plan, run.train)
+    with uncollected():  # DeepSpeed is imported
+        accelerator, resolved = processes.start(plan, run.train)
     with watched(run.train.hang_seconds, run.folder) as marks:
         run, how = _resolve_chunk(run, split, plan, accelerator, resolved)
         job = _Job(run, split, dev, plan, workers, accelerator, resolved, marks, startup, how)
@@ -405,14 +414,15 @@ def _prepare(job: _Job, model: SignFuse, resumed: Checkpoint | None) -> tuple[An
     run = job.run
     # ZeRO has one flat partition, for which nothing is to be gained.
     fused = job.resolved is None and job.accelerator.device.type == "cuda"
-    optimizer = make_optimizer(
-        model,
-        run.stage.learning_rate,
-        run.train.weight_decay,
-        fused,
-        lambda parameter: rate_factor(parameter, run.stage),
-    )
-    prepared, wrapped = job.accelerator.prepare(model, optimizer)
+    with uncollected():  # torch's compiler and the rest of DeepSpeed are imported
+        optimizer = make_optimizer(
+            model,
+            run.stage.learning_rate,
+            run.train.weight_decay,
+            fused,
+            lambda parameter: rate_factor(parameter, run.stage),
+        )
+        prepared, wrapped = job.accelerator.prepare(model, optimizer)
     if job.resolved is not None:
         ds_config.verify_live(prepared, job.resolved, job.plan.world_size)
     job.startup.lap("prepare")

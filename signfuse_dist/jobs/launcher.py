@@ -10,6 +10,10 @@ that of the launcher. Nothing that was started is left behind.
 
 from __future__ import annotations
 
+import gc
+
+gc.disable()  # until all is imported (garbage.py)
+
 import logging
 import os
 import signal
@@ -29,6 +33,9 @@ from signfuse_dist.answer import ERROR_FILE, NotedError, answer
 from signfuse_dist.engine.stopping import HUNG
 from signfuse_dist.errors import MachineError, UserError, printable
 from signfuse_dist.jobs.local import end_processes
+
+gc.freeze()
+gc.enable()
 
 # What torchrun says of an end that is told here in a line: the formats of its messages.
 _TOLD_HERE = {
