@@ -24,6 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from signfuse_dist.garbage import uncollected
 from signfuse_dist.report.figures import Figure, Table
 
 if TYPE_CHECKING:
@@ -72,11 +73,12 @@ def plot(
 
 def in_themes(draw: Callable[[Theme], MatplotlibFigure]) -> tuple[bytes, bytes]:
     """Return a plot as PNG, for light and for dark pages."""
-    figure = draw(LIGHT)
-    light = _png(figure)
-    figure.set_layout_engine("none")  # where everything stands is known, and stays
-    _recolour(figure, LIGHT, DARK)
-    return light, _png(figure)
+    with uncollected():  # parts of a figure know each other, and are looked through in vain
+        figure = draw(LIGHT)
+        light = _png(figure)
+        figure.set_layout_engine("none")  # where everything stands is known, and stays
+        _recolour(figure, LIGHT, DARK)
+        return light, _png(figure)
 
 
 def _recolour(figure: MatplotlibFigure, before: Theme, after: Theme) -> None:
