@@ -10,97 +10,92 @@ fault of the machine, and to be started again; 2 an error in what was asked.
 
 from __future__ import annotations
 
-import gc
+from signfuse_dist.garbage import importing, uncollected
 
-gc.disable()  # until all is imported: a sixth of the time (garbage.py)
+with importing():
+    import argparse
+    import json
+    import sys
+    from collections.abc import Sequence
+    from contextlib import ExitStack
+    from dataclasses import asdict, dataclass, replace
+    from typing import Any
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+    import numpy as np
+    import torch
+    from accelerate import Accelerator
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-
-from signfuse_dist import cached_features, device
-from signfuse_dist.answer import answer
-from signfuse_dist.arrangement import Arrangement
-from signfuse_dist.blend import BlendedMicroBatches, BlendFrames
-from signfuse_dist.config import RunConfig
-from signfuse_dist.data.blended import (
-    BlendedSplit,
-    blend_of,
-    content_of,
-    open_training,
-    splits_of,
-)
-from signfuse_dist.data.features import FeatureBatches, FeatureSet
-from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
-from signfuse_dist.data.split import Split
-from signfuse_dist.data.staging import stage
-from signfuse_dist.development import RISING, DevelopmentScores, open_development
-from signfuse_dist.engine import checkpoint, ds_config, processes, trackers
-from signfuse_dist.engine.average import WeightAverage
-from signfuse_dist.engine.checkpoint_files import (
-    Checkpoint,
-    find_best,
-    refuse_other_position,
-    refuse_other_run,
-)
-from signfuse_dist.engine.hang import watched
-from signfuse_dist.engine.loop import Loop, Step, make_optimizer
-from signfuse_dist.engine.rehearsal import rehearse
-from signfuse_dist.engine.selection import Selection
-from signfuse_dist.engine.stopping import REQUEUE
-from signfuse_dist.engine.timing import Marks, Startup
-from signfuse_dist.errors import MachineError, UserError
-from signfuse_dist.experiment import load_run
-from signfuse_dist.files import write_text
-from signfuse_dist.garbage import uncollected
-from signfuse_dist.jobs.folder import JobFolder
-from signfuse_dist.languages import fill_prompt
-from signfuse_dist.locks import held
-from signfuse_dist.metering import meter_of, say_what_is_unknown
-from signfuse_dist.model import parts, saved
-from signfuse_dist.model.attention import choose_for
-from signfuse_dist.model.signfuse import SignFuse, count_parameters
-from signfuse_dist.model.text_tokenizer import TextTokenizer
-from signfuse_dist.model.usage import Usage
-from signfuse_dist.model.visual_weights import load_visual_weights
-from signfuse_dist.objective import StageObjective, prepare, set_mode
-from signfuse_dist.origin import TrainedCorpus, TrainedStage
-from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, make_plan
-from signfuse_dist.preflight import memory
-from signfuse_dist.preflight.check import caveats
-from signfuse_dist.preflight.inputs import worst_frames
-from signfuse_dist.preflight.llm_files import find_usable
-from signfuse_dist.progress import print_line
-from signfuse_dist.report.model_card import write_card
-from signfuse_dist.run_folder import (
-    TRAINED_ON,
-    RunFolder,
-    begin,
-    identify,
-    refuse_other_data,
-    refuse_other_meeting,
-)
-from signfuse_dist.stages import (
-    loss_weights,
-    needs_language_model,
-    previous,
-    rate_factor,
-    trains_llm,
-)
-from signfuse_dist.start import find_start, history_of, with_origin
-from signfuse_dist.system_errors import faults_told
-from signfuse_dist.texts import refuse_long_texts
-
-gc.freeze()
-gc.enable()
+    from signfuse_dist import cached_features, device
+    from signfuse_dist.answer import answer
+    from signfuse_dist.arrangement import Arrangement
+    from signfuse_dist.blend import BlendedMicroBatches, BlendFrames
+    from signfuse_dist.config import RunConfig
+    from signfuse_dist.data.blended import (
+        BlendedSplit,
+        blend_of,
+        content_of,
+        open_training,
+        splits_of,
+    )
+    from signfuse_dist.data.features import FeatureBatches, FeatureSet
+    from signfuse_dist.data.loader import BatchSource, ClipBatches, batches, count_workers
+    from signfuse_dist.data.split import Split
+    from signfuse_dist.data.staging import stage
+    from signfuse_dist.development import RISING, DevelopmentScores, open_development
+    from signfuse_dist.engine import checkpoint, ds_config, processes, trackers
+    from signfuse_dist.engine.average import WeightAverage
+    from signfuse_dist.engine.checkpoint_files import (
+        Checkpoint,
+        find_best,
+        refuse_other_position,
+        refuse_other_run,
+    )
+    from signfuse_dist.engine.hang import watched
+    from signfuse_dist.engine.loop import Loop, Step, make_optimizer
+    from signfuse_dist.engine.rehearsal import rehearse
+    from signfuse_dist.engine.selection import Selection
+    from signfuse_dist.engine.stopping import REQUEUE
+    from signfuse_dist.engine.timing import Marks, Startup
+    from signfuse_dist.errors import MachineError, UserError
+    from signfuse_dist.experiment import load_run
+    from signfuse_dist.files import write_text
+    from signfuse_dist.jobs.folder import JobFolder
+    from signfuse_dist.languages import fill_prompt
+    from signfuse_dist.locks import held
+    from signfuse_dist.metering import meter_of, say_what_is_unknown
+    from signfuse_dist.model import parts, saved
+    from signfuse_dist.model.attention import choose_for
+    from signfuse_dist.model.signfuse import SignFuse, count_parameters
+    from signfuse_dist.model.text_tokenizer import TextTokenizer
+    from signfuse_dist.model.usage import Usage
+    from signfuse_dist.model.visual_weights import load_visual_weights
+    from signfuse_dist.objective import StageObjective, prepare, set_mode
+    from signfuse_dist.origin import TrainedCorpus, TrainedStage
+    from signfuse_dist.plan import ClipFrames, MicroBatches, Plan, make_plan
+    from signfuse_dist.preflight import memory
+    from signfuse_dist.preflight.check import caveats
+    from signfuse_dist.preflight.inputs import worst_frames
+    from signfuse_dist.preflight.llm_files import find_usable
+    from signfuse_dist.progress import print_line
+    from signfuse_dist.report.model_card import write_card
+    from signfuse_dist.run_folder import (
+        TRAINED_ON,
+        RunFolder,
+        begin,
+        identify,
+        refuse_other_data,
+        refuse_other_meeting,
+    )
+    from signfuse_dist.stages import (
+        loss_weights,
+        needs_language_model,
+        previous,
+        rate_factor,
+        trains_llm,
+    )
+    from signfuse_dist.start import find_start, history_of, with_origin
+    from signfuse_dist.system_errors import faults_told
+    from signfuse_dist.texts import refuse_long_texts
 
 _EPOCHS_AHEAD = 8  # in which the fullest micro batch is looked for: more find hardly fuller ones
 

@@ -10,32 +10,28 @@ that of the launcher. Nothing that was started is left behind.
 
 from __future__ import annotations
 
-import gc
+from signfuse_dist.garbage import importing
 
-gc.disable()  # until all is imported (garbage.py)
+with importing():
+    import logging
+    import os
+    import signal
+    import subprocess
+    import sys
+    import tempfile
+    from collections.abc import Iterator, Sequence
+    from contextlib import contextmanager
+    from pathlib import Path
 
-import logging
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+    import psutil
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-import psutil
-from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-
-from signfuse_dist.answer import ERROR_FILE, NotedError, answer
-from signfuse_dist.engine.stopping import HUNG
-from signfuse_dist.errors import MachineError, UserError, printable
-from signfuse_dist.jobs.local import end_processes
-
-gc.freeze()
-gc.enable()
+    from signfuse_dist.answer import ERROR_FILE, NotedError, answer
+    from signfuse_dist.engine.stopping import HUNG
+    from signfuse_dist.errors import MachineError, UserError, printable
+    from signfuse_dist.jobs.local import end_processes
 
 # What torchrun says of an end that is told here in a line: the formats of its messages.
 _TOLD_HERE = {
