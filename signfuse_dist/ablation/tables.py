@@ -372,12 +372,13 @@ def _about(results: TableResults) -> list[str]:
 
 
 def _notes(results: TableResults, findings: dict[str, RowFinding]) -> list[str]:
+    shown = _metrics(results)
     signatures = {
         name: value.signature
         for row in results.rows
         for seed in row.seeds
         for name, value in seed.scores.scores.items()
-        if name in _metrics(results)
+        if name in shown
     }
     notes = [f"{name}: {signature}" for name, signature in signatures.items()]
     notes.append(
