@@ -37,6 +37,13 @@ def test_the_collector_is_at_work_where_a_program_has_been_imported() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_a_trainer_ends_without_a_word_of_what_was_set_apart() -> None:
+    """Libraries that count their objects complain at the end of those that nobody has collected."""
+    command = [sys.executable, "-c", "import signfuse_dist.train"]
+    ended = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("", "")
+
+
 def test_nothing_of_scipy_stays_hidden_behind_meteor() -> None:
     code = (
         "import sys; from signfuse_dist.evaluation.metrics import _meteor_of_nltk as meteor; "
