@@ -198,9 +198,9 @@ class ModelConfig:
     """Licence of the LLM, in words; a saved model and its card state it."""
     visual_backbone: Annotated[str, AfterValidator(_backbone)] = key("resnet50", "encoders")
     """What encodes each frame: `resnet10`, `resnet18` or `resnet50` (section 3.2, Table 1:
-    ResNet-50); `hf:NAME`, a vision model of transformers, of the hub or a folder; or
-    `features:NAME` or `features:NAME+NAME`, sets of vectors that `signfuse features` has put beside
-    the shards, so that no picture is read."""
+    ResNet-50); `hf:NAME`, a vision model of transformers, of the hub or a folder (networks of
+    torchvision too: docs/training.md); or `features:NAME` or `features:NAME+NAME`, sets of vectors
+    that `signfuse features` has put beside the shards, so that no picture is read."""
     visual_revision: str | None = key(None, "load")
     """Of `hf:NAME`: commit, tag or branch of the model hub; null: the newest when training starts,
     or a folder."""

@@ -1,5 +1,7 @@
 """Vision models of transformers as encoders of frames: DINOv2, CLIP, SigLIP, ViT, ConvNeXt, ...
 
+Networks of torchvision are put into their form by :mod:`signfuse_dist.model.torchvision_models`.
+
 Of a model of pictures and texts the half of the pictures is taken. A frame's vector is what the
 model's own pooling makes of it, where its files hold that, else the mean of its tokens or places.
 Normalisation and side of the picture are those of the model's image processor. Models that look at
@@ -221,12 +223,11 @@ def load_configured(config: ModelConfig) -> VisionModel:
     """
     name, setting = str(config.vision_model), f"model.visual_backbone={config.visual_backbone}"
     if torch.get_default_device().type == "meta":
-        from transformers import AutoModel
-
+        _, auto_model = _auto()
         known = _read_config(name, config.visual_revision, setting)
         picture = _read_picture(name, config.visual_revision, known, setting)
         with _taking(picture, name, setting):
-            model = VisionModel(AutoModel.from_config(known), picture, True)
+            model = VisionModel(auto_model.from_config(known), picture, True)
     else:
         model = load_vision_model(name, config.visual_revision, setting)
     if model.window > 1:
@@ -254,14 +255,13 @@ def without_weights(described: object, where: str) -> VisionModel:
 
     Raises UserError naming ``where`` for what describes none.
     """
-    from transformers import AutoConfig, AutoModel
-
+    auto_config, auto_model = _auto()
     headline = f"{where}: does not describe a vision model"
     said = read_record(_Described, described, headline)
     values = dict(said.config)
     try:
-        known = AutoConfig.for_model(values.pop("model_type"), **values)
-        network = AutoModel.from_config(known, trust_remote_code=False)
+        known = auto_config.for_model(values.pop("model_type"), **values)
+        network = auto_model.from_config(known, trust_remote_code=False)
         return VisionModel(network, ShownPicture(said.side, said.mean, said.std), said.pools)
     except unloadable() as error:
         raise UserError(f"{headline} that can be built: {first_line(error)}") from error
@@ -374,16 +374,24 @@ def nearest(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return np.asarray(apart.argmin(axis=1))
 
 
-def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, Sequence[str]]:
-    from transformers import AutoModel
+def _auto() -> tuple[Any, Any]:
+    """Return what finds a configuration and a model by its files, torchvision's among them."""
+    from transformers import AutoConfig, AutoModel
 
+    import signfuse_dist.model.torchvision_models  # noqa: F401  (it makes itself known to both)
+
+    return AutoConfig, AutoModel
+
+
+def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, Sequence[str]]:
+    _, auto_model = _auto()
     of_pictures = _read_config(name, revision, setting)
     try:
         folder = find_folder(name, revision)
         if folder is not None:
             read_ahead(folder)
         with without_bars(), _quiet():
-            network, said = AutoModel.from_pretrained(
+            network, said = auto_model.from_pretrained(
                 name,
                 revision=revision,
                 config=of_pictures,
@@ -408,10 +416,9 @@ def _load_network(name: str, revision: str | None, setting: str) -> tuple[Any, S
 
 def _read_config(name: str, revision: str | None, setting: str) -> PreTrainedConfig:
     """Return the configuration of the half that sees pictures."""
-    from transformers import AutoConfig
-
+    auto_config, _ = _auto()
     try:
-        known = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        known = auto_config.from_pretrained(name, revision=revision, trust_remote_code=False)
     except unloadable() as error:
         raise _not_loaded(name, setting, error) from error
     of_pictures: PreTrainedConfig = getattr(known, "vision_config", known)

@@ -544,7 +544,11 @@ def say_chunk(asked: ModelConfig, resolved: ModelConfig) -> str:
     chunk, word = resolved.visual_chunk, asked.visual_chunk
     how = "all frames at once" if chunk is None else f"{chunk} frames at once"
     what = "ResNet" if asked.vision_model is None else "vision model"
-    return f"{what}: {how} (model.visual_chunk: {'null' if word is None else word})"
+    said = f"{what}: {how} (model.visual_chunk: {'null' if word is None else word})"
+    files = usable_vision_files(asked)
+    if files is not None and asked.trains_backbone and files.frame_bytes(True) is None:
+        said += ", what it keeps for the backward pass not counted: it is no transformer"
+    return said
 
 
 def judge_gpu(

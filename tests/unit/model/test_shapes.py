@@ -37,6 +37,7 @@ from helpers.vision_models import FAMILIES, MEAN, SIDE, STD
 from signfuse_dist.config import EvaluationConfig, LossConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.text_tokenizer import TextTokenizer
+from signfuse_dist.model.torchvision_models import TorchvisionConfig, TorchvisionModel
 from signfuse_dist.objective import StageObjective, prepare, set_mode
 from signfuse_dist.synthetic import tiny_llm
 from signfuse_dist.synthetic.tiny_llm import IGNORED, TinyLLM, train_tokenizer
@@ -243,6 +244,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         _RETURN: Float[Tensor, "frames {self.output_dim}"],
     },
     "model.visual.GivenVectors.forward": {"images": Float[Tensor, "frames 3 height width"]},
+    "model.torchvision_models.TorchvisionModel.forward": {
+        "pixel_values": Float[Tensor, "pictures 3 height width"],
+    },
     "model.vision.VisionModel.forward": {
         "images": Float[Tensor, "*pictures 3 height width"],
         _RETURN: Float[Tensor, "frames {self.output_dim}"],
@@ -349,6 +353,8 @@ def _run_everything() -> None:
     shown = signfuse_dist.model.vision.ShownPicture(SIDE, tuple(MEAN), tuple(STD))
     sees = signfuse_dist.model.vision.VisionModel(FAMILIES["classifier"]().vit, shown, False)
     sees(torch.randn(2, 3, SIDE, SIDE))
+    described = TorchvisionConfig(architecture="shufflenet_v2_x0_5")
+    TorchvisionModel(described).eval()(pixel_values=torch.randn(2, 3, SIDE, SIDE))
     with suppress(UserError):
         signfuse_dist.model.visual.GivenVectors(4)(torch.randn(2, 3, 4, 4))
     batch = join(draw_clips([5, 1, 3]))

@@ -72,3 +72,17 @@ def test_one_that_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
     assert found.level == "error"
     assert "cannot be read" in found.said
     assert check_vision(small_config(), 32, True) == []
+
+
+@pytest.mark.parametrize(("family", "counted"), [("clip", True), ("resnet", False)])
+def test_activations_that_are_not_estimated_are_said_to_be_missing(
+    tmp_path: Path, family: str, counted: bool
+) -> None:
+    folder = write_vision_model(tmp_path / family, family)
+    said = {
+        training: memory.say_chunk(config, config)
+        for training in ("full", "frozen")
+        for config in [small_config(visual_backbone=f"hf:{folder}", visual_training=training)]
+    }
+    assert ("not counted" in said["full"]) is not counted
+    assert "not counted" not in said["frozen"]  # it keeps nothing
