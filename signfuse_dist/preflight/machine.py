@@ -263,10 +263,16 @@ def _check_deepspeed(
 def _check_port(settings: dict[str, Any], started_by: StartedBy) -> Finding:
     if started_by == "sbatch":
         return ok("port", "MASTER_PORT of the first node: not tried here")
-    port = int(settings.get("main_process_port") or _PORT)
+    said = settings.get("main_process_port")
+    port = _PORT if said is None else int(said)
     what = f"port {port}"
     if int(settings.get("num_machines") or 1) > 1:
+        if port == 0:
+            fix = "Give main_process_port a number"
+            return error(what, "is any that is free, which other nodes cannot know", fix)
         return ok(what, "of the first node, which may be another machine: not tried")
+    if port == 0:
+        return ok(what, "any that is free")
     with socket.socket() as attempt:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -140,7 +140,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("h.jsonl", "other.jsonl"):
         shutil.copy(folder / RUN / "evaluation" / "train" / "hypotheses.jsonl", folder / name)
     (folder / "plots").mkdir()
-    (folder / "own.yaml").write_text("num_processes: 1\n")
+    (folder / "own.yaml").write_text("num_processes: 1\nmain_process_port: 0\n")
     rows = "rows: [{name: all}, {name: none, words: [model.fusion=sum]}]"
     (folder / "own_rows.yaml").write_text(f"title: t\npaper: p\nfull: all\n{rows}\n")
     return folder

@@ -44,6 +44,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.cfg", "tests/conftest.py", "tests/helpers/model_factory.py"):
         shutil.copy(ROOT / name, root / name)
     apply(PAGE, root)
+    with (root / "launch" / "cpu_zero2.yaml").open("a", encoding="utf-8") as launch:
+        launch.write("main_process_port: 0\n")  # tests run beside each other
     lectures = root / "data" / "lectures"
     (lectures / "sentences").mkdir(parents=True)
     for split, lines in SENTENCES.items():

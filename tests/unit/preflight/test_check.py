@@ -427,6 +427,14 @@ def test_a_port_that_is_taken_is_an_error(job: Job) -> None:
         job.finds("error", f"port {port}: cannot be taken", f"--main_process_port {port + 1}")
 
 
+def test_port_0_is_any_that_is_free_on_one_node_and_none_on_several(job: Job) -> None:
+    job.launch(main_process_port=0)
+    assert "ok       port 0: any that is free" in job.check(0)
+    job.launch(main_process_port=0, num_machines=2, machine_rank=0, main_process_ip="127.0.0.1")
+    said = "error    port 0: is any that is free, which other nodes cannot know"
+    assert any(line.startswith(said) for line in job.check(1))
+
+
 def test_memory_of_a_gpu_is_judged_where_it_is_named(job: Job) -> None:
     job.words = ["stage=contrastive"]
     job.options += ["--gpu-memory", "1"]
