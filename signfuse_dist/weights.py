@@ -1,18 +1,30 @@
-"""Loading weights by name: all of them, or an error that says which configuration differs."""
+"""Reading weights, and loading them by name: all, or an error that says what differs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from signfuse_dist.errors import DamagedError, UserError
+from signfuse_dist.errors import DamagedError, UserError, first_line
 from signfuse_dist.system_errors import unreadable
 from signfuse_dist.tensor_files import as_os_error
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    UnpicklingError,
+    SafetensorError,
+)
 
 
 class Shaped(Protocol):
@@ -41,6 +53,41 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise DamagedError(f"{path} is damaged: it is no whole safetensors file ({e})") from e
     except OSError as e:
         raise unreadable(e, path, DamagedError) from e
+
+
+def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
+    """Read anybody's weights, safetensors or what torch saves; no pickle runs code.
+
+    Raises UserError naming ``setting`` for what cannot be read, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as e:
+        raise UserError(f"{setting}: cannot be read: {first_line(e)}") from e
+    return _mapping(state, setting)
+
+
+def read_published(chosen: Any, setting: str) -> dict[str, Tensor]:
+    """Return weights that torchvision publishes, from torch's cache, else from their address.
+
+    ``chosen`` is one of torchvision's. Raises UserError naming ``setting`` as :func:`read_weights`.
+    """
+    try:
+        state = chosen.get_state_dict(check_hash=True, weights_only=True)
+    except _UNREADABLE as e:
+        raise UserError(
+            f"{setting}: {chosen.url} is neither in torch's cache, where it can be read, nor to be "
+            f"downloaded: {first_line(e)}"
+        ) from e
+    return _mapping(state, setting)
+
+
+def _mapping(state: object, setting: str) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise UserError(f"{setting}: holds no mapping of names to tensors")
+    return state
 
 
 def load_exactly(

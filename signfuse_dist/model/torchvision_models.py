@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -24,19 +23,19 @@ from torchvision import models
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from signfuse_dist.answer import answer
-from signfuse_dist.errors import UserError, first_line, suggest
+from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.files import write_folder
-from signfuse_dist.weights import save_tensors
+from signfuse_dist.weights import load_exactly, read_published, save_tensors
 
 _OLD_NAME = re.compile(r"\.(norm|conv)\.(\d)\.")
-# The published weights of two want another normalisation within the network, and the classifier of
-# SqueezeNet is a convolution.
-_OTHERS = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
+# The published weights of the first two want another normalisation within the network, SqueezeNets
+# end in a convolution, and MNASNets load no weights without a version, which safetensors lack.
+_OTHERS = ("googlenet", "inception_v3", "squeezenet", "mnasnet")
 
 
 def architectures() -> list[str]:
     """Return the classifiers of torchvision that can be encoders of frames."""
-    return [name for name in models.list_models(module=models) if name not in _OTHERS]
+    return [name for name in models.list_models(module=models) if not name.startswith(_OTHERS)]
 
 
 class TorchvisionConfig(PreTrainedConfig):
@@ -120,14 +119,9 @@ def write_torchvision_model(architecture: str, weights: str, folder: Path) -> To
     side = int(shown.crop_size[0])
     config = TorchvisionConfig(architecture=architecture, image_size=side)
     model = TorchvisionModel(config).eval()
-    try:
-        state = chosen.get_state_dict(check_hash=True, weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise UserError(
-            f"{architecture}: {chosen.url} is neither in torch's cache, where it can be read, nor "
-            f"to be downloaded ({first_line(error)})"
-        ) from error
-    model.network.load_state_dict(_fitted(state, model.classifier))
+    state = read_published(chosen, architecture)
+    own = model.network.state_dict()
+    load_exactly(_fitted(state, model.classifier), own, model.network, chosen.url)
     with torch.no_grad():
         config.hidden_size = model(torch.zeros(1, 3, side, side)).pooler_output.shape[1]
     processor = {
@@ -146,13 +140,10 @@ def write_torchvision_model(architecture: str, weights: str, folder: Path) -> To
 
 
 def _fitted(state: dict[str, Tensor], classifier: str) -> dict[str, Tensor]:
-    """Leave out the weights of the last linear layer; in place, for what its metadata says."""
-    for name in [name for name in state if name.rpartition(".")[0] == classifier]:
-        del state[name]
+    """Leave out the weights of the last linear layer, and give each of the others its name."""
+    kept = {name: t for name, t in state.items() if name.rpartition(".")[0] != classifier}
     # DenseNets were published when a layer had the names `norm.1` and `conv.1`.
-    for name in [name for name in state if _OLD_NAME.search(name)]:
-        state[_OLD_NAME.sub(r".\1\2.", name)] = state.pop(name)
-    return state
+    return {_OLD_NAME.sub(r".\1\2.", name): t for name, t in kept.items()}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import get_model_weights
 
 from signfuse_dist.config import ModelConfig
-from signfuse_dist.errors import UserError, first_line
+from signfuse_dist.errors import UserError
 from signfuse_dist.model.signfuse import SignFuse
 from signfuse_dist.model.visual import ResNet
-from signfuse_dist.weights import load_exactly
+from signfuse_dist.weights import load_exactly, read_published, read_weights
 
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    UnpicklingError,
-    SafetensorError,
-)
+_ADVICE = "give a file (model.visual_weights=PATH) or start from nothing (=null)"
 
 
 def load_visual_weights(model: SignFuse, config: ModelConfig) -> None:
@@ -49,30 +37,15 @@ def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _imagenet(backbone: str) -> dict[str, Tensor]:
-    advice = "give a file (model.visual_weights=PATH) or start from nothing (=null)"
     try:
         weights = get_model_weights(backbone)["IMAGENET1K_V1"]
-        state: dict[str, Tensor] = weights.get_state_dict(check_hash=True, weights_only=True)
     except (ValueError, KeyError) as e:
-        raise UserError(f"model.visual_weights: no ImageNet {backbone}; {advice}") from e
-    except OSError as e:
-        raise UserError(
-            f"model.visual_weights=imagenet: {backbone} is not in the cache and cannot be "
-            f"downloaded ({e}); {advice}"
-        ) from e
-    return state
+        raise UserError(f"model.visual_weights: no ImageNet {backbone}; {_ADVICE}") from e
+    return read_published(weights, f"model.visual_weights=imagenet ({_ADVICE})")
 
 
 def _weights_of(source: str) -> dict[str, Tensor]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"model.visual_weights={source}: no such file (nor the word imagenet)")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as e:
-        raise UserError(f"model.visual_weights={source}: cannot be read: {first_line(e)}") from e
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"model.visual_weights={source}: holds no mapping of names to tensors")
-    return state
+    return read_weights(path, f"model.visual_weights={source}")

@@ -162,7 +162,7 @@ def test_what_cannot_be_written_is_named(
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"shufflenet.*neither in torch's cache.*\(no network\)"):
+    with pytest.raises(UserError, match=r"shufflenet.*neither in torch's cache.*: no network"):
         write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -182,6 +182,25 @@ def test_code_in_a_cached_file_is_not_run(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither in torch's cache, where it can be read"):
         write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
     assert not (tmp_path / "ran").exists()
+
+
+def test_cached_weights_that_are_damaged_or_of_another_network_are_named(
+    cache: Path, tmp_path: Path
+) -> None:
+    file = cache / file_of(SMALLEST)
+    publish(SMALLEST, cache)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="neither in torch's cache, where it can be read"):
+        write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
+    publish("mobilenet_v3_small", cache)
+    (cache / file_of("mobilenet_v3_small")).rename(file)
+    with pytest.raises(UserError, match=r"shufflenet.*is of another model configuration"):
+        write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
+    torch.save([1], file)
+    with pytest.raises(UserError, match="holds no mapping of names to tensors"):
+        write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_configuration_names_no_other_network(cache: Path, tmp_path: Path) -> None:

@@ -95,6 +95,18 @@ def test_a_file_of_something_else_than_weights_is_refused(tmp_path: Path, value:
         load_visual_weights(model, config)
 
 
+def test_imagenet_weights_that_were_downloaded_in_part_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"PK\x03\x04")
+    config = small_config(visual_backbone="resnet18", visual_weights="imagenet")
+    with pytest.raises(UserError, match=r"visual_weights=imagenet .*, where it can be read"):
+        load_visual_weights(SignFuse(config, None), config)
+
+
 def test_weights_that_are_missing_or_of_no_known_network_are_refused(tmp_path: Path) -> None:
     model, config = resnet(str(tmp_path / "absent.pth"))
     with pytest.raises(UserError, match="no such file"):
