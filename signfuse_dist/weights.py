@@ -65,7 +65,7 @@ def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as e:
-        raise UserError(f"{setting}: cannot be read: {first_line(e)}") from e
+        raise UserError(f"{setting}: cannot be read: {_reason(e)}") from e
     return _mapping(state, setting)
 
 
@@ -77,11 +77,21 @@ def read_published(chosen: Any, setting: str) -> dict[str, Tensor]:
     try:
         state = chosen.get_state_dict(check_hash=True, weights_only=True)
     except _UNREADABLE as e:
-        raise UserError(
-            f"{setting}: {chosen.url} is neither in torch's cache, where it can be read, nor to be "
-            f"downloaded: {first_line(e)}"
-        ) from e
+        cached = Path(torch.hub.get_dir(), "checkpoints", chosen.url.rpartition("/")[2])
+        if cached.exists():
+            raise UserError(
+                f"{setting}: {cached} cannot be read: {_reason(e)}. Remove it, and it is "
+                "downloaded again"
+            ) from e
+        raise UserError(f"{setting}: {chosen.url} cannot be downloaded: {_reason(e)}") from e
     return _mapping(state, setting)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a file cannot be read; torch advises to let a pickle run its code."""
+    if isinstance(error, UnpicklingError):
+        return "it holds something else than tensors"
+    return first_line(error)
 
 
 def _mapping(state: object, setting: str) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from signfuse_dist.errors import UserError, suggest
 from signfuse_dist.files import write_folder
 from signfuse_dist.weights import load_exactly, read_published, save_tensors
 
-_OLD_NAME = re.compile(r"\.(norm|conv)\.(\d)\.")
+_OLD_NAME = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.(\d)\.")
 # The published weights of the first two want another normalisation within the network, SqueezeNets
 # end in a convolution, and MNASNets load no weights without a version, which safetensors lack.
 _OTHERS = ("googlenet", "inception_v3", "squeezenet", "mnasnet")
@@ -42,12 +43,14 @@ class TorchvisionConfig(PreTrainedConfig):
     """Which network of torchvision it is.
 
     Attributes:
+        weights: torchvision's name of them.
         image_size: side of the pictures that its weights were trained on, in pixels.
         hidden_size: numbers of a vector.
     """
 
     model_type = "torchvision"
     architecture: str = ""
+    weights: str = ""
     image_size: int = 224
     hidden_size: int = 0
 
@@ -69,11 +72,7 @@ class TorchvisionModel(PreTrainedModel):
         super().__init__(config)
         if config.architecture not in architectures():
             raise ValueError(f"{config.architecture!r} is no classifier of torchvision")
-        # The table of places of a ViT is made for one side.
-        of_side = config.architecture.startswith("vit_")
-        sized = {"image_size": config.image_size} if of_side else {}
-        with torch.device("cpu"):  # a RegNet calculates its widths by tensors
-            network = models.get_model(config.architecture, weights=None, **sized)
+        network = _build(config)
         self.classifier = _classifier(network)
         network.set_submodule(self.classifier, nn.Identity())
         self.network = network.to(torch.get_default_device())
@@ -85,6 +84,17 @@ class TorchvisionModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave what torchvision drew."""
+
+
+def _build(config: TorchvisionConfig) -> nn.Module:
+    # The table of places of a ViT is made for one side.
+    of_side = config.architecture.startswith("vit_")
+    sized = {"image_size": config.image_size} if of_side else {}
+    if not config.architecture.startswith("regnet"):
+        return models.get_model(config.architecture, weights=None, **sized)  # type: ignore[no-any-return]
+    # A RegNet calculates its widths by tensors, which the meta device has none of.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return models.get_model(config.architecture, weights=None)  # type: ignore[no-any-return]
 
 
 def _classifier(network: nn.Module) -> str:
@@ -101,23 +111,23 @@ def write_torchvision_model(architecture: str, weights: str, folder: Path) -> To
     """Write a network with weights that torchvision publishes, such as ``IMAGENET1K_V1``.
 
     Raises UserError for a name that there is not, weights that cannot be had, and a folder that
-    holds something.
+    is there.
     """
     if architecture not in architectures():
         raise UserError(
             f"{architecture!r} is not one of the networks of torchvision that --help lists"
             f"{suggest(architecture, architectures())}"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something; give another folder")
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} is there; give the name of a new folder")
     published = models.get_model_weights(architecture)
     if weights not in published.__members__:
-        known = ", ".join(each.name for each in published)
+        known = ", ".join(published.__members__)
         raise UserError(f"--weights {weights}: torchvision has {known} of {architecture}")
     chosen = published[weights]
     shown = chosen.transforms()
     side = int(shown.crop_size[0])
-    config = TorchvisionConfig(architecture=architecture, image_size=side)
+    config = TorchvisionConfig(architecture=architecture, weights=chosen.name, image_size=side)
     model = TorchvisionModel(config).eval()
     state = read_published(chosen, architecture)
     own = model.network.state_dict()
@@ -143,7 +153,7 @@ def _fitted(state: dict[str, Tensor], classifier: str) -> dict[str, Tensor]:
     """Leave out the weights of the last linear layer, and give each of the others its name."""
     kept = {name: t for name, t in state.items() if name.rpartition(".")[0] != classifier}
     # DenseNets were published when a layer had the names `norm.1` and `conv.1`.
-    return {_OLD_NAME.sub(r".\1\2.", name): t for name, t in kept.items()}
+    return {_OLD_NAME.sub(r"\1\2.", name): t for name, t in kept.items()}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("architecture", help=f"one of {', '.join(architectures())}")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new one")
     parser.add_argument(
-        "--weights", default="DEFAULT", help="torchvision's name of them (default: its newest)"
+        "--weights", default="DEFAULT", help="torchvision's name of them (default: its best)"
     )
     return parser
 
@@ -169,8 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     config = write_torchvision_model(given.architecture, given.weights, given.folder)
     print(
-        f"{given.folder}: {config.architecture}, {config.hidden_size} numbers a frame of "
-        f"{config.image_size} x {config.image_size} pixels"
+        f"{given.folder}: {config.architecture} with {config.weights}, {config.hidden_size} "
+        f"numbers a frame of {config.image_size} x {config.image_size} pixels"
     )
     return 0
 

@@ -199,7 +199,7 @@ def load_vision_model(name: str, revision: str | None, setting: str) -> VisionMo
     network = network.requires_grad_(False)
     with _taking(picture, name, setting):
         model = VisionModel(network, picture, pools, commit, fingerprint(folder))
-    _refuse_chance(model, name, setting)
+    _refuse_unusable(model, name, setting)
     return model
 
 
@@ -208,7 +208,14 @@ def _taking(picture: ShownPicture, name: str, setting: str) -> Iterator[None]:
     """Let a network that cannot be shown its picture be a UserError, before it is trained on."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        AssertionError,
+    ) as error:
         raise UserError(
             f"{setting}: {name!r} does not take the {picture} of its own image processor: "
             f"{first_line(error)}"
@@ -492,9 +499,14 @@ def _side(size: Any) -> int | None:
 
 
 @torch.no_grad()
-def _refuse_chance(model: VisionModel, name: str, setting: str) -> None:
-    """Refuse a network that makes two vectors of one picture, as masked autoencoders do."""
+def _refuse_unusable(model: VisionModel, name: str, setting: str) -> None:
+    """Refuse what makes two vectors of one picture, as masked autoencoders do, or none."""
     once, again = model(_example(model)), model(_example(model))
+    if not torch.isfinite(once).all():
+        raise UserError(
+            f"{setting}: {name!r} makes numbers that are not finite of a picture: its weights are "
+            "damaged"
+        )
     if not (once - again).norm() <= _ROUNDING * once.norm():
         raise UserError(
             f"{setting}: {name!r} ({type(model.network).__name__}) makes another vector of the "

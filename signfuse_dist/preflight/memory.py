@@ -544,11 +544,7 @@ def say_chunk(asked: ModelConfig, resolved: ModelConfig) -> str:
     chunk, word = resolved.visual_chunk, asked.visual_chunk
     how = "all frames at once" if chunk is None else f"{chunk} frames at once"
     what = "ResNet" if asked.vision_model is None else "vision model"
-    said = f"{what}: {how} (model.visual_chunk: {'null' if word is None else word})"
-    files = usable_vision_files(asked)
-    if files is not None and asked.trains_backbone and files.frame_bytes(True) is None:
-        said += ", what it keeps for the backward pass not counted: it is no transformer"
-    return said
+    return f"{what}: {how} (model.visual_chunk: {'null' if word is None else word})"
 
 
 def judge_gpu(
@@ -560,6 +556,11 @@ def judge_gpu(
     """
     what = f"memory of a GPU in stage {run.stage.name}"
     said = f"about {need.total / 1e9:.1f} GB ({need}; {frames} frames at most){how and f', {how}'}"
+    files = usable_vision_files(run.model)
+    if files is not None and files.frame_bytes(bf16=True) is None:
+        said += f", and what {run.model.vision_model} takes, which is not known"
+        if gigabytes is None or need.total <= gigabytes * 1e9:
+            return warning(what, said, "Where it is too much, model.visual_chunk=16 bounds it")
     if gigabytes is None:
         return ok(what, f"{said}; no GPU here to compare with, --gpu-memory GB names one")
     said += f" of {gigabytes:.0f} GB"

@@ -17,7 +17,12 @@ from signfuse_dist.config import LossConfig
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.flops import StepFlops
 from signfuse_dist.model.signfuse import SignFuse
-from signfuse_dist.model.torchvision_models import main, write_torchvision_model
+from signfuse_dist.model.torchvision_models import (
+    _classifier,
+    _fitted,
+    main,
+    write_torchvision_model,
+)
 from signfuse_dist.model.vision import load_configured, load_vision_model, without_weights
 from signfuse_dist.objective import prepare, set_mode
 
@@ -96,6 +101,34 @@ def test_a_network_whose_layers_were_renamed_since_is_read(cache: Path, tmp_path
     assert all(torch.equal(t, expected[n]) for n, t in ours.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *("alexnet", "convnext_tiny", "efficientnet_b0", "efficientnet_v2_s", "maxvit_t"),
+        *("mobilenet_v2", "mobilenet_v3_large", "resnext50_32x4d", "swin_t", "swin_v2_t"),
+        *("vgg11_bn", "vit_b_32"),
+    ],
+)
+def test_only_the_classifier_is_left_out_and_no_other_name_changes(architecture: str) -> None:
+    with torch.device("meta"):
+        network = models.get_model(architecture, weights=None)
+    classifier = _classifier(network)
+    state = network.state_dict()
+    kept = _fitted(state, classifier)
+    assert {n.rpartition(".")[0] for n in state.keys() - kept.keys()} == {classifier}
+    assert all(tensor is state[name] for name, tensor in kept.items())
+
+
+def test_a_vit_takes_pictures_of_its_own_side_alone(tmp_path: Path, cache: Path) -> None:
+    publish("vit_b_32", cache)
+    write_torchvision_model("vit_b_32", "DEFAULT", tmp_path / "model")
+    file = tmp_path / "model" / "preprocessor_config.json"
+    said = json.loads(file.read_text()) | {"size": {"height": 64, "width": 64}}
+    file.write_text(json.dumps(said))
+    with pytest.raises(UserError, match="does not take the 64 x 64 pixels"):
+        load_vision_model(str(tmp_path / "model"), None, "--model")
+
+
 def test_it_is_counted_without_memory(cache: Path, tmp_path: Path) -> None:
     publish("regnet_y_400mf", cache)
     write_torchvision_model("regnet_y_400mf", "DEFAULT", tmp_path / "model")
@@ -153,16 +186,16 @@ def test_what_cannot_be_written_is_named(
         write_torchvision_model("convnext_tinny", "DEFAULT", tmp_path / "model")
     with pytest.raises(UserError, match="'squeezenet1_0' is not one of"):
         write_torchvision_model("squeezenet1_0", "DEFAULT", tmp_path / "model")
-    with pytest.raises(UserError, match="torchvision has IMAGENET1K_V1 of"):
+    with pytest.raises(UserError, match="torchvision has IMAGENET1K_V1, DEFAULT of"):
         write_torchvision_model(SMALLEST, "IMAGENET1K_V9", tmp_path / "model")
-    with pytest.raises(UserError, match="holds something; give another folder"):
+    with pytest.raises(UserError, match="is there; give the name of a new folder"):
         write_torchvision_model(SMALLEST, "DEFAULT", tmp_path)
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"shufflenet.*neither in torch's cache.*: no network"):
+    with pytest.raises(UserError, match=r"shufflenet.*cannot be downloaded: no network"):
         write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -179,7 +212,7 @@ class Runs:
 
 def test_code_in_a_cached_file_is_not_run(cache: Path, tmp_path: Path) -> None:
     torch.save({"fc.weight": Runs(tmp_path / "ran")}, cache / file_of(SMALLEST))
-    with pytest.raises(UserError, match="neither in torch's cache, where it can be read"):
+    with pytest.raises(UserError, match="cannot be read: it holds something else than tensors"):
         write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
     assert not (tmp_path / "ran").exists()
 
@@ -191,11 +224,16 @@ def test_cached_weights_that_are_damaged_or_of_another_network_are_named(
     publish(SMALLEST, cache)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="neither in torch's cache, where it can be read"):
+    with pytest.raises(UserError, match=f"{file} cannot be read: .* Remove it"):
         write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
     publish("mobilenet_v3_small", cache)
     (cache / file_of("mobilenet_v3_small")).rename(file)
     with pytest.raises(UserError, match=r"shufflenet.*is of another model configuration"):
+        write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
+    state = publish(SMALLEST, cache).state_dict()
+    state["conv1.0.weight"][0] = torch.nan
+    torch.save(state, file)
+    with pytest.raises(UserError, match="not finite"):
         write_torchvision_model(SMALLEST, "DEFAULT", tmp_path / "model")
     torch.save([1], file)
     with pytest.raises(UserError, match="holds no mapping of names to tensors"):
@@ -219,4 +257,4 @@ def test_the_command_says_what_it_wrote(
     assert "1024 numbers a frame of 224 x 224 pixels" in capsys.readouterr().out
     assert len({file.stat().st_mode for file in (tmp_path / "model").iterdir()}) == 1
     assert main([SMALLEST, str(tmp_path / "model")]) == 2
-    assert "give another folder" in capsys.readouterr().err
+    assert "give the name of a new folder" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_imagenet_weights_that_were_downloaded_in_part_are_named(
     file.parent.mkdir(parents=True)
     file.write_bytes(b"PK\x03\x04")
     config = small_config(visual_backbone="resnet18", visual_weights="imagenet")
-    with pytest.raises(UserError, match=r"visual_weights=imagenet .*, where it can be read"):
+    with pytest.raises(UserError, match=r"=imagenet .*resnet18-f37072fd.pth cannot be read"):
         load_visual_weights(SignFuse(config, None), config)
 
 

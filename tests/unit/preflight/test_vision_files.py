@@ -12,6 +12,7 @@ import torch
 from helpers.model_factory import small_config
 from helpers.vision_models import write_vision_model
 from signfuse_dist.config import LossConfig
+from signfuse_dist.experiment import load_stages
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.objective import prepare
 from signfuse_dist.preflight import memory
@@ -74,15 +75,17 @@ def test_one_that_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
     assert check_vision(small_config(), 32, True) == []
 
 
-@pytest.mark.parametrize(("family", "counted"), [("clip", True), ("resnet", False)])
-def test_activations_that_are_not_estimated_are_said_to_be_missing(
-    tmp_path: Path, family: str, counted: bool
+@pytest.mark.parametrize(
+    ("family", "gigabytes", "level"),
+    [("clip", None, "ok"), ("resnet", None, "warning"), ("resnet", 80.0, "warning")],
+)
+def test_a_memory_that_is_not_known_is_no_memory_that_suffices(
+    tmp_path: Path, family: str, gigabytes: float | None, level: str
 ) -> None:
     folder = write_vision_model(tmp_path / family, family)
-    said = {
-        training: memory.say_chunk(config, config)
-        for training in ("full", "frozen")
-        for config in [small_config(visual_backbone=f"hf:{folder}", visual_training=training)]
-    }
-    assert ("not counted" in said["full"]) is not counted
-    assert "not counted" not in said["frozen"]  # it keeps nothing
+    words = [f"model.visual_backbone=hf:{folder}", "model.visual_norm=frozen"]
+    run = load_stages("demo", words)[0]
+    need = memory.estimate(run, None, 100, 1, 0)
+    finding = memory.judge_gpu(run, need, 100, gigabytes, "", 1)
+    assert finding.level == level
+    assert ("which is not known" in finding.value) is (level == "warning")
