@@ -16,7 +16,7 @@ import pytest
 from helpers.blended_project import add_published, add_tracks, blend
 from helpers.project import Project
 from helpers.repository import REAL_INPUTS
-from helpers.trained import TOLERANCE, furthest, log, weights
+from helpers.trained import MEAN_TOLERANCE, log, mean_apart, weights
 from signfuse_dist.cli import main
 
 pytestmark = [pytest.mark.alone, pytest.mark.long]
@@ -93,7 +93,7 @@ def test_any_number_of_processes_has_the_same_losses(
         for name in (key for key in other if key.partition("/")[0] in LOSSES):
             assert one[name] == pytest.approx(other[name], rel=3e-6), (one["step"], name)
         assert one["total"] == pytest.approx(other["total"], rel=1e-6)
-    assert furthest(weights(tmp_path, "finetune"), weights(two, "finetune")) <= TOLERANCE
+    assert mean_apart(weights(tmp_path, "finetune"), weights(two, "finetune")) <= MEAN_TOLERANCE
 
 
 @pytest.mark.parametrize("then", [2, 1, 4])
@@ -103,8 +103,8 @@ def test_killed_it_goes_on_to_the_bit_and_on_other_processes_to_rounding(
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     printed = project.train(tmp_path, then, *words, "stage.epochs=2", micro(then))
     assert "resuming after step" in printed
-    apart = furthest(weights(tmp_path, "finetune"), weights(two, "finetune"))
-    assert apart <= (0.0 if then == 2 else TOLERANCE)
+    apart = mean_apart(weights(tmp_path, "finetune"), weights(two, "finetune"))
+    assert apart <= (0.0 if then == 2 else MEAN_TOLERANCE)
 
 
 def test_another_blend_is_another_run(
