@@ -32,6 +32,9 @@ SENTENCES = {
     "dev": ["c1;t2;1.6;4;good signs;lee"],
 }  # fmt: skip
 
+# What the page's own tests and tests/conftest.py import.
+HELPERS = ("tests/helpers/model_factory.py", "tests/helpers/repository.py")
+
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,7 +44,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("signfuse_dist", "configs", "launch", "ds_configs"):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
     (root / "tests" / "helpers").mkdir(parents=True)
-    for name in ("setup.cfg", "tests/conftest.py", "tests/helpers/model_factory.py"):
+    for name in ("setup.cfg", "tests/conftest.py", *HELPERS):
         shutil.copy(ROOT / name, root / name)
     apply(PAGE, root)
     with (root / "launch" / "cpu_zero2.yaml").open("a", encoding="utf-8") as launch:
