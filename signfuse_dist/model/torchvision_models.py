@@ -145,7 +145,7 @@ def write_torchvision_model(architecture: str, weights: str, folder: Path) -> To
         "model.safetensors": lambda path: save_tensors(model.state_dict(), path, {"format": "pt"}),
         "preprocessor_config.json": lambda path: path.write_text(json.dumps(processor, indent=2)),
     }
-    write_folder(folder, writers, {"weights": chosen.url})
+    write_folder(folder, writers, {})
     return config
 
 

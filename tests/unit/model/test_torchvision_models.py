@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import models
 
@@ -137,6 +138,24 @@ def test_it_is_counted_without_memory(cache: Path, tmp_path: Path) -> None:
         model = load_configured(config)
     assert all(p.is_meta for p in model.parameters())
     assert model.output_dim == 440
+
+
+def test_loading_one_draws_no_random_number_of_the_run(cache: Path, tmp_path: Path) -> None:
+    publish("regnet_y_400mf", cache)
+    write_torchvision_model("regnet_y_400mf", "DEFAULT", tmp_path / "model")
+    before = torch.get_rng_state()
+    load_vision_model(str(tmp_path / "model"), None, "--model")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_that_are_not_finite_are_called_damaged(cache: Path, tmp_path: Path) -> None:
+    publish(SMALLEST, cache)
+    file = write(tmp_path / "model") / "model.safetensors"
+    state = load_file(file)
+    state["network.conv1.0.weight"][0] = torch.nan
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(UserError, match="not finite of a picture: its weights are damaged"):
+        load_vision_model(str(tmp_path / "model"), None, "--model")
 
 
 def test_trained_it_is_part_of_the_model_and_needs_no_folder(cache: Path, tmp_path: Path) -> None:
