@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,6 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
@@ -40,6 +38,7 @@ from signfuse_dist.model.building import build_skeletal, build_visual
 from signfuse_dist.model.dropout import drawn
 from signfuse_dist.model.llm import LanguageModel
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.preflight.frame_memory import Held
 from signfuse_dist.skeleton import NUM_JOINTS
 from signfuse_dist.synthetic.llm_shapes import ShapeName, llm_shape
 
@@ -253,56 +252,6 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
 
 
-def _on_gpu(values: Any) -> Iterator[FakeTensor]:
-    for leaf in tree_leaves(values):
-        if isinstance(leaf, FakeTensor) and leaf.fake_device.type == "cuda":
-            yield leaf
-
-
-class Held(TorchDispatchMode):
-    """Counts the bytes of CUDA tensors that operations inside the block make, until they are gone.
-
-    Attributes:
-        now: bytes that are alive.
-        peak: the most that were alive at once since :meth:`begin`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, weakref.ref[Any]] = {}
-
-    def begin(self) -> None:
-        """Let the peak start from what is alive."""
-        self.peak = self.now
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run an operation and add what it made."""
-        out = func(*args, **(kwargs or {}))
-        if func is not _WHERE:
-            given = {x.untyped_storage()._cdata for x in _on_gpu((args, kwargs))}
-            for made in _on_gpu(out):
-                if made.untyped_storage()._cdata not in given:  # else it is a view of an operand
-                    self._add(made)
-        return out
-
-    def _add(self, tensor: FakeTensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
-            return
-
-        def gone(_: Any) -> None:
-            del self._alive[key]
-            self.now -= size
-
-        self._alive[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
 LLMS: tuple[ShapeName, ...] = ("llama2_7b", "flan_t5_xl")
 PROMPT_TOKENS = 16
 Loss = Callable[[SignBatch], Tensor]
@@ -399,7 +348,7 @@ def measure(
         for features in (given.visual, given.skeletal):
             if features is not None:
                 mode.leaf(features).grad = torch.empty_like(features)
-        with Held() as held:
+        with Held("cuda") as held:
             with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
                 total = loss(given)
             kept = held.now

@@ -11,8 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +21,10 @@ from signfuse_dist.config import SCALES, LossConfig, ModelConfig, RunConfig, Sta
 from signfuse_dist.data.blended import find_vector_dim
 from signfuse_dist.errors import UserError
 from signfuse_dist.plan import divisors_that_fit
+from signfuse_dist.preflight.aside import ask_aside
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.llm_files import LLMFiles
-from signfuse_dist.preflight.vision_files import usable_vision_files, vision_bytes
+from signfuse_dist.preflight.vision_files import frame_memory, usable_vision_files, vision_bytes
 from signfuse_dist.skeleton import JOINT_GROUPS, PARTITIONS, choose_joints
 from signfuse_dist.stages import needs_language_model, trained_parts, trains_llm
 
@@ -235,17 +234,10 @@ def fusion_parameters(config: ModelConfig) -> int:
 
 @functools.cache
 def _built_parameters(config: str) -> int:
-    done = subprocess.run(
-        [sys.executable, "-m", "signfuse_dist.preflight.parameters"],
-        input=config,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 0:
-        return int(done.stdout.split()[-1])
-    last = done.stderr.strip().rpartition("\n")[2] or f"status {done.returncode}"
-    raise UserError(f"model.fusion={json.loads(config)['fusion']} cannot be built: {last}")
+    try:
+        return int(ask_aside("parameters", config))
+    except UserError as e:
+        raise UserError(f"model.fusion={json.loads(config)['fusion']} cannot be built: {e}") from e
 
 
 def _temporal(config: ModelConfig) -> int:
@@ -471,7 +463,8 @@ def resolve_chunk(
     :func:`estimate`, which has the other arguments, or there is no GPU; otherwise the largest chunk
     that fits, and the smallest where none does. Where the LLM that a stage needs is not there yet,
     its bytes are not known, and a modest chunk is taken: every chunk costs the same second forward
-    pass. A run that says what it wants is returned as it is.
+    pass. So it is with a vision model whose memory is not known. A run that says what it wants is
+    returned as it is.
     """
     if run.model.visual_chunk != "auto":
         return run
@@ -479,13 +472,19 @@ def resolve_chunk(
     can = run.model.sees_pictures and run.model.visual_norm not in ("sync", "local")
     if gigabytes is None or not can:
         return whole
-    if llm is None and needs_language_model(run.stage.name):
+    if (llm is None and needs_language_model(run.stage.name)) or _unknown(run):
         return _with_chunk(run, _MODEST)
     for candidate in (whole, *(_with_chunk(run, n) for n in _CHUNKS if n < frames)):
         need = estimate(candidate, llm, frames, world_size, bucket)
         if need.total <= gigabytes * 1e9 * _TIGHT:
             return candidate
     return _with_chunk(run, _CHUNKS[-1])
+
+
+def _unknown(run: RunConfig) -> str | None:
+    """Return why nobody knows what a frame takes in a run's vision model, None where that is."""
+    each = frame_memory(run) if run.model.vision_model is not None else None
+    return each if isinstance(each, str) else None
 
 
 def _with_chunk(run: RunConfig, chunk: int | None) -> RunConfig:
@@ -556,9 +555,8 @@ def judge_gpu(
     """
     what = f"memory of a GPU in stage {run.stage.name}"
     said = f"about {need.total / 1e9:.1f} GB ({need}; {frames} frames at most){how and f', {how}'}"
-    files = usable_vision_files(run.model)
-    if files is not None and files.frame_bytes(bf16=True) is None:
-        said += f", and what {run.model.vision_model} takes, which is not known"
+    if why := _unknown(run):
+        said += f", and what {run.model.vision_model} takes, which is not known ({why})"
         if gigabytes is None or need.total <= gigabytes * 1e9:
             return warning(what, said, "Where it is too much, model.visual_chunk=16 bounds it")
     if gigabytes is None:

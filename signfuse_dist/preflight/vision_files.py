@@ -1,31 +1,28 @@
 """The vision model of ``model.visual_backbone: hf:NAME`` as its files say it, without torch.
 
-Of a transformer its memory is estimated as an encoder's of the LLM is, 34 bytes a channel, token
-and layer in half precision (Korthikanti et al., 2022, Eq. 2, its attention recomputed), of other
-networks not.
+What a frame takes in it no file says: its own code is run on tensors without memory, in a process
+of its own (:mod:`signfuse_dist.preflight.frame_memory`).
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from signfuse_dist.config import ModelConfig, RunConfig
 from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.files import read_json
 from signfuse_dist.model.llm_identity import find_folder
+from signfuse_dist.preflight.aside import ask_aside
 from signfuse_dist.preflight.finding import Finding, error, ok
 from signfuse_dist.preflight.network import hub_file, missing_file
 from signfuse_dist.tensor_files import read_infos
 
-_KEPT, _AT_ONCE = (
-    34.0,
-    10.0,
-)  # bytes a channel, token and layer; a channel and token, half precision
 _TEXTS = ("text_model.", "text_projection", "logit_", "visual_projection", "decoder.")
 
 
@@ -51,18 +48,17 @@ class VisionFiles:
         size = sizes[-1] if sizes else self.config.get("hidden_size")
         return None if size is None else int(size)
 
-    def frame_bytes(self, bf16: bool) -> tuple[float, float] | None:
-        """Return what a frame keeps for the backward pass, and what it takes at once.
 
-        None for a network that is no transformer.
-        """
-        layers, patch = self.config.get("num_hidden_layers"), self.config.get("patch_size")
-        if not layers or not isinstance(patch, int) or not patch or self.dim is None:
-            return None
-        tokens = (self.side // patch) ** 2 + 1 + int(self.config.get("num_register_tokens") or 0)
-        each = tokens * self.dim * (1.0 if bf16 else 2.0)
-        picture = 3.0 * self.side**2 * 8.0
-        return picture + each * int(layers) * _KEPT, picture + each * _AT_ONCE
+class FrameMemory(NamedTuple):
+    """What a frame takes in a vision model, in bytes, and how many numbers its vector has.
+
+    Where the model trains: ``kept`` for the backward pass, and ``most`` at once. Else ``frozen``.
+    """
+
+    dim: int
+    kept: float
+    most: float
+    frozen: float
 
 
 def find_vision_files(model: ModelConfig) -> VisionFiles | None:
@@ -83,20 +79,46 @@ def usable_vision_files(model: ModelConfig) -> VisionFiles | None:
 def vision_bytes(run: RunConfig, frames: int, pictures: float) -> tuple[float, float]:
     """Return the bytes of a vision model for the backward pass, and those computed again in it.
 
-    Beside those of the ``pictures``. Of a model that is frozen nothing is kept.
+    Beside those of the ``pictures``. Of a model that is frozen nothing is kept. Of one whose memory
+    is not known nothing is counted.
     """
-    files, bf16 = usable_vision_files(run.model), run.train.precision == "bf16"
-    each = None if files is None else files.frame_bytes(bf16)
-    if files is None or files.dim is None or each is None:
+    each, bf16 = frame_memory(run), run.train.precision == "bf16"
+    if isinstance(each, str):
         return pictures, 0.0
-    casts, asked = (2.0 * files.num_weights if bf16 else 0.0), run.model.visual_chunk
+    files, asked = usable_vision_files(run.model), run.model.visual_chunk
+    casts = 2.0 * files.num_weights if files is not None and bf16 else 0.0
     chunk = frames if asked in (None, "auto") else min(frames, int(asked))
-    vectors = frames * files.dim * 4.0
+    vectors = frames * each.dim * 4.0
     if not run.model.trains_backbone or run.stage.name == "alignment":
-        return pictures + vectors, casts + chunk * each[1]
+        return pictures + vectors, casts + chunk * each.frozen
     if chunk == frames:
-        return pictures + casts + frames * each[0], frames * each[1]
-    return pictures + vectors + casts, casts + chunk * (each[0] + each[1])
+        return pictures + casts + frames * each.kept, frames * (each.most - each.kept)
+    return pictures + vectors + casts, casts + chunk * each.most
+
+
+def frame_memory(run: RunConfig) -> FrameMemory | str:
+    """Return what a frame takes in the vision model of a run, or why that is not known.
+
+    Its files may not be usable, and its code may not run without values.
+    """
+    model = run.model
+    if usable_vision_files(model) is None:
+        return "its files are not there or cannot be read"
+    asked = {
+        # Of one chunk as of another, and frozen or not: the same answer.
+        "model": asdict(replace(model, visual_chunk=None, visual_training=None)),
+        "frame_size": run.data.frame_size,
+        "bf16": run.train.precision == "bf16",
+    }
+    return _measured(json.dumps(asked))
+
+
+@functools.cache
+def _measured(question: str) -> FrameMemory | str:
+    try:
+        return FrameMemory(*json.loads(ask_aside("frame_memory", question)))
+    except UserError as e:
+        return str(e)
 
 
 @functools.lru_cache(maxsize=4)
