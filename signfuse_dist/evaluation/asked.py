@@ -17,7 +17,7 @@ from signfuse_dist.data.manifest import MANIFEST_NAME
 from signfuse_dist.data.split import Split, open_split
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.errors import UserError, suggest
-from signfuse_dist.evaluation.controls import CONTROLS
+from signfuse_dist.evaluation.controls import CONTROLS, USUAL_CONTROLS
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import SplitScores, read_split_scores
 from signfuse_dist.experiment import load_resolved, override, override_section
@@ -125,7 +125,7 @@ def ask(
     run_folder: Path,
     split: str,
     overrides: Sequence[str] = (),
-    controls: Sequence[str] = CONTROLS,
+    controls: Sequence[str] = USUAL_CONTROLS,
     name: str | None = None,
     corpus: str | None = None,
 ) -> AskedEvaluation:

@@ -1,5 +1,7 @@
 """The controls: the scores of the same system when it cannot see what it should translate.
 
+And one, ``moved``, in which it sees the same elsewhere.
+
 ``shuffled``: the videos change places. A translation depends on its video alone: decoding is
 deterministic and a clip's output does not depend on its neighbours in a batch. So decoding
 shuffled videos against unmoved references gives exactly the sentences already decoded, each under
@@ -13,6 +15,10 @@ earned without watching.
 ``masked_joints``: no joint is found in any frame, the pictures are kept; what remains came through
 the pictures, or is earned without watching. Both are decoded as the videos themselves are. How much
 is earned without watching is what the shuffled control tells.
+
+``moved``: pictures and joints are scaled by 1.1 about the middle of the picture and moved to its
+right by a tenth of its side, as if the signer sat elsewhere and nearer. What is lost was read off
+the place in the picture. It is decoded as well, and scored where it is asked for.
 """
 
 from __future__ import annotations
@@ -28,12 +34,15 @@ from signfuse_dist.evaluation.scores import Scores, score
 
 if TYPE_CHECKING:  # the report knows the controls' names and imports no torch
     from signfuse_dist.batch import SignBatch
+    from signfuse_dist.config import ModelConfig
 
 
-CONTROLS = ("shuffled", "blank", "masked_joints")
+USUAL_CONTROLS = ("shuffled", "blank", "masked_joints")
+CONTROLS = (*USUAL_CONTROLS, "moved")
 NONE = "none"
 # The mean colour of ImageNet, which the visual stream normalises to nearly zero.
 GREY = (124, 116, 104)
+_ZOOM, _SHIFT = 1.1, 0.1  # of `moved`: in size, and to the right in sides of the picture
 
 
 def chosen_controls(text: str) -> tuple[str, ...]:
@@ -45,19 +54,22 @@ def chosen_controls(text: str) -> tuple[str, ...]:
     return tuple(name for name in CONTROLS if name in names)
 
 
-def why_inapplicable(control: str, streams: str, num_clips: int) -> str | None:
-    """Return why a control says nothing here, or None; ``streams`` is ``model.streams``."""
+def why_inapplicable(control: str, model: ModelConfig, num_clips: int) -> str | None:
+    """Return why a control says nothing of a model and a split, or None."""
+    streams = model.streams
     if control == "shuffled" and num_clips == 1:
         return "there is one clip only, which has no other sentence to go to"
     if control == "blank" and streams == "skeletal":
         return "the model sees no pictures (model.streams: skeletal)"
     if control == "masked_joints" and streams == "visual":
         return "the model sees no joints (model.streams: visual)"
+    if control == "moved" and model.feature_sets:
+        return "vectors stand in the place of pictures, and cannot be moved"
     return None
 
 
 def hidden(batch: SignBatch, control: str) -> SignBatch:
-    """Return the batch as ``blank`` or ``masked_joints`` shows it to the model.
+    """Return the batch as ``blank``, ``masked_joints`` or ``moved`` shows it to the model.
 
     Vectors in the place of pictures are blank as 0.
     """
@@ -71,7 +83,22 @@ def hidden(batch: SignBatch, control: str) -> SignBatch:
     if control == "masked_joints":
         pose, mask = batch.pose.new_zeros(batch.pose.shape), batch.joint_mask.new_zeros
         return replace(batch, pose=pose, joint_mask=mask(batch.joint_mask.shape))
+    if control == "moved":
+        return _moved(batch)
     raise ValueError(f"{control} hides nothing of a batch")
+
+
+def _moved(batch: SignBatch) -> SignBatch:
+    pose, clips = batch.pose, len(batch.ids)
+    middle, shift = pose.new_tensor([0.5, 0.5]), pose.new_tensor([_SHIFT, 0.0])
+    look = pose.new_tensor([[1 / _ZOOM, 0.0, -2 * _SHIFT / _ZOOM], [0.0, 1 / _ZOOM, 0.0]])
+    colours = pose.new_tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+    return replace(
+        batch,
+        pose=(pose - middle) * _ZOOM + middle + shift,
+        warp=look.expand(clips, 2, 3),
+        colour=colours.expand(clips, 3, 4),
+    ).augmented()
 
 
 def shuffled(hypotheses: Mapping[str, str], seed: int) -> dict[str, str]:

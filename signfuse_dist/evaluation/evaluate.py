@@ -39,7 +39,12 @@ from signfuse_dist.data.storage import is_local, open_folder
 from signfuse_dist.device import has_gpu
 from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.evaluation.asked import AskedEvaluation, ask
-from signfuse_dist.evaluation.controls import CONTROLS, hidden, score_control, why_inapplicable
+from signfuse_dist.evaluation.controls import (
+    USUAL_CONTROLS,
+    hidden,
+    score_control,
+    why_inapplicable,
+)
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.evaluation.scores import (
     NearAttention,
@@ -79,7 +84,7 @@ def evaluate(
     run_folder: Path,
     split_name: str,
     overrides: Sequence[str] = (),
-    controls: Sequence[str] = CONTROLS,
+    controls: Sequence[str] = USUAL_CONTROLS,
     name: str | None = None,
     corpus: str | None = None,
 ) -> Path:
@@ -105,7 +110,7 @@ def evaluate(
         translator.ask_by(fill_prompt(run.model.prompt, run.data.language))
         references = _references(split)
         split = _staged(split, run.data.stage_to, processes)
-        reasons = {c: why_inapplicable(c, run.model.streams, len(split)) for c in asked.controls}
+        reasons = {c: why_inapplicable(c, run.model, len(split)) for c in asked.controls}
         decoded_controls = [c for c in asked.controls if c != "shuffled" and reasons[c] is None]
         plan = DecodingPlan(run, split, (AS_IS, *decoded_controls))
         key = processes.agree(plan.key(run_folder, processes.device))

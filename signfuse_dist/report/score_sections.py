@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from signfuse_dist.errors import UserError
-from signfuse_dist.evaluation.controls import CONTROLS
+from signfuse_dist.evaluation.controls import CONTROLS, USUAL_CONTROLS
 from signfuse_dist.evaluation.metrics import tokens
 from signfuse_dist.evaluation.protocols import ERRORS, Preset, find_preset, in_order
 from signfuse_dist.evaluation.scores import Scores, SplitScores
@@ -32,6 +32,7 @@ _TITLES = {
     "shuffled": "videos shuffled",
     "blank": "pictures blank",
     "masked_joints": "joints masked",
+    "moved": "signer moved",
 }
 _ABOUT = {
     "shuffled": "Videos shuffled: each video's translation is scored against the sentence of "
@@ -40,13 +41,15 @@ _ABOUT = {
     "through the joints, or is earned without watching",
     "masked_joints": "Joints masked: no joint is found in any frame, the pictures are kept. What "
     "remains came through the pictures, or is earned without watching",
+    "moved": "Signer moved: pictures and joints are a tenth larger and a tenth of the picture "
+    "further right. What is lost was read off the place in the picture.",
 }
 
 
 def about_control(control: str, split_scores: SplitScores) -> str:
     """Return what a control's scores say; of a hidden stream beside those of no watching at all."""
     about = _ABOUT[control]
-    if control == "shuffled":
+    if control not in ("blank", "masked_joints"):
         return about
     shuffled = split_scores.controls.get("shuffled")
     if shuffled is None or "BLEU-4" not in shuffled.scores:
@@ -267,7 +270,7 @@ def _notes(run: ReportInputs, split_scores: SplitScores) -> list[str]:
         elif control in split_scores.inapplicable:
             reason = split_scores.inapplicable[control]
             notes.append(f"The control “{_TITLES[control]}” is not applicable: {reason}.")
-        else:
+        elif control in USUAL_CONTROLS:
             run.note(f"control {control}", "it was not asked for when the split was evaluated")
             notes.append(f"There is no control “{_TITLES[control]}”.")
     return notes

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.model_factory import small_config
 from signfuse_dist.batch import SignBatch
 from signfuse_dist.errors import UserError
 from signfuse_dist.evaluation.controls import (
@@ -100,15 +103,45 @@ def test_masked_joints_are_all_missing_and_the_pictures_are_kept():
     assert masked.frames is clip.frames
 
 
+def test_a_moved_clip_shows_pictures_and_joints_a_tenth_larger_and_further_right():
+    clip, side = one_clip(), 60
+    frames = torch.zeros(3, 3, side, side, dtype=torch.uint8)
+    frames[:, 0, 30:40, 20:30] = 255  # its middle at 25 of 60 in x, 35 in y
+    pose = torch.tensor([25.0, 35.0]).div(side).expand(1, 3, 75, 2)
+    moved = hidden(replace(clip, frames=frames, pose=pose), "moved")
+    assert moved.frames.dtype is torch.uint8
+    assert moved.frames.shape == frames.shape
+    y, x = (moved.frames[1, 0] > 127).nonzero(as_tuple=True)
+    place = torch.stack([x.double().mean() + 0.5, y.double().mean() + 0.5]) / side
+    assert torch.allclose(place, moved.pose[0, 1, 7].double(), atol=0.5 / side)
+    assert torch.allclose(place, torch.tensor([24.5 + 6, 35.5]).double() / side, atol=0.5 / side)
+    assert len(x) == pytest.approx(1.21 * 100, rel=0.1)
+    assert not moved.frames[:, 1:].any()  # no colour is another
+    assert moved.joint_mask is clip.joint_mask
+
+
+def test_of_a_clip_without_pictures_the_joints_are_moved():
+    clip = replace(one_clip(), frames=torch.zeros(0, 3, 8, 8, dtype=torch.uint8))
+    clip = replace(clip, has_visual=torch.tensor([False]))
+    moved = hidden(clip, "moved")
+    assert not moved.frames.numel()
+    expected = (clip.pose - 0.5) * 1.1 + 0.5 + torch.tensor([0.1, 0.0])
+    assert torch.allclose(moved.pose, expected)
+
+
 def test_controls_that_say_nothing_of_a_model_are_not_decoded():
-    assert why_inapplicable("blank", "skeletal", 9) is not None
-    assert why_inapplicable("masked_joints", "visual", 9) is not None
-    assert why_inapplicable("shuffled", "both", 1) is not None
-    assert [why_inapplicable(name, "both", 9) for name in CONTROLS] == [None] * 3
+    skeletal, visual, both = (small_config(streams=s) for s in ("skeletal", "visual", "both"))
+    vectors = small_config(visual_backbone="features:dino")
+    assert why_inapplicable("blank", skeletal, 9) is not None
+    assert why_inapplicable("masked_joints", visual, 9) is not None
+    assert why_inapplicable("shuffled", both, 1) is not None
+    assert why_inapplicable("moved", vectors, 9) is not None
+    assert [why_inapplicable(name, both, 9) for name in CONTROLS] == [None] * 4
 
 
 def test_controls_are_chosen_by_name():
     assert chosen_controls("none") == ()
     assert chosen_controls("masked_joints,shuffled") == ("shuffled", "masked_joints")
+    assert chosen_controls("moved") == ("moved",)
     with pytest.raises(UserError, match="did you mean 'blank'"):
         chosen_controls("blnk")
