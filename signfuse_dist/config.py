@@ -250,6 +250,10 @@ class ModelConfig:
     joint_frame: Literal["image", "body"] = key("image", "encoders")
     """Where a joint's coordinates are measured: in the `image`, or in the frame of the `body`, from
     between the shoulders in units of their distance, with hands relative to their wrists too."""
+    joint_norm: Literal["each", "shared"] = key("each", "encoders")
+    """What the first norm of the ST-GCN brings to mean 0 and deviation 1: the coordinates of `each`
+    joint by themselves, or of all joints together (`shared`), so that a joint that hardly moves
+    stays small."""
     joint_velocity: bool = key(False, "encoders")
     """Whether a joint's change since the frame before is told as well, two channels more."""
     joint_presence: bool = key(False, "encoders")

@@ -23,6 +23,7 @@ SHOULDERS = [JOINT_INDEX["left_shoulder"], JOINT_INDEX["right_shoulder"]]
 NOSE = JOINT_INDEX["nose"]
 HAND = slice(JOINT_INDEX["left_hand_wrist"], JOINT_INDEX["left_hand_pinky_4"] + 1)
 EVERY = {"joint_frame": "body", "joint_velocity": True, "joint_presence": True}
+SHARED = {**EVERY, "joint_norm": "shared"}
 PRESENT = {"joint_statistics": "present"}
 
 
@@ -96,7 +97,11 @@ def test_a_batch_brings_the_change_of_its_bodies_to_the_model() -> None:
     assert torch.equal(found.visual, model.encode(batch).visual)
 
 
-@pytest.mark.parametrize("more", [{}, EVERY, PRESENT], ids=["frame", "every channel", "present"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, EVERY, PRESENT, {**SHARED, **PRESENT}],
+    ids=["frame", "every channel", "present", "shared"],
+)
 def test_a_clip_that_is_moved_and_scaled_is_the_same_in_the_frame_of_the_body(more: Any) -> None:
     batch = join(draw_clips([6, 3, 9]))
     of_body = _change(batch, **{"joint_frame": "body", **more})
@@ -230,10 +235,37 @@ def test_a_joint_that_no_clip_of_a_batch_has_moves_no_statistic_of_its_own() -> 
     assert same.nonzero().flatten().tolist() == [8, 9]
 
 
+def test_a_joint_that_hardly_moves_stays_small_where_joints_share_a_norm() -> None:
+    torch.manual_seed(0)
+    batch = join(draw_clips([200, 150]))
+    batch.pose[:, :, NOSE] = 0.5 + 0.01 * torch.randn(2, 200, 2)
+    spreads = {}
+    for of in ("each", "shared"):
+        config = small_config(norm="sync", joint_norm=of, joint_statistics="present")
+        stream: Any = build_skeletal(config).train()
+        seen: list[Tensor] = []
+        stream.blocks[0].register_forward_pre_hook(
+            lambda part, given, seen=seen: seen.append(given[0])
+        )
+        stream(batch.pose, batch.joint_mask, batch.joint_lengths, batch.weight)
+        real = batch.joint_mask & length_mask(batch.frame_lengths, 200)[:, :, None]
+        x = seen[0].detach()
+        spreads[of] = float(x[:, 0, :, NOSE][real[:, :, NOSE]].std())
+        every = x.permute(0, 2, 3, 1)[real]
+        torch.testing.assert_close(every.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+        torch.testing.assert_close(every.std(0), torch.ones(2), atol=0.01, rtol=0)
+        assert not x.permute(0, 2, 3, 1)[~real].any()
+    assert spreads["each"] == pytest.approx(1, abs=0.05)
+    assert spreads["shared"] < 0.1
+
+
+@pytest.mark.parametrize("channels", [EVERY, SHARED], ids=["each", "shared"])
 @pytest.mark.parametrize("norm", ["sync", "layer"])
 @torch.no_grad()
-def test_a_clip_is_the_same_alone_and_beside_others_with_every_channel(norm: str) -> None:
-    config = {**EVERY, **PRESENT, "norm": norm}
+def test_a_clip_is_the_same_alone_and_beside_others_with_every_channel(
+    norm: str, channels: dict[str, Any]
+) -> None:
+    config = {**channels, **PRESENT, "norm": norm}
     clips = draw_clips((3, 1, 9, 2, 5))
     together = _run(join(clips), **config)
     for i, clip in enumerate(clips):
