@@ -231,8 +231,9 @@ class SkeletalStream(nn.Module):
             return shared.permute(0, 2, 3, 1)
         if known is not None:
             counted = counted[:, None] & known.flatten(2).transpose(1, 2)
-        each: Tensor = self.input_norm(values.flatten(2).transpose(1, 2), counted)
-        return each.transpose(1, 2).unflatten(2, values.shape[2:])
+        each = self.input_norm(values.flatten(2).transpose(1, 2), counted).transpose(1, 2)
+        apart: Tensor = each.unflatten(2, values.shape[2:])
+        return apart
 
 
 def shortened(there: Tensor | None, stride: int) -> Tensor | None:
