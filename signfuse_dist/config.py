@@ -250,15 +250,15 @@ class ModelConfig:
     joint_frame: Literal["image", "body"] = key("image", "encoders")
     """Where a joint's coordinates are measured: in the `image`, or in the frame of the `body`, from
     between the shoulders in units of their distance, with hands relative to their wrists too."""
-    joint_norm: Literal["each", "shared"] = key("each", "encoders")
-    """What the first norm of the ST-GCN brings to mean 0 and deviation 1: the coordinates of `each`
-    joint by themselves, or of all joints together (`shared`), so that a joint that hardly moves
-    stays small."""
     joint_velocity: bool = key(False, "encoders")
     """Whether a joint's change since the frame before is told as well, two channels more."""
     joint_presence: bool = key(False, "encoders")
     """Whether a channel says which joints are there: a lost one is at 0, as another may really
     be."""
+    joint_spread: Literal["each", "shared"] = key("each", "encoders")
+    """By which deviation the first norm of the ST-GCN divides a joint's coordinates, less their own
+    mean: that of `each` joint, or one that all joints have (`shared`), so that a joint that hardly
+    moves stays small. `norm: layer` has one a step anyway."""
     joint_statistics: Literal["all", "present"] = key("all", "encoders")
     """What the ST-GCN's norms and its mean over the joints count: `all` joints, lost ones as 0, or
     those that are `present`."""

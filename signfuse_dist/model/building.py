@@ -67,7 +67,7 @@ def build_skeletal(config: ModelConfig) -> SkeletalStream:
         config.joint_statistics,
         choose_joints(config.joints),
         config.joint_pooling,
-        config.joint_norm,
+        config.joint_spread,
     )
 
 

@@ -52,6 +52,10 @@ class BatchNorm(nn.Module):
 
     Input ``[batch, channels, steps, ...]``; ``counted`` is bool ``[batch, steps]``, or of as many
     axes as the input, each of its length or 1, where not all of a step is there.
+
+    Attributes:
+        period: channels so far apart have one variance, the mean of theirs about their own means;
+            None: each has its own.
     """
 
     running_mean: Tensor
@@ -66,6 +70,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
         self.policy, self.eps, self.momentum = policy, eps, momentum
+        self.period: int | None = None
 
     @property
     def uses_batch(self) -> bool:
@@ -97,7 +102,7 @@ class BatchNorm(nn.Module):
         count = places_of_all.clamp(min=1)
         mean = sums[: x.shape[1]] / count
         centred = (values - _per_channel(mean, x)) * keep
-        variance = self._together(centred.square().sum(over)) / count
+        variance = self._shared(self._together(centred.square().sum(over)), places_of_all)
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
             momentum = self.momentum * (places_of_all > 0).to(self.running_mean.dtype)
@@ -110,6 +115,14 @@ class BatchNorm(nn.Module):
             torch.where(places_of_all > 0, mean, self.running_mean),
             torch.where(places_of_all > 0, variance, self.running_var),
         )
+
+    def _shared(self, squares: Tensor, places: Tensor) -> Tensor:
+        """Return the variance of each channel from its sum of squares over so many places."""
+        if self.period is None:
+            return squares / places.clamp(min=1)
+        rows = -1, self.period
+        count = places.expand_as(squares).reshape(rows).sum(0).clamp(min=1)
+        return (squares.view(rows).sum(0) / count).repeat(len(squares) // self.period)
 
     def _together(self, x: Tensor) -> Tensor:
         return sum_over_processes(x) if self.policy == "sync" else x

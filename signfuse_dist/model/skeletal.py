@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from signfuse_dist.batch import length_mask
 from signfuse_dist.model.dropout import ClipDropout
 from signfuse_dist.model.joint_channels import PRINTED, JointChannels
+from signfuse_dist.model.norm import BatchNorm
 from signfuse_dist.skeleton import JOINT_GROUPS, JOINT_INDEX, JOINTS, normalized_adjacency
 
 
@@ -138,9 +139,9 @@ class SkeletalStream(nn.Module):
     Paper: the joints enter the first layer as they are. Here: each joint's coordinates are
     normalised first. Because: so does the ST-GCN it cites [25]; every joint shares the weights of
     Eq. 4, and beside the spread over the body the movements of one joint are too small to learn.
-    With ``model.joint_norm: shared`` all joints are normalised together. Because: by itself a joint
-    that hardly moves in the frame of the body, as the nose or a shoulder, has its noise made as
-    large as a hand's movement.
+    With ``model.joint_spread: shared`` each loses its own mean, and all are divided by one
+    deviation. Because: divided by its own, a joint that hardly moves in the frame of the body, as
+    the nose or a shoulder, has its noise made as large as a hand's movement.
 
     Paper: Eq. 5 is a mean over all joints. Here: so by default, and a missing joint counts in every
     norm, at 0 in the first. With ``model.joint_statistics: present`` norms and mean count the
@@ -159,15 +160,15 @@ class SkeletalStream(nn.Module):
         statistics: str = "all",
         joints: Sequence[str] = JOINTS,
         pooling: str = "mean",
-        norm_of: str = "each",
+        spread: str = "each",
     ) -> None:
         super().__init__()
         self.inputs, self.statistics, self.strides = inputs, statistics, tuple(strides)
         self.joints = None if joints == JOINTS else [JOINT_INDEX[name] for name in joints]
         adjacency = torch.from_numpy(normalized_adjacency(joints)).float()
-        self.norm_of = norm_of
-        joints_apart = len(joints) if norm_of == "each" else 1
-        self.input_norm = make_norm(inputs.num_coordinates * joints_apart)
+        self.input_norm = make_norm(inputs.num_coordinates * len(joints))
+        if spread == "shared" and isinstance(self.input_norm, BatchNorm):
+            self.input_norm.period = inputs.num_coordinates
         widths = [inputs.count, *channels]
         self.blocks = nn.ModuleList(
             SpatialTemporalBlock(a, b, kernel, stride, adjacency, make_norm)
@@ -206,7 +207,10 @@ class SkeletalStream(nn.Module):
         if self.joints is not None:
             values, known, real = (x[:, :, self.joints] for x in (values, known, real))
         there = real if self.statistics == "present" else None
-        x = self._normalised(values, counted, None if there is None else known) * known
+        if there is not None:
+            counted = counted[:, None] & known.flatten(2).transpose(1, 2)
+        x = self.input_norm(values.flatten(2).transpose(1, 2), counted).transpose(1, 2)
+        x = x.unflatten(2, known.shape[2:]) * known
         if self.inputs.presence:
             # Not 1 and 0: where no joint is missing that is a constant before the first norm, whose
             # gradient is rounding, and Adam would walk along it.
@@ -218,22 +222,6 @@ class SkeletalStream(nn.Module):
             there = shortened(there, stride)
         skeletal: Tensor = self.pooling(x, there).transpose(1, 2)
         return skeletal
-
-    def _normalised(self, values: Tensor, counted: Tensor, known: Tensor | None) -> Tensor:
-        """Return ``[batch, frames, joints, coordinates]`` normalised.
-
-        ``counted``: ``[batch, frames]``; ``known``: which values count in them, None all.
-        """
-        if self.norm_of == "shared":
-            if known is not None:
-                counted = counted[:, None, :, None] & known.permute(0, 3, 1, 2)
-            shared: Tensor = self.input_norm(values.permute(0, 3, 1, 2), counted)
-            return shared.permute(0, 2, 3, 1)
-        if known is not None:
-            counted = counted[:, None] & known.flatten(2).transpose(1, 2)
-        each = self.input_norm(values.flatten(2).transpose(1, 2), counted).transpose(1, 2)
-        apart: Tensor = each.unflatten(2, values.shape[2:])
-        return apart
 
 
 def shortened(there: Tensor | None, stride: int) -> Tensor | None:

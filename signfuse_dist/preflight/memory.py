@@ -195,8 +195,7 @@ def _skeletal(config: ModelConfig) -> int:
     body, more = config.joint_frame == "body", config.joint_velocity
     coordinates = 2 + 2 * body + 2 * more
     joints = choose_joints(config.joints)
-    normed = len(joints) if config.joint_norm == "each" else 1
-    count, before = 2 * coordinates * normed, coordinates + config.joint_presence
+    count, before = 2 * coordinates * len(joints), coordinates + config.joint_presence
     for width, stride in zip(config.skeletal_channels, config.skeletal_strides, strict=True):
         count += len(PARTITIONS) * before * width + 2 * width
         count += width * width * config.skeletal_kernel + 2 * width

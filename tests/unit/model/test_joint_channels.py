@@ -23,7 +23,7 @@ SHOULDERS = [JOINT_INDEX["left_shoulder"], JOINT_INDEX["right_shoulder"]]
 NOSE = JOINT_INDEX["nose"]
 HAND = slice(JOINT_INDEX["left_hand_wrist"], JOINT_INDEX["left_hand_pinky_4"] + 1)
 EVERY = {"joint_frame": "body", "joint_velocity": True, "joint_presence": True}
-SHARED = {**EVERY, "joint_norm": "shared"}
+SHARED = {**EVERY, "joint_spread": "shared"}
 PRESENT = {"joint_statistics": "present"}
 
 
@@ -235,26 +235,29 @@ def test_a_joint_that_no_clip_of_a_batch_has_moves_no_statistic_of_its_own() -> 
     assert same.nonzero().flatten().tolist() == [8, 9]
 
 
-def test_a_joint_that_hardly_moves_stays_small_where_joints_share_a_norm() -> None:
+def _into_first_layer(stream: Any, batch: SignBatch) -> Tensor:
+    seen: list[Tensor] = []
+    kept = stream.blocks[0].register_forward_pre_hook(lambda part, given: seen.append(given[0]))
+    stream(batch.pose, batch.joint_mask, batch.joint_lengths, batch.weight)
+    kept.remove()
+    return seen[0].detach()
+
+
+def test_a_joint_that_hardly_moves_stays_small_where_joints_share_a_deviation() -> None:
     torch.manual_seed(0)
     batch = join(draw_clips([200, 150]))
     batch.pose[:, :, NOSE] = 0.5 + 0.01 * torch.randn(2, 200, 2)
+    real = batch.joint_mask & length_mask(batch.frame_lengths, 200)[:, :, None]
     spreads = {}
     for of in ("each", "shared"):
-        config = small_config(norm="sync", joint_norm=of, joint_statistics="present")
+        config = small_config(norm="sync", joint_spread=of, **PRESENT)
         stream: Any = build_skeletal(config).train()
-        seen: list[Tensor] = []
-        stream.blocks[0].register_forward_pre_hook(
-            lambda part, given, seen=seen: seen.append(given[0])
-        )
-        stream(batch.pose, batch.joint_mask, batch.joint_lengths, batch.weight)
-        real = batch.joint_mask & length_mask(batch.frame_lengths, 200)[:, :, None]
-        x = seen[0].detach()
-        spreads[of] = float(x[:, 0, :, NOSE][real[:, :, NOSE]].std())
-        every = x.permute(0, 2, 3, 1)[real]
-        torch.testing.assert_close(every.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
-        torch.testing.assert_close(every.std(0), torch.ones(2), atol=0.01, rtol=0)
-        assert not x.permute(0, 2, 3, 1)[~real].any()
+        x = _into_first_layer(stream, batch).permute(0, 2, 3, 1)
+        assert not x[~real].any()
+        means = torch.stack([x[:, :, j][real[:, :, j]].mean(0) for j in range(NUM_JOINTS)])
+        torch.testing.assert_close(means, torch.zeros(NUM_JOINTS, 2), atol=1e-4, rtol=0)
+        torch.testing.assert_close(x[real].std(0), torch.ones(2), atol=0.01, rtol=0)
+        spreads[of] = float(x[:, :, NOSE, 0][real[:, :, NOSE]].std())
     assert spreads["each"] == pytest.approx(1, abs=0.05)
     assert spreads["shared"] < 0.1
 

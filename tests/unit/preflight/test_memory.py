@@ -48,7 +48,6 @@ WORDS = {row.overrides for row in ROWS} | {
     ("model.visual_backbone=resnet10", "model.visual_weights=null", "model.visual_width=16"),
     ("model.visual_norm=group", "model.norm=layer"),
     ("model.joint_frame=body", "model.joint_presence=true"),
-    ("model.joint_frame=body", "model.joint_norm=shared"),
     ("model.joint_velocity=true",),
     ("model.joint_pooling=groups",),
     ("model.joints=[nose,left_hand]", "model.joint_pooling=groups"),
