@@ -10,7 +10,7 @@ draw holds for a whole clip, and for its picture and its joints alike;
 imports no torch.
 
 Paper: names no augmentation.
-Here: seven kinds, each off by default. There is no mirroring.
+Here: eight kinds, each off by default. There is no mirroring.
 Because: labs use them, and which suits a corpus is theirs to say; but a mirrored signer signs with
 the other hand.
 """

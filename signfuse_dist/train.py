@@ -185,7 +185,7 @@ def _resolve_chunk(
     blend = blend_of(run, split.sizes) if isinstance(split, BlendedSplit) else None
     frames = worst_frames(run, plan, split.lengths.astype(np.int64), blend)
 
-    def decide() -> RunConfig:
+    def decide() -> tuple[RunConfig, str]:
         gigabytes = None
         if accelerator.device.type == "cuda":
             gigabytes = torch.cuda.get_device_properties(accelerator.device).total_memory / 1e9
@@ -193,10 +193,13 @@ def _resolve_chunk(
         if resolved is not None:
             bucket = int(resolved["zero_optimization"].get("reduce_bucket_size", 0))
         llm = find_usable(run)
-        return memory.resolve_chunk(run, llm, frames, plan.world_size, bucket, gigabytes)
+        given = llm, frames, plan.world_size, bucket, gigabytes
+        decided = memory.resolve_chunk(run, *given)
+        asked = gigabytes is not None and run.model.visual_chunk == "auto"
+        why = memory.why_unknown(run) if asked else None
+        return decided, memory.say_chunk(run.model, decided.model, why)
 
-    decided = processes.do_on_main(accelerator, decide)
-    return decided, memory.say_chunk(run.model, decided.model)
+    return processes.do_on_main(accelerator, decide)
 
 
 def _train(job: _Job) -> int:

@@ -16,9 +16,10 @@ earned without watching.
 the pictures, or is earned without watching. Both are decoded as the videos themselves are. How much
 is earned without watching is what the shuffled control tells.
 
-``moved``: pictures and joints are scaled by 1.1 about the middle of the picture and moved to its
-right by a tenth of its side, as if the signer sat elsewhere and nearer. What is lost was read off
-the place in the picture. It is decoded as well, and scored where it is asked for.
+``moved``: pictures and joints are made a tenth smaller about the middle of the picture and moved to
+its right by a tenth of its side, as if the signer sat elsewhere and further away; nothing of a
+signer who fills seven tenths of it leaves it. What is lost was read off place and size. It is
+decoded as well, and scored where it is asked for.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from signfuse_dist.errors import UserError, raise_together, refuse_unknown
 from signfuse_dist.evaluation.protocols import Preset
 from signfuse_dist.evaluation.scores import Scores, score
+from signfuse_dist.plan import Draw
 
 if TYPE_CHECKING:  # the report knows the controls' names and imports no torch
     from signfuse_dist.batch import SignBatch
@@ -42,7 +46,7 @@ CONTROLS = (*USUAL_CONTROLS, "moved")
 NONE = "none"
 # The mean colour of ImageNet, which the visual stream normalises to nearly zero.
 GREY = (124, 116, 104)
-_ZOOM, _SHIFT = 1.1, 0.1  # of `moved`: in size, and to the right in sides of the picture
+_ZOOM, _SHIFT = 1 / 1.1, 0.1  # of `moved`: in size, and to the right in sides of the picture
 
 
 def chosen_controls(text: str) -> tuple[str, ...]:
@@ -89,15 +93,14 @@ def hidden(batch: SignBatch, control: str) -> SignBatch:
 
 
 def _moved(batch: SignBatch) -> SignBatch:
-    pose, clips = batch.pose, len(batch.ids)
-    middle, shift = pose.new_tensor([0.5, 0.5]), pose.new_tensor([_SHIFT, 0.0])
-    look = pose.new_tensor([[1 / _ZOOM, 0.0, -2 * _SHIFT / _ZOOM], [0.0, 1 / _ZOOM, 0.0]])
-    colours = pose.new_tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+    one, none = np.ones(len(batch.ids)), np.zeros(len(batch.ids))
+    change = Draw(_ZOOM * one, _SHIFT * one, none, one, one, one, one)
+    pose, of_all = batch.pose, change.moved(batch.pose.cpu().numpy(), 0)
     return replace(
         batch,
-        pose=(pose - middle) * _ZOOM + middle + shift,
-        warp=look.expand(clips, 2, 3),
-        colour=colours.expand(clips, 3, 4),
+        pose=pose.new_tensor(of_all),
+        warp=pose.new_tensor(change.warps()),
+        colour=pose.new_tensor(change.colours()),
     ).augmented()
 
 

@@ -394,7 +394,7 @@ def _decode_share(
             faults += batch.faults
             for shown in todo[number]:
                 unit = (shown, number)
-                seen = batch if shown == AS_IS else hidden(batch, shown)
+                seen = batch if shown == AS_IS else hidden(batch.to(translator.device), shown)
                 try:
                     decoded[unit] = translator.translate(seen)
                 except UserError as error:  # a broken model: no other batch would fare better

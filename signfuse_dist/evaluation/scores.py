@@ -279,8 +279,8 @@ _TITLES = {
     "watching as with shuffled videos",
     "masked_joints": "the same with all joints masked, pictures kept; what came through the "
     "pictures, or by not watching as with shuffled videos",
-    "moved": "the same with pictures and joints a tenth larger and a tenth of the picture further "
-    "right; what is lost was read off the place in the picture",
+    "moved": "the same with pictures and joints a tenth smaller and a tenth of the picture further "
+    "right; what is lost was read off place and size",
 }
 
 

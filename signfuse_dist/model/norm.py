@@ -54,8 +54,8 @@ class BatchNorm(nn.Module):
     axes as the input, each of its length or 1, where not all of a step is there.
 
     Attributes:
-        period: channels so far apart have one variance, the mean of theirs about their own means;
-            None: each has its own.
+        period: channels so far apart have one variance, that of all their values about each
+            channel's own mean; None: each has its own.
     """
 
     running_mean: Tensor
@@ -99,30 +99,32 @@ class BatchNorm(nn.Module):
         # Two passes: the one-pass formula loses the variance of channels with a large mean.
         sums = self._together(torch.cat(((values * keep).sum(over), places)))
         places_of_all = sums[x.shape[1] :].detach()
-        count = places_of_all.clamp(min=1)
-        mean = sums[: x.shape[1]] / count
+        mean = sums[: x.shape[1]] / places_of_all.clamp(min=1)
         centred = (values - _per_channel(mean, x)) * keep
-        variance = self._shared(self._together(centred.square().sum(over)), places_of_all)
+        squares = self._together(centred.square().sum(over))
+        squares, spread_over = self._pooled(squares), self._pooled(places_of_all.expand_as(squares))
+        count = spread_over.clamp(min=1)
+        variance = squares / count
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
-            momentum = self.momentum * (places_of_all > 0).to(self.running_mean.dtype)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+            for kept, found, places in (
+                (self.running_mean, mean, places_of_all),
+                (self.running_var, unbiased, spread_over),
+            ):
+                kept.lerp_(found.to(kept.dtype), self.momentum * (places > 0).to(kept.dtype))
         # The last micro batches of an epoch can hold no real clip, and all clips of a step may lack
         # a joint: nothing is learned from them,
         # and a variance of zero would blow them up to infinity through a chain of norms.
         return (
             torch.where(places_of_all > 0, mean, self.running_mean),
-            torch.where(places_of_all > 0, variance, self.running_var),
+            torch.where(spread_over > 0, variance, self.running_var),
         )
 
-    def _shared(self, squares: Tensor, places: Tensor) -> Tensor:
-        """Return the variance of each channel from its sum of squares over so many places."""
+    def _pooled(self, sums: Tensor) -> Tensor:
+        """Return sums of channels, each with those of all channels whose variance it shares."""
         if self.period is None:
-            return squares / places.clamp(min=1)
-        rows = -1, self.period
-        count = places.expand_as(squares).reshape(rows).sum(0).clamp(min=1)
-        return (squares.view(rows).sum(0) / count).repeat(len(squares) // self.period)
+            return sums
+        return sums.view(-1, self.period).sum(0).repeat(len(sums) // self.period)
 
     def _together(self, x: Tensor) -> Tensor:
         return sum_over_processes(x) if self.policy == "sync" else x

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from signfuse_dist.config import ModelConfig
 from signfuse_dist.errors import raise_together
 from signfuse_dist.model.vision import VisionModel, load_configured
+from signfuse_dist.preflight.aside import answer_aside
 from signfuse_dist.preflight.vision_files import FrameMemory
 from signfuse_dist.sections import build_section
 
@@ -27,7 +26,7 @@ class Held(TorchDispatchMode):
 
     Attributes:
         now: bytes that are alive.
-        peak: the most that were alive at once since :meth:`begin`.
+        peak: the most that were alive at once.
     """
 
     def __init__(self, device: str) -> None:
@@ -36,10 +35,6 @@ class Held(TorchDispatchMode):
         self.now = self.peak = 0
         self._device = device
         self._alive: dict[int, weakref.ref[Any]] = {}
-
-    def begin(self) -> None:
-        """Let the peak start from what is alive."""
-        self.peak = self.now
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -100,16 +95,16 @@ def measure(model: VisionModel, frame_size: int, bf16: bool) -> FrameMemory:
     return FrameMemory(model.output_dim, kept, most, frozen)
 
 
-def _answer(question: str) -> str:
-    """Return in JSON what :func:`~.vision_files.frame_memory` asks in JSON."""
-    asked, errors = json.loads(question), list[str]()
+def _of_question(asked: Mapping[str, Any]) -> FrameMemory:
+    """Return what :func:`~signfuse_dist.preflight.vision_files.frame_memory` asks."""
+    errors: list[str] = []
     config = build_section("model", ModelConfig, asked["model"], errors)
     raise_together(errors, "the model cannot be built")
     assert config is not None
     with torch.device("meta"):
         model = load_configured(config)
-    return json.dumps(measure(model, asked["frame_size"], asked["bf16"]))
+    return measure(model, asked["frame_size"], asked["bf16"])
 
 
 if __name__ == "__main__":
-    print(_answer(sys.stdin.read()))
+    answer_aside(_of_question)

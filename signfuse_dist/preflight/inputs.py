@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -48,6 +45,7 @@ from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.files import read_state
 from signfuse_dist.locks import PATIENCE, holder_of
 from signfuse_dist.plan import MicroBatches, Plan, Times
+from signfuse_dist.preflight.aside import ask_aside
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
 from signfuse_dist.preflight.llm_files import find_llm_files
 from signfuse_dist.preflight.network import TORCH_HUB, missing_file
@@ -507,17 +505,11 @@ def _check_named_start(run: RunConfig) -> tuple[Finding, bool]:
         refuse_machine(e, str(run.train.start))
         fix = "Give runs/EXPERIMENT/STAGE of a trained stage, a model's folder, or OWNER/NAME"
         return error(what, str(e).removeprefix(f"{what}: "), fix), False
-    done = subprocess.run(
-        [sys.executable, "-m", "signfuse_dist.preflight.start_fit"],
-        input=json.dumps(run.to_dict()),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["nothing was said"]
-        return warning(what, f"what of it fits was not found out: {last[0]}", "Look at it"), False
-    said = json.loads(done.stdout.splitlines()[-1])
+    try:
+        said = ask_aside("start_fit", run.to_dict())
+    except UserError as e:
+        refuse_machine(e, str(run.train.start))
+        return warning(what, f"what of it fits was not found out: {e}", "Look at it"), False
     if "error" in said:
         fix = "Or another start"
         return error(what, str(said["error"]).replace("\n  - ", "; "), fix), False

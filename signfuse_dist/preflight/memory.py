@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from signfuse_dist.config import SCALES, LossConfig, ModelConfig, RunConfig, StageName
 from signfuse_dist.data.blended import find_vector_dim
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.plan import divisors_that_fit
 from signfuse_dist.preflight.aside import ask_aside
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
@@ -235,7 +235,9 @@ def fusion_parameters(config: ModelConfig) -> int:
 @functools.cache
 def _built_parameters(config: str) -> int:
     try:
-        return int(ask_aside("parameters", config))
+        return int(ask_aside("parameters", json.loads(config)))
+    except MachineError:
+        raise
     except UserError as e:
         raise UserError(f"model.fusion={json.loads(config)['fusion']} cannot be built: {e}") from e
 
@@ -472,7 +474,7 @@ def resolve_chunk(
     can = run.model.sees_pictures and run.model.visual_norm not in ("sync", "local")
     if gigabytes is None or not can:
         return whole
-    if (llm is None and needs_language_model(run.stage.name)) or _unknown(run):
+    if (llm is None and needs_language_model(run.stage.name)) or why_unknown(run):
         return _with_chunk(run, _MODEST)
     for candidate in (whole, *(_with_chunk(run, n) for n in _CHUNKS if n < frames)):
         need = estimate(candidate, llm, frames, world_size, bucket)
@@ -481,7 +483,7 @@ def resolve_chunk(
     return _with_chunk(run, _CHUNKS[-1])
 
 
-def _unknown(run: RunConfig) -> str | None:
+def why_unknown(run: RunConfig) -> str | None:
     """Return why nobody knows what a frame takes in a run's vision model, None where that is."""
     each = frame_memory(run) if run.model.vision_model is not None else None
     return each if isinstance(each, str) else None
@@ -538,12 +540,16 @@ def told_with_advice(run: RunConfig, world_size: int) -> Iterator[None]:
         ) from e
 
 
-def say_chunk(asked: ModelConfig, resolved: ModelConfig) -> str:
-    """Return in words how many frames go through the ResNet at once, and what was asked for."""
+def say_chunk(asked: ModelConfig, resolved: ModelConfig, why: str | None = None) -> str:
+    """Return in words how many frames go through the ResNet at once, and what was asked for.
+
+    ``why`` is :func:`why_unknown`, where it decided.
+    """
     chunk, word = resolved.visual_chunk, asked.visual_chunk
     how = "all frames at once" if chunk is None else f"{chunk} frames at once"
     what = "ResNet" if asked.vision_model is None else "vision model"
-    return f"{what}: {how} (model.visual_chunk: {'null' if word is None else word})"
+    unknown = f"; what a frame takes is not known: {why}" if why else ""
+    return f"{what}: {how} (model.visual_chunk: {'null' if word is None else word}{unknown})"
 
 
 def judge_gpu(
@@ -555,7 +561,7 @@ def judge_gpu(
     """
     what = f"memory of a GPU in stage {run.stage.name}"
     said = f"about {need.total / 1e9:.1f} GB ({need}; {frames} frames at most){how and f', {how}'}"
-    if why := _unknown(run):
+    if why := why_unknown(run):
         said += f", and what {run.model.vision_model} takes, which is not known ({why})"
         if gigabytes is None or need.total <= gigabytes * 1e9:
             return warning(what, said, "Where it is too much, model.visual_chunk=16 bounds it")

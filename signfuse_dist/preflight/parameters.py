@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -16,6 +15,7 @@ from signfuse_dist.errors import UserError, raise_together
 from signfuse_dist.experiment import load_stages
 from signfuse_dist.model.building import build_fusion
 from signfuse_dist.model.signfuse import SignFuse, count_parameters
+from signfuse_dist.preflight.aside import answer_aside
 from signfuse_dist.sections import build_section
 
 COMPONENTS = ("visual", "skeletal", "fusion", "temporal", "adapter")
@@ -83,16 +83,16 @@ def read_llm_dim(config: ModelConfig) -> int:
     return int(known.hidden_size)
 
 
-def _print_fusion(text: str) -> None:
-    """Print the parameters of the fusion of a section ``model`` in JSON, for ``signfuse check``."""
+def _fusion(section: Any) -> int:
+    """Return the parameters of the fusion of a section ``model``, for ``signfuse check``."""
     errors: list[str] = []
-    model = build_section("model", ModelConfig, json.loads(text), errors)
+    model = build_section("model", ModelConfig, section, errors)
     raise_together(errors, "the model cannot be built")
     assert model is not None
     with torch.device("meta"):
         fusion = build_fusion(model)
-    print(sum(p.numel() for p in fusion.parameters()))
+    return sum(p.numel() for p in fusion.parameters())
 
 
 if __name__ == "__main__":
-    _print_fusion(sys.stdin.read())
+    answer_aside(_fusion)

@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from typing import Any
 
 import torch
 
 from signfuse_dist.config import RunConfig
 from signfuse_dist.data.blended import find_vector_dim
-from signfuse_dist.errors import UserError
+from signfuse_dist.errors import MachineError, UserError
 from signfuse_dist.experiment import resolve
 from signfuse_dist.model import parts, saved
 from signfuse_dist.model.llm_identity import find_folder, fingerprint
 from signfuse_dist.model.signfuse import SignFuse
+from signfuse_dist.preflight.aside import answer_aside
 from signfuse_dist.preflight.parameters import read_llm_dim
 from signfuse_dist.stages import needs_language_model
 from signfuse_dist.start import find_start
@@ -39,11 +39,15 @@ def choose(run: RunConfig) -> parts.Chosen:
     return parts.choose(start.folder, run, expected, of_llm)
 
 
-if __name__ == "__main__":
+def _of_question(run: Any) -> dict[str, Any]:
     try:
-        chosen = choose(resolve(json.load(sys.stdin), "the run"))
+        chosen = choose(resolve(run, "the run"))
+    except MachineError:
+        raise
     except UserError as e:
-        print(json.dumps({"error": str(e)}))
-    else:
-        needed = chosen.needs_visual_weights
-        print(json.dumps({"taken": chosen.describe(), "needs_visual_weights": needed}))
+        return {"error": str(e)}
+    return {"taken": chosen.describe(), "needs_visual_weights": chosen.needs_visual_weights}
+
+
+if __name__ == "__main__":
+    answer_aside(_of_question)

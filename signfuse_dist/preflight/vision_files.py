@@ -86,7 +86,8 @@ def vision_bytes(run: RunConfig, frames: int, pictures: float) -> tuple[float, f
     if isinstance(each, str):
         return pictures, 0.0
     files, asked = usable_vision_files(run.model), run.model.visual_chunk
-    casts = 2.0 * files.num_weights if files is not None and bf16 else 0.0
+    assert files is not None
+    casts = 2.0 * files.num_weights if bf16 else 0.0
     chunk = frames if asked in (None, "auto") else min(frames, int(asked))
     vectors = frames * each.dim * 4.0
     if not run.model.trains_backbone or run.stage.name == "alignment":
@@ -104,19 +105,18 @@ def frame_memory(run: RunConfig) -> FrameMemory | str:
     model = run.model
     if usable_vision_files(model) is None:
         return "its files are not there or cannot be read"
-    asked = {
-        # Of one chunk as of another, and frozen or not: the same answer.
-        "model": asdict(replace(model, visual_chunk=None, visual_training=None)),
-        "frame_size": run.data.frame_size,
-        "bf16": run.train.precision == "bf16",
-    }
-    return _measured(json.dumps(asked))
+    # Of one chunk as of another, and frozen or not: the same answer.
+    section = asdict(replace(model, visual_chunk=None, visual_training=None))
+    size, bf16 = run.data.frame_size, run.train.precision == "bf16"
+    return _measured(json.dumps({"model": section, "frame_size": size, "bf16": bf16}))
 
 
 @functools.cache
 def _measured(question: str) -> FrameMemory | str:
     try:
-        return FrameMemory(*json.loads(ask_aside("frame_memory", question)))
+        return FrameMemory(*ask_aside("frame_memory", json.loads(question)))
+    except MachineError:
+        raise
     except UserError as e:
         return str(e)
 

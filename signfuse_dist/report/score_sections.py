@@ -41,8 +41,8 @@ _ABOUT = {
     "through the joints, or is earned without watching",
     "masked_joints": "Joints masked: no joint is found in any frame, the pictures are kept. What "
     "remains came through the pictures, or is earned without watching",
-    "moved": "Signer moved: pictures and joints are a tenth larger and a tenth of the picture "
-    "further right. What is lost was read off the place in the picture.",
+    "moved": "Signer moved: pictures and joints are a tenth smaller and a tenth of the picture "
+    "further right. What is lost was read off place and size.",
 }
 
 

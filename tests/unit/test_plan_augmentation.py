@@ -217,4 +217,10 @@ def test_the_frame_of_a_body_changes_by_clip_and_epoch_within_its_bounds(split: 
     assert alone.body is not None
     assert beside.body is not None
     assert torch.equal(beside.body[2], alone.body[0])
+    for epoch in (0, 3):
+        dataset = clip_batches(split, [[2, 1]], augment=config, epoch=epoch)
+        batch, asked = dataset[0], dataset.frames.bodies(epoch, np.array([2, 1]))
+        assert batch.body is not None
+        assert asked is not None
+        assert np.array_equal(batch.body.numpy(), asked), epoch
     assert torch.equal(beside.pose[2, : alone.pose.shape[1]], alone.pose[0])  # the model does it

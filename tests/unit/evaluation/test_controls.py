@@ -103,7 +103,7 @@ def test_masked_joints_are_all_missing_and_the_pictures_are_kept():
     assert masked.frames is clip.frames
 
 
-def test_a_moved_clip_shows_pictures_and_joints_a_tenth_larger_and_further_right():
+def test_a_moved_clip_shows_pictures_and_joints_a_tenth_smaller_and_further_right():
     clip, side = one_clip(), 60
     frames = torch.zeros(3, 3, side, side, dtype=torch.uint8)
     frames[:, 0, 30:40, 20:30] = 255  # its middle at 25 of 60 in x, 35 in y
@@ -114,8 +114,9 @@ def test_a_moved_clip_shows_pictures_and_joints_a_tenth_larger_and_further_right
     y, x = (moved.frames[1, 0] > 127).nonzero(as_tuple=True)
     place = torch.stack([x.double().mean() + 0.5, y.double().mean() + 0.5]) / side
     assert torch.allclose(place, moved.pose[0, 1, 7].double(), atol=0.5 / side)
-    assert torch.allclose(place, torch.tensor([24.5 + 6, 35.5]).double() / side, atol=0.5 / side)
-    assert len(x) == pytest.approx(1.21 * 100, rel=0.1)
+    expected = torch.tensor([30 - 5 / 1.1 + 6, 30 + 5 / 1.1]).double() / side
+    assert torch.allclose(place, expected, atol=0.5 / side)
+    assert len(x) == pytest.approx(100 / 1.21, rel=0.1)
     assert not moved.frames[:, 1:].any()  # no colour is another
     assert moved.joint_mask is clip.joint_mask
 
@@ -125,7 +126,7 @@ def test_of_a_clip_without_pictures_the_joints_are_moved():
     clip = replace(clip, has_visual=torch.tensor([False]))
     moved = hidden(clip, "moved")
     assert not moved.frames.numel()
-    expected = (clip.pose - 0.5) * 1.1 + 0.5 + torch.tensor([0.1, 0.0])
+    expected = (clip.pose - 0.5) / 1.1 + 0.5 + torch.tensor([0.1, 0.0])
     assert torch.allclose(moved.pose, expected)
 
 

@@ -147,3 +147,43 @@ def test_local_statistics_are_warned_of_where_several_processes_train() -> None:
     assert caveats(load_run(DEMO, "finetune", ["model.norm=sync"]), 2) == []
     both = load_run(DEMO, "finetune", ["model.norm=local", "model.visual_norm=local"])
     assert len(caveats(both, 4)) == 2
+
+
+def _shared(steps: list[int]) -> tuple[BatchNorm, Tensor, Tensor]:
+    """Three joints of two coordinates, of which the second is there in few steps; seen 200 times.
+
+    Return the norm, values ``[4, 6, 50]`` and which of them count.
+    """
+    generator = torch.Generator().manual_seed(0)
+    norm = BatchNorm(6, "sync").double().train()
+    norm.period = 2
+    spread = torch.tensor([2.0, 20.0, 0.5, 5.0, 1.0, 10.0], dtype=torch.float64)[:, None]
+    middle = torch.arange(6, dtype=torch.float64)[:, None]
+    x = torch.randn(4, 6, 50, dtype=torch.float64, generator=generator) * spread + middle
+    counted = torch.ones(4, 6, 50, dtype=torch.bool)
+    counted[:, 2:4] = False
+    counted[:, 2:4, steps] = True
+    for _ in range(200):
+        norm(x, counted)
+    return norm, x, counted
+
+
+def test_channels_that_share_a_variance_are_divided_by_that_of_all_their_values() -> None:
+    norm, x, counted = _shared([3, 8])
+    out = norm(x, counted)
+    for of in (0, 1):
+        apart = [x[:, c][counted[:, c]] for c in range(of, 6, 2)]
+        variance = torch.cat([values - values.mean() for values in apart]).square().mean()
+        for c, values in zip(range(of, 6, 2), apart, strict=True):
+            expected = (x[:, c] - values.mean()) * torch.rsqrt(variance + norm.eps)
+            torch.testing.assert_close(out[:, c][counted[:, c]], expected[counted[:, c]])
+
+
+@pytest.mark.parametrize("steps", [[3, 8], [3], []])
+def test_channels_that_share_a_variance_share_it_in_evaluation_too(steps: list[int]) -> None:
+    """However seldom a joint is there, and where it never was."""
+    norm, x, counted = _shared(steps)
+    trained = norm(x, counted)
+    found = norm.eval()(x, counted)
+    assert torch.equal(norm.running_var[:2].repeat(3), norm.running_var)
+    torch.testing.assert_close(found[counted], trained[counted], rtol=0.01, atol=1e-4)
