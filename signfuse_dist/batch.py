@@ -130,8 +130,6 @@ class SignBatch:
             there are no frames. None: the frames are there.
         spans: float32 ``[batch, 2, 2]``, where a span of the visual and one of the skeletal
             features is hidden, as shares of the clip; None: nowhere.
-        body: float32 ``[batch, 3]``, how joints in the frame of the body are changed: a factor of
-            their size, and where its origin goes, in its units; None: not at all.
         draws: int64 ``[batch]``, from which dropout draws; None: it cannot.
         has_visual: bool ``[batch]``, True = the clip has pictures; None: every clip has. Where a
             clip has none, its skeletal features stand on both sides of CMFA.
@@ -161,7 +159,6 @@ class SignBatch:
     skeletal: Tensor | None = None
     frame_vectors: Tensor | None = None
     spans: Tensor | None = None
-    body: Tensor | None = None
     draws: Tensor | None = None
     has_visual: Tensor | None = None
     has_skeletal: Tensor | None = None

@@ -504,10 +504,6 @@ class AugmentConfig:
     joint_noise: NonNegative = 0.0
     """Standard deviation by which each joint is moved in each frame, as a share of the picture's
     side; 0: none."""
-    body: NonNegative = 0.0
-    """Largest change of the frame of the body (model.joint_frame: body), which crop and scale leave
-    as it is: 0.1 draws factors from 1 / 1.1 to 1.1 and moves the origin by a tenth of a unit, each
-    way; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

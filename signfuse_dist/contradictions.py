@@ -35,7 +35,6 @@ def contradictions(run: RunConfig) -> list[str]:
         *_of_joints(run.model),
         *_of_positions(run.model),
         *_of_dropped_streams(run),
-        *_of_changed_bodies(run),
         *_of_vectors(run),
         *_of_vision(run.model),
         *_of_scales(run.model),
@@ -118,17 +117,6 @@ def _of_dropped_streams(run: RunConfig) -> list[str]:
     return [
         f"augment.drop_stream={run.augment.drop_stream}: a clip of model.streams="
         f"{run.model.streams} has no other stream: write augment.drop_stream=0"
-    ]
-
-
-def _of_changed_bodies(run: RunConfig) -> list[str]:
-    seen = run.model.streams != "visual" and run.model.joint_frame == "body"
-    if seen or not run.augment.body:
-        return []
-    return [
-        f"augment.body={run.augment.body}: joints of model.streams={run.model.streams} with "
-        f"model.joint_frame={run.model.joint_frame} have no frame of the body: write "
-        "augment.body=0, or model.joint_frame=body with joints"
     ]
 
 

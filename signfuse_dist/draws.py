@@ -13,7 +13,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIXERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 # What is drawn: no two share numbers.
-SUBSET, CLIPS, NUMBERS, KEYS, LOST, SPANS, BODY = range(1, 8)
+SUBSET, CLIPS, NUMBERS, KEYS, LOST, SPANS = range(1, 7)
 
 
 def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -10,7 +10,7 @@ draw holds for a whole clip, and for its picture and its joints alike;
 imports no torch.
 
 Paper: names no augmentation.
-Here: eight kinds, each off by default. There is no mirroring.
+Here: seven kinds, each off by default. There is no mirroring.
 Because: labs use them, and which suits a corpus is theirs to say; but a mirrored signer signs with
 the other hand.
 """
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from signfuse_dist.arrangement import AS_DRAWN, Arrangement, deal, share_out
 from signfuse_dist.config import AugmentConfig, StageConfig, TrainConfig
-from signfuse_dist.draws import BODY, KEYS, LOST, SPANS, hashed, uniform
+from signfuse_dist.draws import KEYS, LOST, SPANS, hashed, uniform
 from signfuse_dist.errors import UserError
 
 PADDING = -1  # the place of a clip of weight zero: keeps every process in step at the epoch's tail
@@ -449,19 +449,6 @@ class ClipFrames:
             spans = np.stack((starts, starts + lengths), axis=2).astype(np.float32)
         half = c.drop_stream / 2
         return Hidden(lost < half, (lost >= half) & (lost < c.drop_stream), spans)
-
-    def bodies(self, times: Times, clips: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        """Return how the frame of the body of these clips is changed, ``[clips, 3]``.
-
-        A factor of size, and where the origin goes, in units; None when nothing is drawn.
-        """
-        most = self.augment.body
-        if not most:
-            return None
-        often, columns = np.broadcast_to(times, clips.shape), np.arange(3)[None, :]
-        drawn = uniform(hashed(self.seed, BODY, clips[:, None], often[:, None], columns))
-        v = 2 * drawn - 1
-        return np.column_stack(((1 + most) ** v[:, 0], most * v[:, 1:])).astype(np.float32)
 
     def _numbers(self, epoch: Times, clips: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the numbers of these clips, from -1 to 1, ``[clips, 7]``."""

@@ -119,7 +119,6 @@ class ClipBatches:
                 keys=keys,
                 joint_noise=self.frames.augment.joint_noise,
                 spans=spans,
-                bodies=self.frames.bodies(epoch, np.where(real, clips, 0)),
             )
         if vectors is not None:
             batch = replace(batch, frame_vectors=vectors, warp=None, colour=None)
@@ -244,7 +243,6 @@ def collate(
     keys: NDArray[np.int64] | None = None,
     joint_noise: float = 0.0,
     spans: NDArray[np.float32] | None = None,
-    bodies: NDArray[np.float32] | None = None,
 ) -> SignBatch:
     """Put clips into one batch; None is a place of weight zero, without joints and text.
 
@@ -252,8 +250,7 @@ def collate(
     (None: of all), one clip after the other. ``drawn`` moves the joints, and goes with the batch
     for the frames. Where nobody has looked for joints, or they are hidden this time, clips are not
     ``tracked`` (None: all are). ``keys`` are what is drawn from inside a clip: by dropout, and for
-    ``joint_noise``, the deviation by which each joint is moved. ``spans`` and
-    ``bodies`` go with the batch.
+    ``joint_noise``, the deviation by which each joint is moved. ``spans`` go with the batch.
     """
     longest = int(lengths.max())
     pose = np.zeros((len(clips), longest, NUM_JOINTS, 2), dtype=np.float32)
@@ -283,7 +280,6 @@ def collate(
         has_visual=None if shown is None else torch.from_numpy(shown),
         has_skeletal=None if tracked is None else torch.from_numpy(tracked),
         spans=None if spans is None else torch.from_numpy(spans),
-        body=None if bodies is None else torch.from_numpy(bodies),
         draws=None if keys is None else torch.from_numpy(keys),
     )
 

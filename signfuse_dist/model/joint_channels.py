@@ -62,16 +62,12 @@ class JointChannels:
         """How many channels of a joint there are in all."""
         return self.num_coordinates + self.presence
 
-    def coordinates(
-        self, pose: Tensor, real: Tensor, body: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def coordinates(self, pose: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Return the coordinates of joints and which of them are known.
 
         Args:
             pose: ``[batch, frames, joints, 2]`` in sides of the square picture.
             real: bool ``[batch, frames, joints]``, True = found, in a frame of its clip.
-            body: ``[batch, 3]``, by which factor the frame of the body makes joints larger, and
-                where its origin goes, in its units; None: as it is. The frame of the image is left.
 
         Returns:
             ``[batch, frames, joints, num_coordinates]``, 0 where not known, and bool of the same
@@ -80,9 +76,7 @@ class JointChannels:
         pose = torch.where(real[..., None], pose, 0)
         parts, known = [2 * pose - 1], [real]
         if self.body:
-            parts = [in_body(pose, real)]
-            if body is not None:
-                parts[0] = parts[0] * body[:, None, None, :1] + body[:, None, None, 1:]
+            parts, known = [in_body(pose, real)], [real]
         if self.velocity:
             both = torch.zeros_like(real)
             both[:, 1:] = real[:, 1:] & real[:, :-1]

@@ -253,8 +253,9 @@ class SignFuse(nn.Module):
                 )
         if self.skeletal is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.skeletal)):
-                joints = batch.pose, batch.joint_mask, batch.joint_lengths
-                streams.append(self.skeletal(*joints, batch.weight, batch.body))
+                streams.append(
+                    self.skeletal(batch.pose, batch.joint_mask, batch.joint_lengths, batch.weight)
+                )
         visual, skeletal = streams[0], streams[-1]
         if len(streams) == 2:
             visual = _replaced(visual, skeletal, batch.has_visual)

@@ -179,12 +179,7 @@ class SkeletalStream(nn.Module):
             self.pooling = MeansOfGroups(widths[-1], joints)
 
     def forward(
-        self,
-        pose: Tensor,
-        joint_mask: Tensor,
-        frame_lengths: Tensor,
-        weight: Tensor,
-        body: Tensor | None = None,
+        self, pose: Tensor, joint_mask: Tensor, frame_lengths: Tensor, weight: Tensor
     ) -> Tensor:
         """Return ``skeletal`` (F^_s of Eq. 5), zero beyond each clip's end.
 
@@ -196,14 +191,13 @@ class SkeletalStream(nn.Module):
             joint_mask: bool ``[batch, frames, joints]``, True = the landmark was found.
             frame_lengths: ``[batch]``, 0 for a clip without joints.
             weight: ``[batch]``; a clip of weight 0 enters no statistic.
-            body: ``[batch, 3]``, how the frame of the body is changed; None: not at all.
 
         Returns:
             ``[batch, steps, dim]``.
         """
         inside, counted = _masks(frame_lengths, pose.shape[1], weight)
         real = joint_mask & inside[:, :, None]
-        values, known = self.inputs.coordinates(pose, real, body)
+        values, known = self.inputs.coordinates(pose, real)
         if self.joints is not None:
             values, known, real = (x[:, :, self.joints] for x in (values, known, real))
         there = real if self.statistics == "present" else None

@@ -19,7 +19,6 @@ WORDS = [
     "recipe=strong",
     "train.checkpoint_steps=2",
     "augment.drop_stream=0.5",  # of few clips some lose a stream
-    "augment.body=0.1",
 ]
 
 
@@ -33,7 +32,7 @@ def two_processes(project: Project, tmp_path_factory: pytest.TempPathFactory) ->
 def test_one_process_draws_what_two_draw(
     project: Project, two_processes: Path, tmp_path: Path
 ) -> None:
-    """Dropout, lost streams, spans, noise and bodies: the same losses and weights."""
+    """Dropout, lost streams, spans and noise: the same losses and weights."""
     project.train(tmp_path, 1, *WORDS, "train.micro_batch_size=4")
     assert furthest(weights(tmp_path, "finetune"), weights(two_processes, "finetune")) <= TOLERANCE
     ours, theirs = log(tmp_path, "finetune"), log(two_processes, "finetune")

@@ -190,37 +190,3 @@ def test_many_frames_are_changed_clip_by_clip_in_the_right_order() -> None:
     assert levels[:70] == [round(float(expected[0, 0]))] * 70
     assert levels[70] == round(float(expected[1, 0]))
     assert levels[71:] == [round(float(expected[2, 0]))] * 90
-
-
-def test_the_frame_of_a_body_changes_by_clip_and_epoch_within_its_bounds(split: Split) -> None:
-    config, clips = AugmentConfig(body=0.2), np.arange(2000)
-    frames = ClipFrames(np.full(2000, 50, np.int32), 64, config, seed=1)
-    found = frames.bodies(0, clips)
-    assert found is not None
-    for values, (low, high) in zip(
-        found.T, [(1 / 1.2, 1.2), (-0.2, 0.2), (-0.2, 0.2)], strict=True
-    ):
-        assert low - 1e-6 <= values.min() < low + 0.01
-        assert high - 0.01 < values.max() <= high + 1e-6
-    assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.1
-    assert float(np.log(found[:, 0]).mean()) == pytest.approx(0, abs=0.01)
-    some = frames.bodies(0, np.array([7, 3, 7]))
-    assert some is not None
-    assert np.array_equal(some, found[[7, 3, 7]])
-    other = frames.bodies(1, clips)
-    assert other is not None
-    assert not (other == found).any()
-    assert ClipFrames(LENGTHS, 64, AugmentConfig(crop=0.1), 1).bodies(0, np.arange(4)) is None
-
-    alone = clip_batches(split, [[2]], augment=config)[0]
-    beside = clip_batches(split, [[PADDING, 0, 2]], augment=config)[0]
-    assert alone.body is not None
-    assert beside.body is not None
-    assert torch.equal(beside.body[2], alone.body[0])
-    for epoch in (0, 3):
-        dataset = clip_batches(split, [[2, 1]], augment=config, epoch=epoch)
-        batch, asked = dataset[0], dataset.frames.bodies(epoch, np.array([2, 1]))
-        assert batch.body is not None
-        assert asked is not None
-        assert np.array_equal(batch.body.numpy(), asked), epoch
-    assert torch.equal(beside.pose[2, : alone.pose.shape[1]], alone.pose[0])  # the model does it

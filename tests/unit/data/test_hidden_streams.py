@@ -154,10 +154,3 @@ def test_a_model_of_one_stream_has_none_to_lose() -> None:
     load_run(demo, "finetune", ["augment.drop_stream=0.2"])
     with pytest.raises(UserError, match=r"drop_stream=0.2.*write augment.drop_stream=0"):
         load_run(demo, "finetune", [*words, "augment.drop_stream=0.2"])
-
-
-def test_a_body_without_a_frame_is_not_changed() -> None:
-    demo = str(ROOT / "configs" / "experiment" / "demo.yaml")
-    load_run(demo, "finetune", ["augment.body=0.1", "model.joint_frame=body"])
-    with pytest.raises(UserError, match=r"augment.body=0.1.*write augment.body=0"):
-        load_run(demo, "finetune", ["augment.body=0.1"])

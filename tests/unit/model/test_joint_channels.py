@@ -65,38 +65,6 @@ def test_the_frame_of_the_body_is_the_median_of_a_clips_shoulders() -> None:
         torch.testing.assert_close(found[i, : len(clip.pose)][there], expected[there])
 
 
-def test_a_changed_body_is_larger_and_elsewhere_in_its_own_frame_alone() -> None:
-    batch = join(draw_clips([5, 8], seed=2))
-    real = batch.joint_mask & length_mask(batch.frame_lengths, 8)[:, :, None]
-    change = torch.tensor([[1.1, 0.2, -0.3], [0.9, 0.0, 0.1]])
-    channels = JointChannels(body=True, velocity=True)
-    before, known = channels.coordinates(batch.pose, real)
-    after, same = channels.coordinates(batch.pose, real, change)
-    assert torch.equal(known, same)
-    factor, shift = change[:, None, None, :1], change[:, None, None, 1:]
-    expected = before * factor  # relative to wrists and velocity as well
-    expected[..., :2] += shift
-    torch.testing.assert_close(after, torch.where(known, expected, 0))
-    elsewhere, _ = channels.coordinates(_moved(batch).pose, real, change)
-    torch.testing.assert_close(elsewhere, after)
-    images, _ = JointChannels().coordinates(batch.pose, real)
-    assert torch.equal(JointChannels().coordinates(batch.pose, real, change)[0], images)
-
-
-@torch.no_grad()
-def test_a_batch_brings_the_change_of_its_bodies_to_the_model() -> None:
-    batch = join(draw_clips([5, 8]))
-    model = small_model(joint_frame="body").eval()
-    as_it_is = model.encode(batch).skeletal
-    same = replace(batch, body=torch.tensor([[1.0, 0.0, 0.0]] * 2))
-    assert torch.equal(model.encode(same).skeletal, as_it_is)
-    changed = replace(batch, body=torch.tensor([[1.0, 0.0, 0.0], [1.2, 0.1, 0.0]]))
-    found = model.encode(changed)
-    assert torch.equal(found.skeletal[0], as_it_is[0])
-    assert not torch.allclose(found.skeletal[1], as_it_is[1])
-    assert torch.equal(found.visual, model.encode(batch).visual)
-
-
 @pytest.mark.parametrize(
     "more",
     [{}, EVERY, PRESENT, {**SHARED, **PRESENT}],
