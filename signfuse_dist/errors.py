@@ -64,6 +64,11 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
+def on_one_line(error: object) -> str:
+    """Return all that an error of :func:`raise_together` says, in one line."""
+    return str(error).replace("\n  - ", "; ")
+
+
 _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # of Persian, Indic scripts and emoji: they steer no terminal
 

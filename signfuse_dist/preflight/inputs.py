@@ -40,7 +40,7 @@ from signfuse_dist.data.split import read_source
 from signfuse_dist.data.stamp import is_verified
 from signfuse_dist.data.storage import Folder, is_local, open_folder
 from signfuse_dist.engine.checkpoint_files import Checkpoint, find_latest, refuse_other_position
-from signfuse_dist.errors import UserError, printable
+from signfuse_dist.errors import UserError, on_one_line, printable
 from signfuse_dist.evaluation.protocols import find_preset
 from signfuse_dist.files import read_state
 from signfuse_dist.locks import PATIENCE, holder_of
@@ -447,7 +447,7 @@ def _check_progress(run: RunConfig, plan: Plan | None, what: str) -> list[Findin
     try:
         newest = find_latest(folder.checkpoints, said.append, fits)
     except UserError as e:
-        return [error(what, str(e).replace("\n  - ", "; "), "Or give train.output=FOLDER")]
+        return [error(what, on_one_line(e), "Or give train.output=FOLDER")]
     if newest is None:
         begun = "a run of this configuration, without a checkpoint: it starts at its beginning"
         return [ok(what, begun if folder.config.exists() else "new")]
@@ -512,7 +512,7 @@ def _check_named_start(run: RunConfig) -> tuple[Finding, bool]:
         return warning(what, f"what of it fits was not found out: {e}", "Look at it"), False
     if "error" in said:
         fix = "Or another start"
-        return error(what, str(said["error"]).replace("\n  - ", "; "), fix), False
+        return error(what, on_one_line(said["error"]), fix), False
     found = f"{'; '.join(said['taken'])}; {start.origin}"
     return ok(what, printable(found)), bool(said["needs_visual_weights"])
 

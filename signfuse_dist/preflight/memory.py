@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from signfuse_dist.config import SCALES, LossConfig, ModelConfig, RunConfig, StageName
 from signfuse_dist.data.blended import find_vector_dim
-from signfuse_dist.errors import MachineError, UserError
+from signfuse_dist.errors import MachineError, UserError, on_one_line
 from signfuse_dist.plan import divisors_that_fit
 from signfuse_dist.preflight.aside import ask_aside
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
@@ -239,7 +239,10 @@ def _built_parameters(config: str) -> int:
     except MachineError:
         raise
     except UserError as e:
-        raise UserError(f"model.fusion={json.loads(config)['fusion']} cannot be built: {e}") from e
+        why = on_one_line(e)
+        raise UserError(
+            f"model.fusion={json.loads(config)['fusion']} cannot be built: {why}"
+        ) from e
 
 
 def _temporal(config: ModelConfig) -> int:

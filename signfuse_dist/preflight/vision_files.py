@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from signfuse_dist.config import ModelConfig, RunConfig
-from signfuse_dist.errors import MachineError, UserError
+from signfuse_dist.errors import MachineError, UserError, on_one_line
 from signfuse_dist.files import read_json
 from signfuse_dist.model.llm_identity import find_folder
 from signfuse_dist.preflight.aside import ask_aside
@@ -118,7 +118,7 @@ def _measured(question: str) -> FrameMemory | str:
     except MachineError:
         raise
     except UserError as e:
-        return str(e)
+        return on_one_line(e)
 
 
 @functools.lru_cache(maxsize=4)
