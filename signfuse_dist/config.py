@@ -256,9 +256,8 @@ class ModelConfig:
     """Whether a channel says which joints are there: a lost one is at 0, as another may really
     be."""
     joint_spread: Literal["each", "shared"] = key("each", "encoders")
-    """By which deviation the first norm of the ST-GCN divides a joint's coordinates, less their own
-    mean: that of `each` joint, or one that all joints have (`shared`), so that a joint that hardly
-    moves stays small. `norm: layer` has one a step anyway."""
+    """By which deviation the ST-GCN's first norm divides a joint's coordinates: that of `each`, or
+    one of all (`shared`), so that what hardly moves stays small; `norm: layer` has one a step."""
     joint_statistics: Literal["all", "present"] = key("all", "encoders")
     """What the ST-GCN's norms and its mean over the joints count: `all` joints, lost ones as 0, or
     those that are `present`."""

@@ -55,8 +55,9 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--controls",
         default="shuffled,blank,masked_joints",
-        help="which are scored as well, with commas, or none (default: %(default)s); moved is one "
-        "more. All but shuffled take as long again each as the split itself",
+        help="which are scored as well, with commas, or none (default: %(default)s); one more "
+        "is moved, every clip smaller and elsewhere in the picture. All but shuffled take as long "
+        "again each as the split itself",
     )
     command.set_defaults(run=_evaluate)
 

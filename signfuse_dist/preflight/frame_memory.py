@@ -77,7 +77,7 @@ def measure(model: VisionModel, frame_size: int, bf16: bool) -> FrameMemory:
 
     def held(frames: int, trains: bool) -> tuple[int, int]:
         model.requires_grad_(trains)
-        with Held("cpu") as bytes_held, torch.set_grad_enabled(trains):
+        with Held("cpu") as bytes_held:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 vectors = model(torch.empty(frames, 3, frame_size, frame_size))
             kept = bytes_held.now

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from signfuse_dist.config import SCALES, LossConfig, ModelConfig, RunConfig, StageName
 from signfuse_dist.data.blended import find_vector_dim
-from signfuse_dist.errors import MachineError, UserError, on_one_line
+from signfuse_dist.errors import UserError, on_one_line
 from signfuse_dist.plan import divisors_that_fit
 from signfuse_dist.preflight.aside import ask_aside
 from signfuse_dist.preflight.finding import Finding, error, ok, warning
@@ -236,13 +236,9 @@ def fusion_parameters(config: ModelConfig) -> int:
 def _built_parameters(config: str) -> int:
     try:
         return int(ask_aside("parameters", json.loads(config)))
-    except MachineError:
-        raise
-    except UserError as e:
-        why = on_one_line(e)
-        raise UserError(
-            f"model.fusion={json.loads(config)['fusion']} cannot be built: {why}"
-        ) from e
+    except UserError as e:  # or a machine's error, which stays one
+        what = f"model.fusion={json.loads(config)['fusion']}"
+        raise type(e)(f"{what} cannot be built: {on_one_line(e)}") from e
 
 
 def _temporal(config: ModelConfig) -> int:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.fake_cuda import Loss, Peak, blank_batch, measure
+from benchmarks.fake_cuda import Loss, Peak, blank_batch, fake_cuda, measure
 from helpers.model_factory import small_config
 from helpers.vision_models import PICTURES, write_vision_model
 from signfuse_dist.config import LossConfig, ModelConfig
@@ -20,6 +20,7 @@ from signfuse_dist.model.signfuse import SignFuse, count_parameters
 from signfuse_dist.model.vision import load_configured
 from signfuse_dist.objective import prepare
 from signfuse_dist.preflight import memory
+from signfuse_dist.preflight.frame_memory import Held
 from signfuse_dist.preflight.frame_memory import measure as measure_frame
 from signfuse_dist.preflight.vision_files import (
     FrameMemory,
@@ -100,7 +101,18 @@ def test_the_memory_of_a_frame_is_what_fake_tensors_of_a_gpu_find(
     one, two = on_gpu(64), on_gpu(128)
     expected = (two.kept - one.kept) / 64, (two.most - one.most) / 64
     assert (found.kept, found.most) == pytest.approx(expected, rel=0.12)
-    assert 12 * 48**2 < found.frozen < found.most
+
+    def frozen_on_gpu(frames: int) -> int:
+        with torch.device("meta"):
+            model = load_configured(config).requires_grad_(False)
+        with fake_cuda() as mode:
+            mode.move(model)
+            autocast = torch.autocast("cuda", torch.bfloat16, enabled=bf16)
+            with Held("cuda") as held, torch.no_grad(), autocast:
+                model(torch.empty(frames, 3, 48, 48, device="cuda"))
+        return held.peak
+
+    assert found.frozen == pytest.approx((frozen_on_gpu(128) - frozen_on_gpu(64)) / 64, rel=0.12)
     assert found.dim == 12
 
 
@@ -146,4 +158,8 @@ def test_a_memory_that_is_not_known_is_no_memory_that_suffices(
     finding = memory.judge_gpu(run, need, 100, gigabytes, "", 1)
     assert finding.level == "warning"
     assert f"which is not known ({why})" in finding.value
-    assert memory.resolve_chunk(run, None, 100, 1, 0, 80.0).model.visual_chunk == 64
+    resolved = memory.resolve_chunk(run, None, 100, 1, 0, 80.0)
+    assert resolved.model.visual_chunk == 64
+    said = memory.say_chunk(run.model, resolved.model, memory.why_unknown(run))
+    assert said.startswith("vision model: 64 frames at once")
+    assert f"what a frame takes is not known: {why}" in said
