@@ -26,7 +26,7 @@ from signfuse_dist.data.joints import Joints, NoJoints, PoseExtractor
 from signfuse_dist.data.manifest import PackConfig
 from signfuse_dist.data.pack import pack
 from signfuse_dist.data.picture import VideoFrame
-from signfuse_dist.preflight import machine, memory, network
+from signfuse_dist.preflight import inputs, machine, memory, network
 from signfuse_dist.preflight.check import Target, check_job, describe
 
 
@@ -143,6 +143,16 @@ def test_an_id_of_two_splits_with_other_texts_is_a_warning(job: Job) -> None:
 def test_texts_of_two_splits_are_a_warning_with_their_share(job: Job) -> None:
     repack(job, "test", ("test 1\t", "train 1\t"), ("test 2\t", "train 1\t"))
     job.finds("warning", "2 of 4 texts of test (50.0%) are also in training, such as 'train 1'")
+
+
+@pytest.mark.parametrize("word", ["train.select=best", "train.patience=2"])
+def test_a_step_that_few_sentences_choose_is_a_warning(
+    job: Job, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    job.words = [word]
+    job.finds("warning", "development split: 4 sentences tell no step", word, "train.select=last")
+    monkeypatch.setattr(inputs, "_FEW_SENTENCES", 4)
+    assert not any("tell no step" in line for line in job.check(0))
 
 
 def test_one_split_for_development_and_test_is_compared_with_training_alone(job: Job) -> None:
