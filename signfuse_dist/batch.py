@@ -89,13 +89,17 @@ _AUGMENTED_AT_ONCE = 64  # frames
 
 
 def _changed(frames: Tensor, warp: Tensor, colour: Tensor) -> Tensor:
-    """Return uint8 frames ``[n, 3, height, width]``, coloured, then moved; one row each a frame."""
+    """Return uint8 frames ``[n, 3, height, width]``, coloured, then moved; one row each a frame.
+
+    Beyond a picture its edge goes on. Black, a stripe of another width in each clip was the most
+    that an untrained ResNet saw (docs/log.md).
+    """
     with torch.autocast(frames.device.type, enabled=False):
         images = frames.float()
         mixed = torch.einsum("nij,njhw->nihw", colour[:, :, :3], images)
         images = (mixed + 255 * colour[:, :, 3, None, None]).clamp(0, 255)
         grid = F.affine_grid(warp, list(images.shape), align_corners=False)
-        moved = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+        moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
         return moved.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -208,8 +212,7 @@ class SignBatch:
     def augmented(self) -> SignBatch:
         """Return the batch with ``colour`` and ``warp`` applied to its frames, on their device.
 
-        What comes in from outside the picture is black. A few frames at a time, so that the
-        memory for it does not grow with the batch.
+        A few frames at a time, so that the memory for it does not grow with the batch.
         """
         if self.warp is None or self.colour is None:
             return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,14 @@ def test_joints_go_where_the_picture_goes(config: AugmentConfig) -> None:
     centre = ((weight.sum(0) * grid).sum().item(), (weight.sum(1) * grid).sum().item())
     assert centre == pytest.approx(batch.pose[0, 1, 0].tolist(), abs=0.005)
     assert centre != pytest.approx(POINT[0].tolist(), abs=0.01)
+
+
+def test_beyond_a_picture_its_edge_goes_on() -> None:
+    """A stripe of black would be as wide as the clip was moved, and a network reads it."""
+    batch = picture_batch(AugmentConfig(crop=0.2, scale=0.5), POINT)
+    assert not torch.equal(batch.augmented().frames, batch.frames)
+    wall = replace(batch, frames=torch.full_like(batch.frames, 200))
+    assert torch.equal(wall.augmented().frames, wall.frames)
 
 
 def test_frames_without_change_come_out_as_they_went_in() -> None:
