@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUN := runs/demo/finetune
+RECIPE := paper
+RUNS := $(if $(filter paper,$(RECIPE)),runs,runs/$(RECIPE))
+RUN := $(RUNS)/demo/finetune
 LAUNCH := launch/cpu_zero2.yaml
 
 # For a driver that is too old for the torch of constraints.txt: `make install TORCH_INDEX=ADDRESS`,
@@ -40,9 +42,10 @@ synthetic: install
 	  --out $(SYNTHETIC)/test --frame-size 48 --fps 10 --workers 2
 	$(TINY_LLM) --out $(SYNTHETIC)/tiny_llm
 
+# `make demo RECIPE=strong` trains by that recipe, in runs/strong.
 demo: synthetic
 	$(BIN)/signfuse verify shards/synthetic/train --workers 2
-	$(BIN)/signfuse train demo --launch $(LAUNCH)
+	$(BIN)/signfuse train demo recipe=$(RECIPE) train.output=$(RUNS) --launch $(LAUNCH)
 	$(BIN)/accelerate launch --config_file $(LAUNCH) -m signfuse_dist.cli evaluate $(RUN) --split test
 	$(BIN)/signfuse report $(RUN) --split test
 	$(BIN)/signfuse translate $(RUN) data/synthetic/clips/test_0000.mp4 \

@@ -132,11 +132,11 @@ def test_table_1_is_unchanged_under_the_paper(stage: str) -> None:
 
 def test_the_table_of_switches_changes_each_line_of_the_strong_recipe() -> None:
     (table,) = read_ablations(str(ROOT / "configs" / "ablation" / "recipe" / "switches.yaml"))
-    strong = load_run("demo", "finetune", ["recipe=strong"]).flat()
-    paper = load_run("demo", "finetune").flat()
+    strong = load_run("phoenix14t", "finetune", ["recipe=strong"]).flat()
+    paper = load_run("phoenix14t", "finetune").flat()
     switched: set[str] = set()
     for row in table.rows:
-        values = load_run("demo", "finetune", row.overrides).flat()
+        values = load_run("phoenix14t", "finetune", row.overrides).flat()
         switched |= {key for key in values if values[key] != strong[key]}
         if "recipe=strong" in row.overrides:
             assert all(values[key] in (strong[key], paper[key]) for key in values), row.name
