@@ -91,8 +91,8 @@ _AUGMENTED_AT_ONCE = 64  # frames
 def _changed(frames: Tensor, warp: Tensor, colour: Tensor) -> Tensor:
     """Return uint8 frames ``[n, 3, height, width]``, coloured, then moved; one row each a frame.
 
-    Beyond a picture its edge goes on. Black, a stripe of another width in each clip was the most
-    that an untrained ResNet saw (docs/log.md).
+    Beyond a picture its edge goes on: beside black stripes, of another width in each clip, stage 1
+    learned nothing (docs/log.md).
     """
     with torch.autocast(frames.device.type, enabled=False):
         images = frames.float()

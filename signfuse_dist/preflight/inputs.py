@@ -111,15 +111,16 @@ def _look_at_scored(run: RunConfig, *, blended: bool, corpus: str = "") -> list[
 
 def _check_selection(run: RunConfig, splits: Sequence[_SplitSeen]) -> Iterator[Finding]:
     """Say where so few sentences of development choose a step that chance does."""
-    key = "train.select=best"
-    if run.train.select == "last":
-        if run.train.patience is None:
-            return
-        key = f"train.patience={run.train.patience}"
-    scored = [split for split in splits if split.role.endswith("development")]
-    count = sum(len(split.texts) for split in scored)
-    if 0 < count < _FEW_SENTENCES:
-        said = f"{count} sentences tell no step from another, and {key} goes by their scores"
+    keys = []
+    if run.train.select == "best":
+        keys.append("train.select=best")
+    if run.train.patience is not None:
+        keys.append(f"train.patience={run.train.patience}")
+    sizes = [len(split.texts) for split in splits if split.role.endswith("development")]
+    # A split that cannot be read has no texts here: how many there are is not known then.
+    if keys and all(sizes) and sum(sizes) < _FEW_SENTENCES:
+        by = f"{' and '.join(keys)} go by their scores"
+        said = f"{sum(sizes)} sentences tell no step from another, and {by}"
         fix = "Write train.select=last and no train.patience, or pack more of them"
         yield warning("development split", said, fix)
 

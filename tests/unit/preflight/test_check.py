@@ -145,14 +145,23 @@ def test_texts_of_two_splits_are_a_warning_with_their_share(job: Job) -> None:
     job.finds("warning", "2 of 4 texts of test (50.0%) are also in training, such as 'train 1'")
 
 
-@pytest.mark.parametrize("word", ["train.select=best", "train.patience=2"])
+@pytest.mark.parametrize(
+    "words",
+    [["train.select=best"], ["train.patience=2"], ["train.select=best", "train.patience=2"]],
+)
 def test_a_step_that_few_sentences_choose_is_a_warning(
-    job: Job, monkeypatch: pytest.MonkeyPatch, word: str
+    job: Job, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    job.words = [word]
-    job.finds("warning", "development split: 4 sentences tell no step", word, "train.select=last")
+    job.words = words
+    job.finds("warning", "development split: 4 sentences", " and ".join(words), "select=last")
     monkeypatch.setattr(inputs, "_FEW_SENTENCES", 4)
     assert not any("tell no step" in line for line in job.check(0))
+
+
+def test_sentences_of_a_split_that_is_not_there_are_not_called_few(job: Job) -> None:
+    job.words = ["train.select=best"]
+    shutil.rmtree(job.split("dev"))
+    job.finds("warning", str(job.split("dev")), "manifest.json")
 
 
 def test_one_split_for_development_and_test_is_compared_with_training_alone(job: Job) -> None:
