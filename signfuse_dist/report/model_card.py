@@ -186,7 +186,8 @@ def _model(run: RunConfig, saved: _SavedModel, translates: bool) -> Rows:
     rows = [
         ("streams", model.streams),
         ("picture", _picture(model)),
-        ("fusion", f"{model.fusion}, {model.fusion_layers} layers"),
+        ("fusion", model.fusion),
+        ("its layers", str(model.fusion_layers)),
         ("time scales", ", ".join(model.scales) or "none"),
         ("sign tokens", str(model.num_sign_tokens)),
     ]

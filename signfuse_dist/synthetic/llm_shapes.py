@@ -21,7 +21,7 @@ ShapeName = Literal[
     "flan_t5_xl",
     "mt5_xl",
 ]
-"""Names are those of configs/model, and of a family near them; `tiny` is the demo's."""
+"""Names are those of configs/model, and of a family near them; `tiny` is that of the demos."""
 
 
 def llm_shape(name: ShapeName, **changes: Any) -> PreTrainedConfig:

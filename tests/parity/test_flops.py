@@ -47,7 +47,7 @@ from signfuse_dist.synthetic.llm_shapes import ShapeName, llm_shape
 EXACT = 1e-9
 
 
-# The shapes of the LLMs of configs/model; vicuna_7b has that of llama2_7b.
+# The shapes of the LLMs of configs/model; vicuna_7b has that of llama2_7b, narrow that of tiny.
 SHIPPED: tuple[ShapeName, ...] = (
     "llama2_7b",
     "llama2_13b",

@@ -62,14 +62,14 @@ def test_files_combine_and_the_command_line_has_the_last_word(tmp_path: Path) ->
 
 
 def test_an_experiments_stage_section_has_one_part_a_stage() -> None:
-    assert [load_run(DEMO, stage).stage.epochs for stage in STAGES] == [2, 2, 12]
+    assert [load_run(DEMO, stage).stage.epochs for stage in STAGES] == [2, 2, 14]
     assert load_run(DEMO, "finetune", ["stage.epochs=3"]).stage.epochs == 3
 
 
 def test_a_word_for_one_stage_holds_in_that_stage_alone() -> None:
     words = ["stage.alignment.epochs=7", "stage.contrastive.learning_rate=3e-4"]
     runs = [load_run(DEMO, stage, words).stage for stage in STAGES]
-    assert [(run.epochs, run.learning_rate) for run in runs] == [(2, 3e-4), (7, 5e-5), (12, 1.5e-3)]
+    assert [(run.epochs, run.learning_rate) for run in runs] == [(2, 3e-4), (7, 5e-5), (14, 1.5e-3)]
     with pytest.raises(UserError, match="no key 'epoch'; did you mean 'epochs'"):
         load_run(DEMO, "finetune", ["stage.alignment.epoch=7"])
 
@@ -256,9 +256,9 @@ def test_files_of_the_working_folder_come_before_those_of_the_package(
     assert load_run("demo", "alignment").data.max_frames == 63
     own = Path("configs/experiment/demo.yaml")
     own.parent.mkdir()
-    own.write_text((ROOT / own).read_text().replace("epochs: 12", "epochs: 8"))
+    own.write_text((ROOT / own).read_text().replace("epochs: 14", "epochs: 8"))
     run, packaged = load_run("demo", "finetune"), load_run(DEMO, "finetune")
-    assert (run.stage.epochs, packaged.stage.epochs) == (8, 12)
+    assert (run.stage.epochs, packaged.stage.epochs) == (8, 14)
     assert run.model == packaged.model, "configs/model of the package"
     assert "did you mean 'synthetic'" in _errors("data=synthetik", experiment="demo")
 

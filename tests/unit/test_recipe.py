@@ -88,7 +88,7 @@ def test_a_recipe_sets_keys_of_several_sections_and_the_experiment_overrides_it(
 def test_a_key_that_another_file_sets_is_refused(tmp_path: Path) -> None:
     path = experiment(tmp_path, {"model": {"norm": "layer"}, "data": {"fps": 5.0}})
     message = refused(path, "recipe=mine")
-    assert "mine.yaml: model.norm is set by model=tiny too" in message
+    assert "mine.yaml: model.norm is set by model=narrow too" in message
     assert "mine.yaml: section: unknown key 'data'" in message
     assert "recipe=mien" in refused(path, "recipe=mien")
     assert "did you mean" in refused(path, "recipe=mien")

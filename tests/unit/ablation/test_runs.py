@@ -115,9 +115,9 @@ def test_a_stage_is_another_when_the_one_before_it_is() -> None:
 @pytest.mark.parametrize(
     ("words", "same"),
     [
-        (("model.fusion_layers=2",), True),  # the tiny model's own
+        (("model.fusion_layers=1",), True),  # the narrow model's own
         (("train.num_workers=3", "train.log_steps=7"), True),  # free on a resume
-        (("model.fusion_layers=1",), False),
+        (("model.fusion_layers=2",), False),
         (("stage.epochs=3",), False),
         (("loss.temperature=0.5",), False),
         (("evaluation.num_beams=2",), False),

@@ -114,7 +114,7 @@ def test_train_finds_an_error_of_the_last_stage_before_the_first_has_begun(
     (folder / "experiment").mkdir(parents=True)
     for name in ("data", "model", "stage"):
         (folder / name).symlink_to(ROOT / "configs" / name)
-    text = Path(DEMO).read_text(encoding="utf-8").replace("epochs: 12", "epochs: 0")
+    text = Path(DEMO).read_text(encoding="utf-8").replace("epochs: 14", "epochs: 0")
     (folder / "experiment" / "wrong.yaml").write_text(text, encoding="utf-8")
     error = refused(capsys, "train", str(folder / "experiment" / "wrong.yaml"), *LAUNCH)
     assert "stage.epochs: 0 is not at least 1" in error

@@ -516,7 +516,7 @@ def test_a_disk_that_is_too_small_is_an_error(job: Job, monkeypatch: pytest.Monk
     [
         (["model.attention=flash_attention_2", "train.precision=bf16"], "pip install flash-attn"),
         (["model.attention=varlen"], "needs train.precision=bf16"),
-        (["model.attention=varlen", "train.precision=bf16", "model.num_heads=8"], "not 12"),
+        (["model.attention=varlen", "train.precision=bf16", "model.num_heads=16"], "not 4"),
         (["model.llm_quantization=4bit"], "pip install bitsandbytes"),
     ],
 )

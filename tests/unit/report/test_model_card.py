@@ -29,10 +29,10 @@ def written(folder: Path, run: RunConfig, **saved: Any) -> str:
     config = {"llm_fingerprint": FINGERPRINT, "llm_commit": None, **saved}
     (folder / "model" / "config.json").write_text(json.dumps(config))
     (folder / "config.yaml").write_text(yaml.safe_dump(run.to_dict()), encoding="utf-8")
-    plan = {"num_clips": 480, "total_steps": 720, "world_size": 2, "num_pairs": 8}
+    plan = {"num_clips": 480, "total_steps": 840, "world_size": 2, "num_pairs": 8}
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "versions.json").write_text(json.dumps({"torch": "2.15.0", "python": "3.11.2"}))
-    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 720, "total": 0.512345}\n')
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 840, "total": 0.512345}\n')
     return write_card(folder).read_text(encoding="utf-8")
 
 
@@ -68,15 +68,16 @@ def test_a_card_says_what_the_run_was(tmp_path: Path, run: RunConfig) -> None:
         "# demo, stage finetune",
         "| corpus | synthetic |",
         "train, 480 clips",
-        "12, 720 optimizer steps",
+        "14, 840 optimizer steps",
         "0.0015, 1 epochs of warmup",
         "8 over 2 processes",
         "| last losses | total 0.5123 |",
         "| torch | 2.15.0 |",
         FINGERPRINT,
         "Not evaluated.",
-        "resnet10, width 16, group norm",
-        "| fusion | cmfa, 2 layers |",
+        "resnet10, width 8, group norm",
+        "| fusion | cmfa |",
+        "| its layers | 1 |",
         "SignFuse.from_pretrained",
         "that PEFT loads",
     ):
