@@ -1,8 +1,7 @@
-"""The pictures of the README, from the report of `make demo`; writes docs/pictures/.
+"""The pictures of the README, from the report of `make demo RECIPE=strong`; writes docs/pictures/.
 
-``python tests/helpers/readme_pictures.py`` opens runs/demo/finetune/evaluation/test/report.html in
-Chromium and takes the head of the page, and the first sample: its frames with their joints, and the
-gate over time.
+``python tests/helpers/readme_pictures.py`` opens the page of runs/strong/demo/finetune in Chromium
+and takes its head, and the first sample: its frames with their joints, and the gate over time.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
-REPORT = ROOT / "runs" / "demo" / "finetune" / "evaluation" / "test" / "report.html"
+REPORT = ROOT / "runs" / "strong" / "demo" / "finetune" / "evaluation" / "test" / "report.html"
 PICTURES = ROOT / "docs" / "pictures"
 WIDTH, HEIGHT = 1180, 640  # of the window, in CSS pixels
 NUM_COLOURS = 128  # a palette keeps both pictures small
@@ -26,7 +25,8 @@ def main() -> int:
     """Write both pictures; return the exit status."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None or not REPORT.is_file():
-        print(f"needs Chromium on the PATH and {REPORT}: run make demo", file=sys.stderr)
+        needed = f"Chromium on the PATH and {REPORT}"
+        print(f"needs {needed}: run make demo RECIPE=strong", file=sys.stderr)
         return 1
     PICTURES.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
