@@ -485,11 +485,11 @@ class TrainConfig:
 class AugmentConfig:
     """How far training clips are changed at random, at most; 0 is not at all (the paper)."""
 
-    crop: NonNegative = 0.0
+    crop: BelowOne = 0.0
     """Largest shift of the picture each way, as a share of its side, its edge drawn on; 0: none."""
     scale: NonNegative = 0.0
     """Largest change of the picture's size: 0.1 draws factors from 1 / 1.1 to 1.1; 0: none."""
-    colour: NonNegative = 0.0
+    colour: BelowOne = 0.0
     """Largest change of brightness, contrast and saturation: 0.2 draws each from 0.8 to 1.2; 0:
     none."""
     speed: NonNegative = 0.0

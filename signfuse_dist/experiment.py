@@ -223,6 +223,9 @@ def _find_named(
     experiment: Path, key: str, name: str, typed: str, errors: list[str]
 ) -> Path | None:
     """Return the file ``name`` of ``configs/KEY``; record an error where there is none."""
+    if Path(name).name != name and not name.endswith((".yaml", ".yml")):
+        errors.append(f"{typed}{name}: neither a name of configs/{key} nor a path of a .yaml file")
+        return None
     file = _find_choice(experiment, key, name)
     if file.is_file():
         return file
@@ -251,7 +254,7 @@ def _merge_recipe(
         own = values.setdefault(section, {})
         errors += [
             f"{file}: {section}.{key} is set by {section}={chosen[section]} too: files do not "
-            "overlap; take it out of one, or set it in the experiment"
+            f"overlap; choose another {section}=NAME, or take it out of one of the two"
             for key in part
             if key in own
         ]

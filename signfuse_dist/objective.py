@@ -38,7 +38,7 @@ def prepare(model: SignFuse, stage: StageName, config: LossConfig) -> None:
                 model.language_model.train_whole()
             else:
                 model.language_model.add_lora(model.built_from)
-        elif getattr(model, name.partition(".")[0]) is not None:  # a stream may not be there
+        else:
             model.get_submodule(name).requires_grad_(True)
     _freeze_backbone(model)
 

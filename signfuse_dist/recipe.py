@@ -20,16 +20,18 @@ PAPER = "paper"
 RECIPE_SECTIONS = tuple(name for name in SECTIONS if name != "data")
 # Sections of a method; the others say of what, where and how fast.
 _METHOD = ("model", "loss", "stage", "train", "augment")
-_NO_METHOD = {"train.seed", "train.tf32", "train.stages", "train.start", "train.start_parts"}
+_NO_METHOD = {"train.seed", "train.tf32", "train.start", "train.start_parts"}
+# May differ where a run goes on or a model is loaded, and change what comes out all the same.
+_METHOD_THOUGH_FREE = {"train.select", "train.patience", "model.llm_quantization"}
 
 
 def departures(run: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return where the method of a run is not the default, by key: the default, and the value.
 
-    The defaults are the paper's. What has none (precision, epochs), says where something lies, or
-    changes nothing but speed, memory or rounding is no part of a method.
+    The defaults are the paper's. Left out is what has none (rate, epochs, precision, LoRA's
+    layers), says where something lies, or changes nothing but speed, memory or rounding.
     """
-    left_out = {*keys_with("resume", "load", "memory only"), *_NO_METHOD}
+    left_out = {*keys_with("resume", "load", "memory only"), *_NO_METHOD} - _METHOD_THOUGH_FREE
     found: dict[str, tuple[Any, Any]] = {}
     for section in _METHOD:
         values = getattr(run, section)

@@ -124,6 +124,10 @@ def _explain(kind: Any, error: Mapping[str, Any], name_place: Callable[[Place], 
             return f"{before}{named}{about['error']}"
         case "greater_than_equal":
             return f"{before}{value} is not at least {about['ge']:g}"
+        case "greater_than":
+            return f"{before}{value} is not above {about['gt']:g}"
+        case "less_than":
+            return f"{before}{value} is not below {about['lt']:g}"
         case "less_than_equal":
             return f"{before}{value} is not at most {about['le']:g}"
         case "too_short" | "too_long":

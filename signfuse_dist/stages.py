@@ -36,13 +36,20 @@ def trains_llm(stage: StageName, model: ModelConfig) -> bool:
 def trained_parts(stage: StageName, config: LossConfig, model: ModelConfig) -> tuple[str, ...]:
     """Return the parts of SignFuse that train: those of the table that a loss reaches.
 
-    Without the `llm` where ``model.llm_training`` is `frozen`.
+    A part that the model does not have is left out, and the `llm` where it stays frozen.
 
     Paper: stage 1 trains CMFA. Here: not what Eq. 21 does not reach, all of CMFA for `streams`,
     all but the first layer's attention for `attended`. Because: a trained parameter without a
     gradient stops distributed training.
     """
-    parts = [p for p in TRAINABLE[stage] if p != "llm" or model.llm_training != "frozen"]
+    left_out = {
+        "visual": model.streams == "skeletal",
+        "skeletal": model.streams == "visual",
+        "fusion": model.fusion_layers == 0,
+        "temporal": not model.scales,
+        "llm": model.llm_training == "frozen",
+    }
+    parts = [part for part in TRAINABLE[stage] if not left_out.get(part)]
     if stage != "contrastive" or config.contrastive_features == "unimodal":
         return (*parts,)
     reached = _ATTENDED if config.contrastive_features == "attended" else ()

@@ -93,6 +93,7 @@ def test_a_key_that_another_file_sets_is_refused(tmp_path: Path) -> None:
     assert "recipe=mien" in refused(path, "recipe=mien")
     assert "did you mean" in refused(path, "recipe=mien")
     assert "recipe=" in refused(path, "recpie=mine")
+    assert "neither a name of configs/recipe" in refused(path, "recipe=../recipe/mine")
 
 
 def test_what_a_recipe_sets_identifies_a_run_and_its_name_does_not(tmp_path: Path) -> None:
@@ -122,6 +123,12 @@ def test_a_run_says_where_it_departs_from_the_paper() -> None:
         "paper; not as printed: model.positions=distance, model.scales=[frame], augment.crop=0.1"
     )
     assert described(of("recipe=strong")).startswith("strong; not as printed: model.")
+    assert departures(of("recipe=strong"))["train.select"] == ("last", "best")
+    free = ("train.stages=[finetune]", "train.patience=2", "model.llm_quantization=4bit")
+    assert described(of("train.select=best", *free)) == (
+        "paper; not as printed: model.llm_quantization=4bit, train.stages=[finetune], "
+        "train.select=best, train.patience=2"
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)

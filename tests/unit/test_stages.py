@@ -252,6 +252,14 @@ def test_parts_that_a_stage_does_not_train_have_no_rate() -> None:
     words = ["stage.finetune.rates={llm: 1, visual: 0.1}"]
     assert load_run("demo", "contrastive", words).stage.rates is None
     assert load_run("demo", "finetune", words).stage.rates == {"llm": 1.0, "visual": 0.1}
+    alone = ["model.streams=skeletal", "loss.contrastive_weight=0", "train.stages=[finetune]"]
+    for part, words in {
+        "visual": alone,
+        "fusion": ["model.fusion_layers=0"],
+        "temporal": ["model.scales=[]"],
+    }.items():
+        with pytest.raises(UserError, match=rf"stage\.rates names {part}, which stage finetune"):
+            load_run("demo", "finetune", [*words, f"stage.rates={{{part}: 2}}"])
     with pytest.raises(UserError, match=r"stage\.rates: 'eyes' is not one of visual,"):
         load_run("demo", "finetune", ["stage.rates={eyes: 1}"])
 
