@@ -182,7 +182,7 @@ def test_check_counts_the_parameters_of_the_new_fusion_on_the_model(
         "run = load_stages('demo', ['model.fusion=gated_sum'])[-1]; "
         "print(memory.parameters(run.model, 128)['fusion'], 'torch' in sys.modules)"
     )
-    assert run_python(copy, program).split() == ["223488", "False"]
+    assert run_python(copy, program).split() == ["49920", "False"]
 
 
 def test_the_operations_of_the_new_fusion_are_those_that_torch_counts(copy: Path) -> None:
