@@ -237,6 +237,12 @@ def _add_extractor(command: argparse.ArgumentParser, choices: Sequence[str]) -> 
         "(docs/poses.md; of a table, default: what the endings in its column `poses` say)",
     )
     add_pose_model(command)
+    command.add_argument(
+        "--visibility",
+        type=float,
+        help="a landmark of the body that MediaPipe sees less surely than this is missing, such as "
+        "0.5 (default: 0, all that it places are kept); a model finds joints by the same",
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -249,17 +255,19 @@ def _extractor(options: argparse.Namespace) -> PoseExtractor | None:
     from signfuse_dist.data.joints import NoJoints
     from signfuse_dist.data.mediapipe import choose_extractor
 
-    if options.pose_model and options.extractor == "none":
-        raise UserError("--pose-model has no use with --extractor none; leave one of them out")
-    if options.poses and (options.extractor or options.pose_model):
+    own = {"--pose-model": options.pose_model, "--visibility": options.visibility}
+    given = [option for option, value in own.items() if value is not None]
+    if given and options.extractor == "none":
+        raise UserError(f"{given[0]} has no use with --extractor none; leave one of them out")
+    if options.poses and (options.extractor or given):
         raise UserError(
-            f"--poses {options.poses}: the joints are the published ones, so --extractor and "
-            "--pose-model have no use; leave one of them out"
+            f"--poses {options.poses}: the joints are the published ones, so --extractor, "
+            "--pose-model and --visibility have no use; leave one of them out"
         )
     if options.extractor == "none":
         return NoJoints()
-    if options.extractor == "mediapipe" or options.pose_model:
-        return choose_extractor(options.pose_model)
+    if options.extractor == "mediapipe" or given:
+        return choose_extractor(options.pose_model, options.visibility or 0.0)
     return None
 
 

@@ -2,9 +2,10 @@
 
 Paper: "75 keypoints extracted by MediaPipe", without saying what becomes of a lost hand.
 Here: a landmark that is not found is 0 with its mask False, and nothing is filled in. Landmarks of
-the body with a low visibility are kept, also those outside the picture.
-Because: whether to interpolate is the model's choice, and a hidden wrist that MediaPipe places by
-the arm is still a better guess than none.
+the body with a low visibility are kept, also those outside the picture, unless a threshold is asked
+for.
+Because: whether to interpolate is the model's choice, and which of the two serves better was not
+measured: a hidden wrist that MediaPipe places by the arm is a guess.
 """
 
 from __future__ import annotations
@@ -153,25 +154,27 @@ class FrameTracker(PoseExtractor):
 class _Landmark(Protocol):
     x: float
     y: float
+    visibility: float
+    """Of the body alone: how surely MediaPipe sees it, 0 to 1; elsewhere it means nothing."""
 
 
 _Group = Sequence[_Landmark] | None
 _FACE_ROWS = list(FACE_MESH.values())
 
 
-def joints_of(left: _Group, right: _Group, body: _Group, face: _Group) -> NDArray[np.float64]:
+def joints_of(
+    left: _Group, right: _Group, body: _Group, face: _Group, visibility: float = 0.0
+) -> NDArray[np.float64]:
     """Arrange MediaPipe's landmark groups as ``[75, 2]`` in units of the picture, NaN if missing.
 
-    A group is None when MediaPipe did not find it.
+    A group is None when MediaPipe did not find it. A landmark of the body that is seen less surely
+    than ``visibility`` is missing, too.
     """
-    return np.concatenate(
-        [
-            _points(left, range(len(LEFT_HAND))),
-            _points(right, range(len(RIGHT_HAND))),
-            _points(body, range(len(BODY))),
-            _points(face, _FACE_ROWS),
-        ]
-    )
+    hands = [_points(left, range(len(LEFT_HAND))), _points(right, range(len(RIGHT_HAND)))]
+    seen = _points(body, range(len(BODY)))
+    if visibility and body:
+        seen[[body[row].visibility < visibility for row in range(len(BODY))]] = math.nan
+    return np.concatenate([*hands, seen, _points(face, _FACE_ROWS)])
 
 
 def _points(group: _Group, rows: Sequence[int]) -> NDArray[np.float64]:

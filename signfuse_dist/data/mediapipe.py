@@ -28,8 +28,9 @@ class MediaPipeHolistic(FrameTracker):
 
     name = "mediapipe-holistic"
 
-    def __init__(self) -> None:
-        self.version = metadata.version("mediapipe")
+    def __init__(self, visibility: float = 0.0) -> None:
+        self.version = _with_visibility(metadata.version("mediapipe"), visibility)
+        self._visibility = visibility
         self._graph: Any = None
 
     def restart(self, after_failure: bool) -> None:
@@ -51,7 +52,8 @@ class MediaPipeHolistic(FrameTracker):
             detected.pose_landmarks,
             detected.face_landmarks,
         )
-        return joints_of(*(group.landmark if group else None for group in groups))
+        left, right, body, face = (group.landmark if group else None for group in groups)
+        return joints_of(left, right, body, face, self._visibility)
 
 
 def _on_one_thread(holistic: Any) -> Any:
@@ -76,12 +78,13 @@ class MediaPipeTasks(FrameTracker):
 
     name = "mediapipe-tasks"
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, visibility: float = 0.0) -> None:
         if not model.is_file():
             raise PoseError(f"pose model {model}: no such file; name a holistic_landmarker.task")
         digest = hashlib.sha256(model.read_bytes()).hexdigest()
-        self.version = f"{metadata.version('mediapipe')}+{digest[:12]}"
-        self._model = model
+        version = f"{metadata.version('mediapipe')}+{digest[:12]}"
+        self.version = _with_visibility(version, visibility)
+        self._model, self._visibility = model, visibility
         self._landmarker: Any = None
         with _known_lines_dropped(), self._made():  # a wrong file is found before any clip is
             pass
@@ -121,7 +124,27 @@ class MediaPipeTasks(FrameTracker):
             detected.right_hand_landmarks,
             detected.pose_landmarks,
             detected.face_landmarks,
+            self._visibility,
         )
+
+
+_VISIBILITY = "+visibility"
+
+
+def _with_visibility(version: str, visibility: float) -> str:
+    """Return the version of an extractor that leaves out what is seen less surely.
+
+    It is part of the version, since joints with it and without are those of two extractors: shards,
+    pose sets and models keep it with that.
+    """
+    written = np.format_float_positional(visibility, trim="0")
+    return f"{version}{_VISIBILITY}{written}" if visibility else version
+
+
+def visibility_of(version: str) -> float:
+    """Return the visibility that an extractor of this ``version`` asks for; 0: none."""
+    found = re.search(rf"{re.escape(_VISIBILITY)}([01]\.[0-9]+)$", version)
+    return float(found[1]) if found else 0.0
 
 
 def import_mediapipe() -> Any:
@@ -142,12 +165,17 @@ def import_mediapipe() -> Any:
     return mediapipe
 
 
-def choose_extractor(model: Path | None = None) -> PoseExtractor:
+def choose_extractor(model: Path | None = None, visibility: float = 0.0) -> PoseExtractor:
     """Return MediaPipe's extractor: the Tasks API from version 1 on, else the built-in models.
 
+    A landmark of the body that is seen less surely than ``visibility`` (0 to 1) is missing.
+
     Raises :class:`PoseError` when mediapipe is missing, when it has no models inside and no
-    ``model`` is given, and when it has some and a ``model`` is given.
+    ``model`` is given, when it has some and a ``model`` is given, and for a ``visibility`` that
+    cannot be.
     """
+    if not 0 <= visibility <= 1:
+        raise PoseError(f"visibility {visibility}: must lie between 0 and 1")
     built_in = hasattr(import_mediapipe(), "solutions")
     version = metadata.version("mediapipe")
     if model is not None and built_in:
@@ -161,7 +189,9 @@ def choose_extractor(model: Path | None = None) -> PoseExtractor:
             f"mediapipe {version} has no models inside: name a holistic_landmarker.task file, or "
             "install mediapipe 0.10.21"
         )
-    return MediaPipeHolistic() if model is None else MediaPipeTasks(model)
+    if model is None:
+        return MediaPipeHolistic(visibility)
+    return MediaPipeTasks(model, visibility)
 
 
 # What MediaPipe's C++ writes whenever it works, before its logging can be set: which delegate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from signfuse_dist.data.joints import JointsFile, NoJoints, PoseExtractor
-from signfuse_dist.data.mediapipe import choose_extractor
+from signfuse_dist.data.mediapipe import choose_extractor, visibility_of
 from signfuse_dist.errors import UserError
 from signfuse_dist.model.usage import Usage
 
@@ -13,11 +13,13 @@ from signfuse_dist.model.usage import Usage
 def extractor_for(usage: Usage, pose_model: Path | None) -> PoseExtractor:
     """Return what finds joints in a clip: nothing for a model that has seen none, else MediaPipe.
 
+    It leaves out what training left out as hardly seen.
+
     Raises UserError where that is not there as :func:`.choose_extractor` does, and for a
     ``pose_model`` that nothing would read.
     """
     if usage.extractor != NoJoints.name:
-        return choose_extractor(pose_model)
+        return choose_extractor(pose_model, visibility_of(usage.extractor_version or ""))
     if pose_model is not None:
         raise UserError(f"pose model {pose_model}: the model was trained without joints")
     return NoJoints()

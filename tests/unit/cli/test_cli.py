@@ -33,10 +33,10 @@ ARGUMENTS = {
     "pack":
         "corpus --root --split --out --retry-dropped --workers --task-id --num-tasks "
         "--frame-size --fps --jpeg-quality --max-gap --clips-per-shard --crop "
-        "--pose-confidence --extractor --poses --pose-model",
+        "--pose-confidence --extractor --poses --pose-model --visibility",
     "pose":
         "corpus --root --split --shards --name --workers --task-id --num-tasks --extractor "
-        "--poses --pose-model",
+        "--poses --pose-model --visibility",
     "features":
         "shards --model --from --name --revision --dtype --precision --frames-at-once --rate "
         "--window --file --task-id --num-tasks",
@@ -459,6 +459,7 @@ def test_frames_are_packed_without_an_extractor(
     words = ["pack", "table", "--root", table, "--split", "train", "--out", str(out)]
     words += ["--workers", "0", "--extractor", "none"]
     assert "leave one of them out" in refused(capsys, *words, "--pose-model", "x.task")
+    assert "--visibility has no use with" in refused(capsys, *words, "--visibility", "0.5")
     assert main(words) == 0
     manifest = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
     assert manifest["extractor"] == "none"

@@ -23,7 +23,7 @@ from signfuse_dist.data.joints import (
     joints_of,
     stacked,
 )
-from signfuse_dist.data.mediapipe import choose_extractor, import_mediapipe
+from signfuse_dist.data.mediapipe import choose_extractor, import_mediapipe, visibility_of
 from signfuse_dist.data.video import FrameReader, open_video
 from signfuse_dist.skeleton import FACE_MESH, JOINT_INDEX
 
@@ -43,6 +43,36 @@ def test_landmarks_land_on_the_joints_of_their_names():
     assert joints[JOINT_INDEX["right_thumb"], 0] == 322
     for name, landmark in FACE_MESH.items():
         assert tuple(joints[JOINT_INDEX[name]]) == (1000 + landmark, -landmark)
+
+
+def test_a_landmark_of_the_body_that_is_seen_less_surely_is_missing():
+    body = landmarks(33, 300)
+    for row, landmark in enumerate(body):
+        landmark.visibility = 0.4 if row == 15 else 0.5
+    others = landmarks(21, 100), landmarks(21, 200)  # which say nothing of it
+    joints = joints_of(*others, body, landmarks(468, 1000), visibility=0.5)
+    missing = np.isnan(joints).any(axis=1)
+    assert np.flatnonzero(missing).tolist() == [JOINT_INDEX["left_wrist"]]
+    assert not np.isnan(joints_of(*others, body, landmarks(468, 1000))).any()
+    assert np.isnan(joints_of(*others, None, None, visibility=0.5)).all(axis=1).sum() == 33
+
+
+@pytest.mark.parametrize("visibility", [0.5, 0.05, 0.00001, 1.0])
+def test_an_extractors_version_says_how_surely_the_body_must_be_seen(monkeypatch, visibility):
+    module = "signfuse_dist.data.mediapipe"
+    monkeypatch.setattr(f"{module}.metadata.version", lambda name: "0.10.21")
+    monkeypatch.setattr(f"{module}.import_mediapipe", lambda: SimpleNamespace(solutions=1))
+    plain, asked = choose_extractor(), choose_extractor(visibility=visibility)
+    assert plain.version == "0.10.21"
+    assert visibility_of(plain.version) == 0
+    assert asked.version.startswith("0.10.21+visibility")
+    assert visibility_of(asked.version) == visibility
+
+
+@pytest.mark.parametrize("visibility", [-0.1, 1.5, math.nan])
+def test_a_visibility_that_cannot_be_is_refused(visibility):
+    with pytest.raises(PoseError, match=rf"visibility {visibility}: must lie between 0 and 1"):
+        choose_extractor(visibility=visibility)
 
 
 def saved(path: Path, **arrays: np.ndarray) -> Path:
@@ -260,6 +290,24 @@ def test_mediapipe_finds_a_person_and_forgets_the_clip_before(shared):
     assert nose[1] < chin[1] < 0.7
     left, right = pose[0, JOINT_INDEX["left_shoulder"]], pose[0, JOINT_INDEX["right_shoulder"]]
     assert right[0] < 0.5 < left[0], "the signer's left is on the picture's right"
+
+
+def test_mediapipe_leaves_out_the_wrists_that_it_hardly_sees(shared):
+    mediapipe = pytest.importorskip("mediapipe")
+    if not hasattr(mediapipe, "solutions"):
+        pytest.skip("this mediapipe has no models inside")
+
+    def joints(extractor):
+        with open_video(shared / "data" / "clips" / "test_video.mp4") as source:
+            return extractor.extract(FrameReader(source, 224, end=0.2))
+
+    kept, asked = joints(choose_extractor()), joints(choose_extractor(visibility=0.5))
+    lost = kept.mask & ~asked.mask
+    wrists = [JOINT_INDEX["left_wrist"], JOINT_INDEX["right_wrist"]]
+    assert lost[:, wrists].any()
+    assert not lost[:, JOINT_INDEX["nose"]].any()
+    assert not asked.pose[~asked.mask].any()
+    assert (asked.pose[asked.mask] == kept.pose[asked.mask]).all()
 
 
 class Shaky(FrameTracker):

@@ -17,6 +17,8 @@ from signfuse_dist.evaluation.extractors import difference, extractor_for
 from signfuse_dist.experiment import load_run
 from signfuse_dist.model.usage import Usage
 
+asked: list[float] = []
+"""How surely a body must be seen, of every extractor that was chosen in a test."""
 DEMO = str(ROOT / "configs" / "experiment" / "demo.yaml")
 
 
@@ -25,7 +27,13 @@ def mediapipe(monkeypatch: pytest.MonkeyPatch) -> InTheMiddle:
     """Stands where MediaPipe is chosen."""
     found = InTheMiddle()
     found.name, found.version = "mediapipe-holistic", "0.10.21"
-    monkeypatch.setattr(extractors, "choose_extractor", lambda model: found)
+
+    def chosen(model: Path | None, visibility: float) -> InTheMiddle:
+        asked.append(visibility)
+        return found
+
+    asked.clear()
+    monkeypatch.setattr(extractors, "choose_extractor", chosen)
     return found
 
 
@@ -67,6 +75,13 @@ def test_another_extractor_is_named_with_that_of_training(
     assert said is not None
     assert "from mediapipe-holistic 0.10.21" in said
     assert words in said
+
+
+def test_a_body_must_be_seen_as_surely_as_in_training() -> None:
+    extractor_for(trained_with("mediapipe-holistic", "0.10.21+visibility0.5"), None)
+    extractor_for(trained_with("mediapipe-holistic", "0.10.21"), None)
+    extractor_for(trained_with(None, None), None)
+    assert asked == [0.5, 0, 0]
 
 
 def test_files_of_joints_are_as_in_training_or_said_to_be_files() -> None:
