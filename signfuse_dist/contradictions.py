@@ -33,6 +33,7 @@ def contradictions(run: RunConfig) -> list[str]:
     return [
         *_of_lengths(run.model),
         *_of_joints(run.model),
+        *_of_lora(run.model),
         *_of_positions(run.model),
         *_of_dropped_streams(run),
         *_of_vectors(run),
@@ -89,6 +90,15 @@ def _of_joints(model: ModelConfig) -> list[str]:
         return [f"model.joints: {error}"]
     if not chosen:
         return ["model.joints=[] leaves no joint: write null for all, or model.streams=visual"]
+    return []
+
+
+def _of_lora(model: ModelConfig) -> list[str]:
+    if model.lora_targets == ():
+        return [
+            "model.lora_targets=[] leaves LoRA no layer: write null for every projection of "
+            "attention; without any LoRA a model is by model.llm_training=frozen"
+        ]
     return []
 
 

@@ -134,6 +134,8 @@ def _explain(kind: Any, error: Mapping[str, Any], name_place: Callable[[Place], 
             limit = about.get("min_length", about.get("max_length"))
             bound = "at least" if error["type"] == "too_short" else "at most"
             return f"{before}{value} does not have {bound} {limit} entries"
+        case "string_type" if isinstance(error["input"], dict):
+            return f"{before}{value} is not {_TYPES['string_type']}; quote a text that has a colon"
         case known if known in _TYPES:
             return f"{before}{value} is not {_TYPES[known]}"
         case _:

@@ -182,6 +182,12 @@ def test_what_is_of_resnets_is_refused_with_a_vision_model() -> None:
     assert load_run(DEMO, "finetune").model.trains_backbone
 
 
+@pytest.mark.parametrize("training", ["lora", "frozen"])
+def test_no_layer_for_lora_is_refused_with_what_is_meant_by_it(training: str) -> None:
+    message = refused("model.lora_targets=[]", f"model.llm_training={training}")
+    assert "model.lora_targets=[] leaves LoRA no layer: write null" in message
+
+
 @pytest.mark.parametrize("name", ["resnet34", "features:../a", "features:a++b"])
 def test_an_encoder_of_frames_that_cannot_be_meant_is_refused(name: str) -> None:
     message = refused(f"model.visual_backbone={name}")
