@@ -19,6 +19,7 @@ WORDS = [
     "recipe=strong",
     "train.checkpoint_steps=2",
     "augment.drop_stream=0.5",  # of few clips some lose a stream
+    "augment.mask_spans=0.1",
 ]
 
 
