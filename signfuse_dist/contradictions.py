@@ -94,10 +94,16 @@ def _of_joints(model: ModelConfig) -> list[str]:
 
 
 def _of_lora(model: ModelConfig) -> list[str]:
+    if model.llm_training != "lora":
+        return []
     if model.lora_targets == ():
         return [
             "model.lora_targets=[] leaves LoRA no layer: write null for every projection of "
-            "attention; without any LoRA a model is by model.llm_training=frozen"
+            "attention, or model.llm_training=frozen"
+        ]
+    if isinstance(model.lora_targets, tuple) and "all" in model.lora_targets:
+        return [
+            f"model.lora_targets={list(model.lora_targets)}: `all` stands alone, without brackets"
         ]
     return []
 

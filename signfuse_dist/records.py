@@ -135,7 +135,7 @@ def _explain(kind: Any, error: Mapping[str, Any], name_place: Callable[[Place], 
             bound = "at least" if error["type"] == "too_short" else "at most"
             return f"{before}{value} does not have {bound} {limit} entries"
         case "string_type" if isinstance(error["input"], dict):
-            return f"{before}{value} is not {_TYPES['string_type']}; quote a text that has a colon"
+            return f"{before}{value} is not a str; a text with : or {{}} needs quotes"
         case known if known in _TYPES:
             return f"{before}{value} is not {_TYPES[known]}"
         case _:

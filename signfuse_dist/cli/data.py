@@ -240,8 +240,9 @@ def _add_extractor(command: argparse.ArgumentParser, choices: Sequence[str]) -> 
     command.add_argument(
         "--visibility",
         type=float,
-        help="a landmark of the body that MediaPipe sees less surely than this is missing, such as "
-        "0.5 (default: 0, all that it places are kept); a model finds joints by the same",
+        default=0.0,
+        help="with --extractor mediapipe: a landmark of the body that it sees less surely than "
+        "this is missing, such as 0.5 (default: 0, all that it places are kept)",
     )
 
 
@@ -255,19 +256,23 @@ def _extractor(options: argparse.Namespace) -> PoseExtractor | None:
     from signfuse_dist.data.joints import NoJoints
     from signfuse_dist.data.mediapipe import choose_extractor
 
-    own = {"--pose-model": options.pose_model, "--visibility": options.visibility}
-    given = [option for option, value in own.items() if value is not None]
-    if given and options.extractor == "none":
-        raise UserError(f"{given[0]} has no use with --extractor none; leave one of them out")
-    if options.poses and (options.extractor or given):
+    if options.pose_model and options.extractor == "none":
+        raise UserError("--pose-model has no use with --extractor none; leave one of them out")
+    if options.poses and (options.extractor or options.pose_model):
         raise UserError(
-            f"--poses {options.poses}: the joints are the published ones, so --extractor, "
-            "--pose-model and --visibility have no use; leave one of them out"
+            f"--poses {options.poses}: the joints are the published ones, so --extractor and "
+            "--pose-model have no use; leave one of them out"
+        )
+    by_mediapipe = options.extractor == "mediapipe" or options.pose_model
+    if options.visibility and not by_mediapipe:
+        raise UserError(
+            f"--visibility {options.visibility:g} is of joints that MediaPipe finds: write "
+            "--extractor mediapipe beside it"
         )
     if options.extractor == "none":
         return NoJoints()
-    if options.extractor == "mediapipe" or given:
-        return choose_extractor(options.pose_model, options.visibility or 0.0)
+    if by_mediapipe:
+        return choose_extractor(options.pose_model, options.visibility)
     return None
 
 

@@ -142,9 +142,16 @@ def _with_visibility(version: str, visibility: float) -> str:
 
 
 def visibility_of(version: str) -> float:
-    """Return the visibility that an extractor of this ``version`` asks for; 0: none."""
-    found = re.search(rf"{re.escape(_VISIBILITY)}([01]\.[0-9]+)$", version)
-    return float(found[1]) if found else 0.0
+    """Return the visibility that an extractor of this ``version`` asks for; 0: none.
+
+    Raises :class:`PoseError` for one that no extractor has.
+    """
+    _, asked, written = version.partition(_VISIBILITY)
+    if not asked:
+        return 0.0
+    if not re.fullmatch(r"0\.[0-9]+|1\.0", written):
+        raise PoseError(f"extractor version {version!r}: {written!r} is no visibility from 0 to 1")
+    return float(written)
 
 
 def import_mediapipe() -> Any:

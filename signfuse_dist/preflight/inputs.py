@@ -93,6 +93,7 @@ def check_splits(run: RunConfig) -> list[Finding]:
         alike = one.corpus == other.corpus or one.trains != other.trains
         if one.location != other.location and alike and not (one.trains and other.trains):
             findings += _check_shared(one, other)
+    findings += _check_extraction(splits)
     findings += _check_selection(run, splits)
     return findings + _check_texts(run, splits)
 
@@ -107,6 +108,16 @@ def _look_at_scored(run: RunConfig, *, blended: bool, corpus: str = "") -> list[
         )
         for role, split in named.items()
     ]
+
+
+def _check_extraction(splits: Sequence[_SplitSeen]) -> Iterator[Finding]:
+    """Say where what is scored has joints of another extractor than all that is trained on."""
+    trained = {split.joints_by for split in splits if split.trains and split.joints_by}
+    for split in splits:
+        if trained and split.joints_by and split.joints_by not in trained:
+            said = f"joints by {split.joints_by}, and those of training by {', '.join(trained)}"
+            fix = "Pack it again in the same way, or `signfuse pose` both and data.poses=NAME"
+            yield warning(f"{split.role} split", printable(said), fix)
 
 
 def _check_selection(run: RunConfig, splits: Sequence[_SplitSeen]) -> Iterator[Finding]:
@@ -154,6 +165,8 @@ class _SplitSeen:
     texts: dict[str, str]
     corpus: str = ""
     """Of a blend, whose it is; "" of the run's own."""
+    joints_by: str | None = None
+    """What found the joints that are read, with its version; None: not known, or none are."""
 
     @property
     def trains(self) -> bool:
@@ -249,8 +262,10 @@ def _look_at(
         refuse_machine(e, location)
         return _SplitSeen(role, location, [missing(what, _fault(e), pack)], {})
     findings = [_check_packing(run, what, manifest), _check_verified(what, folder, location)]
+    joints_by = _joints_by(manifest) if run.model.streams != "visual" else None
     if run.data.poses is not None:
-        findings.append(_check_poses(run, folder, location, missing))
+        finding, joints_by = _check_poses(run, folder, location, missing)
+        findings.append(finding)
     elif manifest.num_samples and run.model.streams != "visual":
         may_lack = blended and run.model.streams == "both"
         findings += _check_joints(what, manifest, samples, may_lack)
@@ -258,7 +273,16 @@ def _look_at(
         findings.append(_check_features(manifest, folder, location, name, missing))
     if manifest.packing.contents == "clips" and not run.model.feature_sets:
         findings += _check_pictures(run, what, samples)
-    return _SplitSeen(role, location, findings, {sample.id: sample.text for sample in samples})
+    texts = {sample.id: sample.text for sample in samples}
+    return _SplitSeen(role, location, findings, texts, joints_by=joints_by)
+
+
+def _joints_by(manifest: Manifest) -> str | None:
+    """Return what found the joints, with its version; None where nobody looked."""
+    packing = manifest.packing
+    if packing.extractor == NO_EXTRACTOR:
+        return None
+    return f"{packing.extractor} {packing.extractor_version}"
 
 
 def _check_joints(
@@ -332,7 +356,10 @@ def _check_verified(what: str, folder: Folder, location: str) -> Finding:
     return warning(what, "not verified since it was packed", fix)
 
 
-def _check_poses(run: RunConfig, clips: Folder, location: str, missing: _Level) -> Finding:
+def _check_poses(
+    run: RunConfig, clips: Folder, location: str, missing: _Level
+) -> tuple[Finding, str | None]:
+    """Look at the pose set of a split, and return what found its joints beside what is to say."""
     name = str(run.data.poses)
     what = f"pose set {name} of {location}"
     fix = f"signfuse pose {run.data.corpus} ... --name {shlex.quote(name)}, or data.poses=null"
@@ -341,12 +368,14 @@ def _check_poses(run: RunConfig, clips: Folder, location: str, missing: _Level) 
         expected = load_manifest(clips).num_samples
     except UserError as e:
         refuse_machine(e, location)
-        return missing(what, _fault(e), fix)
+        return missing(what, _fault(e), fix), None
+    joints_by = _joints_by(manifest)
     if manifest.num_samples != expected:
-        return error(what, f"joints of {manifest.num_samples} clips, not of {expected}", fix)
-    if manifest.packing.extractor == NO_EXTRACTOR:
-        return error(what, "holds no joints", fix)
-    return ok(what, f"joints by {manifest.packing.extractor}")
+        wrong = f"joints of {manifest.num_samples} clips, not of {expected}"
+        return error(what, wrong, fix), joints_by
+    if joints_by is None:
+        return error(what, "holds no joints", fix), None
+    return ok(what, printable(f"joints by {joints_by}")), joints_by
 
 
 def _check_features(

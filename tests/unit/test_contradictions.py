@@ -182,10 +182,11 @@ def test_what_is_of_resnets_is_refused_with_a_vision_model() -> None:
     assert load_run(DEMO, "finetune").model.trains_backbone
 
 
-@pytest.mark.parametrize("training", ["lora", "frozen"])
-def test_no_layer_for_lora_is_refused_with_what_is_meant_by_it(training: str) -> None:
-    message = refused("model.lora_targets=[]", f"model.llm_training={training}")
-    assert "model.lora_targets=[] leaves LoRA no layer: write null" in message
+def test_no_layer_for_lora_is_refused_where_lora_trains() -> None:
+    assert "model.lora_targets=[] leaves LoRA no layer" in refused("model.lora_targets=[]")
+    assert "`all` stands alone" in refused("model.lora_targets=[all]")
+    run = load_run(DEMO, "finetune", ["model.lora_targets=[]", "model.llm_training=frozen"])
+    assert run.model.lora_targets == ()
 
 
 @pytest.mark.parametrize("name", ["resnet34", "features:../a", "features:a++b"])

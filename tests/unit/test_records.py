@@ -46,7 +46,7 @@ def test_plain_containers_become_a_record() -> None:
         ({"leaves": [{}]}, "leaves.entry 1.name: missing"),
         ({"leaves": [{"name": " "}]}, "leaves.entry 1.name: ' ' is not text"),
         ({"leaves": [{"name": 3}]}, "leaves.entry 1.name: 3 is not a str"),
-        ({"leaves": [{"name": {"a": None}}]}, "is not a str; quote a text that has a colon"),
+        ({"leaves": [{"name": {"a": None}}]}, "is not a str; a text with : or {} needs"),
         ({"leaves": [[1]]}, "leaves.entry 1: expected a mapping of name, weight, words, got [1]"),
         ({"leaves": [{"name": "a", "wrds": 1}]}, "entry 1: unknown key 'wrds'; did you mean 'wo"),
         ({"leaves": [{"name": "a", "overrides": []}]}, "entry 1: unknown key 'overrides'"),

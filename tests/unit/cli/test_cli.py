@@ -459,7 +459,8 @@ def test_frames_are_packed_without_an_extractor(
     words = ["pack", "table", "--root", table, "--split", "train", "--out", str(out)]
     words += ["--workers", "0", "--extractor", "none"]
     assert "leave one of them out" in refused(capsys, *words, "--pose-model", "x.task")
-    assert "--visibility has no use with" in refused(capsys, *words, "--visibility", "0.5")
+    said = refused(capsys, *words, "--visibility", "0.5")
+    assert "--visibility 0.5 is of joints that MediaPipe finds" in said
     assert main(words) == 0
     manifest = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
     assert manifest["extractor"] == "none"

@@ -69,6 +69,12 @@ def test_an_extractors_version_says_how_surely_the_body_must_be_seen(monkeypatch
     assert visibility_of(asked.version) == visibility
 
 
+@pytest.mark.parametrize("written", ["", "1.9", "5e-1", ".5", "0.5extra", "nan"])
+def test_a_version_with_a_visibility_that_no_extractor_has_is_refused(written):
+    with pytest.raises(PoseError, match=rf"visibility{written}': '{written}' is no visibility"):
+        visibility_of(f"0.10.21+visibility{written}")
+
+
 @pytest.mark.parametrize("visibility", [-0.1, 1.5, math.nan])
 def test_a_visibility_that_cannot_be_is_refused(visibility):
     with pytest.raises(PoseError, match=rf"visibility {visibility}: must lie between 0 and 1"):

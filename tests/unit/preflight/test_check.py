@@ -186,8 +186,23 @@ def test_a_split_whose_joints_are_all_masked_is_an_error(job: Job) -> None:
 
 
 def test_a_split_with_joints_in_few_frames_is_a_warning(job: Job) -> None:
-    repack(job, "train", extractor=Blind(every=4))
-    job.finds("warning", "training split", "has joints in 29.6% of its frames")
+    for split in ("train", "dev", "test"):
+        repack(job, split, extractor=Blind(every=4))
+    found = [line for line in job.check(0) if "has joints in" in line]
+    assert found[0].startswith("warning  training split ")
+    assert "has joints in 29.6% of its frames" in found[0]
+    assert [line.split()[1] for line in found] == ["training", "development", "test"]
+
+
+def test_what_is_scored_with_joints_of_another_extractor_is_a_warning(job: Job) -> None:
+    again = Blind(every=1)
+    again.version = "1+visibility0.5"
+    repack(job, "test", extractor=again)
+    said = job.finds("warning", "test split: joints by blind 1+visibility0.5")
+    assert "those of training by synthetic 1. Pack it again in the same way" in said
+    stages = "train.stages=[alignment,finetune]"
+    job.words = ["model.streams=visual", stages, "loss.contrastive_weight=0"]
+    assert not any("joints by" in line for line in job.check(0))
 
 
 def test_verify_takes_its_word_back_when_it_finds_a_fault(job: Job) -> None:
