@@ -115,7 +115,8 @@ def _check_extraction(splits: Sequence[_SplitSeen]) -> Iterator[Finding]:
     trained = {split.joints_by for split in splits if split.trains and split.joints_by}
     for split in splits:
         if trained and split.joints_by and split.joints_by not in trained:
-            said = f"joints by {split.joints_by}, and those of training by {', '.join(trained)}"
+            others = ", ".join(sorted(trained))
+            said = f"joints by {split.joints_by}, and those of training by {others}"
             fix = "Pack it again in the same way, or `signfuse pose` both and data.poses=NAME"
             yield warning(f"{split.role} split", printable(said), fix)
 
