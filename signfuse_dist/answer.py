@@ -77,8 +77,8 @@ def _ctrl_c_noted() -> Iterator[_Interruption]:
     if not usual or threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    atexit.unregister(_ignore_ctrl_c)
-    atexit.register(_ignore_ctrl_c)
+    atexit.unregister(ignore_ctrl_c)
+    atexit.register(ignore_ctrl_c)
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield interruption
@@ -86,8 +86,24 @@ def _ctrl_c_noted() -> Iterator[_Interruption]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _ignore_ctrl_c() -> None:
+@contextmanager
+def ctrl_c_held_back() -> Iterator[None]:
+    """Deliver ctrl-C that comes during the block at its end.
+
+    A process that is started in the block has it held back until it calls :func:`ignore_ctrl_c`:
+    the key reaches every process of the terminal, also one that is still importing.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def ignore_ctrl_c() -> None:
+    """Let ctrl-C do nothing in this process from now on, also where it was held back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _failed(error: Exception) -> int:

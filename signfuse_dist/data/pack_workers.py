@@ -21,10 +21,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from signfuse_dist.answer import ctrl_c_held_back, ignore_ctrl_c
 from signfuse_dist.corpora import ClipRow, Rejected
 from signfuse_dist.data.finished import PackError, ShardTask, find_shard
 from signfuse_dist.data.manifest import (
@@ -109,12 +111,7 @@ class WorkerPool(Generic[Task, Result]):
                 _end(worker)
 
     def _start(self, number: int, task: Task) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=do_tasks, args=(theirs, self._function), daemon=True)
-        process.start()
-        theirs.close()
-        worker = _Worker(process, ours, number)
+        worker = _Worker(*start_process(self._function), number)
         _give(worker, number, task)
         return worker
 
@@ -160,9 +157,25 @@ def how_ended(exitcode: int | None) -> str:
     return f"ended with status {exitcode}"
 
 
-def do_tasks(connection: Connection, function: Callable[[Any, Report], Any]) -> None:
+def start_process(function: Callable[[Any, Report], Any]) -> tuple[Any, Connection]:
+    """Start a process that does tasks, and return it with the pipe that gives them to it.
+
+    Ctrl-C is for this process, which ends the other; it does not reach that one even while it
+    imports what ``function`` needs.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_do_tasks, args=(theirs, function), daemon=True)
+    resource_tracker.ensure_running()  # started by the line after, it would let ctrl-C through
+    with ctrl_c_held_back():
+        process.start()
+    theirs.close()
+    return process, ours
+
+
+def _do_tasks(connection: Connection, function: Callable[[Any, Report], Any]) -> None:
     """Do tasks until the parent closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the parent, which ends this
+    ignore_ctrl_c()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:

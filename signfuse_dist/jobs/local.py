@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import psutil
 
 from signfuse_dist import nvidia
+from signfuse_dist.answer import ctrl_c_held_back, ignore_ctrl_c
 from signfuse_dist.engine.stopping import JOB_FOLDER, REQUEUE
 from signfuse_dist.errors import UserError
 from signfuse_dist.experiment import load_stages
@@ -108,9 +109,9 @@ def _wait(command: Sequence[str], environment: Mapping[str, str], job: JobFolder
             _signal_all(process, signal.SIGTERM if presses == 1 else signal.SIGKILL)
 
     before = signal.getsignal(signal.SIGINT)
-    with _held_back(signal.SIGINT):
+    with ctrl_c_held_back():
         signal.signal(signal.SIGINT, interrupt)
-        process = subprocess.Popen(command, env=environment, preexec_fn=_ignore_ctrl_c)
+        process = subprocess.Popen(command, env=environment, preexec_fn=ignore_ctrl_c)
     try:
         with process:
             status = process.wait()
@@ -119,22 +120,6 @@ def _wait(command: Sequence[str], environment: Mapping[str, str], job: JobFolder
     if presses:
         raise KeyboardInterrupt
     return status
-
-
-@contextmanager
-def _held_back(number: signal.Signals) -> Iterator[None]:
-    """Deliver a signal that comes during the block at its end."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-
-
-def _ignore_ctrl_c() -> None:
-    """In the launcher, before it begins: ctrl-C reaches every process of the terminal."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _signal_all(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -8,14 +8,13 @@ whatever a clip holds.
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from signfuse_dist.data.pack_workers import Report, do_tasks, how_ended
+from signfuse_dist.data.pack_workers import Report, how_ended, start_process
 from signfuse_dist.errors import MachineError, UserError
 
 Read = TypeVar("Read")
@@ -50,11 +49,7 @@ class ReadingProcess(Generic[Read]):
     def start(self) -> None:
         """Start the process and wait until it can read. Raises MachineError when it cannot."""
         self.close()
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=do_tasks, args=(theirs, self._work), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._process, self._connection = start_process(self._work)
         ended = self._ask(None, _START_SECONDS)
         if ended is not None:
             raise MachineError(f"the process that reads clips did not start: {ended}")

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from helpers.repository import ROOT
 from signfuse_dist.corpora import ClipRow
 from signfuse_dist.data.finished import ShardTask
 from signfuse_dist.data.pack_workers import Death, WorkerPool, longest_first
@@ -37,6 +41,48 @@ def test_an_error_in_a_task_reaches_the_caller():
 
 def test_without_workers_tasks_run_in_this_process():
     assert list(WorkerPool(work, 0, lambda name, count: None).run([3, 1])) == [(0, 9), (1, 1)]
+
+
+SLOW = """
+import multiprocessing, pathlib, time
+if multiprocessing.current_process().name != "MainProcess":
+    (pathlib.Path(__file__).parent / f"importing-{time.monotonic_ns()}").touch()
+    time.sleep(2)
+def work(task, report):
+    return task
+"""
+POOL = """
+import slow
+from signfuse_dist.answer import answer
+from signfuse_dist.data.pack_workers import WorkerPool
+def run():
+    list(WorkerPool(slow.work, 2, lambda name, count: None).run([1, 2]))
+    return 0
+if __name__ == "__main__":
+    raise SystemExit(answer(run))
+"""
+
+
+def test_ctrl_c_while_workers_import_what_they_need_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
+    (tmp_path / "pool.py").write_text(POOL, encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "pool.py"],
+        cwd=tmp_path,
+        text=True,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.glob("importing-*"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=30)[1]
+    assert errors == "interrupted; run the same command again to go on\n"
+    assert process.returncode == 130
 
 
 def shard(name: str, *clips: tuple[float | None, int], folder: Path) -> ShardTask:
