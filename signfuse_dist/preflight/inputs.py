@@ -347,7 +347,8 @@ def _check_packing(run: RunConfig, what: str, manifest: Manifest) -> Finding:
     if not manifest.num_samples:
         return error(what, "no clips", "See its dropped.tsv")
     clips = f"{manifest.num_samples} clips in {len(manifest.shards)} shards"
-    return ok(what, f"{clips}, {manifest.num_dropped} rows dropped")
+    cut = "whole pictures" if settings.crop == "none" else f"pictures cut by {settings.crop}"
+    return ok(what, f"{clips}, {manifest.num_dropped} rows dropped, {cut}")
 
 
 def _check_verified(what: str, folder: Folder, location: str) -> Finding:

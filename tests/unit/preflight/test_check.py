@@ -50,7 +50,7 @@ def test_a_job_in_order_has_no_error_and_no_warning(job: Job) -> None:
     lines = job.check(0)
     assert lines[-1].startswith("0 errors, 0 warnings, ")
     said = "\n".join(lines)
-    assert "4 clips in 2 shards" in said
+    assert "4 clips in 2 shards, 0 rows dropped, whole pictures" in said
     assert "0 M weights, d_LLM 64" in said
     assert "ds_configs/zero2.json, ZeRO stage 2" in said
     assert "no GPU here to compare with" in said
@@ -235,6 +235,16 @@ def test_another_packing_than_the_run_asks_is_an_error(job: Job) -> None:
         "packed at crop none, the run asks signer",
     ):
         assert any(difference in line for line in lines)
+
+
+def test_how_pictures_were_cut_is_said_beside_the_clips(job: Job) -> None:
+    for name in ("train", "dev", "test"):
+        file = job.split(name) / "manifest.json"
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest["settings"]["crop"] = "box"
+        file.write_text(json.dumps(manifest), encoding="utf-8")
+    job.words = ["data.crop=box"]
+    assert sum("rows dropped, pictures cut by box" in line for line in job.check(0)) == 3
 
 
 def test_a_pose_set_that_is_not_there_is_an_error(job: Job) -> None:
