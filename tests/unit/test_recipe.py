@@ -51,7 +51,7 @@ def test_the_paper_is_what_is_meant_where_no_recipe_is_named(name: str) -> None:
 def test_every_shipped_experiment_can_be_trained_by_the_strong_recipe(name: str) -> None:
     for run in load_stages(name, ["recipe=strong"]):
         assert run.recipe == "strong"
-        assert run.model.positions == "distance"
+        assert run.model.joint_frame == "body"
 
 
 def test_every_line_of_the_strong_recipe_stands_in_the_papers_with_another_value() -> None:
