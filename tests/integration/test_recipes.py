@@ -56,4 +56,4 @@ def test_its_card_says_the_recipe_and_what_is_not_as_printed(two_processes: Path
     assert load_resolved(folder / "config.yaml").recipe == "strong"
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
     assert "strong; not as printed" in card
-    assert "joint_frame=body" in card
+    assert "model.dropout=0.1" in card
